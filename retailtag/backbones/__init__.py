@@ -1,0 +1,1 @@
+"""timm, open_clip and the packaged demo models behind one Backbone."""

@@ -1,0 +1,1 @@
+"""Catalogues: images, tags, splits, and how they are read, checked, split and drawn."""

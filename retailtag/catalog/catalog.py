@@ -1,0 +1,106 @@
+"""The catalogue: images, their tags, and the splits they are in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.table import TagTable
+from retailtag.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageSource(Protocol):
+    """Where the bytes of a catalogue's images lie; safe to read from several threads."""
+
+    def read(self, index: int) -> bytes:
+        """Bytes of image `index` (row of the catalogue), undecoded.
+
+        Raises
+        ------
+        retailtag.errors.UnreadableImage
+            If they cannot be read; the message is the reason.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of image `index` for messages: a path, or archive and member."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Images, their labels and their splits; all per-image arrays share one row order.
+
+    Parameters
+    ----------
+    path : Path
+        The manifest (or folder) that was read; for messages and provenance.
+    image_ids : ndarray of str, shape (n_images,)
+        Unique ids.
+    split : ndarray of str, shape (n_images,)
+        ``train``, ``val`` or ``test``.
+    group : ndarray of str, shape (n_images,)
+        Product of each image; a split never separates one. Its own id where none was given.
+    title : ndarray of str, shape (n_images,)
+        Free text, empty where none was given.
+    table : TagTable
+        Labels (n_images, n_tags) and training counts.
+    images : ImageSource
+        Gives the bytes of row i.
+
+    Raises
+    ------
+    DataError
+        If the arrays differ in length, an id repeats or a split is unknown.
+    """
+
+    path: Path
+    image_ids: NDArray[np.str_]
+    split: NDArray[np.str_]
+    group: NDArray[np.str_]
+    title: NDArray[np.str_]
+    table: TagTable
+    images: ImageSource
+
+    def __post_init__(self) -> None:
+        n = len(self.image_ids)
+        if not (len(self.split) == len(self.group) == len(self.title) == n):
+            raise DataError("A catalogue needs one split, group and title per image.")
+        if len(self.table.labels) != n:
+            raise DataError("A catalogue needs one row of labels per image.")
+        if len(np.unique(self.image_ids)) != n:
+            raise DataError("An image id appears twice in the catalogue.")
+        if not np.isin(self.split, SPLITS).all():
+            raise DataError(f"A split is none of {', '.join(SPLITS)}.")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def rows(self, *splits: str) -> NDArray[np.intp]:
+        """Row numbers of the images in any of `splits`, ascending."""
+        return np.flatnonzero(np.isin(self.split, splits))
+
+    def with_split(self, split: NDArray[np.str_]) -> Catalog:
+        """The same catalogue under another split (n_images,), training counts included."""
+        table = TagTable.build(
+            self.table.tags, self.table.labels, split == "train", self.table.cutoffs
+        )
+        return replace(self, split=split, table=table)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over ids, splits, groups, tags and labels (not image bytes), hexadecimal."""
+        h = hashlib.sha256()
+        for column in (self.image_ids, self.split, self.group, np.array(self.table.tags)):
+            h.update("\x1f".join(column.tolist()).encode())
+            h.update(b"\x1e")
+        h.update(np.ascontiguousarray(self.table.labels).tobytes())
+        return h.hexdigest()

@@ -1,0 +1,78 @@
+"""The exceptions that a user can cause, and the exit code that each one becomes.
+
+Every message is one clear sentence that names the file, row or option at fault, followed by the
+remedy. The command line prints the message alone; a traceback means a defect of retailtag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_DONE = 0
+EXIT_DEFECT = 1
+EXIT_USAGE = 2
+EXIT_BAD_DATA = 3
+EXIT_STALE = 4
+EXIT_UNAVAILABLE = 6
+EXIT_INTERRUPTED = 130
+
+
+class RetailtagError(Exception):
+    """Base of everything retailtag raises on purpose."""
+
+    exit_code = EXIT_DEFECT
+
+
+class UsageError(RetailtagError):
+    """An option or argument that cannot be followed as given."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(RetailtagError):
+    """Input data (a catalogue, an image, predictions) that cannot be used as it stands."""
+
+    exit_code = EXIT_BAD_DATA
+
+
+class BadCatalogue(DataError):
+    """A catalogue with rows that cannot be used; lists all of them at once.
+
+    Parameters
+    ----------
+    source : str
+        The manifest, as the user named it.
+    problems : sequence of str
+        One sentence a row, each beginning with its row number (``row 17: ...``).
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        n = len(self.problems)
+        head = f"{source} has {n} row{'' if n == 1 else 's'} that cannot be used; mend or drop them"
+        super().__init__("\n  ".join([head + ":", *self.problems]))
+
+
+class UnreadableImage(DataError):
+    """Bytes that do not decode to an image within the limits; the message is the reason."""
+
+
+class ArtefactError(RetailtagError):
+    """A file that retailtag wrote and that no longer fits what it is asked to serve."""
+
+    exit_code = EXIT_STALE
+
+
+class StaleFeatures(ArtefactError):
+    """A feature store whose identity differs from the one asked for."""
+
+
+class SplitOverlap(ArtefactError):
+    """Predictions that were fitted on images of the split being scored."""
+
+
+class Unavailable(RetailtagError):
+    """Something that is needed is not here: weights offline, an extra, a device."""
+
+    exit_code = EXIT_UNAVAILABLE

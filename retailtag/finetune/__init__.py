@@ -1,0 +1,1 @@
+"""Retraining the last blocks of a backbone and a head that starts from the probe."""

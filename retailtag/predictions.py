@@ -1,0 +1,119 @@
+"""The one file that both strategies write and the scorer reads."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import ArtefactError, DataError
+from retailtag.files import write_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Scores of one fitted model for some images, and what it was fitted on.
+
+    Parameters
+    ----------
+    image_ids : ndarray of str, shape (n_images,)
+        Images that were scored; unique.
+    tags : tuple of str, length n_tags
+        Tag axis of the logits.
+    logits : ndarray of float32, shape (n_images, n_tags)
+        Log-odds of each tag; larger means more likely present. Never probabilities.
+    thresholds : ndarray of float32, shape (n_tags,)
+        A tag is predicted where its logit is >= its threshold (``inf``: never predicted).
+    fitted_ids : ndarray of str, shape (n_fitted,)
+        Images whose labels took any part in fitting: weights, strength, epoch or thresholds.
+    provenance : dict
+        JSON-able facts: backbone, strategy, catalogue path and digest, store digest, seed,
+        threshold rule, and so on.
+
+    Raises
+    ------
+    DataError
+        If shapes disagree, an id repeats, or a logit is NaN.
+    """
+
+    image_ids: NDArray[np.str_]
+    tags: tuple[str, ...]
+    logits: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    fitted_ids: NDArray[np.str_]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.logits.shape != (len(self.image_ids), len(self.tags)):
+            raise DataError(
+                f"Logits have shape {self.logits.shape}, expected "
+                f"({len(self.image_ids)} images, {len(self.tags)} tags)."
+            )
+        if self.thresholds.shape != (len(self.tags),):
+            raise DataError("There must be one threshold per tag.")
+        if len(np.unique(self.image_ids)) != len(self.image_ids):
+            raise DataError("Predictions name an image twice.")
+        if np.isnan(self.logits).any() or np.isnan(self.thresholds).any():
+            raise DataError("Predictions hold NaN; the model that made them diverged.")
+
+    @property
+    def predicted(self) -> NDArray[np.bool_]:
+        """Whether each tag is predicted, shape (n_images, n_tags)."""
+        return self.logits >= self.thresholds
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` whole or not at all (no pickled objects inside)."""
+        header = json.dumps(
+            {"format": FORMAT, "tags": list(self.tags), "provenance": self.provenance},
+            sort_keys=True,
+            ensure_ascii=False,
+        )
+        with write_whole(path) as handle:
+            np.savez(
+                handle,
+                header=np.frombuffer(header.encode(), np.uint8),
+                image_ids=self.image_ids,
+                logits=self.logits.astype(np.float32, copy=False),
+                thresholds=self.thresholds.astype(np.float32, copy=False),
+                fitted_ids=self.fitted_ids,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or is not such a file.
+        ArtefactError
+            If it was written by a newer format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                arrays = {name: z[name] for name in z.files}
+            header = json.loads(arrays["header"].tobytes())
+            version = header["format"]
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; run probe or finetune first.") from None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is not a predictions file of retailtag: {error}.") from error
+        if version != FORMAT:
+            raise ArtefactError(
+                f"{path} has format {version}, this version reads {FORMAT}; write it again."
+            )
+        return cls(
+            image_ids=arrays["image_ids"],
+            tags=tuple(header["tags"]),
+            logits=arrays["logits"],
+            thresholds=arrays["thresholds"],
+            fitted_ids=arrays["fitted_ids"],
+            provenance=header["provenance"],
+        )

@@ -1,0 +1,39 @@
+"""How a long computation tells how far it is, without knowing who listens.
+
+Library calls take a ``Progress`` and default to `SILENT`; the command line passes one that draws
+bars on a terminal and writes plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """What a long computation reports to."""
+
+    def task(
+        self, name: str, total: int | None, unit: str = "images"
+    ) -> AbstractContextManager[Advance]:
+        """Open a task of `total` units (None: unknown); the context yields ``advance(n)``."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Tell one line of news that is neither an error nor the result."""
+        ...
+
+
+class _Silent:
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+        yield lambda n: None
+
+    def say(self, line: str) -> None:
+        return
+
+
+SILENT: Progress = _Silent()

@@ -1,0 +1,1 @@
+"""Long-tail-aware metrics, numpy only."""

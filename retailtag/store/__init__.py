@@ -1,0 +1,1 @@
+"""Frozen embeddings in HDF5: identity, append, resume, verify."""

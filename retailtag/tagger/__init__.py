@@ -1,0 +1,1 @@
+"""The winning model, ready to run: load, predict, measure."""
