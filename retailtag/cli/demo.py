@@ -1,0 +1,35 @@
+"""`retailtag demo`: draw a retail catalogue to try everything on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retailtag.cli.common import JsonOption, Output, QuietOption, SeedOption
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the catalogue to.")],
+    n_images: Annotated[int, typer.Option("--n-images", min=250, help="Images to draw.")] = 4000,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")
+    ] = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a synthetic retail catalogue: images, tags, products, titles and a test split."""
+    from dataclasses import asdict
+
+    from retailtag.catalog.demo import write_demo_catalogue
+
+    output = Output(json, quiet)
+    with output.progress.task("draw", n_images) as advance:
+        summary = write_demo_catalogue(
+            out, n_images=n_images, seed=seed, workers=workers, progress=advance
+        )
+    facts = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(summary).items()}
+    output.print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    output.result(facts)
