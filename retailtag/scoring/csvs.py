@@ -1,0 +1,54 @@
+"""CSV that a spreadsheet can open without running anything in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def safe_cell(value: Any) -> str:
+    """One cell as text: numbers plain, NaN empty, text that looks like a formula quoted.
+
+    Notes
+    -----
+    A text cell that begins with ``= + - @``, a tab or a carriage return gets a leading single
+    quote, so that a tag named ``=HYPERLINK(...)`` stays a name. Numbers are never quoted: -1.5
+    is a number.
+
+    References
+    ----------
+    OWASP, "CSV Injection".
+
+    Examples
+    --------
+    >>> [safe_cell(v) for v in ("=1+1", "red", -1.5, float("nan"), True, 3)]
+    ["'=1+1", 'red', '-1.5', '', 'true', '3']
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_STARTS) else text
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
+    """Table with a header; each row is an object that has an attribute per column.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> print(csv_text(["tag", "f1"], [SimpleNamespace(tag="@home", f1=0.5)]), end="")
+    tag,f1
+    '@home,0.5
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([safe_cell(getattr(row, column)) for column in columns] for row in rows)
+    return buffer.getvalue()

@@ -1,0 +1,160 @@
+"""What a reader must know before trusting a scorecard: numbered findings, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from retailtag.scoring.scorecard import ScoreCard
+
+WIDE_INTERVAL = 0.10  # a tail interval wider than this cannot rank models that are usual rivals
+NAMED = 3  # examples given in a sentence
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found while scoring.
+
+    Parameters
+    ----------
+    code : str
+        Stable name for programs, e.g. ``undefined-tags``.
+    sentence : str
+        What was found, with its figures.
+    remedy : str
+        What to do about it.
+    """
+
+    code: str
+    sentence: str
+    remedy: str
+
+
+def named(items: Sequence[str], total: int | None = None) -> str:
+    """First few of `items`, saying how many more there are.
+
+    Examples
+    --------
+    >>> named(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    >>> named(["a"])
+    'a'
+    """
+    shown = ", ".join(items[:NAMED])
+    more = (len(items) if total is None else total) - len(items[:NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def count(n: int, noun: str) -> str:
+    """Write a number with its noun, plural where it is one.
+
+    Examples
+    --------
+    >>> count(1, "tag"), count(1200, "image")
+    ('1 tag', '1,200 images')
+    """
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def card_findings(card: ScoreCard) -> list[Finding]:
+    """Findings that follow from the finished card alone."""
+    found = [_undefined(card), _wide_tail(card), _never_predicted(card)]
+    return [f for f in found if f is not None]
+
+
+def _undefined(card: ScoreCard) -> Finding | None:
+    rows = card.undefined
+    if not rows:
+        return None
+    false_alarms = sum(r.fp for r in rows)
+    return Finding(
+        "undefined-tags",
+        f"{count(len(rows), 'tag')} of {len(card.tags)} no image of the {card.split} split carries "
+        f"({named([r.tag for r in rows])}): left out of every macro average; "
+        f"{count(false_alarms, 'false alarm')} on them.",
+        "Enlarge the split or merge these tags; undefined_tags.csv lists them.",
+    )
+
+
+def _wide_tail(card: ScoreCard) -> Finding | None:
+    tail = card.summaries["tail"]
+    width = tail.macro_f1_high - tail.macro_f1_low
+    if not tail.n_tags or width <= WIDE_INTERVAL:
+        return None
+    support = [r.support for r in card.tags if r.group == "tail" and r.support]
+    return Finding(
+        "tail-support",
+        f"The 95 % interval of tail macro-F1 is {100 * width:.0f} points wide: {tail.n_tags} tail "
+        f"tags with a median of {int(np.median(support))} positives in the {card.split} split.",
+        "Rank the tail by out-of-fold scores over all training images, or enlarge the split.",
+    )
+
+
+def _never_predicted(card: ScoreCard) -> Finding | None:
+    silent = [r.tag for r in card.tags if r.support and r.tp + r.fp == 0]
+    if not silent:
+        return None
+    return Finding(
+        "never-predicted",
+        f"{count(len(silent), 'tag')} with positives in the {card.split} split were never given "
+        f"to an image ({named(silent)}).",
+        "Look at their thresholds and average precision: a good AP means the threshold is at "
+        "fault, a poor one that more training images are needed.",
+    )
+
+
+def constant_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Finding | None:
+    """Tags whose logits (n_images, n_tags) are the same for every scored image."""
+    if len(logits) < 2:
+        return None
+    flat = np.flatnonzero(logits.min(axis=0) == logits.max(axis=0)).tolist()
+    if not flat:
+        return None
+    return Finding(
+        "constant-scores",
+        f"{count(len(flat), 'tag')} score the same for every image "
+        f"({named([tags[j] for j in flat])}).",
+        "They were not fitted (a single training class, or no positive); give them training "
+        "images or drop them from the taxonomy.",
+    )
+
+
+def shared_products(shared: NDArray[np.str_], n_products: int, split: str) -> Finding | None:
+    """Products (by name) that have images both among the fitted ones and in the scored split."""
+    if not len(shared):
+        return None
+    return Finding(
+        "shared-products",
+        f"{count(len(shared), 'product')} of {n_products:,} in the {split} split also have images "
+        f"among the fitted ones ({named(shared.tolist())}): near-copies flatter the scores.",
+        "Split by product: `retailtag catalog split` keeps a product's images together.",
+    )
+
+
+def missing_images(missing: NDArray[np.str_], split: str) -> Finding | None:
+    """Images (ids) of the scored split that the predictions lack."""
+    if not len(missing):
+        return None
+    return Finding(
+        "missing-images",
+        f"{count(len(missing), 'image')} of the {split} split have no prediction and are left out "
+        f"({named(missing.tolist())}).",
+        "Mend or replace the unreadable images, then extract and predict again.",
+    )
+
+
+def catalogue_changed(recorded: object, digest: str) -> Finding | None:
+    """Predictions made on a catalogue whose digest differs from the one scored with."""
+    if not isinstance(recorded, str) or recorded == digest:
+        return None
+    return Finding(
+        "catalogue-changed",
+        "The catalogue's ids, splits, groups or labels have changed since these predictions were "
+        f"made ({recorded[:12]} then, {digest[:12]} now).",
+        "If labels or splits changed, fit again so that thresholds and strengths follow them.",
+    )

@@ -1,0 +1,285 @@
+"""Score predictions against a catalogue, after checking that the two belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import retailtag
+from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.table import TagTable
+from retailtag.errors import ArtefactError, SplitOverlap, UsageError
+from retailtag.predictions import Predictions
+from retailtag.scoring import findings as found
+from retailtag.scoring.bootstrap import (
+    ProductCounts,
+    bootstrap_f1,
+    count_by_product,
+    macro_replicates,
+    percentile_interval,
+)
+from retailtag.scoring.metrics import (
+    Floats,
+    TagCounts,
+    average_precision_per_tag,
+    f1_from_counts,
+    macro,
+    micro_f1,
+    precision_from_counts,
+    recall_from_counts,
+    tag_counts,
+)
+from retailtag.scoring.scorecard import LOW_SUPPORT, SCOPES, GroupSummary, ScoreCard, TagRow
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """Predictions and labels of the scored split in one order of images and tags.
+
+    Parameters
+    ----------
+    rows : ndarray of intp, shape (n_images,)
+        Rows of the catalogue, ascending.
+    logits : ndarray of float32, shape (n_images, n_tags)
+        In the catalogue's order of tags.
+    predicted : ndarray of bool, shape (n_images, n_tags)
+        Logit at or above its threshold.
+    thresholds : ndarray of float32, shape (n_tags,)
+        In the catalogue's order of tags.
+    labels : ndarray of int8, shape (n_images, n_tags)
+        1, 0, -1.
+    missing : ndarray of str
+        Ids of the split's images that the predictions lack.
+    """
+
+    rows: NDArray[np.intp]
+    logits: NDArray[np.float32]
+    predicted: NDArray[np.bool_]
+    thresholds: NDArray[np.float32]
+    labels: NDArray[np.int8]
+    missing: NDArray[np.str_]
+
+
+def model_name(provenance: dict[str, Any], fallback: str = "predictions") -> str:
+    """Name of a fitted model, ``backbone · strategy``, from what its predictions record.
+
+    Examples
+    --------
+    >>> model_name({"backbone": "timm:resnet50", "strategy": "probe"})
+    'timm:resnet50 · probe'
+    >>> model_name({}, "mine")
+    'mine'
+    """
+    parts = [str(provenance[key]) for key in ("backbone", "strategy") if provenance.get(key)]
+    return " · ".join(parts) or fallback
+
+
+def score_predictions(
+    predictions: Predictions,
+    catalog: Catalog,
+    *,
+    split: str = "test",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    allow_missing: bool = False,
+    name: str | None = None,
+) -> ScoreCard:
+    """Scorecard of one model on one split.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        Any order of images and tags; images outside the split take no part.
+    catalog : Catalog
+        Gives labels, splits, products and training counts.
+    split : str
+        Split to score.
+    n_bootstrap : int
+        Replicates behind the intervals; products are drawn, not images.
+    seed : int
+        Of the replicates.
+    allow_missing : bool
+        Score without the images that have no prediction (unreadable ones) and say so in a
+        finding, instead of refusing.
+    name : str, optional
+        Model's name on the card; from the predictions' provenance by default.
+
+    Raises
+    ------
+    SplitOverlap
+        If the model was fitted on an image of the split.
+    ArtefactError
+        If the predictions lack images of the split or have other tags than the catalogue.
+    UsageError
+        If the split is unknown or empty.
+    """
+    refuse_overlap(predictions, catalog, split)
+    aligned = align(predictions, catalog, split, allow_missing=allow_missing)
+    counts = tag_counts(aligned.predicted, aligned.labels)
+    rows = _tag_rows(catalog.table, counts, aligned)
+    products = product_counts(aligned, catalog)
+    replicates = bootstrap_f1([products], n_replicates=n_bootstrap, seed=seed)[0]
+    f1 = f1_from_counts(counts)
+    card = ScoreCard(
+        model=name or model_name(predictions.provenance),
+        split=split,
+        n_images=len(aligned.rows),
+        n_products=len(products.products),
+        tags=rows,
+        summaries={s: _summary(s, rows, replicates) for s in SCOPES},
+        micro_f1=micro_f1(counts),
+        macro_f1_sklearn=float(np.nan_to_num(f1).mean()),
+        provenance=_provenance(predictions, catalog, n_bootstrap, seed),
+    )
+    return replace(card, findings=tuple(_findings(card, predictions, catalog, aligned)))
+
+
+def refuse_overlap(predictions: Predictions, catalog: Catalog, split: str) -> None:
+    """Raise `SplitOverlap` if a fitted image is in the split; see `score_predictions`."""
+    if split not in SPLITS:
+        raise UsageError(f"Split {split!r} is unknown; use one of {', '.join(SPLITS)}.")
+    scored = catalog.image_ids[catalog.rows(split)]
+    if not len(scored):
+        raise UsageError(f"{catalog.path} has no image in its {split} split; choose another.")
+    both = np.intersect1d(predictions.fitted_ids, scored)
+    if len(both):
+        raise SplitOverlap(
+            f"The model was fitted on {found.count(len(both), 'image')} of the {split} split "
+            f"({found.named(both.tolist())}), so their score would flatter it; fit without them "
+            "or score another split."
+        )
+
+
+def align(
+    predictions: Predictions, catalog: Catalog, split: str, *, allow_missing: bool = False
+) -> Aligned:
+    """Bring predictions and labels of a split into the catalogue's order.
+
+    Raises
+    ------
+    ArtefactError
+        If the tags differ, an image of the split has no prediction (unless allowed), or none has.
+    """
+    columns = _columns(predictions.tags, catalog)
+    rows = catalog.rows(split)
+    wanted = catalog.image_ids[rows]
+    order = np.argsort(predictions.image_ids)
+    sorted_ids = predictions.image_ids[order]
+    place = np.minimum(np.searchsorted(sorted_ids, wanted), max(len(order) - 1, 0))
+    present = sorted_ids[place] == wanted if len(order) else np.zeros(len(wanted), bool)
+    missing = wanted[~present]
+    if len(missing) and not (allow_missing and present.any()):
+        raise ArtefactError(
+            f"The predictions lack {len(missing):,} of the {len(wanted):,} images of the {split} "
+            f"split ({found.named(missing.tolist())}); predict them, or score another split."
+        )
+    logits = predictions.logits[order[place[present]]][:, columns]
+    thresholds = predictions.thresholds[columns]
+    rows = rows[present]
+    return Aligned(
+        rows, logits, logits >= thresholds, thresholds, catalog.table.labels[rows], missing
+    )
+
+
+def _columns(tags: tuple[str, ...], catalog: Catalog) -> NDArray[np.intp]:
+    """Column of the predictions for each tag of the catalogue."""
+    expected = catalog.table.tags
+    lacking = sorted(set(expected) - set(tags))
+    extra = sorted(set(tags) - set(expected))
+    if lacking or extra:
+        parts = [f"lack {found.named(lacking)}"] if lacking else []
+        parts += [f"have {found.named(extra)} that the catalogue lacks"] if extra else []
+        raise ArtefactError(
+            f"The predictions' tags differ from those of {catalog.path}: they "
+            f"{' and '.join(parts)}; fit on this catalogue or score with the one they came from."
+        )
+    position = {tag: j for j, tag in enumerate(tags)}
+    return np.array([position[tag] for tag in expected], dtype=np.intp)
+
+
+def product_counts(aligned: Aligned, catalog: Catalog) -> ProductCounts:
+    """Counts per product of the scored images, for the bootstrap."""
+    return count_by_product(aligned.predicted, aligned.labels, catalog.group[aligned.rows])
+
+
+def _tag_rows(table: TagTable, counts: TagCounts, aligned: Aligned) -> tuple[TagRow, ...]:
+    columns = (
+        table.tags,
+        table.group.tolist(),
+        table.train_count.tolist(),
+        counts.positives.tolist(),
+        counts.tp.tolist(),
+        counts.fp.tolist(),
+        counts.fn.tolist(),
+        counts.tn.tolist(),
+        precision_from_counts(counts).tolist(),
+        recall_from_counts(counts).tolist(),
+        f1_from_counts(counts).tolist(),
+        average_precision_per_tag(aligned.logits, aligned.labels).tolist(),
+        aligned.thresholds.tolist(),
+        (counts.positives < LOW_SUPPORT).tolist(),
+    )
+    return tuple(TagRow(*row) for row in zip(*columns, strict=True))
+
+
+def _summary(scope: str, rows: tuple[TagRow, ...], replicates: Floats) -> GroupSummary:
+    """Means over one scope; `replicates` is (n_replicates, n_tags)."""
+    inside = np.array([scope in ("all", row.group) for row in rows])
+    defined = inside & np.array([row.support > 0 for row in rows])
+
+    def mean(metric: str) -> float:
+        return macro(np.array([getattr(row, metric) for row in rows], np.float64), defined)
+
+    low, high = percentile_interval(macro_replicates(replicates, defined))
+    return GroupSummary(
+        scope=scope,
+        n_tags=int(defined.sum()),
+        n_undefined=int(inside.sum() - defined.sum()),
+        macro_f1=mean("f1"),
+        macro_f1_low=low,
+        macro_f1_high=high,
+        macro_precision=mean("precision"),
+        macro_recall=mean("recall"),
+        macro_ap=mean("ap"),
+    )
+
+
+def _provenance(
+    predictions: Predictions, catalog: Catalog, n_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    cutoffs = catalog.table.cutoffs
+    return {
+        "retailtag": retailtag.__version__,
+        "catalogue": {"name": catalog.path.name, "digest": catalog.digest},
+        "predictions": {"digest": predictions_digest(predictions), **predictions.provenance},
+        "cutoffs": {"tail": cutoffs.tail, "frequent": cutoffs.frequent},
+        "bootstrap": {"replicates": n_bootstrap, "seed": seed, "unit": "product"},
+    }
+
+
+def predictions_digest(predictions: Predictions) -> str:
+    """SHA-256 over ids, tags, logits, thresholds and fitted ids, hexadecimal."""
+    h = hashlib.sha256()
+    for names in (predictions.image_ids, np.array(predictions.tags), predictions.fitted_ids):
+        h.update("\x1f".join(names.tolist()).encode() + b"\x1e")
+    for numbers in (predictions.logits, predictions.thresholds):
+        h.update(np.ascontiguousarray(numbers, np.float32).tobytes())
+    return h.hexdigest()
+
+
+def _findings(
+    card: ScoreCard, predictions: Predictions, catalog: Catalog, aligned: Aligned
+) -> list[found.Finding]:
+    fitted = catalog.group[np.isin(catalog.image_ids, predictions.fitted_ids)]
+    shared = np.intersect1d(fitted, catalog.group[aligned.rows])
+    maybe = [
+        found.missing_images(aligned.missing, card.split),
+        found.catalogue_changed(predictions.provenance.get("catalog_digest"), catalog.digest),
+        found.shared_products(shared, card.n_products, card.split),
+        found.constant_scores(catalog.table.tags, aligned.logits),
+    ]
+    return [f for f in maybe if f is not None] + found.card_findings(card)

@@ -1,0 +1,192 @@
+"""The scorecard: per-tag rows, group summaries, and the files they are written to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from retailtag.errors import ArtefactError, DataError
+from retailtag.files import read_json, write_json, write_text
+from retailtag.scoring.csvs import csv_text
+from retailtag.scoring.findings import Finding
+from retailtag.scoring.strict_json import number, plain, row_from
+
+FORMAT = 1
+SCOPES = ("all", "tail", "common", "frequent")
+LOW_SUPPORT = 10  # positives in the scored split under which one tag's F1 says little
+
+
+@dataclass(frozen=True)
+class TagRow:
+    """How one tag fared.
+
+    Parameters
+    ----------
+    tag : str
+        Name.
+    group : str
+        ``tail``, ``common`` or ``frequent``, by training images.
+    train_count, support : int
+        Positive images in training and in the scored split.
+    tp, fp, fn, tn : int
+        Counts over scored images with a known label.
+    precision, recall, f1, ap : float
+        In [0, 1], larger is better; NaN without a positive in the scored split.
+    threshold : float
+        Logit from which the tag is given; infinite: never.
+    low_support : bool
+        Fewer than `LOW_SUPPORT` positives: read the row with care.
+    """
+
+    tag: str
+    group: str
+    train_count: int
+    support: int
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    precision: float
+    recall: float
+    f1: float
+    ap: float
+    threshold: float
+    low_support: bool
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """Means over the tags of one scope that have a positive in the scored split.
+
+    Parameters
+    ----------
+    scope : str
+        ``all``, ``tail``, ``common`` or ``frequent``.
+    n_tags : int
+        Tags averaged.
+    n_undefined : int
+        Tags of the scope left out for want of a positive.
+    macro_f1, macro_precision, macro_recall, macro_ap : float
+        Means of the per-tag values, in [0, 1]; NaN if `n_tags` is 0.
+    macro_f1_low, macro_f1_high : float
+        95 % bootstrap interval of `macro_f1` (products resampled).
+    """
+
+    scope: str
+    n_tags: int
+    n_undefined: int
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    macro_precision: float
+    macro_recall: float
+    macro_ap: float
+
+
+@dataclass(frozen=True)
+class ScoreCard:
+    """One model scored on one split; equal inputs give an equal card, byte for byte.
+
+    Parameters
+    ----------
+    model : str
+        Name to show, ``backbone · strategy``.
+    split : str
+        Split that was scored.
+    n_images, n_products : int
+        What was scored.
+    tags : tuple of TagRow
+        One row per tag in the catalogue's order.
+    summaries : dict of str to GroupSummary
+        By scope, in the order of `SCOPES`.
+    micro_f1 : float
+        F1 of the pooled cells.
+    macro_f1_sklearn : float
+        Mean F1 with 0 for undefined tags: scikit-learn's default, to reconcile with.
+    findings : tuple of Finding
+        In the order they are numbered.
+    provenance : dict
+        Hashes and settings of everything that was read; no dates, no timings.
+    """
+
+    model: str
+    split: str
+    n_images: int
+    n_products: int
+    tags: tuple[TagRow, ...]
+    summaries: dict[str, GroupSummary]
+    micro_f1: float
+    macro_f1_sklearn: float
+    findings: tuple[Finding, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def undefined(self) -> tuple[TagRow, ...]:
+        """Tags without a positive in the scored split: no F1, only false alarms."""
+        return tuple(row for row in self.tags if not row.support)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able dictionary: NaN as null, infinities as ``"inf"`` and ``"-inf"``."""
+        card = asdict(self)
+        card["provenance"] = self.provenance
+        return {"format": FORMAT, **{key: plain(value) for key, value in card.items()}}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ScoreCard:
+        """Read what `to_json` made.
+
+        Raises
+        ------
+        ArtefactError
+            If it was written by another format.
+        DataError
+            If it is not a scorecard.
+        """
+        if not isinstance(value, dict) or "format" not in value:
+            raise DataError("This is not a scorecard of retailtag; score the predictions again.")
+        if value["format"] != FORMAT:
+            raise ArtefactError(
+                f"The scorecard has format {value['format']}, this version reads {FORMAT}; "
+                "score the predictions again."
+            )
+        try:
+            return cls(
+                model=value["model"],
+                split=value["split"],
+                n_images=value["n_images"],
+                n_products=value["n_products"],
+                tags=tuple(row_from(TagRow, row) for row in value["tags"]),
+                summaries={k: row_from(GroupSummary, v) for k, v in value["summaries"].items()},
+                micro_f1=number(value["micro_f1"]),
+                macro_f1_sklearn=number(value["macro_f1_sklearn"]),
+                findings=tuple(Finding(**f) for f in value["findings"]),
+                provenance=value["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(
+                f"The scorecard is damaged ({error!r}); score the predictions again."
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``scorecard.json`` and its tables as CSV, each whole or not at all.
+
+        ``scorecard.json`` comes last: where it stands, its tables stand too.
+        """
+        folder = Path(folder)
+        write_text(folder / "per_tag.csv", csv_text(_names(TagRow), self.tags))
+        summaries = [self.summaries[scope] for scope in SCOPES]
+        write_text(folder / "groups.csv", csv_text(_names(GroupSummary), summaries))
+        columns = ("tag", "group", "train_count", "fp", "tn", "threshold")
+        write_text(folder / "undefined_tags.csv", csv_text(columns, self.undefined))
+        write_json(folder / "scorecard.json", self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> ScoreCard:
+        """Read ``scorecard.json`` (or the folder that holds it); raises as `from_json` does."""
+        path = Path(path)
+        return cls.from_json(read_json(path / "scorecard.json" if path.is_dir() else path))
+
+
+def _names(row: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(row))
