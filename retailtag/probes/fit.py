@@ -1,0 +1,103 @@
+"""The door to the solvers: features, labels and strengths in, linear heads out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from retailtag.errors import DataError, UsageError
+from retailtag.probes.fits import ProbeFits, Solver
+
+SOLVERS = ("torch", "cuml", "sklearn")
+
+
+def make_solver(name: str = "torch", device: str = "cpu") -> Solver:
+    """Solver by name.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of ``torch``, ``cuml``, ``sklearn``.
+    """
+    if name == "torch":
+        from retailtag.probes.solve_torch import TorchSolver
+
+        return TorchSolver(device)
+    if name in SOLVERS:
+        from retailtag.probes.solve_others import CumlSolver, SklearnSolver
+
+        return CumlSolver() if name == "cuml" else SklearnSolver()
+    raise UsageError(f"--solver {name} is unknown; use one of {', '.join(SOLVERS)}.")
+
+
+def fit_probes(
+    X: ArrayLike,
+    Y: ArrayLike,
+    C_grid: Sequence[float],
+    *,
+    solver: str = "torch",
+    device: str = "cpu",
+) -> ProbeFits:
+    """Fit one L2 logistic regression per (C, tag), on features as they are.
+
+    Minimises ½‖w‖² + C·Σ_i log(1 + exp(-s_i(w·x_i + b))) with s_i = ±1; the intercept b is not
+    penalised.
+
+    Parameters
+    ----------
+    X : array of shape (n_images, dim)
+        Finite features, best standardised.
+    Y : array of shape (n_images, n_tags)
+        1 present, 0 absent, -1 not annotated (left out for that tag).
+    C_grid : sequence of float
+        Inverse L2 strengths, positive; solved in ascending order.
+    solver : {"torch", "cuml", "sklearn"}
+    device : {"cpu", "cuda"}
+        For the torch solver.
+
+    Returns
+    -------
+    ProbeFits
+
+    Raises
+    ------
+    DataError
+        If shapes disagree, a feature is not finite or a label is not 1, 0 or -1.
+    UsageError
+        If a C is not positive or the solver is unknown.
+    Unavailable
+        If the solver's library or device is not here.
+
+    References
+    ----------
+    The objective is that of ``sklearn.linear_model.LogisticRegression``.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((200, 3))
+    >>> fits = fit_probes(X, X[:, :2] > 0.5, C_grid=[0.1, 1.0])
+    >>> fits.weight.shape, fits.status.tolist()
+    ((2, 2, 3), [['converged', 'converged'], ['converged', 'converged']])
+    """
+    features = np.ascontiguousarray(X, np.float32)
+    labels = np.asarray(Y).astype(np.int8)
+    C = np.unique(np.asarray(C_grid, np.float64))
+    _check(features, labels, C)
+    return make_solver(solver, device)(features, labels, C)
+
+
+def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) -> None:
+    if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
+        raise DataError(
+            f"X {X.shape} and Y {Y.shape} must be (n_images, dim) and (n_images, n_tags)."
+        )
+    if not np.isfinite(X).all():
+        row = int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])
+        raise DataError(f"Row {row} of X holds NaN or infinity; extract that image again.")
+    if not np.isin(np.unique(Y), (-1, 0, 1)).all():
+        raise DataError("Labels must be 1 (present), 0 (absent) or -1 (not annotated).")
+    if not (len(C) and np.isfinite(C).all() and (C > 0).all()):
+        raise UsageError("Every C must be a positive number.")

@@ -1,0 +1,102 @@
+"""What a solver returns: one row a (tag, C), with a status instead of a crash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONVERGED = "converged"
+STEP_LIMIT = "step limit"
+SINGLE_CLASS = "single class"
+
+STATUS_MEANING = {
+    CONVERGED: "The gap to the optimum is within the tolerance.",
+    STEP_LIMIT: (
+        "The solver stopped before the tolerance, usually at a C so large that the tag is "
+        "separable; leave the largest C out or raise the iteration limit."
+    ),
+    SINGLE_CLASS: (
+        "All known labels of the tag are equal in the images fitted, so there is nothing to "
+        "learn; the probe answers with a constant."
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeFits:
+    """Linear heads of every (C, tag) on the features as given, and how each fit went.
+
+    Parameters
+    ----------
+    C : ndarray of float64, shape (n_C,)
+        Inverse L2 strengths, ascending.
+    weight : ndarray of float32, shape (n_C, n_tags, dim)
+    bias : ndarray of float32, shape (n_C, n_tags)
+    objective : ndarray of float64, shape (n_C, n_tags)
+        ½‖w‖² + C·Σ loss at the solution; NaN for a single class.
+    gap : ndarray of float64, shape (n_C, n_tags)
+        Bound on (objective - optimum) / objective; NaN where the solver gives none.
+    iterations : ndarray of int32, shape (n_C, n_tags)
+    status : ndarray of str, shape (n_C, n_tags)
+        One of the keys of `STATUS_MEANING`.
+    seconds : float
+        Wall time of all fits together.
+    """
+
+    C: NDArray[np.float64]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    objective: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    iterations: NDArray[np.int32]
+    status: NDArray[np.str_]
+    seconds: float
+
+    def logits(self, X: NDArray[np.float32], c: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Logits (n_images, n_tags) of X (n_images, dim) at strength index `c`, one or per tag."""
+        tag = np.arange(self.bias.shape[1])
+        chosen = np.broadcast_to(c, tag.shape)
+        return X @ self.weight[chosen, tag].T + self.bias[chosen, tag]
+
+    @classmethod
+    def empty(cls, C: NDArray[np.float64], n_tags: int, dim: int) -> ProbeFits:
+        """Tables to be filled by a solver; every cell starts as a single-class constant 0."""
+        shape = (len(C), n_tags)
+        return cls(
+            C=C,
+            weight=np.zeros((*shape, dim), np.float32),
+            bias=np.zeros(shape, np.float32),
+            objective=np.full(shape, np.nan),
+            gap=np.full(shape, np.nan),
+            iterations=np.zeros(shape, np.int32),
+            status=np.full(shape, SINGLE_CLASS, dtype="<U16"),
+            seconds=0.0,
+        )
+
+
+class Solver(Protocol):
+    """Fits every (C, tag) of one training set."""
+
+    def __call__(
+        self, X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]
+    ) -> ProbeFits:
+        """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,)."""
+        ...
+
+
+def prior_logit(Y: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Smoothed log-odds of each tag's prevalence; Y (n_images, n_tags) to (n_tags,).
+
+    Half a positive and half a negative are added (Jeffreys), so that it is finite for a tag that
+    is never or always on.
+    """
+    positive, negative = (Y == 1).sum(axis=0), (Y == 0).sum(axis=0)
+    return np.log((positive + 0.5) / (negative + 0.5)).astype(np.float32)
+
+
+def has_both_classes(Y: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Whether each tag has a positive and a negative among its known labels, (n_tags,)."""
+    return np.logical_and((Y == 1).any(axis=0), (Y == 0).any(axis=0))

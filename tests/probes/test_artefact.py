@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from retailtag.errors import ArtefactError, DataError
+from retailtag.files import read_json, write_json
+from retailtag.probes.artefact import Probe
+
+
+@pytest.fixture
+def probe():
+    rng = np.random.default_rng(0)
+    return Probe(
+        tags=("a", "b"),
+        weight=rng.standard_normal((2, 3)).astype(np.float32),
+        bias=np.zeros(2, np.float32),
+        thresholds=np.array([0.5, np.inf], np.float32),
+        C=np.array([0.1, 1.0]),
+        facts={"backbone": "demo:cnn"},
+    )
+
+
+def test_round_trip(probe, tmp_path):
+    probe.save(tmp_path)
+    back = Probe.load(tmp_path)
+    assert back.tags == probe.tags
+    assert back.facts == probe.facts
+    for name in ("weight", "bias", "thresholds", "C"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(probe, name))
+
+
+def test_damage_and_newer_formats_are_named(probe, tmp_path):
+    probe.save(tmp_path)
+    (tmp_path / "probe.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"probe\.safetensors"):
+        Probe.load(tmp_path)
+    write_json(tmp_path / "probe.json", {**read_json(tmp_path / "probe.json"), "format": 99})
+    with pytest.raises(ArtefactError, match="run probe again"):
+        Probe.load(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        Probe.load(tmp_path / "nowhere")

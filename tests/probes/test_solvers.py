@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+import reference_probes as reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retailtag.errors import DataError, Unavailable, UsageError
+from retailtag.probes.fit import fit_probes
+from retailtag.probes.fits import CONVERGED, SINGLE_CLASS, STEP_LIMIT
+from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solve_torch import TorchSolver
+
+GRID = [1e-4, 1e-2, 1.0]
+
+
+def _gap(fits, k, tag, X, Y):
+    known = Y[:, tag] >= 0
+    x, y = X[known], Y[known, tag]
+    best = reference.optimum(x, y, fits.C[k])
+    mine = reference.objective(fits.weight[k, tag], fits.bias[k, tag], x, y, fits.C[k])
+    return (mine - best) / best
+
+
+def test_objective_reaches_the_reference_within_its_own_bound(world):
+    X, Y = world
+    fits = fit_probes(X, Y, GRID)
+    for k in range(len(GRID)):
+        for tag in range(6):
+            gap = _gap(fits, k, tag, X, Y)
+            assert fits.status[k, tag] == CONVERGED
+            assert -1e-6 < gap <= fits.gap[k, tag] + 1e-6
+            assert fits.gap[k, tag] <= 1e-4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(20, 200),
+    dim=st.integers(1, 40),
+    positives=st.integers(1, 10),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    c=st.sampled_from([1e-4, 1e-2, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_certificate_holds_on_odd_problems(n, dim, positives, scale, c, seed):
+    """Collinear and constant features, duplicate rows, more features than images."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, dim)) * scale
+    X[:, dim // 2] = X[:, 0]
+    X[n // 2] = X[0]
+    y = np.zeros((n, 1), np.int8)
+    y[rng.choice(n, positives, replace=False)] = 1
+    Z = Standardiser.fit(X.astype(np.float32)).transform(X.astype(np.float32))
+    fits = fit_probes(Z, y, [c])
+    assert fits.status[0, 0] == CONVERGED
+    assert _gap(fits, 0, 0, Z, y) <= fits.gap[0, 0] + 1e-5
+
+
+def test_single_class_tags_are_a_status_not_a_crash(world):
+    X, Y = world
+    fits = fit_probes(X, Y, GRID)
+    assert (fits.status[:, 6] == SINGLE_CLASS).all()
+    assert (fits.status[:, 7] == SINGLE_CLASS).all()
+    assert (fits.weight[:, 6:] == 0).all()
+    assert (fits.bias[:, 6] < -5).all()
+    assert (fits.bias[:, 7] > 5).all()
+
+
+def test_step_limit_is_said(world):
+    X, Y = world
+    fits = TorchSolver(max_iter=1)(X, Y, np.array([10.0]))
+    assert STEP_LIMIT in fits.status
+
+
+def test_unknown_labels_take_no_part(world):
+    X, Y = world
+    with_noise = X.copy()
+    with_noise[Y[:, 0] < 0] = 100.0
+    clean = fit_probes(X, Y[:, :1], [1.0])
+    noisy = fit_probes(with_noise, Y[:, :1], [1.0])
+    known = Y[:, 0] >= 0
+    y = Y[known, 0]
+    a, b = (
+        reference.objective(f.weight[0, 0], f.bias[0, 0], X[known], y, 1.0) for f in (clean, noisy)
+    )
+    assert a == pytest.approx(b, rel=2e-4)
+
+
+def test_torch_and_sklearn_agree_on_objectives(world):
+    X, Y = world
+    ours, theirs = fit_probes(X, Y, GRID), fit_probes(X, Y, GRID, solver="sklearn")
+    np.testing.assert_allclose(ours.objective, theirs.objective, rtol=2e-4)
+    np.testing.assert_array_equal(ours.status == SINGLE_CLASS, theirs.status == SINGLE_CLASS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cpu_and_cuda_agree(world):
+    X, Y = world
+    cpu, cuda = fit_probes(X, Y, GRID), fit_probes(X, Y, GRID, device="cuda")
+    np.testing.assert_allclose(cpu.objective, cuda.objective, rtol=2e-4)
+
+
+def test_same_input_gives_the_same_bits(world):
+    X, Y = world
+    a, b = fit_probes(X, Y, GRID), fit_probes(X, Y, GRID)
+    np.testing.assert_array_equal(a.weight, b.weight)
+
+
+class RecordedCuml:
+    """The documented signature of cuML's LogisticRegression, answering like scikit-learn."""
+
+    def __init__(self, *, C, tol, max_iter, penalty_normalized, output_type):
+        assert penalty_normalized is False
+        assert output_type == "numpy"
+        from sklearn.linear_model import LogisticRegression
+
+        self._model = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
+
+    def fit(self, X, y):
+        assert X.dtype == np.float32
+        assert y.ndim == 1
+        self._model.fit(X, y)
+        self.coef_, self.intercept_ = self._model.coef_, self._model.intercept_
+        self.n_iter_ = self._model.n_iter_
+        return self
+
+
+def test_cuml_adapter_speaks_the_documented_signature(world, monkeypatch):
+    from retailtag.probes import solve_others
+
+    X, Y = world
+    monkeypatch.setattr(solve_others, "_cuml_logistic_regression", lambda: RecordedCuml)
+    ours, theirs = fit_probes(X, Y, GRID), fit_probes(X, Y, GRID, solver="cuml")
+    np.testing.assert_allclose(ours.objective, theirs.objective, rtol=2e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuml_without_a_device_says_what_to_use(world):
+    with pytest.raises(Unavailable, match="--solver torch"):
+        fit_probes(*world, GRID, solver="cuml")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"X": np.full((600, 12), np.nan)}, DataError, "Row 0"),
+        ({"X": np.zeros((5, 12))}, DataError, "n_images"),
+        ({"Y": np.full((600, 8), 3)}, DataError, "Labels"),
+        ({"C_grid": [0.0]}, UsageError, "positive"),
+        ({"solver": "magic"}, UsageError, "torch, cuml, sklearn"),
+    ],
+)
+def test_bad_input_is_named(world, change, error, words):
+    call = {"X": world[0], "Y": world[1], "C_grid": GRID, **change}
+    with pytest.raises(error, match=words):
+        fit_probes(**call)
+
+
+def test_standardiser_folds_into_the_head():
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((50, 4)) * [1, 10, 0.1, 0] + [0, 5, 1, 3]).astype(np.float32)
+    scaler = Standardiser.fit(X)
+    W, b = rng.standard_normal((3, 4)).astype(np.float32), np.ones(3, np.float32)
+    raw_W, raw_b = scaler.unscale(W, b)
+    np.testing.assert_allclose(
+        X @ raw_W.T + raw_b, scaler.transform(X) @ W.T + b, rtol=1e-4, atol=1e-4
+    )
+    assert scaler.scale[3] == 1.0
