@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from retailtag.errors import DataError
+
+DTYPES = ("float32", "float16")
+LARGEST_DIM = 1 << 20  # far above any backbone; keeps a hostile file from declaring terabytes
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,26 @@ class FeatureSpec:
         """Plain dictionary of the fields."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: Any) -> FeatureSpec:
+        """Rebuild what `to_json` gave, trusting nothing.
+
+        Raises
+        ------
+        DataError
+            If a field is missing, unknown, of another type or out of range.
+        """
+        names = {f.name for f in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise DataError(f"An identity needs exactly the fields {', '.join(sorted(names))}.")
+        if type(value["dim"]) is not int or not 0 < value["dim"] <= LARGEST_DIM:
+            raise DataError(f"An identity with dim {value['dim']!r} is not possible.")
+        if not all(isinstance(value[name], str) for name in names - {"dim"}):
+            raise DataError("Every field of an identity but dim is text.")
+        if value["dtype"] not in DTYPES:
+            raise DataError(f"Features are stored as {' or '.join(DTYPES)}, not {value['dtype']}.")
+        return cls(**value)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of all fields, hexadecimal."""
@@ -58,6 +83,35 @@ class FeatureSpec:
         """Fields that differ, as (name, value here, value there)."""
         mine, theirs = self.to_json(), other.to_json()
         return [(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
+
+
+def explain_differences(stored: FeatureSpec, asked: FeatureSpec) -> str:
+    """Name the facts that differ with both values; JSON fields are opened one level deep."""
+    lines = []
+    for name, there, here in stored.differences(asked):
+        opened = _open_json(there), _open_json(here)
+        if opened[0] is None or opened[1] is None:
+            lines.append(f"{name}: stored {_short(there)}, asked {_short(here)}")
+            continue
+        for key in sorted(opened[0].keys() | opened[1].keys()):
+            old, new = opened[0].get(key), opened[1].get(key)
+            if old != new:
+                lines.append(f"{name}.{key}: stored {_short(old)}, asked {_short(new)}")
+    return "; ".join(lines)
+
+
+def _open_json(value: Any) -> dict[str, Any] | None:
+    """Return the dictionary that a text field holds, None for any other value."""
+    try:
+        opened = json.loads(value)
+    except (TypeError, ValueError):
+        return None
+    return opened if isinstance(opened, dict) else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def canonical_json(value: Any) -> str:

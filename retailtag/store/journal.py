@@ -1,0 +1,65 @@
+"""What it cost to fill a store: one JSON line per run and per shard, append-only.
+
+Times and library versions differ between runs that store equal data, so they live beside the
+shards. The journal is a record, never a source of truth about rows: losing it loses only times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Append-only JSON lines; a line cut short by a kill is skipped when reading.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made with the first entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one entry and bring it to the disk."""
+        with self._path.open("ab+") as handle:
+            if handle.tell() and not self._ends_with_newline():
+                handle.write(b"\n")
+            handle.write(json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def _ends_with_newline(self) -> bool:
+        with self._path.open("rb") as handle:
+            handle.seek(-1, os.SEEK_END)
+            return handle.read(1) == b"\n"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every whole entry, oldest first; none if there is no journal."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [entry for entry in map(_parse, lines) if entry is not None]
+
+    def shard_seconds(self, shards: Collection[str]) -> float:
+        """Wall seconds spent on the named shards; a shard written twice counts its last time."""
+        last = {
+            entry["shard"]: float(entry["seconds"])
+            for entry in self.entries()
+            if entry.get("kind") == "shard" and entry.get("shard") in shards
+        }
+        return sum(last.values())
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
