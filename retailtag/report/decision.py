@@ -1,0 +1,224 @@
+"""The written rule that turns a bake-off into one recommendation, and says why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retailtag.errors import DataError
+from retailtag.report.results import BakeoffResult, PairResult
+from retailtag.scoring.bootstrap import Difference
+
+SAME_LATENCY = 1.10  # latencies within 10 % of the lowest are the same measurement
+
+RULE = (
+    "(1) Pairs are ranked by macro-F1 over all tags with a positive in the held-out split. "
+    "(2) A pair is tied with the leader if the paired-bootstrap 95 % interval of their difference "
+    "includes 0. "
+    "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
+    "tail has an interval above 0. "
+    "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
+    "equal), then the shortest training."
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The recommended pair and the path to it.
+
+    Parameters
+    ----------
+    winner : str
+        Name of the recommended pair.
+    decided_by : str
+        ``macro-F1``, ``tail``, ``latency``, ``training`` or ``only pair``.
+    rule : str
+        The rule as written.
+    reasons : tuple of str
+        What each part of the rule decided, in sentences with figures.
+    ranking : tuple of str
+        All pairs by macro-F1, best first.
+    ties : tuple of str
+        Pairs that the data do not tell from the leader, the leader included, in rank order.
+    runner_ups : tuple of str
+        The tied pairs that lost, in rank order; without ties, the second in rank.
+    smallest_difference : dict of str to float
+        By scope (``all``, ``tail``): the smallest true difference from the leader that this split
+        would show with 80 % power, median over the pairs; in macro-F1.
+    """
+
+    winner: str
+    decided_by: str
+    rule: str
+    reasons: tuple[str, ...]
+    ranking: tuple[str, ...]
+    ties: tuple[str, ...]
+    runner_ups: tuple[str, ...]
+    smallest_difference: dict[str, float]
+
+
+def decide(result: BakeoffResult) -> Decision:
+    """Recommend one pair by `RULE`.
+
+    Parameters
+    ----------
+    result : BakeoffResult
+        With a comparison of every two pairs over all tags, and over the tail where it is defined.
+
+    Raises
+    ------
+    DataError
+        If there is no pair, or a comparison with the leader is missing.
+    """
+    if not result.pairs:
+        raise DataError("The bake-off holds no pair; run at least one backbone and strategy.")
+    ranking = result.ranking
+    smallest = {s: _smallest_difference(result, ranking, s) for s in ("all", "tail")}
+    tied, reasons = _tied_with_leader(result, ranking)
+    survivors, decided_by = tied, "macro-F1" if len(ranking) > 1 else "only pair"
+    if len(survivors) > 1:
+        survivors, sentence = _best_on_tail(result, survivors)
+        reasons.append(sentence)
+        decided_by = "tail"
+    winner = survivors[0]
+    if len(survivors) > 1:
+        winner, decided_by, sentence = _cheapest(survivors)
+        reasons.append(sentence)
+    reasons += _resolution(result, smallest)
+    beaten = [p.name for p in tied if p is not winner] or [p.name for p in ranking[1:2]]
+    return Decision(
+        winner=winner.name,
+        decided_by=decided_by,
+        rule=RULE,
+        reasons=tuple(reasons),
+        ranking=tuple(p.name for p in ranking),
+        ties=tuple(p.name for p in tied) if len(tied) > 1 else (),
+        runner_ups=tuple(beaten),
+        smallest_difference={s: v for s, v in smallest.items() if not math.isnan(v)},
+    )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _score(pair: PairResult, scope: str) -> str:
+    s = pair.scorecard.summaries[scope]
+    return (
+        f"{_points(s.macro_f1)} (95 % interval {_points(s.macro_f1_low)} to "
+        f"{_points(s.macro_f1_high)})"
+    )
+
+
+def _tied_with_leader(
+    result: BakeoffResult, ranking: tuple[PairResult, ...]
+) -> tuple[list[PairResult], list[str]]:
+    leader = ranking[0]
+    n_tags = leader.scorecard.summaries["all"].n_tags
+    lead = f"{leader.name} leads with macro-F1 {_score(leader, 'all')} over {n_tags} tags"
+    if len(ranking) == 1:
+        return [leader], [f"{lead}; there is no other pair to compare it with."]
+    gaps = [_gap(result, leader, other) for other in ranking[1:]]
+    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.is_tie]
+    if len(tied) > 1:
+        names = _listed([p.name for p in tied[1:]])
+        verdict = (
+            f"The data do not tell it from {names}: the interval of the difference includes 0."
+        )
+    else:
+        second, gap = ranking[1], gaps[0]
+        verdict = (
+            f"It is ahead of every other pair; the closest, {second.name}, is "
+            f"{_points(gap.value)} points behind ({_points(gap.low)} to {_points(gap.high)})."
+        )
+    return tied, [f"{lead}.", verdict]
+
+
+def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Difference:
+    found = result.comparison(leader.name, other.name, "all")
+    if found is None:
+        raise DataError(
+            f"The comparison of {leader.name} with {other.name} is missing; compare all pairs."
+        )
+    return found.difference
+
+
+def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[PairResult], str]:
+    """Pairs that the tail does not rule out, the best first, and the sentence about it."""
+    summaries = {p.name: p.scorecard.summaries["tail"] for p in tied}
+    if not summaries[tied[0].name].n_tags:
+        return tied, "No tail tag has a positive in the held-out split: the tail decides nothing."
+    best = max(tied, key=lambda p: summaries[p.name].macro_f1)
+    left = [best]
+    for other in (p for p in tied if p is not best):
+        c = result.comparison(best.name, other.name, "tail")
+        if c is None or c.difference.is_tie:
+            left.append(other)
+    head = f"On the tail {best.name} is best with macro-F1 {_score(best, 'tail')}"
+    if len(left) == len(tied):
+        return left, f"{head}, but not clearly ahead of any of the tied: the tail decides nothing."
+    beaten = _listed([p.name for p in tied if p not in left])
+    return left, f"{head}, clearly ahead of {beaten}."
+
+
+def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
+    """The cheapest of the tied, what made it so, and the sentence about it."""
+
+    def latency(p: PairResult) -> float:
+        return _or_inf(p.cost.latency_ms_p50)
+
+    lowest = min(map(latency, tied))
+    fast = [p for p in tied if latency(p) <= SAME_LATENCY * lowest]
+    if len(fast) == 1:
+        rest = _listed([f"{p.name} ({latency(p):.3g} ms)" for p in tied if p is not fast[0]])
+        return (
+            fast[0],
+            "latency",
+            f"Of those still tied {fast[0].name} is the fastest at {lowest:.3g} ms an image, "
+            f"against {rest}.",
+        )
+    winner = min(fast, key=lambda p: (_or_inf(p.cost.train_seconds), latency(p), p.name))
+    rest = _listed(
+        [f"{p.name} ({_or_inf(p.cost.train_seconds):,.0f} s)" for p in fast if p is not winner]
+    )
+    return (
+        winner,
+        "training",
+        f"{_listed([p.name for p in fast])} are equally fast ({lowest:.3g} ms an image or within "
+        f"10 % of it); {winner.name} trains in {_or_inf(winner.cost.train_seconds):,.0f} s, "
+        f"against {rest}.",
+    )
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _smallest_difference(
+    result: BakeoffResult, ranking: tuple[PairResult, ...], scope: str
+) -> float:
+    found = [result.comparison(ranking[0].name, p.name, scope) for p in ranking[1:]]
+    sizes = [c.difference.detectable for c in found if c is not None]
+    known = [s for s in sizes if not math.isnan(s)]
+    return float(np.median(known)) if known else math.nan
+
+
+def _resolution(result: BakeoffResult, smallest: dict[str, float]) -> list[str]:
+    if math.isnan(smallest["all"]):
+        return []
+    n_images = result.pairs[0].scorecard.n_images
+    sentence = (
+        f"With {n_images:,} held-out images the smallest difference that would be found four times "
+        f"out of five is about {_points(smallest['all'])} points over all tags"
+    )
+    if not math.isnan(smallest["tail"]):
+        sentence += f" and {_points(smallest['tail'])} points on the tail"
+    return [sentence + "; a smaller one can hide behind a tie."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names joined as in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
