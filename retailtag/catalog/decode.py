@@ -1,0 +1,281 @@
+"""Bytes to RGB pixels under one written policy, with every odd file given a reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retailtag.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageCms import ImageCmsTransform
+
+MAX_PIXELS = 100_000_000
+
+DECODE_POLICY: dict[str, str] = {
+    "decoder": "pillow",
+    "exif": "orientation applied",
+    "transparency": "composited on white",
+    "icc": "embedded profile to sRGB, perceptual; invalid profile ignored",
+    "cmyk": "through its profile, else 255 - min(255, ink + black)",
+    "grey16": "scaled by 255/65535",
+    "animation": "first frame",
+    "truncated": "refused",
+}
+
+# EPS and its like are absent on purpose: they run an interpreter.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
+)  # fmt: skip
+
+# What Pillow's parsers raise on damaged bytes, warnings-as-errors included.
+_PARSER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ArithmeticError,
+    LookupError, TypeError, AttributeError, RuntimeError, MemoryError, AssertionError, Warning,
+)  # fmt: skip
+
+_NOT_IMAGES = {
+    b"<!doctype": "a web page", b"<html": "a web page", b"<?xml": "XML", b"<svg": "SVG",
+    b"%pdf": "PDF", b"%!ps": "PostScript", b"{": "JSON",
+}  # fmt: skip
+
+_NO_CACHE = 0x0040  # cmsFLAGS_NOCACHE: one transform may then serve several threads
+
+
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False
+) -> Image.Image:
+    """Upright sRGB pixels of an encoded image, as `DECODE_POLICY` says.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole file: JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM or ICO.
+    max_pixels : int
+        Width times height that is refused above this, before any pixel is decoded.
+    allow_truncated : bool
+        Decode what there is of a JPEG that breaks off and leave the rest grey. Other formats
+        are refused all the same.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
+
+    Raises
+    ------
+    UnreadableImage
+        If the bytes are no image of these formats, are damaged, or exceed `max_pixels`.
+
+    Notes
+    -----
+    An upright RGB JPEG without profile is returned as decoded, without a further pass. Pillow's
+    own guard, twice ``PIL.Image.MAX_IMAGE_PIXELS``, stays in force above a larger `max_pixels`.
+    Safe to call from several threads; decoding releases the interpreter lock.
+
+    Examples
+    --------
+    >>> decode_image(b"<!DOCTYPE html>")
+    Traceback (most recent call last):
+    ...
+    retailtag.errors.UnreadableImage: is a web page, not an image
+    """
+    image = _open(data, max_pixels)
+    try:
+        image.load()
+    except _PARSER_ERRORS as error:
+        if not (allow_truncated and image.format in ("JPEG", "MPO")):
+            raise UnreadableImage(_damage(error)) from error
+        image = _load_truncated(data)
+    try:
+        return _to_rgb(_upright(image))
+    except _PARSER_ERRORS as error:
+        raise UnreadableImage(_damage(error)) from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header alone and refuse what is too large or no image."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise UnreadableImage("is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage("declares more pixels than Pillow's guard allows") from error
+    except UnidentifiedImageError:
+        raise UnreadableImage(_unknown(data)) from None
+    except _PARSER_ERRORS as error:
+        raise UnreadableImage(_damage(error)) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnreadableImage(
+            f"declares {width} x {height} pixels, above the limit of {max_pixels:,}"
+        )
+    if width * height == 0:
+        raise UnreadableImage("has no pixels")
+    return image
+
+
+@lru_cache(maxsize=1)
+def _known_formats() -> tuple[str, ...]:
+    """The formats of the policy that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _unknown(data: bytes) -> str:
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, what in _NOT_IMAGES.items():
+        if head.startswith(start):
+            return f"is {what}, not an image"
+    return "is of no image format that retailtag reads"
+
+
+def _damage(error: BaseException) -> str:
+    """One sentence for what a parser raised."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "truncated" in text.lower():
+        return f"is truncated ({text})"
+    return f"is damaged ({text})"
+
+
+def _load_truncated(data: bytes) -> Image.Image:
+    """Let libjpeg fill what is missing: after an end marker it no longer asks for bytes."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=("JPEG", "MPO"))
+        image.load()
+    except _PARSER_ERRORS as error:
+        raise UnreadableImage(_damage(error)) from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; TIFF has already done so on loading."""
+    from PIL import Image
+
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return image
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except _PARSER_ERRORS:
+        return image  # a damaged EXIF block says nothing about the pixels
+    methods = (
+        Image.Transpose.FLIP_LEFT_RIGHT,
+        Image.Transpose.ROTATE_180,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    )
+    if orientation not in range(2, 9):
+        return image
+    turned = image.transpose(methods[orientation - 2])
+    turned.info = image.info
+    return turned
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Bring any mode to opaque sRGB."""
+    if image.mode.startswith(("I", "F")):
+        image = _grey8(image)
+    alpha = None
+    if image.has_transparency_data:
+        info = image.info
+        rgba = image.convert("RGBA")
+        rgba.info = info
+        alpha = rgba.getchannel("A")
+        image = rgba.convert("RGB")
+        image.info = info
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        info = image.info
+        image = image.convert("L" if image.mode == "1" else "RGB")
+        image.info = info
+    profile = image.info.get("icc_profile")
+    if profile:
+        image = _to_srgb(image, profile)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if alpha is None else _on_white(image, alpha)
+
+
+def _grey8(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits by scale; Pillow's own conversion clips at 255, hence to white."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65_535:
+        raise UnreadableImage(f"has {values.dtype} pixels, whose black and white are not known")
+    grey = ((values.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    result = Image.fromarray(grey)
+    result.info = {k: v for k, v in image.info.items() if k != "transparency"}
+    return result
+
+
+def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=alpha)
+    return white
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert RGB, L or CMYK pixels by `profile`; leave them where it is invalid or does nothing.
+
+    An RGB image may carry a grey profile (a palette of greys) and the reverse; then the profile
+    does not describe these pixels and is ignored, except that a grey image is also RGB.
+    """
+    from PIL import ImageCms
+
+    transform = _transform(profile, image.mode)
+    if transform is None and image.mode == "L":
+        transform = _transform(profile, "RGB")
+        image = image.convert("RGB") if transform is not None else image
+    if transform is None:
+        return image
+    try:
+        return ImageCms.applyTransform(image, transform) or image
+    except (ImageCms.PyCMSError, ValueError):
+        return image
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCmsTransform | None:
+    """Transform from `profile` to sRGB; None where it is invalid or moves no colour by over 1.
+
+    Most embedded profiles are sRGB itself: measuring a cube of colours once spares a pass over
+    every image.
+    """
+    from PIL import Image, ImageCms
+
+    space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[mode]
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != space:
+            return None
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags(_NO_CACHE)
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode != "RGB":
+        return transform
+    steps = np.linspace(0, 255, 18).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
+    return transform if np.abs(moved.astype(int) - cube).max() > 1 else None
