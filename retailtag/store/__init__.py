@@ -1,10 +1,11 @@
 """Frozen embeddings in HDF5: identity, append, resume, verify."""
 
 from retailtag.store.shard import MAX_ROWS, Absent
-from retailtag.store.spec import FeatureSpec
+from retailtag.store.spec import DTYPES, FeatureSpec
 from retailtag.store.store import NOT_EXTRACTED, FeatureStore, FeatureView, list_stores
 
 __all__ = [
+    "DTYPES",
     "MAX_ROWS",
     "NOT_EXTRACTED",
     "Absent",

@@ -1,0 +1,116 @@
+"""`retailtag extract`: fill a feature store a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.cli.common import (
+    AttributesOption,
+    CatalogArgument,
+    DeviceOption,
+    FeaturesOption,
+    ImagesOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    WeightsOption,
+    resolve_device,
+    split_list,
+    weights_by_backbone,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retailtag.pipeline.extract import ExtractSummary
+
+
+def extract(
+    catalogue: CatalogArgument,
+    backbone: Annotated[
+        list[str], typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable.")
+    ],
+    weights: WeightsOption = None,
+    features: FeaturesOption = Path("features"),
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Stored as float32 or float16 (half the size).")
+    ] = "float32",
+    device: DeviceOption = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
+    ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute every image again, stored or not.")
+    ] = False,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", help="Larger images count as unreadable.")
+    ] = MAX_PIXELS,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
+    from retailtag.backbones import load_backbone
+    from retailtag.catalog.readers import read_catalog
+    from retailtag.pipeline.extract import extract as extract_features
+
+    output = Output(json, quiet)
+    local = weights_by_backbone(weights, backbone)
+    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    device = resolve_device(device)
+    summaries = [
+        extract_features(
+            catalog,
+            load_backbone(backbone_id, weights=local.get(backbone_id), device=device),
+            features,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            strict=strict,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+            recompute=recompute,
+            progress=output.progress,
+        )
+        for backbone_id in dict.fromkeys(backbone)
+    ]
+    output.print(_table(summaries))
+    output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
+
+
+def _table(summaries: list[ExtractSummary]) -> Table:
+    """One row a backbone: what was computed, what it cost, where it lies."""
+    from rich.table import Table
+
+    table = Table(title="Features")
+    table.add_column("backbone")
+    columns = ("dim", "computed", "reused", "absent", "images/s", "seconds", "decode", "model")
+    for column in (*columns, "write", "MB"):
+        table.add_column(column, justify="right")
+    table.add_column("store", overflow="fold")
+    for s in summaries:
+        table.add_row(
+            s.store.spec.backbone,
+            str(s.store.spec.dim),
+            f"{s.n_computed:,}",
+            f"{s.n_reused:,}",
+            f"{len(s.absent):,}",
+            f"{s.images_per_second:,.1f}",
+            *(f"{t:,.1f}" for t in (s.seconds, s.decode_seconds, s.model_seconds)),
+            f"{s.write_seconds:,.1f}",
+            f"{s.store.nbytes / 1e6:,.1f}",
+            str(s.store.path),
+        )
+    return table

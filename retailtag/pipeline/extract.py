@@ -1,0 +1,437 @@
+"""Fill a feature store from a catalogue: only what is new or changed is computed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.backbones.loader import Failure, PreprocessFn, hash_images, load_batches
+from retailtag.catalog.catalog import Catalog, ImageSource
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.errors import DataError, UsageError
+from retailtag.progress import SILENT, Advance, Progress
+from retailtag.store import DTYPES, Absent, FeatureSpec, FeatureStore
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_ROWS = 1024  # images per shard: what a kill can cost, against files per store
+NAMED = 20  # unreadable images spelled out in a message
+MOST_WORKERS = 16
+RECORDED = ("torch", "timm", "open_clip_torch", "h5py", "numpy", "pillow")
+
+
+class Embedder(Protocol):
+    """What `extract` needs of a backbone."""
+
+    @property
+    def id(self) -> str:
+        """Resolved id."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of one embedding."""
+        ...
+
+    @property
+    def preprocess(self) -> PreprocessFn:
+        """PIL image (RGB) to uint8 (3, h, w)."""
+        ...
+
+    def spec(self, engine: str = ..., dtype: str = ...) -> FeatureSpec:
+        """Identity of the embeddings under an engine and a stored dtype."""
+        ...
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read; see `retailtag.backbones.loader.load_batches`."""
+
+    batch_size: int = 64
+    workers: int = 2
+    max_pixels: int = MAX_PIXELS
+    allow_truncated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Embeddings of one block of images, before they are stored.
+
+    Parameters
+    ----------
+    rows : ndarray of intp, shape (n,)
+        Rows of the catalogue that gave an embedding, in order.
+    sha256 : list of str, length n
+        SHA-256 of their bytes, hexadecimal.
+    embeddings : ndarray of float32, shape (n, dim)
+        One row each.
+    failures : list of Failure
+        The other rows of the block.
+    decode_seconds : float
+        Time the loading threads spent, summed over threads.
+    model_seconds : float
+        Wall time of the model.
+    """
+
+    rows: NDArray[np.intp]
+    sha256: list[str]
+    embeddings: NDArray[np.float32]
+    failures: list[Failure]
+    decode_seconds: float
+    model_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractSummary:
+    """What one extraction did.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Where the embeddings are.
+    n_computed, n_reused : int
+        Images embedded in this run, and images whose stored embedding still fits their bytes.
+    absent : dict of str to str
+        Images of this catalogue without an embedding, and why.
+    seconds : float
+        Wall time of this run.
+    seconds_total : float
+        Wall time of computing everything now in the store, over all runs.
+    images_per_second : float
+        Images computed in this run by the wall time of computing them; 0 if there were none.
+    decode_seconds, model_seconds, write_seconds : float
+        Loading (summed over threads), model and writing in this run.
+    """
+
+    store: FeatureStore
+    n_computed: int
+    n_reused: int
+    absent: dict[str, str]
+    seconds: float
+    seconds_total: float
+    images_per_second: float
+    decode_seconds: float
+    model_seconds: float
+    write_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for ``--json``."""
+        return {
+            "backbone": self.store.spec.backbone,
+            "store": str(self.store.path),
+            "identity": self.store.spec.digest,
+            "dim": self.store.spec.dim,
+            "dtype": self.store.spec.dtype,
+            "n_computed": self.n_computed,
+            "n_reused": self.n_reused,
+            "n_absent": len(self.absent),
+            "absent": self.absent,
+            "bytes": self.store.nbytes,
+            "seconds": self.seconds,
+            "seconds_total": self.seconds_total,
+            "images_per_second": self.images_per_second,
+            "decode_seconds": self.decode_seconds,
+            "model_seconds": self.model_seconds,
+            "write_seconds": self.write_seconds,
+        }
+
+
+def extract(
+    catalog: Catalog,
+    backbone: Embedder,
+    features: Path,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    dtype: str = "float32",
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+    recompute: bool = False,
+    progress: Progress = SILENT,
+) -> ExtractSummary:
+    """Bring the backbone's store under `features` up to date with a catalogue.
+
+    An image is computed if its id is new or its bytes changed since. Every block of 1,024 images
+    is committed as it is finished, so an interrupted run is continued by the same call and ends
+    with the same embeddings.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Images of all splits are extracted.
+    backbone : Embedder
+        A `retailtag.backbones.Backbone`.
+    features : Path
+        Folder of the feature stores.
+    batch_size : int
+        Images a forward pass, 1 to 1024.
+    workers : int or None
+        Loading threads; None: one a core, at most 16. 0: load in the calling thread.
+    dtype : str
+        Stored dtype, ``float32`` or ``float16``; part of the identity.
+    strict : bool
+        Raise at the end if an image could not be read; everything readable is stored first.
+    max_pixels : int
+        Larger images count as unreadable.
+    allow_truncated : bool
+        Accept files that end early.
+    recompute : bool
+        Compute every image again and drop what that supersedes.
+    progress : Progress
+        Told of every batch.
+
+    Returns
+    -------
+    ExtractSummary
+        Counts, times and the store.
+
+    Raises
+    ------
+    UsageError
+        If `batch_size`, `workers` or `dtype` is none that can be used.
+    DataError
+        With `strict`, naming the unreadable images.
+    ArtefactError
+        If the store is damaged.
+    Unavailable
+        If another process writes this store, or the disk is full or read-only.
+
+    Notes
+    -----
+    Images that could not be read are tried again every time, for a file may have been mended or
+    a limit raised; their record is written only when it changes.
+    """
+    loading = _loading(batch_size, workers, max_pixels, allow_truncated)
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype} is unknown; use {' or '.join(DTYPES)}.")
+    start = time.perf_counter()
+    store = FeatureStore.create_or_open(features, backbone.spec(dtype=dtype))
+    with store.writing(), progress.task(f"extract {backbone.id}", len(catalog)) as advance:
+        todo = np.arange(len(catalog))
+        if not recompute:
+            todo = _new_or_changed(catalog, store, loading.workers, advance)
+        if len(todo):
+            store.journal.append(_environment(backbone, loading))
+        block_rows = BLOCK_ROWS // batch_size * batch_size
+        run = _Run(catalog, backbone, store, loading, store.absent(), advance)
+        blocks = [
+            run.extract_block(todo[at : at + block_rows]) for at in range(0, len(todo), block_rows)
+        ]
+        if recompute:
+            store.prune()
+    summary = _summary(catalog, store, blocks, time.perf_counter() - start)
+    if summary.absent:
+        progress.say(_unreadable(summary.absent, catalog))
+        if strict:
+            raise DataError(f"--strict: {_unreadable(summary.absent, catalog)}")
+    return summary
+
+
+def embed_block(
+    images: ImageSource,
+    rows: Sequence[int] | NDArray[np.intp],
+    backbone: Embedder,
+    loading: Loading,
+    advance: Advance = lambda n: None,
+) -> Block:
+    """Embed one block of images: the unit of work, the same whoever calls it.
+
+    The result depends on the images' bytes, the backbone and `loading.batch_size` alone.
+
+    Parameters
+    ----------
+    images : ImageSource
+        Gives the bytes of a row.
+    rows : sequence of int
+        Rows of the block, in order.
+    backbone : Embedder
+        The model.
+    loading : Loading
+        How to read.
+    advance : callable
+        Told the number of rows after each batch.
+
+    Returns
+    -------
+    Block
+        Embeddings of the readable images, and the failures.
+    """
+    all_rows, sha256, failures = [np.empty(0, np.intp)], list[str](), list[Failure]()
+    embeddings = [np.empty((0, backbone.dim), np.float32)]
+    decode_seconds = model_seconds = 0.0
+    for batch in load_batches(
+        images,
+        rows,
+        backbone.preprocess,
+        batch_size=loading.batch_size,
+        workers=loading.workers,
+        max_pixels=loading.max_pixels,
+        allow_truncated=loading.allow_truncated,
+    ):
+        start = time.perf_counter()
+        if len(batch):
+            embeddings.append(_embed(backbone, batch.pixels))
+        model_seconds += time.perf_counter() - start
+        decode_seconds += batch.seconds
+        all_rows.append(batch.rows)
+        sha256 += batch.sha256
+        failures += batch.failures
+        advance(len(batch) + len(batch.failures))
+    return Block(
+        np.concatenate(all_rows),
+        sha256,
+        np.concatenate(embeddings),
+        failures,
+        decode_seconds,
+        model_seconds,
+    )
+
+
+def _embed(backbone: Embedder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Map pixels (n, 3, h, w) to embeddings (n, dim) in main memory."""
+    import torch
+
+    return backbone.embed(torch.from_numpy(pixels)).cpu().numpy().astype(np.float32, copy=False)
+
+
+def _loading(
+    batch_size: int, workers: int | None, max_pixels: int, allow_truncated: bool
+) -> Loading:
+    if not 1 <= batch_size <= BLOCK_ROWS:
+        raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {BLOCK_ROWS}.")
+    if workers is None:
+        workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    if workers < 0:
+        raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
+    return Loading(batch_size, workers, max_pixels, allow_truncated)
+
+
+def _new_or_changed(
+    catalog: Catalog, store: FeatureStore, workers: int, advance: Advance
+) -> NDArray[np.intp]:
+    """Rows whose embedding is missing or was made from other bytes, ascending."""
+    known = store.known()
+    stored = [known.get(image_id) for image_id in catalog.image_ids.tolist()]
+    held = [row for row, sha256 in enumerate(stored) if sha256 is not None]
+    todo = np.ones(len(catalog), bool)
+    for row, sha256 in zip(held, hash_images(catalog.images, held, workers=workers), strict=True):
+        if sha256 == stored[row]:
+            todo[row] = False
+            advance(1)
+    return np.flatnonzero(todo)
+
+
+class _BlockCost(NamedTuple):
+    """Images computed in one block, and wall seconds (decoding: summed over threads)."""
+
+    n_computed: int
+    seconds: float
+    decode_seconds: float
+    model_seconds: float
+    write_seconds: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over the blocks of one extraction."""
+
+    catalog: Catalog
+    backbone: Embedder
+    store: FeatureStore
+    loading: Loading
+    recorded: dict[str, Absent]  # unreadable images as the store knew them at the start
+    advance: Advance
+
+    def extract_block(self, rows: NDArray[np.intp]) -> _BlockCost:
+        """Embed `rows` and commit them as one shard, unless there is nothing new to say of them."""
+        start = time.perf_counter()
+        block = embed_block(self.catalog.images, rows, self.backbone, self.loading, self.advance)
+        write_start = time.perf_counter()
+        ids = self.catalog.image_ids
+        absent = [Absent(str(ids[f.row]), f.sha256, f.reason) for f in block.failures]
+        absent = [entry for entry in absent if self.recorded.get(entry.image_id) != entry]
+        name = None
+        if len(block.rows) or absent:
+            embeddings = block.embeddings
+            name = self.store.append(ids[block.rows].tolist(), block.sha256, embeddings, absent)
+        end = time.perf_counter()
+        cost = _BlockCost(
+            n_computed=len(block.rows),
+            seconds=end - start,
+            decode_seconds=block.decode_seconds,
+            model_seconds=block.model_seconds,
+            write_seconds=end - write_start,
+        )
+        if name is not None:
+            self.store.journal.append({"kind": "shard", "shard": name, **cost._asdict()})
+        return cost
+
+
+def _summary(
+    catalog: Catalog, store: FeatureStore, blocks: list[_BlockCost], seconds: float
+) -> ExtractSummary:
+    """Add up the blocks of this run and look up what the catalogue lacks."""
+    rows, gone = store.known(), store.absent()
+    ids = catalog.image_ids.tolist()
+    computed = sum(cost.n_computed for cost in blocks)
+    computing = sum(cost.seconds for cost in blocks)
+    return ExtractSummary(
+        store=store,
+        n_computed=computed,
+        n_reused=sum(image_id in rows for image_id in ids) - computed,
+        absent={image_id: gone[image_id].reason for image_id in ids if image_id in gone},
+        seconds=seconds,
+        seconds_total=store.seconds,
+        images_per_second=computed / computing if computed else 0.0,
+        decode_seconds=sum(cost.decode_seconds for cost in blocks),
+        model_seconds=sum(cost.model_seconds for cost in blocks),
+        write_seconds=sum(cost.write_seconds for cost in blocks),
+    )
+
+
+def _unreadable(absent: dict[str, str], catalog: Catalog) -> str:
+    """Name the images that gave no embedding, the first twenty with their reasons."""
+    named = [f"{image_id}: {reason}" for image_id, reason in list(absent.items())[:NAMED]]
+    if len(absent) > NAMED:
+        named.append(f"and {len(absent) - NAMED} more")
+    head = (
+        f"{len(absent)} of {len(catalog)} images of {catalog.path} could not be read and have no "
+        "embedding; later stages work without them:"
+    )
+    return "\n  ".join([head, *named])
+
+
+def _environment(backbone: Embedder, loading: Loading) -> dict[str, Any]:
+    """Facts about a run that do not change what an embedding means: recorded, not hashed."""
+    return {
+        "kind": "run",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(getattr(backbone, "device", "cpu")),
+        **asdict(loading),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: _version(name) for name in RECORDED},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
