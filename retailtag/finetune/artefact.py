@@ -1,0 +1,83 @@
+"""The fine-tuned model as files: safetensors for the numbers, JSON for what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retailtag.errors import ArtefactError, DataError
+from retailtag.files import read_json, write_json, write_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A fine-tuned backbone and its head.
+
+    Parameters
+    ----------
+    backbone : str
+        Id that rebuilds the architecture.
+    state : dict of Tensor
+        Parameters and buffers of the backbone's module, on the CPU.
+    tags : tuple of str, length n_tags
+    weight : ndarray of float32, shape (n_tags, dim)
+        Head on raw embeddings of the fine-tuned backbone.
+    bias, thresholds : ndarray of float32, shape (n_tags,)
+    facts : dict
+        JSON-able: configuration, chosen epoch, catalogue digest, seed.
+    """
+
+    backbone: str
+    state: dict[str, Tensor]
+    tags: tuple[str, ...]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write ``checkpoint.safetensors``, then ``checkpoint.json``, each whole or not at all."""
+        from safetensors.torch import save
+
+        tensors = {f"backbone.{k}": v.contiguous() for k, v in self.state.items()}
+        for name in ("weight", "bias", "thresholds"):
+            tensors[f"head.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
+        with write_whole(folder / "checkpoint.safetensors") as handle:
+            handle.write(save(tensors))
+        header = {"format": FORMAT, "backbone": self.backbone, "tags": list(self.tags)}
+        write_json(folder / "checkpoint.json", {**header, "facts": self.facts})
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If a file is missing or damaged.
+        ArtefactError
+            If it was written by a newer format.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        header = read_json(folder / "checkpoint.json")
+        if header.get("format") != FORMAT:
+            raise ArtefactError(f"{folder}/checkpoint.json has another format; run finetune again.")
+        try:
+            tensors = load((folder / "checkpoint.safetensors").read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{folder}/checkpoint.safetensors cannot be read ({error}); run finetune again."
+            ) from error
+        head = {n: tensors.pop(f"head.{n}").numpy() for n in ("weight", "bias", "thresholds")}
+        state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
+        return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)

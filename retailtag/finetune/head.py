@@ -1,0 +1,61 @@
+"""The head that is trained with the blocks: standardise, then one linear row a tag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class HeadInit:
+    """A fitted probe to start from (LP-FT: Kumar et al. 2022).
+
+    Parameters
+    ----------
+    mean, scale : ndarray of float32, shape (dim,)
+        Standardisation of the embedding.
+    weight : ndarray of float32, shape (n_tags, dim)
+        On standardised embeddings.
+    bias : ndarray of float32, shape (n_tags,)
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+class Head(nn.Module):
+    """Fixed standardisation and a trainable linear layer; (n, dim) to logits (n, n_tags).
+
+    The standardisation stays as it was fitted, so that every direction of the embedding is
+    learned at the same rate.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, start: HeadInit) -> None:
+        super().__init__()
+        n_tags, dim = start.weight.shape
+        self.register_buffer("mean", torch.from_numpy(start.mean))
+        self.register_buffer("scale", torch.from_numpy(start.scale))
+        self.linear = nn.Linear(dim, n_tags)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(start.weight))
+            self.linear.bias.copy_(torch.from_numpy(start.bias))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits (n, n_tags) of embeddings (n, dim)."""
+        logits: Tensor = self.linear((embedding - self.mean) / self.scale)
+        return logits
+
+    def folded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (n_tags, dim) and bias (n_tags,) for raw embeddings, standardisation folded in."""
+        weight = self.linear.weight.detach().double() / self.scale.double()
+        bias = self.linear.bias.detach().double() - weight @ self.mean.double()
+        return weight.float().cpu().numpy(), bias.float().cpu().numpy()

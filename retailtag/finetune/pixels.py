@@ -1,0 +1,101 @@
+"""Preprocessed pixels for training: kept in memory when they fit, decoded again when not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.loader import load_batches
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import UnreadableImage
+
+MEMORY_SHARE = 0.25  # of the memory free at the start
+
+
+class PixelSource:
+    """Batches of preprocessed pixels of a catalogue's images, in any order asked for.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    backbone : Backbone
+        Its `preprocess` turns an image into uint8 (3, h, w).
+    rows : sequence of int
+        Rows of the catalogue that will be asked for.
+    workers : int
+        Decoding threads.
+    max_pixels : int
+        Larger images are refused.
+
+    Notes
+    -----
+    Decoded pixels are kept while they fit a quarter of the free memory; then an epoch after the
+    first costs no decoding.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        backbone: Backbone,
+        rows: Sequence[int],
+        *,
+        workers: int,
+        max_pixels: int,
+    ) -> None:
+        self._catalog = catalog
+        self._backbone = backbone
+        self._workers = workers
+        self._max_pixels = max_pixels
+        self._slot = {int(row): i for i, row in enumerate(rows)}
+        shape = (len(rows), 3, *backbone.preprocess.size)
+        fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available
+        self._kept = np.empty(shape, np.uint8) if fits else None
+        self._have = np.zeros(len(rows), bool)
+
+    def batches(
+        self, rows: NDArray[np.intp], batch_size: int
+    ) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+        """Yield (rows (n,), pixels uint8 (n, 3, h, w)) in the order of `rows`.
+
+        Raises
+        ------
+        UnreadableImage
+            If an image no longer decodes; the message names it.
+        """
+        slots = np.array([self._slot[int(row)] for row in rows])
+        if self._kept is None:
+            yield from self._decode(rows, batch_size)
+            return
+        missing = rows[~self._have[slots]]
+        for some, pixels in self._decode(missing, batch_size):
+            where = [self._slot[int(row)] for row in some]
+            self._kept[where] = pixels.numpy()
+            self._have[where] = True
+        for start in range(0, len(rows), batch_size):
+            chosen = slots[start : start + batch_size]
+            yield rows[start : start + batch_size], torch.from_numpy(self._kept[chosen])
+
+    def _decode(
+        self, rows: NDArray[np.intp], batch_size: int
+    ) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+        for batch in load_batches(
+            self._catalog.images,
+            rows.tolist(),
+            self._backbone.preprocess,
+            batch_size=batch_size,
+            workers=self._workers,
+            max_pixels=self._max_pixels,
+        ):
+            if batch.failures:
+                row, _, reason = batch.failures[0]
+                raise UnreadableImage(
+                    f"{self._catalog.images.name(row)} no longer decodes ({reason}); "
+                    "run extract again so that it is left out."
+                )
+            yield np.asarray(batch.rows), torch.from_numpy(batch.pixels)

@@ -1,0 +1,220 @@
+"""The fine-tune stage: last blocks and head retrained, epoch and thresholds from validation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.loader import MAX_PIXELS
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import stratified_folds
+from retailtag.errors import DataError
+from retailtag.files import write_text
+from retailtag.finetune.artefact import Checkpoint
+from retailtag.finetune.head import HeadInit
+from retailtag.finetune.pixels import PixelSource
+from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, train
+from retailtag.pipeline.measure import measured
+from retailtag.pipeline.probe import Features, fit_standardised, load_rows
+from retailtag.pipeline.stage import StageRecord, write_record
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe
+from retailtag.probes.scaling import Standardiser
+from retailtag.probes.thresholds import tune_thresholds
+from retailtag.progress import SILENT, Progress
+from retailtag.scoring.metrics import average_precision_per_tag, macro
+from retailtag.store import FeatureStore
+
+FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
+VALIDATION_SHARE = 0.1  # of the training images, when the catalogue has no val split
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneRun:
+    """What a fine-tune made.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    predictions : Predictions
+        Of the test images that could be read.
+    history : list of dict
+        One row an epoch; see `FinetuneResult`.
+    best_epoch : int
+    record : StageRecord
+    """
+
+    checkpoint: Checkpoint
+    predictions: Predictions
+    history: list[dict[str, Any]]
+    best_epoch: int
+    record: StageRecord
+
+
+def finetune_inputs(
+    catalog: Catalog, store: FeatureStore, probe: Probe, config: FinetuneConfig
+) -> dict[str, Any]:
+    """Everything that the outputs of a fine-tune depend on."""
+    return {
+        "catalogue": catalog.digest,
+        "features": store.spec.digest,
+        "embeddings": store.digest_for(catalog.image_ids.tolist()),
+        "C": np.unique(probe.C).tolist(),
+        "settings": config.to_json(),
+    }
+
+
+def run_finetune(
+    catalog: Catalog,
+    store: FeatureStore,
+    backbone: Backbone,
+    probe: Probe,
+    out: Path,
+    config: FinetuneConfig | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
+    workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress = SILENT,
+) -> FinetuneRun:
+    """Retrain the last blocks and a head that starts from the probe; predict the test images.
+
+    The head starts from a probe of the same strengths as `probe`, fitted on the part of the
+    training images that is not used for validation: starting from `probe` itself would show the
+    validation labels to the model whose epoch and thresholds they choose.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        With a ``val`` split, that is the validation part; otherwise a tenth of the training
+        images, stratified over tags, no product divided.
+    store : FeatureStore
+        Frozen embeddings of the same backbone, for the start of the head.
+    backbone : Backbone
+        Trained in place.
+    probe : Probe
+        Gives the strength C of each tag.
+    out : Path
+        Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
+        ``predictions.npz`` and ``stage.json``.
+    config : FinetuneConfig, optional
+    provenance : dict, optional
+        Recorded in the predictions: where the catalogue was read from.
+    workers : int
+        Decoding threads.
+    max_pixels : int
+        Larger images are refused.
+    progress : Progress
+
+    Returns
+    -------
+    FinetuneRun
+
+    Raises
+    ------
+    DataError
+        If there are too few training images for a validation part, or the loss diverges.
+    ArtefactError
+        If the store holds no embedding of the training images.
+    """
+    config = config or FinetuneConfig()
+    inputs = finetune_inputs(catalog, store, probe, config)
+    table = catalog.table
+    with measured(str(backbone.device.type)) as cost:
+        fit, val_rows = _parts(catalog, store, config.seed)
+        test_rows = load_rows(catalog, store, catalog.rows("test"), 0).rows
+        start = _start(fit, table.labels[fit.rows], probe.C, str(backbone.device.type))
+        pixels = PixelSource(
+            catalog,
+            backbone,
+            np.concatenate([fit.rows, val_rows, test_rows]).tolist(),
+            workers=workers,
+            max_pixels=max_pixels,
+        )
+        result = train(
+            backbone,
+            start,
+            pixels,
+            table.labels,
+            fit.rows,
+            val_rows,
+            _macro_ap,
+            config,
+            progress,
+        )
+        thresholds = tune_thresholds(result.val_logits, table.labels[val_rows], table.group)
+    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
+    facts = {
+        "strategy": "finetune",
+        "backbone": backbone.id,
+        **(provenance or {}),
+        "catalog_digest": catalog.digest,
+        "features": store.spec.digest,
+        "settings": config.to_json(),
+        "best_epoch": result.best_epoch,
+        "n_fit": len(fit.rows),
+        "n_val": len(val_rows),
+    }
+    weight, bias = result.head.folded()
+    state = {k: v.detach().cpu() for k, v in backbone.module.state_dict().items()}
+    checkpoint = Checkpoint(backbone.id, state, table.tags, weight, bias, thresholds, facts)
+    predictions = Predictions(
+        image_ids=catalog.image_ids[test_rows],
+        tags=table.tags,
+        logits=logits,
+        thresholds=thresholds,
+        fitted_ids=catalog.image_ids[np.sort(np.concatenate([fit.rows, val_rows]))],
+        provenance=facts,
+    )
+    checkpoint.save(out)
+    predictions.save(out / "predictions.npz")
+    write_text(out / "history.jsonl", _history_lines(result))
+    record = write_record(
+        out, FILES, inputs, seconds=cost.seconds, peak_memory_mib=cost.peak_memory_mib
+    )
+    return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def _parts(catalog: Catalog, store: FeatureStore, seed: int) -> tuple[Features, NDArray[np.intp]]:
+    """Images that are fitted, with their embeddings, and rows of the validation part."""
+    train = load_rows(catalog, store, catalog.rows("train"), 2)
+    own = catalog.rows("val")
+    if len(own):
+        return train, load_rows(catalog, store, own, 1).rows
+    n_val = round(VALIDATION_SHARE * len(train.rows))
+    if n_val < 1:
+        raise DataError(
+            f"{catalog.path} has {len(train.rows)} training images, too few to hold a validation "
+            "part back; add images or use the probe."
+        )
+    part = stratified_folds(
+        catalog.table.labels[train.rows],
+        catalog.group[train.rows],
+        catalog.image_ids[train.rows],
+        [len(train.rows) - n_val, n_val],
+        seed,
+    ).part
+    return Features(train.rows[part == 0], train.X[part == 0]), train.rows[part == 1]
+
+
+def _start(
+    fit: Features, labels: NDArray[np.int8], C: NDArray[np.float64], device: str
+) -> HeadInit:
+    scaler = Standardiser.fit(fit.X)
+    weight, bias = fit_standardised(scaler.transform(fit.X), labels, C, "torch", device)
+    return HeadInit(scaler.mean, scaler.scale, weight, bias)
+
+
+def _macro_ap(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:
+    ap = average_precision_per_tag(logits, labels)
+    return macro(ap, np.isfinite(ap))
+
+
+def _history_lines(result: FinetuneResult) -> str:
+    return "".join(json.dumps(row) + "\n" for row in result.history)

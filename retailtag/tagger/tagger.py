@@ -1,0 +1,108 @@
+"""The fitted model as one thing: image bytes in, tags out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retailtag.backbones import load_backbone
+from retailtag.backbones.backbone import Backbone
+from retailtag.catalog.decode import decode_image
+from retailtag.errors import ArtefactError, DataError
+from retailtag.finetune.artefact import Checkpoint
+from retailtag.probes.artefact import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class Tagger:
+    """A backbone with a linear head and thresholds, from either strategy.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Frozen for a probe, with its trained blocks for a fine-tune.
+    tags : tuple of str, length n_tags
+    weight : ndarray of float32, shape (n_tags, dim)
+        On raw embeddings.
+    bias, thresholds : ndarray of float32, shape (n_tags,)
+    """
+
+    backbone: Backbone
+    tags: tuple[str, ...]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, folder: Path, *, weights: Path | None = None, device: str = "cpu") -> Tagger:
+        """Load what ``retailtag probe`` or ``retailtag finetune`` wrote to `folder`.
+
+        Parameters
+        ----------
+        folder : Path
+        weights : Path, optional
+            Local weights of the backbone, for a probe; a fine-tune carries its own.
+        device : str
+            ``cpu`` or ``cuda``.
+
+        Raises
+        ------
+        DataError
+            If the folder holds neither.
+        ArtefactError
+            If the probe was fitted on embeddings of another identity.
+        """
+        if (folder / "checkpoint.json").exists():
+            return cls._from_checkpoint(Checkpoint.load(folder), device)
+        if (folder / "probe.json").exists():
+            return cls._from_probe(Probe.load(folder), folder, weights, device)
+        raise DataError(
+            f"{folder} holds neither a probe nor a fine-tuned checkpoint; name the folder that "
+            "retailtag probe or retailtag finetune wrote."
+        )
+
+    @classmethod
+    def _from_checkpoint(cls, saved: Checkpoint, device: str) -> Tagger:
+        backbone = load_backbone(saved.backbone, device=device, random_weights=True)
+        backbone.module.load_state_dict(saved.state)
+        backbone.module.eval()
+        return cls(backbone, saved.tags, saved.weight, saved.bias, saved.thresholds)
+
+    @classmethod
+    def _from_probe(cls, probe: Probe, folder: Path, weights: Path | None, device: str) -> Tagger:
+        backbone = load_backbone(probe.facts["backbone"], weights=weights, device=device)
+        spec = backbone.spec(**probe.facts["stored_as"])
+        if spec.digest != probe.facts["features"]:
+            raise ArtefactError(
+                f"{folder} was fitted on embeddings of other weights or preprocessing than "
+                f"{backbone.id} has here; run retailtag probe again, or give its --weights."
+            )
+        return cls(backbone, probe.tags, probe.weight, probe.bias, probe.thresholds)
+
+    def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
+        """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
+
+        Raises
+        ------
+        UnreadableImage
+            If one does not decode.
+        """
+        pixels = np.stack([self.backbone.preprocess(decode_image(data)) for data in images])
+        embeddings = self.backbone.embed(torch.from_numpy(pixels)).float().cpu().numpy()
+        return embeddings @ self.weight.T + self.bias
+
+    def tag(self, images: Sequence[bytes]) -> list[list[str]]:
+        """Tags of each encoded image, those above their thresholds."""
+        names = np.array(self.tags)
+        return [names[row].tolist() for row in self.logits(images) >= self.thresholds]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of backbone and head together."""
+        body = sum(p.numel() for p in self.backbone.module.parameters())
+        return body + self.weight.size + self.bias.size
