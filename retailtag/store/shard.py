@@ -31,6 +31,7 @@ _MAX_ID_BYTES = 1024
 _MAX_REASON = 500
 _DATASETS = {"embedding", "image_id", "image_sha256", "absent"}
 _ATTRIBUTES = {"format", "identity", "data_sha256"}
+_SHA256 = re.compile("[0-9a-f]{64}")
 _HEADER = re.compile(
     rb"retailtag-feature-shard (\d{1,9})\nidentity ([0-9a-f]{64})\n"
     rb"body (\d{1,18})\nsha256 ([0-9a-f]{64})\n\0*"
@@ -91,8 +92,7 @@ class Shard:
                 f"{len(ids)} ids with {len(sha256)} hashes and embeddings of shape "
                 f"{embeddings.shape} do not make rows of ({spec.dim},)."
             )
-        hashes = np.frombuffer(b"".join(map(bytes.fromhex, sha256)), np.uint8).reshape(-1, 32)
-        return cls(ids, hashes, _to_stored(spec, ids, embeddings), gone)
+        return cls(ids, _to_hashes(sha256), _to_stored(spec, ids, embeddings), gone)
 
 
 def _check_ids(ids: Sequence[str]) -> None:
@@ -110,6 +110,14 @@ def _check_ids(ids: Sequence[str]) -> None:
                 f"Image id {image_id[:60]!r} cannot be stored; use 1 to {_MAX_ID_BYTES} bytes "
                 "without NUL."
             )
+
+
+def _to_hashes(sha256: Sequence[str]) -> NDArray[np.uint8]:
+    """Turn hexadecimal digests into bytes (n, 32)."""
+    for digest in sha256:
+        if _SHA256.fullmatch(digest) is None:
+            raise DataError(f"{digest[:70]!r} is no SHA-256; give 64 hexadecimal digits, a-f.")
+    return np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
 
 
 def _to_stored(
@@ -140,7 +148,7 @@ def encode(shard: Shard, spec: FeatureSpec) -> bytes:
     """Bytes of a shard's file; equal rows give equal bytes under one HDF5 version."""
     arrays = _arrays(shard)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w", userblock_size=HEADER_BYTES, libver=("earliest", "v110")) as f:
+    with h5py.File(buffer, "w", userblock_size=HEADER_BYTES, libver=("v110", "v110")) as f:
         f.attrs["format"] = FORMAT
         f.attrs["identity"] = np.bytes_(spec.digest)
         f.attrs["data_sha256"] = np.bytes_(_data_sha256(arrays))
