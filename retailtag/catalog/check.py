@@ -1,0 +1,326 @@
+"""Decode every image once and say what a catalogue holds and what is odd about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.decode import MAX_PIXELS, decode_image
+from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
+from retailtag.errors import UnreadableImage
+from retailtag.progress import SILENT, Progress
+
+BATCH = 64  # images a task: enough to hide the hand-over between threads
+SMALLEST_SIDE = 32
+LONGEST_ASPECT = 8.0
+
+
+@dataclass(frozen=True)
+class TagRow:
+    """One tag: its frequency group, positive images in each split, cells not annotated."""
+
+    tag: str
+    group: str
+    positives: dict[str, int]
+    unknown: int
+
+
+@dataclass(frozen=True)
+class ImageFinding:
+    """One image, where it lies, and what is wrong or odd about it."""
+
+    image_id: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Images of identical pixels, the splits they are in, and whether their labels agree."""
+
+    image_ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    same_labels: bool
+
+
+@dataclass(frozen=True)
+class CatalogReport:
+    """What `check_catalog` found.
+
+    Parameters
+    ----------
+    path : str
+        The catalogue.
+    splits : dict of str to int
+        Images in each split that has any.
+    tags : tuple of TagRow
+        In the catalogue's tag order.
+    groups : dict of str to int
+        Number of tail, common and frequent tags.
+    tags_per_image : dict of str to float
+        ``min``, ``median``, ``mean`` and ``max``.
+    products : int
+        Number of groups.
+    unreadable : tuple of ImageFinding
+        Images that do not decode.
+    duplicates_across : tuple of Duplicate
+        Identical pixels in more than one split: they leak.
+    duplicates_within : int
+        Images that repeat another of the same split.
+    without_positive : dict of str to tuple of str
+        Tags without a positive image, by split.
+    suspicious : tuple of ImageFinding
+        Rows worth a look: products in several splits, no tags, far more tags than usual,
+        tiny, long or blank images, equal images with different tags.
+    tag_notes : tuple of str
+        Tags that differ only in case or spacing, and tags that are always on.
+    """
+
+    path: str
+    splits: dict[str, int]
+    tags: tuple[TagRow, ...]
+    groups: dict[str, int]
+    tags_per_image: dict[str, float]
+    products: int
+    unreadable: tuple[ImageFinding, ...]
+    duplicates_across: tuple[Duplicate, ...]
+    duplicates_within: int
+    without_positive: dict[str, tuple[str, ...]]
+    suspicious: tuple[ImageFinding, ...]
+    tag_notes: tuple[str, ...]
+
+    @property
+    def n_images(self) -> int:
+        """Images in all splits."""
+        return sum(self.splits.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary of everything above."""
+        return {"images": self.n_images, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one image showed: digest of its pixels, oddity, and the reason if it did not decode."""
+
+    digest: bytes = b""
+    oddity: str = ""
+    error: str = ""
+
+
+def check_catalog(
+    catalog: Catalog,
+    *,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+    max_pixels: int = MAX_PIXELS,
+) -> CatalogReport:
+    """Decode every image and count, compare and question what the catalogue says.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        As read.
+    workers : int, optional
+        Threads; default: one a core (decoding releases the interpreter lock).
+    progress : Progress
+        Told of every batch of images.
+    max_pixels : int
+        Larger images count as unreadable.
+
+    Returns
+    -------
+    CatalogReport
+
+    Notes
+    -----
+    Duplicates are images of equal size and equal pixels after decoding, so that another
+    container or other metadata does not hide one. Near duplicates are not looked for.
+    """
+    looks = _look_at_all(catalog, workers or os.cpu_count() or 1, progress, max_pixels)
+    labels = catalog.table.labels
+    per_image = (labels == POSITIVE).sum(axis=1)
+    here = [s for s in SPLITS if (catalog.split == s).any()]
+    positives = {s: (labels[catalog.split == s] == POSITIVE).sum(axis=0) for s in here}
+    across, n_within = _duplicates(catalog, looks)
+    group = catalog.table.group
+    return CatalogReport(
+        path=str(catalog.path),
+        splits={s: int((catalog.split == s).sum()) for s in here},
+        tags=_tag_rows(catalog, positives),
+        groups={name: int((group == name).sum()) for name in GROUPS},
+        tags_per_image=_summary(per_image),
+        products=len(np.unique(catalog.group)),
+        unreadable=tuple(_finding(catalog, i, x.error) for i, x in enumerate(looks) if x.error),
+        duplicates_across=across,
+        duplicates_within=n_within,
+        without_positive={
+            s: tuple(np.array(catalog.table.tags)[count == 0].tolist())
+            for s, count in positives.items()
+        },
+        suspicious=tuple(_suspicious(catalog, looks, per_image)),
+        tag_notes=tuple(_tag_notes(catalog)),
+    )
+
+
+def _look_at_all(
+    catalog: Catalog, workers: int, progress: Progress, max_pixels: int
+) -> list[_Look]:
+    """Look at every image in row order, a bounded number of batches ahead."""
+    looks: list[_Look] = []
+    with (
+        warnings.catch_warnings(),
+        progress.task("decode", len(catalog)) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        # What Pillow can read but finds odd is no news for whoever checks a catalogue.
+        warnings.filterwarnings("ignore", module="PIL")
+        for batch in _ahead(catalog, pool, 4 * workers, max_pixels):
+            looks += batch
+            advance(len(batch))
+    return looks
+
+
+def _ahead(
+    catalog: Catalog, pool: ThreadPoolExecutor, depth: int, max_pixels: int
+) -> Iterator[list[_Look]]:
+    """Results of the batches in order; at most `depth` of them wait at any time."""
+    waiting: deque[Future[list[_Look]]] = deque()
+    try:
+        for start in range(0, len(catalog), BATCH):
+            rows = range(start, min(start + BATCH, len(catalog)))
+            waiting.append(pool.submit(_look_at, catalog, rows, max_pixels))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _look_at(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Look]:
+    looks = []
+    for row in rows:
+        try:
+            image = decode_image(catalog.images.read(row), max_pixels=max_pixels)
+        except UnreadableImage as error:
+            looks.append(_Look(error=str(error)))
+            continue
+        pixels = np.asarray(image)
+        digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
+        looks.append(_Look(digest, _oddity(pixels)))
+    return looks
+
+
+def _oddity(pixels: NDArray[np.uint8]) -> str:
+    """What is odd about an image as such; empty where nothing is."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        return f"is tiny ({width} x {height} pixels)"
+    if max(height, width) > LONGEST_ASPECT * min(height, width):
+        return f"is very long ({width} x {height} pixels)"
+    if (pixels == pixels[0, 0]).all():
+        return "is blank (every pixel has one colour)"
+    return ""
+
+
+def _summary(values: NDArray[np.int64]) -> dict[str, float]:
+    if not len(values):
+        return dict.fromkeys(("min", "median", "mean", "max"), 0.0)
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "max": float(values.max()),
+    }
+
+
+def _tag_rows(catalog: Catalog, positives: dict[str, NDArray[np.int64]]) -> tuple[TagRow, ...]:
+    table = catalog.table
+    unknown = (table.labels == UNKNOWN).sum(axis=0)
+    group = table.group
+    return tuple(
+        TagRow(tag, str(group[t]), {s: int(c[t]) for s, c in positives.items()}, int(unknown[t]))
+        for t, tag in enumerate(table.tags)
+    )
+
+
+def _repeats(looks: Sequence[_Look]) -> Iterator[list[int]]:
+    """Rows of identical pixels, two or more together."""
+    seen: dict[bytes, list[int]] = {}
+    for row, look in enumerate(looks):
+        if look.digest:
+            seen.setdefault(look.digest, []).append(row)
+    return (rows for rows in seen.values() if len(rows) > 1)
+
+
+def _duplicates(catalog: Catalog, looks: Sequence[_Look]) -> tuple[tuple[Duplicate, ...], int]:
+    """Duplicates that cross splits, and the number of repeats inside one."""
+    across, within = [], 0
+    for rows in _repeats(looks):
+        splits = catalog.split[rows]
+        within += len(rows) - len(np.unique(splits))
+        if len(np.unique(splits)) > 1:
+            ids = tuple(catalog.image_ids[rows].tolist())
+            across.append(Duplicate(ids, tuple(splits.tolist()), _same_labels(catalog, rows)))
+    return tuple(across), within
+
+
+def _same_labels(catalog: Catalog, rows: Sequence[int]) -> bool:
+    labels = catalog.table.labels[list(rows)]
+    return bool((labels == labels[0]).all())
+
+
+def _finding(catalog: Catalog, row: int, reason: str) -> ImageFinding:
+    return ImageFinding(str(catalog.image_ids[row]), catalog.images.name(row), reason)
+
+
+def _suspicious(
+    catalog: Catalog, looks: Sequence[_Look], per_image: NDArray[np.int64]
+) -> Iterator[ImageFinding]:
+    median = float(np.median(per_image)) if len(per_image) else 0.0
+    for row in np.flatnonzero(per_image == 0).tolist():
+        yield _finding(catalog, row, "has no tags")
+    for row in np.flatnonzero(per_image > max(10.0, 4 * median)).tolist():
+        yield _finding(catalog, row, f"has {per_image[row]} tags; the median image has {median:g}")
+    for row, splits in _torn_products(catalog):
+        reason = f"belongs to product '{catalog.group[row]}', which is in {' and '.join(splits)}"
+        yield _finding(catalog, row, reason)
+    for row, look in enumerate(looks):
+        if look.oddity:
+            yield _finding(catalog, row, look.oddity)
+    for rows in _repeats(looks):
+        if not _same_labels(catalog, rows):
+            others = ", ".join(catalog.image_ids[rows[1:]].tolist())
+            yield _finding(catalog, rows[0], f"has the pixels but not the tags of {others}")
+
+
+def _torn_products(catalog: Catalog) -> Iterator[tuple[int, list[str]]]:
+    """First row and splits of each product that a split separates."""
+    _, first, code = np.unique(catalog.group, return_index=True, return_inverse=True)
+    inside = np.stack([np.bincount(code[catalog.split == s], minlength=len(first)) for s in SPLITS])
+    for product in np.flatnonzero((inside > 0).sum(axis=0) > 1).tolist():
+        yield int(first[product]), np.array(SPLITS)[inside[:, product] > 0].tolist()
+
+
+def _tag_notes(catalog: Catalog) -> Iterator[str]:
+    alike: dict[str, list[str]] = {}
+    for tag in catalog.table.tags:
+        alike.setdefault("".join(tag.casefold().split()), []).append(tag)
+    for tags in alike.values():
+        if len(tags) > 1:
+            yield f"tags {', '.join(tags)} differ only in case or spacing"
+    always = (catalog.table.labels == POSITIVE).all(axis=0) & (len(catalog) > 0)
+    for t in np.flatnonzero(always).tolist():
+        yield f"tag {catalog.table.tags[t]} is on every image, so there is nothing to learn"

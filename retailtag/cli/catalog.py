@@ -1,0 +1,220 @@
+"""`retailtag catalog`: look at a catalogue, and split it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retailtag.cli.common import (
+    AttributesOption,
+    CatalogArgument,
+    ImagesOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    SeedOption,
+    split_list,
+)
+from retailtag.errors import EXIT_BAD_DATA, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.catalog.check import CatalogReport, ImageFinding
+
+SHOWN = 20  # rows of a list printed to a person; --json gives all
+PLOT_WIDTH, PLOT_HEIGHT = 60, 10
+
+app = typer.Typer(help="Check a catalogue, or split it.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    catalogue: CatalogArgument,
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Larger images count as unreadable.")
+    ] = 100_000_000,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Decode every image and print what the catalogue holds and what is odd about it.
+
+    Ends with exit code 3 if an image is unreadable or has an exact duplicate in another split.
+    """
+    from retailtag.catalog.check import check_catalog
+    from retailtag.catalog.readers import read_catalog
+
+    output = Output(json, quiet)
+    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    report = check_catalog(
+        catalog, workers=workers, progress=output.progress, max_pixels=max_pixels
+    )
+    output.print(_report(report))
+    output.result(report.to_json())
+    if report.unreadable or report.duplicates_across:
+        raise typer.Exit(EXIT_BAD_DATA)
+
+
+@app.command()
+def split(
+    catalogue: CatalogArgument,
+    out: Annotated[Path, typer.Option("--out", help="CSV manifest to write.")],
+    test: Annotated[str, typer.Option("--test", help="Test images: a number or a fraction.")],
+    val: Annotated[str, typer.Option("--val", help="Val images: a number or a fraction.")] = "0",
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite --out, be it the input itself.")
+    ] = False,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Stratify over tags into train, val and test of exact sizes, no product separated."""
+    from retailtag.catalog.readers import read_catalog, write_catalogue
+    from retailtag.catalog.split import split_catalog
+
+    output = Output(json, quiet)
+    n_test, n_val = _amount(test, "--test"), _amount(val, "--val")
+    if out.suffix.lower() != ".csv":
+        raise UsageError(f"--out {out}: the manifest is written as CSV; end its name in .csv.")
+    if out.exists() and not force:
+        raise UsageError(f"--out {out} exists; give another name, or --force to overwrite it.")
+    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    divided, unsatisfied = split_catalog(catalog, test=n_test, val=n_val, seed=seed)
+    write_catalogue(divided, out)
+    sizes = {s: len(divided.rows(s)) for s in ("train", "val", "test")}
+    output.print(_told(out, divided, sizes, unsatisfied))
+    output.result({"out": str(out), "sizes": sizes, "unsatisfied": unsatisfied, "seed": seed})
+
+
+def _told(out: Path, catalog: Catalog, sizes: dict[str, int], unsatisfied: Sequence[str]) -> Text:
+    """What was written, what could not be had, and where the images are if not beside it."""
+    from rich.text import Text
+
+    lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items() if n)]
+    lines += unsatisfied or ["Every size is exact, and every tag is on every side."]
+    root = getattr(catalog.images, "root", out.parent)
+    if out.parent.resolve() not in (root.resolve(), root.resolve().parent):
+        lines.append(f"The images stay where they are: read it with --images {root}")
+    return Text("\n".join(lines))
+
+
+def _amount(text: str, option: str) -> int | float:
+    """A number of images, or a fraction where there is a point."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: give a number of images or a fraction.") from None
+
+
+def _report(report: CatalogReport) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = [_facts(report), Text(_frequency_plot(report))]
+    parts += _findings("Unreadable images", report.unreadable)
+    parts += _duplicates(report)
+    parts += [
+        Text(f"Without a positive in {name}: {_some(tags)}")
+        for name, tags in report.without_positive.items()
+        if tags
+    ]
+    parts += _findings("Suspicious rows", report.suspicious)
+    parts += [Text(note) for note in report.tag_notes]
+    return Group(*parts)
+
+
+def _facts(report: CatalogReport) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(report.path), show_header=False, title_justify="left")
+    spread = report.tags_per_image
+    splits = ", ".join(f"{n:,} {name}" for name, n in report.splits.items())
+    groups = ", ".join(f"{n} {name}" for name, n in report.groups.items())
+    for name, fact in (
+        ("images", f"{report.n_images:,} ({splits}) of {report.products:,} products"),
+        ("tags", f"{len(report.tags)} ({groups})"),
+        (
+            "tags per image",
+            f"{spread['mean']:.2f} on average, median {spread['median']:g}, "
+            f"{spread['min']:g} to {spread['max']:g}",
+        ),
+        ("unreadable", f"{len(report.unreadable):,}"),
+        ("duplicates across splits", f"{len(report.duplicates_across):,}"),
+        ("duplicates within a split", f"{report.duplicates_within:,}"),
+        ("suspicious rows", f"{len(report.suspicious):,}"),
+    ):
+        table.add_row(name, fact)
+    return table
+
+
+def _frequency_plot(report: CatalogReport) -> str:
+    """Bars of training images, tags from the most to the least frequent, on a log scale."""
+    import numpy as np
+
+    counts = np.sort([row.positives.get("train", 0) for row in report.tags])[::-1]
+    if not len(counts) or counts[0] == 0:
+        return "No tag has a training image."
+    width = min(PLOT_WIDTH, len(counts))
+    shown = np.array([np.median(bin_) for bin_ in np.array_split(counts, width)])
+    top = int(np.ceil(np.log10(counts[0] + 1)))
+    height = np.log10(shown + 1) / top * PLOT_HEIGHT
+    lines = ["Training images of each tag, most frequent first (log scale)"]
+    for level in range(PLOT_HEIGHT, 0, -1):
+        value = 10 ** (level * top / PLOT_HEIGHT)
+        bars = "".join(_bar(h - level + 1) for h in height)
+        lines.append(f"{value:>9,.0f} {bars}")
+    lines.append(" " * 10 + f"{'1':<{width - len(str(len(counts)))}}{len(counts)}")
+    return "\n".join(lines)
+
+
+def _bar(part: float) -> str:
+    """A cell that is full, empty or filled by eighths."""
+    return " ▁▂▃▄▅▆▇█"[round(8 * min(max(part, 0.0), 1.0))]
+
+
+def _findings(title: str, findings: Sequence[ImageFinding]) -> list[Table]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not findings:
+        return []
+    table = Table(title=f"{title} ({len(findings):,})", title_justify="left")
+    for name in ("image", "reason", "place"):
+        table.add_column(name, overflow="fold")
+    for row in findings[:SHOWN]:
+        table.add_row(escape(row.image_id), escape(row.reason), escape(row.place))
+    if len(findings) > SHOWN:
+        table.add_row("...", f"and {len(findings) - SHOWN:,} more; --json lists all", "")
+    return [table]
+
+
+def _duplicates(report: CatalogReport) -> list[Table]:
+    from rich.table import Table
+
+    if not report.duplicates_across:
+        return []
+    title = f"Exact duplicates across splits ({len(report.duplicates_across):,})"
+    table = Table("images", "tags agree", title=title, title_justify="left")
+    for row in report.duplicates_across[:SHOWN]:
+        pairs = zip(row.image_ids, row.splits, strict=True)
+        table.add_row(", ".join(f"{i} ({s})" for i, s in pairs), "yes" if row.same_labels else "no")
+    return [table]
+
+
+def _some(tags: Sequence[str]) -> str:
+    rest = len(tags) - SHOWN
+    return ", ".join(tags[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
