@@ -1,1 +1,28 @@
-"""timm, open_clip and the packaged demo models behind one Backbone."""
+"""timm, open_clip and the packaged demo models behind one Backbone.
+
+`load_backbone` and `Backbone` need torch and are imported when first used; `resolve_id` does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from retailtag.backbones.ids import PRESETS, BackboneId, resolve_id
+
+if TYPE_CHECKING:
+    from retailtag.backbones.backbone import Backbone
+    from retailtag.backbones.factory import load_backbone
+
+__all__ = ["PRESETS", "Backbone", "BackboneId", "load_backbone", "resolve_id"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_backbone":
+        from retailtag.backbones.factory import load_backbone
+
+        return load_backbone
+    if name == "Backbone":
+        from retailtag.backbones.backbone import Backbone
+
+        return Backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

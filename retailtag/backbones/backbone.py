@@ -1,0 +1,258 @@
+"""One pretrained image model: its identity, preprocessing, embedding and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from retailtag.backbones.blocks import Block, Layout, Run
+from retailtag.backbones.ids import BackboneId
+from retailtag.backbones.preprocess import Preprocess
+from retailtag.backbones.weights import state_sha256
+from retailtag.errors import UsageError
+from retailtag.store.spec import FeatureSpec, canonical_json
+
+Blocks = int | Literal["all"]
+EncodeText = Callable[[list[str], torch.device], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a library's module hands over to make a `Backbone`.
+
+    Parameters
+    ----------
+    id : BackboneId
+        Resolved id.
+    module : Module
+        Normalised float images (n, 3, h, w) to embeddings (n, dim).
+    layout : Layout or None
+        Its blocks; None for an architecture that `retailtag.backbones.blocks` does not know.
+    preprocess : Preprocess
+        Resize, crop and normalisation.
+    architecture : dict
+        Library, model and its arguments, JSON-able.
+    output : str
+        Which tensor is the embedding.
+    encode_text : callable or None
+        Texts and a device to float32 (n, dim_text), not normalised.
+    """
+
+    id: BackboneId
+    module: nn.Module
+    layout: Layout | None
+    preprocess: Preprocess
+    architecture: dict[str, Any]
+    output: str
+    encode_text: EncodeText | None = None
+
+
+class Backbone:
+    """A pretrained image model that embeds, and can be unfrozen from a block on.
+
+    Parameters
+    ----------
+    parts : Parts
+        What was built and loaded; the weights' hash is taken now, before any training.
+    device : str
+        Where it runs.
+
+    Attributes
+    ----------
+    id : str
+        Canonical resolved id.
+    dim : int
+        Length of one embedding.
+    module : Module
+        Normalised float images (n, 3, h, w) to (n, dim).
+    preprocess : Preprocess
+        PIL image to uint8 (3, h, w); cheap to copy to other threads and processes.
+    family : str
+        ``cnn``, ``vit``, ``clip``, or ``other`` where the blocks are not known.
+    blocks : tuple of Block
+        In running order; empty for ``other``.
+    weights_sha256 : str
+        Hash of the image model's parameters and buffers as loaded (`state_sha256`).
+
+    Raises
+    ------
+    UsageError
+        If the model does not give one vector per image.
+    """
+
+    def __init__(self, parts: Parts, device: str = "cpu") -> None:
+        self._parts = parts
+        self._layout = parts.layout
+        self.id = str(parts.id)
+        self.device = torch.device(device)
+        self.preprocess = parts.preprocess
+        self.family = parts.layout.family if parts.layout else "other"
+        self.weights_sha256 = state_sha256(parts.module)
+        # parameters that the architecture itself holds fixed stay fixed (sine positions, say)
+        self._trainable = frozenset(
+            n for n, p in parts.module.named_parameters() if p.requires_grad
+        )
+        self.module = parts.module.to(self.device).eval()
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (parts.preprocess.mean, parts.preprocess.std)
+        )
+        self.dim = self._probe_dim()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Blocks in running order, see `retailtag.backbones.blocks`."""
+        return self._layout.blocks if self._layout else ()
+
+    def spec(self, engine: str = "eager-float32", dtype: str = "float32") -> FeatureSpec:
+        """Identity of the embeddings that this backbone gives, stored as `dtype`."""
+        return FeatureSpec(
+            backbone=self.id,
+            weights_sha256=self.weights_sha256,
+            architecture=canonical_json(self._parts.architecture),
+            output=self._parts.output,
+            dim=self.dim,
+            preprocessing=self.preprocess.to_json(),
+            engine=engine,
+            dtype=dtype,
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise uint8 pixels (n, 3, h, w) on the device and embed them, differentiably."""
+        embedding: Tensor = self.module(self._normalised(pixels))
+        return embedding
+
+    @torch.inference_mode()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed uint8 pixels (n, 3, h, w), on any device, to float32 (n, dim) on the device.
+
+        Puts the module in evaluation mode: normalisation uses stored statistics.
+        """
+        self.module.eval()
+        return self.forward(pixels).float()
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Embed texts to float32 (n, dim_text), not normalised.
+
+        Raises
+        ------
+        UsageError
+            If the model has no text tower.
+        """
+        if self._parts.encode_text is None:
+            raise UsageError(
+                f"{self.id} has no text tower; use an image-text model such as clip or demo:clip."
+            )
+        return self._parts.encode_text(texts, self.device).float()
+
+    def trainable_names(self, k: Blocks) -> list[str]:
+        """Names of the parameters in `module` that "the last k blocks" covers, in module order.
+
+        Parameters
+        ----------
+        k : int or "all"
+            Number of blocks from the end, 0 for none; ``all`` is the whole model.
+
+        Raises
+        ------
+        UsageError
+            If the model has fewer blocks, or its blocks are not known.
+        """
+        names = [n for n, _ in self.module.named_parameters() if n in self._trainable]
+        if k == "all":
+            return names
+        last = self._last(k)
+        return [name for name in names if any(block.covers(name) for block in last)]
+
+    def unfreeze_last(self, k: Blocks) -> list[nn.Parameter]:
+        """Let exactly the parameters of `trainable_names` receive gradients; returns them."""
+        wanted = set(self.trainable_names(k))
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in wanted)
+        return [p for n, p in self.module.named_parameters() if n in wanted]
+
+    def train_last(self, k: Blocks) -> None:
+        """Put the last k blocks in training mode and everything before them in evaluation mode.
+
+        Frozen batch normalisation so keeps its stored statistics, and frozen dropout stays off.
+        """
+        self.module.train(k == "all")
+        if k == "all":
+            return
+        last = self._last(k)
+        for name, module in self.module.named_modules():
+            if any(block.covers(name) for block in last):
+                module.train()
+
+    def split_at(self, k: int) -> tuple[Run, Run]:
+        """Cut the model before the last k blocks, so that frozen activations can be kept.
+
+        Parameters
+        ----------
+        k : int
+            Number of blocks in the second part, at least 1.
+
+        Returns
+        -------
+        trunk : callable
+            uint8 pixels (n, 3, h, w) to the input of the first of the last k blocks.
+        rest : callable
+            That to the embedding (n, dim); ``rest(trunk(x))`` equals ``forward(x)`` bit for bit.
+
+        Raises
+        ------
+        UsageError
+            If the model cannot be run in two parts.
+        """
+        last = self._last(k)
+        layout = self._layout
+        if not last or layout is None or layout.stem is None or layout.finish is None:
+            raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
+        stem, finish = layout.stem, layout.finish
+        first = [self._module(path) for b in self.blocks[:-k] for path in b.runs]
+        second = [self._module(path) for b in last for path in b.runs]
+
+        def trunk(pixels: Tensor) -> Tensor:
+            return _run(first, stem(self._normalised(pixels)))
+
+        return trunk, lambda x: finish(_run(second, x))
+
+    def _last(self, k: Blocks) -> tuple[Block, ...]:
+        if self._layout is None:
+            raise UsageError(
+                f"retailtag does not know which parts of {self.id} are its last blocks; fine-tune "
+                "it whole with --blocks all."
+            )
+        if not isinstance(k, int) or not 0 <= k <= len(self.blocks):
+            raise UsageError(
+                f"{self.id} has {len(self.blocks)} blocks; --blocks {k} must be 0 to "
+                f"{len(self.blocks)}, or all."
+            )
+        return self.blocks[len(self.blocks) - k :]
+
+    def _module(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        # the order of ToTensor and Normalize, so that results equal theirs bit for bit
+        unit = pixels.to(self.device, non_blocking=True).float().div_(255)
+        return unit.sub_(self._mean).div_(self._std)
+
+    def _probe_dim(self) -> int:
+        shape = self.embed(torch.zeros(1, 3, *self.preprocess.size, dtype=torch.uint8)).shape
+        if len(shape) != 2:
+            raise UsageError(
+                f"{self.id} gives an array of shape {tuple(shape[1:])} per image instead of one "
+                "vector; add a pooling to the id, such as ?pool=avg."
+            )
+        return shape[1]
+
+
+def _run(modules: list[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x

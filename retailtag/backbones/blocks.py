@@ -1,0 +1,286 @@
+"""What "the last four blocks" of a model are, per family.
+
+A model is read as a stem, an ordered row of blocks, and a finish. A block is one transformer block
+(ViT, Swin, CLIP) or one residual or inverted-residual block (ResNet, ConvNeXt, RegNet,
+EfficientNet, MobileNet). Whatever runs between two blocks (a downsampling layer, a plain
+convolution) belongs to the block before it, and everything after the last block (final norm,
+head convolution, attention pooling, projection) belongs to the last block. "The last k blocks" are
+therefore all parameters that are used from the start of the k-th last block on, and no others:
+freezing the rest cuts the backward pass at one place.
+
+=============================  ============================  ====================================
+model class                    a block                       the finish, part of the last block
+=============================  ============================  ====================================
+timm VisionTransformer, Eva,   ``blocks.i``                  norm, fc_norm, attn_pool
+Beit
+timm ResNet                    ``layer1-4.i``                pooling
+timm ConvNeXt                  ``stages.i.blocks.j``         norm_pre, head norm
+timm SwinTransformer (V2)      ``layers.i.blocks.j``         norm
+timm RegNet                    ``s1-4.bj``                   final_conv
+timm EfficientNet              ``blocks.i.j``                conv_head, bn2
+timm MobileNetV3               ``blocks.i.j``                conv_head, norm_head
+open_clip VisionTransformer    ``transformer.resblocks.i``   ln_post, attn_pool, proj
+open_clip ModifiedResNet       ``layer1-4.i``                attnpool
+open_clip TimmModel            as the timm class             as the timm class, and head
+=============================  ============================  ====================================
+
+Subclasses count as their parent only where they inherit its forward pass. Other architectures are
+refused by name for a number of blocks, never guessed; ``all`` still trains them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block and what runs after it, up to the next block.
+
+    Parameters
+    ----------
+    name : str
+        Path of the block in the model, e.g. ``blocks.11``.
+    runs : tuple of str
+        Paths of the modules that run one after the other, `name` first.
+    finish : tuple of str
+        Paths of modules and parameters that follow the last block; empty for the others.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    finish: tuple[str, ...] = ()
+
+    def covers(self, name: str) -> bool:
+        """Whether the parameter or module `name` belongs to this block."""
+        return any(name == p or name.startswith(f"{p}.") for p in self.runs + self.finish)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model as stem, blocks and finish.
+
+    Parameters
+    ----------
+    family : str
+        ``cnn``, ``vit`` or ``clip``.
+    blocks : tuple of Block
+        In the order in which they run.
+    stem : callable or None
+        Normalised images to the input of the first block; None where blocks take more than
+        one input, so that the model cannot be run in two parts.
+    finish : callable or None
+        Output of the last block's modules to the embedding.
+    """
+
+    family: str
+    blocks: tuple[Block, ...]
+    stem: Run | None = None
+    finish: Run | None = None
+
+    def under(self, prefix: str) -> Layout:
+        """The same layout for a module that holds this one as its attribute `prefix`."""
+        blocks = tuple(
+            Block(f"{prefix}.{b.name}", _under(prefix, b.runs), _under(prefix, b.finish))
+            for b in self.blocks
+        )
+        return replace(self, blocks=blocks)
+
+    def extended(self, finish: Run, *names: str) -> Layout:
+        """The same layout with `finish` applied last; it uses the modules or parameters `names`."""
+        inner = self.finish
+        last = replace(self.blocks[-1], finish=self.blocks[-1].finish + names)
+        whole = None if inner is None else _chain(inner, finish)
+        return replace(self, blocks=(*self.blocks[:-1], last), finish=whole)
+
+
+def layout_of(model: nn.Module, *, pre_logits: bool = True) -> Layout | None:
+    """Find the layout of a timm or open_clip image model by its class; None if it is unknown.
+
+    Parameters
+    ----------
+    model : Module
+        The model itself, without retailtag's wrapper.
+    pre_logits : bool
+        Whether the embedding is taken before the classifier layer (timm models do, except inside
+        open_clip, where that layer may be the projection).
+    """
+    for kind in type(model).__mro__:
+        reader = _READERS.get((kind.__module__.partition(".")[0], kind.__name__))
+        if reader is not None:
+            return reader(model, pre_logits)
+        if "forward_features" in vars(kind) or "forward" in vars(kind):
+            return None  # its own forward pass: the parent's reading need not hold
+    return None
+
+
+def _vit(m: Any, pre_logits: bool) -> Layout:
+    def stem(x: Tensor) -> Tensor:
+        return m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(x))))
+
+    blocks = _blocks(_row("blocks", m.blocks), "norm", "fc_norm", "attn_pool", *_head(pre_logits))
+    return Layout("vit", blocks, stem, lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits))
+
+
+def _vit_with_shared_input(m: Any, pre_logits: bool) -> Layout:
+    # every block also takes rotary or relative positions: names only
+    finish = ("norm", "fc_norm", "attn_pool", *_head(pre_logits))
+    return Layout("vit", _blocks(_row("blocks", m.blocks), *finish))
+
+
+def _resnet(m: Any, pre_logits: bool) -> Layout:
+    stages = [f"layer{i}" for i in range(1, 5)]
+    steps = [step for stage in stages for step in _row(stage, getattr(m, stage))]
+    return Layout(
+        "cnn",
+        _blocks(steps, *_head(pre_logits, "fc")),
+        lambda x: m.maxpool(m.act1(m.bn1(m.conv1(x)))),
+        lambda x: m.forward_head(x, pre_logits=pre_logits),
+    )
+
+
+def _convnext(m: Any, pre_logits: bool) -> Layout:
+    return Layout(
+        "cnn",
+        _blocks(_staged("stages", m.stages), "norm_pre", "head"),
+        m.stem,
+        lambda x: m.forward_head(m.norm_pre(x), pre_logits=pre_logits),
+    )
+
+
+def _swin(m: Any, pre_logits: bool) -> Layout:
+    return Layout(
+        "vit",
+        _blocks(_staged("layers", m.layers), "norm", "head"),
+        m.patch_embed,
+        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
+    )
+
+
+def _regnet(m: Any, pre_logits: bool) -> Layout:
+    steps = [
+        (f"s{i}.{name}", True)
+        for i in range(1, 5)
+        for name, _ in getattr(m, f"s{i}").named_children()
+    ]
+    return Layout(
+        "cnn",
+        _blocks(steps, "final_conv", "head"),
+        m.stem,
+        lambda x: m.forward_head(m.final_conv(x), pre_logits=pre_logits),
+    )
+
+
+def _efficientnet(m: Any, pre_logits: bool) -> Layout:
+    return Layout(
+        "cnn",
+        _blocks(_mobile_rows(m), "conv_head", "bn2", *_head(pre_logits, "classifier")),
+        lambda x: m.bn1(m.conv_stem(x)),
+        lambda x: m.forward_head(m.bn2(m.conv_head(x)), pre_logits=pre_logits),
+    )
+
+
+def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
+    return Layout(
+        "cnn",
+        _blocks(_mobile_rows(m), "conv_head", "norm_head", *_head(pre_logits, "classifier")),
+        lambda x: m.bn1(m.conv_stem(x)),
+        lambda x: m.forward_head(x, pre_logits=pre_logits),
+    )
+
+
+def _clip_vit(m: Any, pre_logits: bool) -> Layout:
+    def finish(x: Tensor) -> Tensor:
+        pooled, _ = m._pool(x)
+        return pooled if m.proj is None else pooled @ m.proj
+
+    steps = _row("transformer.resblocks", m.transformer.resblocks)
+    blocks = _blocks(steps, "attn_pool", "attn_pool_contrastive", "ln_post", "proj")
+    # sequence-first transformers transpose around their blocks and cannot be cut between them
+    splits = getattr(m.transformer, "batch_first", False)
+    return Layout("clip", blocks, m._embeds if splits else None, finish if splits else None)
+
+
+def _clip_resnet(m: Any, pre_logits: bool) -> Layout:
+    stages = [f"layer{i}" for i in range(1, 5)]
+    steps = [step for stage in stages for step in _row(stage, getattr(m, stage))]
+    return Layout("clip", _blocks(steps, "attnpool"), m.stem, m.attnpool)
+
+
+def _clip_timm(m: Any, pre_logits: bool) -> Layout | None:
+    trunk = layout_of(m.trunk, pre_logits=False)
+    if trunk is None:
+        return None
+    whole = trunk.under("trunk").extended(m.head, "head")
+    return replace(whole, family="clip")
+
+
+_READERS: dict[tuple[str, str], Callable[[Any, bool], Layout | None]] = {
+    ("timm", "VisionTransformer"): _vit,
+    ("timm", "VisionTransformerDistilled"): _vit,
+    ("timm", "Eva"): _vit_with_shared_input,
+    ("timm", "Beit"): _vit_with_shared_input,
+    ("timm", "ResNet"): _resnet,
+    ("timm", "ConvNeXt"): _convnext,
+    ("timm", "SwinTransformer"): _swin,
+    ("timm", "SwinTransformerV2"): _swin,
+    ("timm", "RegNet"): _regnet,
+    ("timm", "EfficientNet"): _efficientnet,
+    ("timm", "MobileNetV3"): _mobilenetv3,
+    ("open_clip", "VisionTransformer"): _clip_vit,
+    ("open_clip", "ModifiedResNet"): _clip_resnet,
+    ("open_clip", "TimmModel"): _clip_timm,
+}
+
+
+def _row(prefix: str, modules: Sequence[nn.Module]) -> list[tuple[str, bool]]:
+    return [(f"{prefix}.{i}", True) for i in range(len(modules))]
+
+
+def _staged(prefix: str, stages: Sequence[Any]) -> list[tuple[str, bool]]:
+    """Stages that begin with a downsampling layer."""
+    steps: list[tuple[str, bool]] = []
+    for i, stage in enumerate(stages):
+        steps.append((f"{prefix}.{i}.downsample", False))
+        steps += _row(f"{prefix}.{i}.blocks", stage.blocks)
+    return steps
+
+
+def _mobile_rows(m: Any) -> list[tuple[str, bool]]:
+    """Stages of MobileNets, where a plain convolution may stand among the residual blocks."""
+    return [
+        (f"blocks.{i}.{j}", type(block).__name__ != "ConvBnAct")
+        for i, stage in enumerate(m.blocks)
+        for j, block in enumerate(stage)
+    ]
+
+
+def _blocks(steps: Iterable[tuple[str, bool]], *finish: str) -> tuple[Block, ...]:
+    """Group modules in running order, (path, is it a block), into blocks with followers."""
+    groups: list[list[str]] = []
+    for path, is_block in steps:
+        if is_block:
+            groups.append([path])
+        elif groups:
+            groups[-1].append(path)
+    blocks = [Block(group[0], tuple(group)) for group in groups]
+    blocks[-1] = replace(blocks[-1], finish=finish)
+    return tuple(blocks)
+
+
+def _head(pre_logits: bool, name: str = "head") -> tuple[str, ...]:
+    return () if pre_logits else (name,)
+
+
+def _under(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{name}" for name in names)
+
+
+def _chain(first: Run, second: Run) -> Run:
+    return lambda x: second(first(x))

@@ -1,0 +1,89 @@
+"""Backbones from the packaged demo models, which need no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retailtag.backbones.backbone import EncodeText, Parts
+from retailtag.backbones.blocks import Layout, layout_of
+from retailtag.backbones.ids import BackboneId
+from retailtag.backbones.preprocess import Preprocess, override
+from retailtag.backbones.weights import weights_file
+
+PREPROCESS = Preprocess(size=(64, 64), mode="squash", interpolation="bicubic")
+
+
+def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+    """Build a demo model with its packaged weights, local ones, or none.
+
+    Parameters
+    ----------
+    backbone_id : BackboneId
+        With scheme ``demo``.
+    weights : Path or None
+        Local file or folder instead of the packaged weights.
+    random_weights : bool
+        Leave the initial values.
+    """
+    from retailtag.backbones.demo import build_demo_model
+
+    source: Path | str | None = "packaged"
+    if random_weights:
+        source = None
+    elif weights is not None:
+        source = weights_file(weights)
+    return from_demo_model(backbone_id, build_demo_model(backbone_id.model, weights=source))
+
+
+def from_demo_model(backbone_id: BackboneId, model: Any) -> Parts:
+    """Describe a demo model: a timm trunk, and for ``clip`` a projection and a text tower."""
+    is_clip = hasattr(model, "proj")
+    return Parts(
+        id=backbone_id,
+        module=DemoTower(model),
+        layout=_layout(model, is_clip),
+        preprocess=override(PREPROCESS, backbone_id),
+        architecture={"library": "retailtag", "model": f"demo:{backbone_id.model}"},
+        output="projected, not normalised" if is_clip else "forward_head(pre_logits=True)",
+        encode_text=_text_encoder(model) if hasattr(model, "text") else None,
+    )
+
+
+class DemoTower(nn.Module):
+    """The image side of a demo model; its text side is no parameter of it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.trunk = model.trunk
+        self.proj = model.proj if hasattr(model, "proj") else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 3, 64, 64) to embeddings (n, dim)."""
+        pooled = self.trunk.forward_head(self.trunk.forward_features(x), pre_logits=True)
+        embedding: Tensor = self.proj(pooled)
+        return embedding
+
+
+def _layout(model: Any, is_clip: bool) -> Layout | None:
+    trunk = layout_of(model.trunk)
+    if trunk is None:
+        return None
+    layout = trunk.under("trunk")
+    if not is_clip:
+        return layout
+    whole = layout.extended(model.proj, "proj")
+    return Layout("clip", whole.blocks, whole.stem, whole.finish)
+
+
+def _text_encoder(model: Any) -> EncodeText:
+    def encode(texts: list[str], device: torch.device) -> Tensor:
+        text = model.text.to(device).eval()
+        with torch.inference_mode():
+            embedding: Tensor = text.encode_text(texts)
+        return embedding
+
+    return encode

@@ -1,0 +1,92 @@
+"""From an id to a backbone, whichever library it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from retailtag.backbones.ids import BackboneId, resolve_id
+from retailtag.errors import UsageError
+
+if TYPE_CHECKING:
+    from retailtag.backbones.backbone import Backbone, Parts
+    from retailtag.backbones.hub import Published
+
+RANDOM_SEED = 0
+
+
+def load_backbone(
+    backbone_id: str,
+    *,
+    weights: Path | None = None,
+    device: str = "cpu",
+    random_weights: bool = False,
+) -> Backbone:
+    """Load a pretrained image model.
+
+    Parameters
+    ----------
+    backbone_id : str
+        See `resolve_id`.
+    weights : Path or None
+        A local file (safetensors, or torch without code) or folder (with ``config.json`` or
+        ``open_clip_config.json``, which are followed) instead of the published weights.
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    random_weights : bool
+        Untrained weights, the same in every process; for tests and timing.
+
+    Returns
+    -------
+    Backbone
+        In evaluation mode. Its id names the library's default tag where none was given and the
+        weights came from the hub.
+
+    Raises
+    ------
+    UsageError
+        If the id or the path cannot be followed.
+    DataError
+        If the weights do not fit the architecture, are damaged, or would have to run code.
+    Unavailable
+        If they are not on this machine and cannot be downloaded.
+    """
+    from retailtag.backbones.backbone import Backbone
+
+    if weights is not None and random_weights:
+        raise UsageError("Random weights and --weights exclude each other; drop one.")
+    parsed = resolve_id(backbone_id)
+    return Backbone(build_parts(parsed, weights, random_weights=random_weights), device)
+
+
+def build_parts(
+    backbone_id: BackboneId, weights: Path | None = None, *, random_weights: bool = False
+) -> Parts:
+    """Build and load on the CPU (or the current default device) what makes a backbone.
+
+    The caller's random state is left as it was.
+    """
+    if backbone_id.scheme == "timm":
+        from retailtag.backbones.timm_models import build
+    elif backbone_id.scheme == "open_clip":
+        from retailtag.backbones.clip_models import build
+    else:
+        from retailtag.backbones.demo_models import build
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        return build(backbone_id, weights, random_weights=random_weights)
+
+
+def published(backbone_id: BackboneId) -> Published | None:
+    """Where an id's weights are published; None for the packaged demo models."""
+    if backbone_id.scheme == "timm":
+        from retailtag.backbones.timm_models import published as timm_published
+
+        return timm_published(backbone_id)
+    if backbone_id.scheme == "open_clip":
+        from retailtag.backbones.clip_models import published as clip_published
+
+        return clip_published(backbone_id)
+    return None

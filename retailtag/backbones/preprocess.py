@@ -1,0 +1,212 @@
+"""From a decoded image to the pixels a model was trained on, as uint8."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retailtag.backbones.ids import BackboneId
+from retailtag.errors import UsageError
+from retailtag.store.spec import canonical_json
+
+Triple = tuple[float, float, float]
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MODES = ("shortest", "squash", "longest")
+_CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize and crop of one model, and the normalisation that follows on the device.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width of the result, pixels.
+    mode : str
+        ``shortest``: the shorter side is scaled to ``size / crop_pct``, the centre is cut out.
+        ``squash``: both sides are scaled to ``size / crop_pct`` whatever the aspect ratio, the
+        centre is cut out. ``longest``: the whole image fits and a border of `fill` is added.
+    crop_pct : float
+        Part of the scaled image that is kept, in (0, 1].
+    interpolation : str
+        Name of a Pillow filter, see `INTERPOLATIONS`.
+    mean, std : (float, float, float)
+        Normalisation ``(pixel / 255 - mean) / std`` per channel, red first.
+    fill : (int, int, int)
+        Colour of a border, 0 to 255.
+    antialias : bool
+        Always True: the filter widens with the scale when an image shrinks. A field because it
+        changes an embedding, so that a store's identity says it.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of range or unknown.
+
+    Notes
+    -----
+    The arithmetic (rounding included) is that of ``timm.data.create_transform`` and
+    ``open_clip.image_transform`` with torchvision's Pillow backend: results are equal byte for
+    byte.
+    """
+
+    size: tuple[int, int]
+    mode: str = "shortest"
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    mean: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)
+    fill: tuple[int, int, int] = (0, 0, 0)
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UsageError(f"Image size {self.size} is not a positive height and width.")
+        if self.mode not in MODES:
+            raise UsageError(f"Resize mode {self.mode} is unknown; use one of {', '.join(MODES)}.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"Interpolation {self.interpolation} is unknown; use one of "
+                f"{', '.join(INTERPOLATIONS)}."
+            )
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct {self.crop_pct} is not in (0, 1].")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UsageError("mean and std need one value per colour, and std above 0.")
+
+    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop one RGB image of any size to uint8 (3, h, w)."""
+        scaled = image.resize(self._scaled(image), INTERPOLATIONS[self.interpolation])
+        cut = _centre(scaled, self.size, self.fill)
+        return np.ascontiguousarray(np.asarray(cut).transpose(2, 0, 1))
+
+    def to_json(self) -> str:
+        """Every fact that changes the pixels, the decoder's policy included, as canonical JSON."""
+        from retailtag.catalog.decode import DECODE_POLICY
+
+        return canonical_json({**asdict(self), "decode": DECODE_POLICY})
+
+    def _scaled(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height after scaling (Pillow's order)."""
+        w, h = image.size
+        target_h, target_w = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.mode == "squash":
+            return target_w, target_h
+        if self.mode == "shortest" and target_h == target_w:
+            # torchvision truncates the longer side
+            if w <= h:
+                return target_w, int(target_w * h / w)
+            return int(target_h * w / h), target_h
+        pick = min if self.mode == "shortest" else max
+        ratio = pick(h / target_h, w / target_w)
+        return max(round(w / ratio), 1), max(round(h / ratio), 1)
+
+
+def override(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
+    """Apply what an id itself says about size, crop, interpolation and normalisation.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be used; the message names the id.
+    """
+    args = backbone_id.preprocess_args
+    args.pop("pool", None)
+    try:
+        changes: dict[str, Any] = {k: triple(args[k]) for k in ("mean", "std") if k in args}
+        if "size" in args:
+            changes["size"] = pair(args["size"])
+        if "crop_pct" in args:
+            changes["crop_pct"] = float(args["crop_pct"])
+        if "interpolation" in args:
+            changes["interpolation"] = str(args["interpolation"])
+        if "crop_mode" in args:
+            changes["mode"] = _CROP_MODES.get(args["crop_mode"], str(args["crop_mode"]))
+        if backbone_id.scheme == "timm":
+            changes["fill"] = _timm_fill(
+                changes.get("mode", base.mode), changes.get("mean", base.mean)
+            )
+        return replace(base, **changes)
+    except (UsageError, TypeError, ValueError) as error:
+        raise UsageError(f"Backbone {backbone_id}: {error}") from error
+
+
+def from_timm(config: dict[str, Any]) -> Preprocess:
+    """Preprocessing of timm's resolved data configuration (see ``resolve_data_config``)."""
+    mean = triple(config["mean"])
+    mode = _CROP_MODES.get(config["crop_mode"], "shortest")
+    return Preprocess(
+        size=pair(config["input_size"][-2:]),
+        mode=mode,
+        crop_pct=float(config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=mean,
+        std=triple(config["std"]),
+        fill=_timm_fill(mode, mean),
+    )
+
+
+def from_open_clip(config: dict[str, Any]) -> Preprocess:
+    """Preprocessing of an open_clip ``PreprocessCfg`` given as a dictionary."""
+    size = pair(config["size"])
+    mode = config["resize_mode"]
+    interpolation = config["interpolation"]
+    if mode == "shortest" and size[0] != size[1]:
+        interpolation = "bicubic"  # open_clip passes no filter on for sizes that are not square
+    fill = int(config.get("fill_color") or 0)
+    return Preprocess(
+        size=size,
+        mode=mode,
+        interpolation="bicubic" if interpolation == "random" else interpolation,
+        mean=triple(config["mean"]),
+        std=triple(config["std"]),
+        fill=(fill, fill, fill),
+    )
+
+
+def triple(value: Any) -> Triple:
+    """One value per colour from one value or three."""
+    values = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)]
+    if len(values) not in (1, 3):
+        raise UsageError(f"{value} is neither one value nor three.")
+    r, g, b = values if len(values) == 3 else values * 3
+    return r, g, b
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Height and width from one side or two."""
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    if len(values) not in (1, 2):
+        raise UsageError(f"{value} is neither one side nor height and width.")
+    return values[0], values[-1]
+
+
+def _timm_fill(mode: str, mean: Triple) -> tuple[int, int, int]:
+    """Border colour of timm: the mean, so that a border is zero after normalisation."""
+    r, g, b = (round(255 * v) for v in mean) if mode == "longest" else (0, 0, 0)
+    return r, g, b
+
+
+def _centre(image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
+    """Cut (h, w) out of the centre, with a border of `fill` where the image is smaller."""
+    h, w = size
+    if image.width < w or image.height < h:
+        canvas = Image.new("RGB", (max(image.width, w), max(image.height, h)), fill)
+        canvas.paste(image, (max(w - image.width, 0) // 2, max(h - image.height, 0) // 2))
+        image = canvas
+    top, left = round((image.height - h) / 2), round((image.width - w) / 2)
+    return image.crop((left, top, left + w, top + h))

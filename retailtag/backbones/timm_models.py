@@ -1,0 +1,214 @@
+"""Backbones from timm: build, resolve preprocessing, load weights."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import timm.models
+from torch import Tensor, nn
+
+from retailtag.backbones.backbone import Parts
+from retailtag.backbones.blocks import layout_of
+from retailtag.backbones.hub import Published
+from retailtag.backbones.ids import BackboneId, nearest
+from retailtag.backbones.preprocess import Preprocess, from_timm, override, pair
+from retailtag.backbones.weights import State, fit_state, read_state, weights_file
+from retailtag.errors import DataError, UsageError
+from retailtag.files import read_json
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_CONFIG_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "classifier")
+_BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError)
+
+
+class TimmTower(nn.Module):
+    """A timm model up to the layer before its classifier: (n, 3, h, w) to (n, dim)."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features, pooled as the model pools them, before the classifier."""
+        pooled: Tensor = self.trunk.forward_head(self.trunk.forward_features(x), pre_logits=True)
+        return pooled
+
+
+def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+    """Build a timm model and load its weights.
+
+    Parameters
+    ----------
+    backbone_id : BackboneId
+        With scheme ``timm``.
+    weights : Path or None
+        Local file, or folder in timm's hub format (``config.json`` is followed if it is there);
+        None fetches the published weights.
+    random_weights : bool
+        Leave the initial values.
+
+    Raises
+    ------
+    UsageError
+        If timm does not know the model, tag or an argument.
+    DataError
+        If the weights do not fit.
+    Unavailable
+        If they cannot be downloaded.
+    """
+    from_hub = weights is None and not random_weights
+    backbone_id = _known(backbone_id, default_tag=from_hub)
+    config = _folder_config(backbone_id, weights)
+    args = {**config.get("model_args", {}), **backbone_id.model_args}
+    trunk = _create(backbone_id, args, config.get("pretrained_cfg", {}))
+    if from_hub:
+        _load(trunk, published(backbone_id).fetch())
+    elif weights is not None:
+        if not config:
+            _need_normalisation(backbone_id)
+        _load(trunk, weights_file(weights))
+    layout = layout_of(trunk)
+    return Parts(
+        id=backbone_id,
+        module=TimmTower(trunk),
+        layout=layout.under("trunk") if layout else None,
+        preprocess=_preprocess(backbone_id, trunk),
+        architecture={"library": "timm", "model": backbone_id.model, "args": args},
+        output=f"forward_head(pre_logits=True), pool={_pool_name(trunk)}",
+    )
+
+
+def published(backbone_id: BackboneId) -> Published:
+    """Where timm publishes the weights of an id.
+
+    Raises
+    ------
+    UsageError
+        If timm does not know the model or tag, or publishes nothing for it.
+    """
+    backbone_id = _known(backbone_id, default_tag=True)
+    config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
+    name = config.hf_hub_filename
+    place = Published(
+        str(backbone_id), config.hf_hub_id or "", (name,) if name else _HUB_FILES, config.url or ""
+    )
+    if not place.exists:
+        raise UsageError(
+            f"timm publishes no weights for {backbone_id}; add a tag to the id, or give --weights."
+        )
+    return place
+
+
+def _known(backbone_id: BackboneId, *, default_tag: bool) -> BackboneId:
+    """Check model and tag against timm's registry; fill in the default tag if asked to."""
+    model, tag = backbone_id.model, backbone_id.tag
+    if not timm.is_model(model):
+        raise UsageError(f"timm has no model {model}; {nearest(model, timm.list_models())}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+    if tag and tag not in tags:
+        raise UsageError(f"timm has no weights {tag} for {model}; {nearest(tag, tags)}")
+    if default_tag and not tag:
+        tag = getattr(timm.models.get_pretrained_cfg(model), "tag", None) or ""
+    return replace(backbone_id, tag=tag)
+
+
+def _timm_name(backbone_id: BackboneId) -> str:
+    return backbone_id.model + (f".{backbone_id.tag}" if backbone_id.tag else "")
+
+
+def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, Any]:
+    """``config.json`` beside local weights: its model_args and the known part of pretrained_cfg."""
+    if weights is None or not (weights / "config.json").is_file():
+        return {}
+    config = read_json(weights / "config.json")
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture != backbone_id.model:
+        raise DataError(
+            f"{weights / 'config.json'} describes {architecture or 'no timm architecture'}, not "
+            f"{backbone_id.model}; ask for timm:{architecture or 'MODEL'} or give other weights."
+        )
+    stored = config.get("pretrained_cfg", config)
+    args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+    known = {k: _tupled(stored[k]) for k in _CONFIG_KEYS if k in stored}
+    return {"model_args": args, "pretrained_cfg": known}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _create(backbone_id: BackboneId, args: dict[str, Any], overlay: dict[str, Any]) -> Any:
+    """Build without a classifier, at the input size and with the pooling that the id asks for."""
+    chosen = backbone_id.preprocess_args
+    config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
+    if "size" in chosen and getattr(config, "fixed_input_size", False):
+        args = {"img_size": pair(chosen["size"]), **args}
+    try:
+        model = timm.create_model(
+            _timm_name(backbone_id), num_classes=0, pretrained_cfg_overlay=overlay or None, **args
+        )
+        if "pool" in chosen:
+            model.reset_classifier(0, str(chosen["pool"]))
+        return model
+    except _BUILD_ERRORS as error:
+        if not (args or "pool" in chosen):
+            raise
+        raise UsageError(f"timm cannot build {backbone_id}: {error}") from error
+
+
+def _preprocess(backbone_id: BackboneId, trunk: Any) -> Preprocess:
+    config = dict(timm.data.resolve_model_data_config(trunk))
+    args = backbone_id.model_args
+    if "img_size" in args:
+        config["input_size"] = (3, *pair(args["img_size"]))
+    return override(from_timm(config), backbone_id)
+
+
+def _need_normalisation(backbone_id: BackboneId) -> None:
+    """Refuse a bare file where timm's own weights of the model disagree on mean and std."""
+    if backbone_id.tag or {"mean", "std"} <= backbone_id.preprocess_args.keys():
+        return
+    configs = [
+        timm.models.get_pretrained_cfg(name)
+        for name in timm.list_pretrained(f"{backbone_id.model}.*")
+    ]
+    if len({(tuple(c.mean), tuple(c.std)) for c in configs}) > 1:
+        raise UsageError(
+            f"{backbone_id} does not say how its images are normalised, and timm's weights of this "
+            "model differ; add the tag they derive from, or ?mean=...&std=..., or put timm's "
+            "config.json beside the weights."
+        )
+
+
+def _load(trunk: Any, path: Path) -> None:
+    state = _converted(trunk, read_state(path))
+    classifiers = trunk.pretrained_cfg.get("classifier") or ()
+    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    fit_state(trunk, state, path, spare=lambda name: name.startswith(tuple(f"{h}." for h in heads)))
+
+
+def _converted(trunk: Any, state: State) -> State:
+    """Apply timm's own conversion of this family: foreign names, position embeddings resized."""
+    home = vars(sys.modules[type(trunk).__module__])
+    convert = home.get("checkpoint_filter_fn") or home.get("_filter_fn")
+    if convert is None:
+        return state
+    takes_model = len(inspect.signature(convert).parameters) > 1
+    converted: State = convert(state, trunk) if takes_model else convert(state)
+    return converted
+
+
+def _pool_name(trunk: Any) -> str:
+    """``token``, ``avg``, ``map`` and so on, wherever the model keeps it."""
+    for holder in (trunk, getattr(trunk, "head", None)):
+        pool = getattr(holder, "global_pool", None)
+        name = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
+        if name:
+            return str(name)
+    return "default"

@@ -1,0 +1,174 @@
+"""Weights as files: read without ever unpickling code, fit to an architecture, hash."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retailtag.errors import DataError, UsageError
+
+State = dict[str, Tensor]
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+USUAL_NAMES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")
+_SHOWN = 3
+
+
+def weights_file(path: Path) -> Path:
+    """Find the weights that ``--weights`` means: the file itself, or the one in a folder.
+
+    Raises
+    ------
+    UsageError
+        If nothing is there, or a folder holds no weights or several of unusual names.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(f"--weights {path} does not exist; give a file or a folder.")
+    for name in USUAL_NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", *TORCH_SUFFIXES))
+    if len(found) != 1:
+        raise UsageError(
+            f"--weights {path} holds {len(found)} weights files and none is called "
+            f"{USUAL_NAMES[0]}; name the file itself."
+        )
+    return found[0]
+
+
+def read_state(path: Path) -> State:
+    """Read named tensors from safetensors, or from a torch file that needs no code to load.
+
+    Wrappers of training scripts are looked through: a nested ``state_dict`` (its moving average
+    first), and the prefixes of distributed and compiled models.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, holds anything but tensors, or would have to run code.
+    """
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise DataError(f"{path} holds no named tensors; save the model's state_dict().")
+    odd = [k for k, v in content.items() if not isinstance(v, Tensor) or not isinstance(k, str)]
+    if odd:
+        raise DataError(f"{path} holds {odd[0]!r}, which is no tensor; save state_dict() alone.")
+    return {_unwrapped(name): tensor for name, tensor in content.items()}
+
+
+def fit_state(
+    model: nn.Module, state: State, path: Path, *, spare: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Load `state` into `model` after checking every name and shape.
+
+    Parameters
+    ----------
+    model : Module
+        Receives the tensors.
+    state : dict of str to Tensor
+        Already converted to the library's names.
+    path : Path
+        For messages.
+    spare : callable
+        Whether a name may be absent on either side: classifier layers and the like.
+
+    Raises
+    ------
+    DataError
+        If the file belongs to another architecture; the first few names are given.
+    """
+    wanted = model.state_dict()
+    state = {k: v for k, v in state.items() if k in wanted or not spare(k)}
+    state = {k: v for k, v in state.items() if not (spare(k) and v.shape != wanted[k].shape)}
+    faults = {
+        "lacks": [k for k in wanted if k not in state and not (spare(k) or _is_counter(k))],
+        "has unknown": [k for k in state if k not in wanted],
+        "has another shape of": [
+            k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape
+        ],
+    }
+    said = [f"{what} {_names(keys)}" for what, keys in faults.items() if keys]
+    if said:
+        raise DataError(
+            f"{path} holds the weights of another architecture: it {'; it '.join(said)}. Give the "
+            "id that they belong to, with its arguments (id?argument=value)."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def state_sha256(module: nn.Module) -> str:
+    """Hash names, dtypes, shapes and bytes of parameters and buffers in sorted order.
+
+    Returns
+    -------
+    str
+        SHA-256, hexadecimal; independent of the file the tensors came from.
+    """
+    h = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        h.update(flat.view(torch.uint8).numpy())
+    return h.hexdigest()
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a whole safetensors file: {error}.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    if path.suffix not in TORCH_SUFFIXES:
+        raise DataError(
+            f"{path} is of no known kind; weights are .safetensors, or torch files ending in "
+            f"{', '.join(TORCH_SUFFIXES)}."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{path} is damaged or would have to run code to be read, which retailtag never does; "
+            f"save the model's state_dict() as safetensors ({first})"
+        ) from error
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in _WRAPPERS * 2:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _is_counter(name: str) -> bool:
+    # batch counters of BatchNorm: absent from old and converted files, unused in evaluation
+    return name.endswith("num_batches_tracked")
+
+
+def _names(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more
