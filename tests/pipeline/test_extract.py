@@ -1,0 +1,304 @@
+"""Extraction with a stand-in backbone; run as a program, this file is the writer that is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.table import TagTable
+from retailtag.errors import DataError, Unavailable, UnreadableImage, UsageError
+from retailtag.pipeline import extract as extract_module
+from retailtag.pipeline.extract import Loading, embed_block, extract
+from retailtag.store import FeatureSpec, FeatureStore
+
+
+class StandIn:
+    """A fixed random projection of 4 x 4 pixels."""
+
+    id = "demo:stand-in"
+    dim = 6
+
+    def __init__(self, output: str = "avg", pause: float = 0.0) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._W = torch.randn(48, self.dim, generator=generator)
+        self._output = output
+        self._pause = pause
+        self.n_embedded = 0
+        self.batches: list[int] = []
+
+    def spec(self, engine: str = "eager-float32", dtype: str = "float32") -> FeatureSpec:
+        return FeatureSpec(self.id, "ab" * 32, "{}", self._output, self.dim, "{}", engine, dtype)
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((4, 4))).transpose(2, 0, 1)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(self._pause)
+        self.n_embedded += len(pixels)
+        self.batches.append(len(pixels))
+        return (pixels.float() / 255).flatten(1) @ self._W
+
+
+class Drawn:
+    """Images drawn from their row; `data` overrides a row's bytes, None: cannot be read."""
+
+    def __init__(self, salt: int = 0) -> None:
+        self.salt = salt
+        self.data: dict[int, bytes | None] = {}
+
+    def read(self, index: int) -> bytes:
+        data = self.data.get(index, b"")
+        if data is None:
+            raise UnreadableImage("no such file")
+        return data or png(index + self.salt)
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def drawn_catalog(n: int) -> Catalog:
+    ids = np.array([f"image-{i:03d}" for i in range(n)])
+    split = np.full(n, "train")
+    table = TagTable.build(("red",), np.ones((n, 1), np.int8), split == "train")
+    return Catalog(Path("drawn.csv"), ids, split, ids, np.full(n, ""), table, Drawn())
+
+
+@pytest.fixture
+def catalog(monkeypatch):
+    """Thirty images in blocks of eight, two batches a block."""
+    monkeypatch.setattr(extract_module, "BLOCK_ROWS", 8)
+    return drawn_catalog(30)
+
+
+def run(catalog, features, backbone=None, **kwargs):
+    return extract(catalog, backbone or StandIn(), features, batch_size=4, workers=2, **kwargs)
+
+
+def test_every_image_gets_the_embedding_of_its_own_pixels(catalog, tmp_path):
+    backbone = StandIn()
+    summary = run(catalog, tmp_path, backbone)
+    assert (summary.n_computed, summary.n_reused, summary.absent) == (30, 0, {})
+    view = summary.store.load(catalog.image_ids)
+    for row in (0, 7, 8, 29):
+        image = Image.open(io.BytesIO(png(row)))
+        alone = backbone.embed(torch.from_numpy(backbone.preprocess(image)[None].copy()))
+        np.testing.assert_allclose(view.X[row], alone[0].numpy(), rtol=1e-5)
+    assert summary.store.known()["image-005"] == hashlib.sha256(png(5)).hexdigest()
+    assert len(list(summary.store.path.glob("shard-*.h5"))) == 4
+
+
+def test_a_second_run_computes_nothing_and_adds_nothing(catalog, tmp_path):
+    first = run(catalog, tmp_path)
+    files = {p: p.read_bytes() for p in first.store.path.iterdir()}
+    backbone = StandIn()
+    second = run(catalog, tmp_path, backbone)
+    assert (second.n_computed, second.n_reused, backbone.n_embedded) == (0, 30, 0)
+    assert second.images_per_second == 0.0
+    assert second.seconds_total == first.seconds_total > 0
+    same = {p: p.read_bytes() for p in first.store.path.iterdir() if p.name != ".lock"}
+    assert same == {p: data for p, data in files.items() if p.name != ".lock"}
+
+
+def test_only_new_and_changed_images_are_computed(catalog, tmp_path):
+    half = drawn_catalog(17)
+    run(half, tmp_path)
+    catalog.images.data[3] = png(1003)
+    backbone = StandIn()
+    summary = run(catalog, tmp_path, backbone)
+    assert (summary.n_computed, summary.n_reused, backbone.n_embedded) == (14, 16, 14)
+    fresh = run(catalog, tmp_path / "fresh")
+    ids = catalog.image_ids
+    np.testing.assert_allclose(summary.store.load(ids).X, fresh.store.load(ids).X, rtol=1e-5)
+    assert summary.store.known() == fresh.store.known()
+
+
+def test_unreadable_images_are_listed_and_tried_again(catalog, tmp_path):
+    catalog.images.data = {2: None, 9: b"<html>", 29: b"junk"}
+    summary = run(catalog, tmp_path)
+    assert summary.n_computed == 27
+    assert summary.absent["image-002"] == "no such file"
+    assert "web page" in summary.absent["image-009"]
+    assert list(summary.absent) == ["image-002", "image-009", "image-029"]
+    assert summary.store.load(catalog.image_ids).absent == summary.absent
+    shards = sorted(summary.store.path.glob("*.h5"))
+    assert run(catalog, tmp_path).absent == summary.absent
+    assert sorted(summary.store.path.glob("*.h5")) == shards  # nothing new to say
+    catalog.images.data = {5: None}  # three are mended, one went bad
+    third = run(catalog, tmp_path)
+    assert (third.n_computed, third.absent) == (3, {"image-005": "no such file"})
+    assert third.n_reused == 26
+
+
+def test_strict_stores_what_is_readable_and_then_fails(catalog, tmp_path):
+    catalog.images.data = dict.fromkeys(range(25))
+    with pytest.raises(DataError, match=r"25 of 30 images of drawn\.csv.*\n.*image-000: no such"):
+        run(catalog, tmp_path, strict=True)
+    with pytest.raises(DataError, match="and 5 more"):
+        run(catalog, tmp_path, strict=True)
+    catalog.images.data = {}
+    assert run(catalog, tmp_path, strict=True).n_reused == 5
+
+
+def test_recompute_replaces_every_row(catalog, tmp_path):
+    first = run(catalog, tmp_path)
+    summary = run(catalog, tmp_path, recompute=True)
+    assert (summary.n_computed, summary.n_reused) == (30, 0)
+    names = sorted(p.name for p in summary.store.path.glob("*.h5"))
+    assert names == [f"shard-{i:06d}.h5" for i in range(4, 8)]
+    assert summary.store.digest_for(catalog.image_ids) == first.store.digest_for(catalog.image_ids)
+    assert summary.seconds_total < first.seconds_total + summary.seconds
+
+
+def test_another_identity_is_another_store(catalog, tmp_path):
+    one = run(catalog, tmp_path)
+    two = run(catalog, tmp_path, StandIn(output="cls"))
+    half = run(catalog, tmp_path, dtype="float16")
+    assert len({one.store.path, two.store.path, half.store.path}) == 3
+    assert half.n_computed == 30
+    assert half.store.nbytes < one.store.nbytes
+
+
+def test_an_interrupted_run_keeps_finished_blocks_and_ends_the_same(catalog, tmp_path):
+    whole = run(catalog, tmp_path / "whole")
+
+    class Interrupted(StandIn):
+        def embed(self, pixels):
+            if len(self.batches) == 5:  # inside the third block
+                raise KeyboardInterrupt
+            return super().embed(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(catalog, tmp_path / "cut", Interrupted())
+    resumed = run(catalog, tmp_path / "cut")
+    assert (resumed.n_reused, resumed.n_computed) == (16, 14)
+    assert_same_data(resumed.store, whole.store)
+
+
+def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
+    """Shards are equal byte for byte, which ids, hashes and embeddings then are too."""
+    names = sorted(p.name for p in a.path.glob("*.h5"))
+    assert names == sorted(p.name for p in b.path.glob("*.h5"))
+    for name in names:
+        assert (a.path / name).read_bytes() == (b.path / name).read_bytes()
+
+
+def test_a_run_resumed_after_sigkill_is_byte_identical(tmp_path):
+    """Kill the writer again and again, each time once it has committed one more shard."""
+    features = tmp_path / "killed"
+    program = [sys.executable, __file__, str(features)]
+    for _ in range(3):
+        before = n_shards(features)
+        with subprocess.Popen(program) as writer:
+            while writer.poll() is None and n_shards(features) == before:
+                time.sleep(0.002)
+            writer.kill()
+        assert writer.returncode == -signal.SIGKILL
+    assert 3 <= n_shards(features) < 13
+    subprocess.run(program, check=True)
+    whole = write(tmp_path / "whole", pause=0.0)
+    assert_same_data(FeatureStore.find(features, StandIn().spec()), whole.store)
+
+
+def n_shards(features: Path) -> int:
+    return len(list(features.glob("*/shard-*.h5")))
+
+
+def write(features: Path, pause: float):
+    """What the killed program does: 100 images in blocks of 8."""
+    previous, extract_module.BLOCK_ROWS = extract_module.BLOCK_ROWS, 8
+    try:
+        return run(drawn_catalog(100), features, StandIn(pause=pause))
+    finally:
+        extract_module.BLOCK_ROWS = previous
+
+
+def test_a_block_is_the_same_whoever_computes_it(catalog):
+    rows = np.array([4, 1, 9, 20, 11])
+    catalog.images.data = {9: None}
+    blocks = [
+        embed_block(catalog.images, rows, StandIn(), Loading(batch_size=2, workers=workers))
+        for workers in (0, 1, 4)
+    ]
+    for block in blocks:
+        assert block.rows.tolist() == [4, 1, 20, 11]
+        assert [f.row for f in block.failures] == [9]
+        assert block.sha256 == blocks[0].sha256
+        np.testing.assert_array_equal(block.embeddings, blocks[0].embeddings)
+
+
+def test_a_second_extraction_of_the_same_store_is_refused(catalog, tmp_path):
+    store = FeatureStore.create_or_open(tmp_path, StandIn().spec())
+    with store.writing(), pytest.raises(Unavailable, match="by another process"):
+        run(catalog, tmp_path)
+
+
+def test_a_deleted_shard_is_computed_again(catalog, tmp_path):
+    first = run(catalog, tmp_path)
+    digest = first.store.digest_for(catalog.image_ids)
+    (first.store.path / "shard-000001.h5").unlink()
+    again = run(catalog, tmp_path)
+    assert (again.n_computed, again.n_reused) == (8, 22)
+    assert again.store.digest_for(catalog.image_ids) == digest
+
+
+def test_options_out_of_range_are_named(catalog, tmp_path):
+    for options, sentence in (
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"batch_size": 5000}, "--batch-size 5000"),
+        ({"batch_size": 8, "workers": -1}, "--workers -1"),
+        ({"batch_size": 8, "dtype": "int8"}, "--dtype int8"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            extract(catalog, StandIn(), tmp_path, **options)
+
+
+def test_an_empty_catalogue_makes_an_empty_store(tmp_path):
+    catalog = drawn_catalog(3)
+    empty = replace(
+        catalog,
+        image_ids=catalog.image_ids[:0],
+        split=catalog.split[:0],
+        group=catalog.group[:0],
+        title=catalog.title[:0],
+        table=TagTable.build(("red",), np.ones((0, 1), np.int8), np.ones(0, bool)),
+    )
+    summary = run(empty, tmp_path)
+    assert (summary.n_computed, summary.store.n_rows) == (0, 0)
+
+
+def test_the_journal_records_what_the_identity_leaves_out(catalog, tmp_path):
+    summary = run(catalog, tmp_path)
+    kinds = [entry["kind"] for entry in summary.store.journal.entries()]
+    assert kinds == ["run"] + ["shard"] * 4
+    environment = summary.store.journal.entries()[0]
+    assert environment["batch_size"] == 4
+    assert environment["versions"]["torch"]
+
+
+def test_the_summary_is_plain_json(catalog, tmp_path):
+    value = run(catalog, tmp_path).to_json()
+    assert value["n_computed"] == 30
+    assert value["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*/*.h5"))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), pause=0.02)
