@@ -1,0 +1,125 @@
+"""How figures look, and how they become SVG for the page and PNG for other places."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from retailtag.report.results import BakeoffResult, PairResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Stand-ins in the SVG that become the page's own colours, so that a figure follows its theme.
+INK, MUTED, GRID, BAND, PAPER = "#1c2430", "#66717f", "#d8dde4", "#eaf1fb", "#fffffe"
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "paper"}
+
+# One colour a backbone, readable on white and on near-black, apart for colour-blind readers.
+PALETTE = ("#3b7dd8", "#e0862b", "#2f9e77", "#a561c9", "#c94f6d", "#7d8b3a", "#3aa0b5", "#8a6d5a")
+STRATEGY_NAMES = {"probe": "linear probe", "finetune": "fine-tune"}
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a tag named "$5" is no formula
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+@contextmanager
+def style(salt: str = "retailtag") -> Iterator[None]:
+    """Draw in retailtag's style; `salt` keeps the ids of several inline figures apart."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        # Tags in scripts that the drawing font lacks: the page's own font shows them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def short_backbones(result: BakeoffResult) -> dict[str, str]:
+    """Backbone ids without library and weights tag, or whole where that would confuse two."""
+    ids = list(dict.fromkeys(p.backbone for p in result.pairs))
+    short = {i: i.split(":", 1)[-1].split(".")[0] for i in ids}
+    names = list(short.values())
+    return {i: s if names.count(s) == 1 else i for i, s in short.items()}
+
+
+def strategy_name(pair: PairResult) -> str:
+    """Strategy in words."""
+    return STRATEGY_NAMES.get(pair.strategy, pair.strategy)
+
+
+def short_names(result: BakeoffResult) -> dict[str, str]:
+    """Pair names as figures and tables show them, by full name."""
+    short = short_backbones(result)
+    return {p.name: f"{short[p.backbone]} · {strategy_name(p)}" for p in result.pairs}
+
+
+def colours(result: BakeoffResult) -> dict[str, str]:
+    """Colour of each backbone, by id, in the order of the bake-off."""
+    ids = dict.fromkeys(p.backbone for p in result.pairs)
+    return {backbone: PALETTE[k % len(PALETTE)] for k, backbone in enumerate(ids)}
+
+
+def to_svg(figure: Figure, title: str, description: str) -> str:
+    """Figure as an ``<svg>`` element for a page: theme colours, no ids but its own, no URLs.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+        Drawn inside `style`.
+    title, description : str
+        Text for readers who cannot see it; must be escaped already.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--font)", text)
+    for colour, name in VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img"><title>{title}</title>'
+    inside = text[text.index(">") + 1 :].strip()
+    return f"{opening}<desc>{description}</desc>{inside}"
+
+
+def to_png(figure: Figure, dpi: int = 200) -> bytes:
+    """Figure as PNG on white, compressed with a palette of 256 colours."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    packed = io.BytesIO()
+    picture.save(packed, format="PNG", optimize=True)
+    return packed.getvalue()
