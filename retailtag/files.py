@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,3 +83,14 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def slug(name: str) -> str:
+    """Name as a file or folder name of at most 120 characters.
+
+    Examples
+    --------
+    >>> slug("timm:resnet50.a1_in1k · probe")
+    'timm-resnet50.a1_in1k-probe'
+    """
+    return re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).strip("-.")[:120] or "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.progress import TaskID
 
 from retailtag.errors import UsageError
 from retailtag.progress import SILENT, Advance, Progress
@@ -222,3 +222,42 @@ def resolve_device(name: str) -> str:
     if name == "cuda":
         raise Unavailable("--device cuda: PyTorch sees no CUDA device here; use --device cpu.")
     return "cpu"
+
+
+def provenance_of(catalogue: Path, attributes: list[str], images: Path | None) -> dict[str, Any]:
+    """How the catalogue was read, as predictions record it so that `score` can read it again."""
+    return {
+        "catalog": str(catalogue),
+        "catalog_args": {
+            "attributes": attributes,
+            "images": None if images is None else str(images),
+        },
+    }
+
+
+def default_workers(workers: int | None) -> int:
+    """``--workers``, or one a core up to 16.
+
+    Raises
+    ------
+    UsageError
+        If the number is negative.
+    """
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
+    return min(os.cpu_count() or 1, 16) if workers is None else workers
+
+
+def parse_blocks(text: str) -> int | Literal["all"]:
+    """``--blocks``: a positive number or ``all``.
+
+    Raises
+    ------
+    UsageError
+        If it is neither.
+    """
+    if text == "all":
+        return "all"
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"--blocks {text} is neither a positive number nor all.")

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from retailtag.finetune.losses import masked_bce
 from retailtag.finetune.pixels import PixelSource
 from retailtag.progress import SILENT, Progress
 
+Blocks = int | Literal["all"]
 Criterion = Callable[[NDArray[np.float32], NDArray[np.int8]], float]
 Labels = NDArray[np.int8]
 Rows = NDArray[np.intp]
@@ -54,7 +55,7 @@ class FinetuneConfig:
         Order of images and augmentation.
     """
 
-    blocks: int | str = 4
+    blocks: Blocks = 4
     epochs: int = 5
     batch_size: int = 64
     lr: float = 3e-4

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.backbones.loader import MAX_PIXELS
 from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.catalog.split import stratified_folds
 from retailtag.errors import DataError
 from retailtag.files import write_text

@@ -78,7 +78,7 @@ class ProbeRun:
     probe : Probe
     predictions : Predictions
         Of every image outside the training split that has an embedding.
-    findings : list of str
+    findings : list of (code, sentence, remedy)
     n_absent : int
         Images of the catalogue that have no embedding and took no part.
     record : StageRecord
@@ -86,7 +86,7 @@ class ProbeRun:
 
     probe: Probe
     predictions: Predictions
-    findings: list[str]
+    findings: list[tuple[str, str, str]]
     n_absent: int
     record: StageRecord
 

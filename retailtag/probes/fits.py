@@ -12,17 +12,16 @@ CONVERGED = "converged"
 STEP_LIMIT = "step limit"
 SINGLE_CLASS = "single class"
 
-STATUS_MEANING = {
-    CONVERGED: "The gap to the optimum is within the tolerance.",
+STATUS_REMEDY = {
     STEP_LIMIT: (
-        "The solver stopped before the tolerance, usually at a C so large that the tag is "
-        "separable; leave the largest C out or raise the iteration limit."
+        "The C is usually so large that the tag is separable: leave the largest C out of --sweep-C."
     ),
     SINGLE_CLASS: (
-        "All known labels of the tag are equal in the images fitted, so there is nothing to "
-        "learn; the probe answers with a constant."
+        "All known labels of the tag are equal in the images fitted and its probe is a constant: "
+        "collect images with and without the tag."
     ),
 }
+"""What to do about fits that did not converge, by status."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ class ProbeFits:
         Bound on (objective - optimum) / objective; NaN where the solver gives none.
     iterations : ndarray of int32, shape (n_C, n_tags)
     status : ndarray of str, shape (n_C, n_tags)
-        One of the keys of `STATUS_MEANING`.
+        `CONVERGED`, `STEP_LIMIT` or `SINGLE_CLASS`.
     seconds : float
         Wall time of all fits together.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.fits import STATUS_MEANING, ProbeFits, Solver
+from retailtag.probes.fits import STATUS_REMEDY, ProbeFits, Solver
 from retailtag.probes.scaling import Standardiser
 from retailtag.progress import SILENT, Progress
 
@@ -208,20 +208,24 @@ def sweep_rows(
 
 def sweep_findings(
     sweep: OutOfFold, choice: NDArray[np.intp], group: NDArray[np.str_]
-) -> list[str]:
-    """Sentences about a choice at the grid's edge and about fits that did not converge."""
+) -> list[tuple[str, str, str]]:
+    """Findings about a choice at the grid's edge and about fits that did not converge.
+
+    Returns
+    -------
+    list of (code, sentence, remedy)
+    """
     found = []
     edge = {0: "smallest", len(sweep.C) - 1: "largest"}
     for name in np.unique(group):
         k = int(choice[group == name][0])
         if k in edge and len(sweep.C) > 1:
-            found.append(
-                f"The best C of {name} tags is the {edge[k]} of the grid ({sweep.C[k]:g}); "
-                "widen the grid with --sweep-C."
-            )
+            sentence = f"The best C of {name} tags is the {edge[k]} of the grid ({sweep.C[k]:g})."
+            found.append(("grid-edge", sentence, "Widen the grid with --sweep-C."))
     status = np.stack([fit.status for fit in sweep.fits])
-    for name, meaning in STATUS_MEANING.items():
+    for name, remedy in STATUS_REMEDY.items():
         n = int((status == name).sum())
-        if n and name != "converged":
-            found.append(f"{n:,} of {status.size:,} fits ended with status '{name}'. {meaning}")
+        if n:
+            sentence = f"{n:,} of {status.size:,} fits ended with status '{name}'."
+            found.append((name.replace(" ", "-"), sentence, remedy))
     return found

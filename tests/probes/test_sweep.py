@@ -74,9 +74,10 @@ def test_table_has_a_row_per_fold_C_and_tag(sweep):
 def test_edge_of_the_grid_is_a_finding(sweep):
     group = np.array(["tail"] * 8)
     found = sweep_findings(sweep, np.full(8, 2), group)
-    assert "largest of the grid (10)" in found[0]
-    assert not any("grid" in f for f in sweep_findings(sweep, np.full(8, 1), group))
-    assert any("single class" in f for f in found)
+    assert found[0][0] == "grid-edge"
+    assert "largest of the grid (10)" in found[0][1]
+    codes = [code for code, _, _ in sweep_findings(sweep, np.full(8, 1), group)]
+    assert codes == ["single-class"]
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "0:1:3", "-1,2", "1:10:0", "1:2:3:4", "inf"])

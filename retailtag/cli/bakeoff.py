@@ -1,0 +1,198 @@
+"""`retailtag bakeoff`: every backbone and strategy, one scorer, one recommendation."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.cli.common import (
+    AttributesOption,
+    CatalogArgument,
+    DeviceOption,
+    FeaturesOption,
+    ImagesOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    SeedOption,
+    WeightsOption,
+    default_workers,
+    parse_blocks,
+    provenance_of,
+    resolve_device,
+    split_list,
+    weights_by_backbone,
+)
+from retailtag.cli.probe import GRID
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retailtag.pipeline.bakeoff import BakeoffRun
+    from retailtag.pipeline.plan import PlannedStage
+
+
+def bakeoff(
+    catalogue: CatalogArgument,
+    backbones: Annotated[
+        str, typer.Option("--backbones", help="Comma-separated ids or presets.")
+    ] = "cnn,dinov2,clip",
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="probe, finetune or both.")
+    ] = "probe,finetune",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/bakeoff"),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would run, with estimates; run nothing.")
+    ] = False,
+    weights: WeightsOption = None,
+    features: FeaturesOption = Path("features"),
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    sweep_c: Annotated[
+        str, typer.Option("--sweep-C", metavar="START:STOP:N", help="Inverse L2 strengths.")
+    ] = GRID,
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the out-of-fold scores.")] = 5,
+    thresholds: Annotated[
+        str, typer.Option("--thresholds", help="fixed, global, group, per-tag or shrunk.")
+    ] = "shrunk",
+    solver: Annotated[str, typer.Option("--solver", help="torch, cuml or sklearn.")] = "torch",
+    blocks: Annotated[
+        str, typer.Option("--blocks", help="Last blocks that a fine-tune retrains, or all.")
+    ] = "4",
+    epochs: Annotated[int, typer.Option("--epochs", help="Epochs of a fine-tune.")] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Images a step, extraction and fine-tune.")
+    ] = 64,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the blocks.")] = 3e-4,
+    dtype: Annotated[str, typer.Option("--dtype", help="Stored dtype of embeddings.")] = "float32",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", help="Larger images count as unreadable.")
+    ] = MAX_PIXELS,
+    replicates: Annotated[
+        int, typer.Option("--replicates", min=100, help="Bootstrap replicates.")
+    ] = 1000,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
+    from retailtag.catalog.readers import read_catalog
+    from retailtag.finetune.trainer import FinetuneConfig
+    from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
+    from retailtag.pipeline.plan import plan_bakeoff
+    from retailtag.pipeline.probe import ProbeSettings
+
+    output, args, ids = Output(json, quiet), split_list(attributes), split_list(backbones)
+    settings = BakeoffSettings(
+        backbones=tuple(ids),
+        strategies=tuple(split_list(strategies)),
+        out=out,
+        features=features,
+        weights=weights_by_backbone(weights, ids),
+        probe=ProbeSettings(
+            grid=sweep_c, folds=folds, thresholds=thresholds, solver=solver, seed=seed
+        ),
+        finetune=FinetuneConfig(
+            blocks=parse_blocks(blocks), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+        ),
+        device=resolve_device(device),
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=default_workers(workers),
+        max_pixels=max_pixels,
+        n_bootstrap=replicates,
+        seed=seed,
+    )
+    catalog = read_catalog(catalogue, attributes=args, images=images)
+    if plan:
+        stages = plan_bakeoff(catalog, settings)
+        output.print(_plan_table(stages))
+        output.result(_plan_summary(stages))
+        return
+    run = run_bakeoff(
+        catalog,
+        settings,
+        provenance=provenance_of(catalogue, args, images),
+        command=shlex.join(["retailtag", *sys.argv[1:]]),
+        progress=output.progress,
+    )
+    _show(output, run)
+    output.result(_summary(run))
+
+
+def _show(output: Output, run: BakeoffRun) -> None:
+    from retailtag.report.tables import decision_text, ranking_table
+
+    output.print(ranking_table(run.result, run.decision))
+    output.print(decision_text(run.decision))
+    output.print(f"\n{len(run.ran)} stages ran, {len(run.reused)} stood from before.")
+    output.print(f"Report: {run.report}")
+
+
+def _summary(run: BakeoffRun) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from retailtag.scoring.strict_json import plain
+
+    pairs = [
+        {
+            "pair": p.name,
+            "backbone": p.backbone,
+            "strategy": p.strategy,
+            "summaries": {k: asdict(s) for k, s in p.scorecard.summaries.items()},
+            "micro_f1": p.scorecard.micro_f1,
+            "cost": asdict(p.cost),
+        }
+        for p in run.result.ranking
+    ]
+    summary: dict[str, Any] = plain(
+        {
+            "decision": asdict(run.decision),
+            "pairs": pairs,
+            "report": str(run.report),
+            "ran": run.ran,
+            "reused": run.reused,
+        }
+    )
+    return summary
+
+
+def _plan_table(stages: list[PlannedStage]) -> Table:
+    """One row a stage, and the sum."""
+    from rich.table import Table
+
+    table = Table(title="Plan (estimates within a factor of three)", show_footer=True)
+    table.add_column("stage", footer="all")
+    table.add_column("why")
+    table.add_column("time", justify="right", footer=_minutes(sum(s.seconds for s in stages)))
+    disk = sum(s.disk_bytes for s in stages)
+    table.add_column("disk", justify="right", footer=f"{disk / 1e6:,.0f} MB")
+    for s in stages:
+        table.add_row(
+            s.name,
+            s.why or "stands from before",
+            _minutes(s.seconds),
+            f"{s.disk_bytes / 1e6:,.1f} MB",
+        )
+    return table
+
+
+def _plan_summary(stages: list[PlannedStage]) -> dict[str, Any]:
+    return {
+        "stages": [s.to_json() for s in stages],
+        "seconds": sum(s.seconds for s in stages),
+        "disk_bytes": sum(s.disk_bytes for s in stages),
+    }
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:,.0f} s"

@@ -1,0 +1,140 @@
+"""`retailtag finetune`: retrain the last blocks and a head that starts from the probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.cli.common import (
+    AttributesOption,
+    CatalogArgument,
+    DeviceOption,
+    FeaturesOption,
+    ImagesOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    SeedOption,
+    WeightsOption,
+    default_workers,
+    parse_blocks,
+    provenance_of,
+    resolve_device,
+    split_list,
+    weights_by_backbone,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retailtag.pipeline.finetune import FinetuneRun
+
+
+def finetune(
+    catalogue: CatalogArgument,
+    backbone: Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")],
+    blocks: Annotated[
+        str, typer.Option("--blocks", help="How many last blocks to retrain, or all.")
+    ] = "4",
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", help="Folder of the fitted probe; default: runs/BACKBONE/probe."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default: runs/BACKBONE/finetune.")
+    ] = None,
+    weights: WeightsOption = None,
+    features: FeaturesOption = Path("features"),
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Stored dtype of the embeddings to start from.")
+    ] = "float32",
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the images.")] = 5,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the blocks.")] = 3e-4,
+    head_lr: Annotated[
+        float, typer.Option("--head-lr", help="Peak learning rate of the head.")
+    ] = 1e-3,
+    augment: Annotated[
+        bool, typer.Option("--augment/--no-augment", help="Mirror and shift images.")
+    ] = True,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", help="Larger images are refused.")
+    ] = MAX_PIXELS,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Retrain the last blocks, choose epoch and thresholds on a validation part, predict."""
+    from retailtag.backbones import load_backbone
+    from retailtag.catalog.readers import read_catalog
+    from retailtag.finetune.trainer import FinetuneConfig
+    from retailtag.pipeline.bakeoff import pair_folder
+    from retailtag.pipeline.finetune import run_finetune
+    from retailtag.probes.artefact import Probe
+    from retailtag.store import FeatureStore
+
+    output, args = Output(json, quiet), split_list(attributes)
+    config = FinetuneConfig(
+        blocks=parse_blocks(blocks),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        head_lr=head_lr,
+        augment=augment,
+        seed=seed,
+    )
+    device = resolve_device(device)
+    fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))
+    catalog = read_catalog(catalogue, attributes=args, images=images)
+    local = weights_by_backbone(weights, [backbone]).get(backbone)
+    model = load_backbone(backbone, weights=local, device=device)
+    folder = out or pair_folder(Path("runs"), backbone, "finetune")
+    run = run_finetune(
+        catalog,
+        FeatureStore.find(features, model.spec(dtype=dtype)),
+        model,
+        fitted,
+        folder,
+        config,
+        provenance=provenance_of(catalogue, args, images),
+        workers=default_workers(workers),
+        max_pixels=max_pixels,
+        progress=output.progress,
+    )
+    output.print(_table(run))
+    output.result(_summary(run, folder))
+
+
+def _table(run: FinetuneRun) -> Table:
+    """One row an epoch."""
+    from rich.table import Table
+
+    table = Table(title=f"Fine-tune of {run.checkpoint.backbone}, {run.record.seconds:,.1f} s")
+    for column in ("epoch", "loss", "validation macro-AP", "seconds"):
+        table.add_column(column, justify="right")
+    for row in run.history:
+        mark = " *" if row["epoch"] == run.best_epoch else ""
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        ap = f"{100 * row['criterion']:.2f}"
+        table.add_row(f"{row['epoch']}{mark}", loss, ap, f"{row['seconds']:.1f}")
+    return table
+
+
+def _summary(run: FinetuneRun, out: Path) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "backbone": run.checkpoint.backbone,
+        "best_epoch": run.best_epoch,
+        "history": run.history,
+        "seconds": run.record.seconds,
+        "peak_memory_mib": run.record.peak_memory_mib,
+    }
