@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.common import (
@@ -40,7 +41,7 @@ def extract(
     images: ImagesOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")] = 64,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
+        int | None, typer.Option("--workers", help="Threads that load images; default: one a core.")
     ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Stored as float32 or float16 (half the size).")
@@ -87,30 +88,35 @@ def extract(
         for backbone_id in dict.fromkeys(backbone)
     ]
     output.print(_table(summaries))
+    for summary in summaries:
+        output.print(Text(_costs(summary)))
     output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
 
 
 def _table(summaries: list[ExtractSummary]) -> Table:
-    """One row a backbone: what was computed, what it cost, where it lies."""
+    """One row a backbone: what was computed, and what it cost."""
     from rich.table import Table
 
     table = Table(title="Features")
-    table.add_column("backbone")
-    columns = ("dim", "computed", "reused", "absent", "images/s", "seconds", "decode", "model")
-    for column in (*columns, "write", "MB"):
-        table.add_column(column, justify="right")
-    table.add_column("store", overflow="fold")
+    for column in ("backbone", "dim", "computed", "reused", "absent", "images/s", "s", "MB"):
+        left = column == "backbone"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
-            s.store.spec.backbone,
+            Text(s.store.spec.backbone),
             str(s.store.spec.dim),
-            f"{s.n_computed:,}",
-            f"{s.n_reused:,}",
-            f"{len(s.absent):,}",
+            *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",
-            *(f"{t:,.1f}" for t in (s.seconds, s.decode_seconds, s.model_seconds)),
-            f"{s.write_seconds:,.1f}",
+            f"{s.seconds:,.1f}",
             f"{s.store.nbytes / 1e6:,.1f}",
-            str(s.store.path),
         )
     return table
+
+
+def _costs(s: ExtractSummary) -> str:
+    """Where the embeddings of one backbone lie, and where its time went."""
+    return (
+        f"{s.store.path}: {s.decode_seconds:,.1f} s decoding (all threads), "
+        f"{s.model_seconds:,.1f} s model, {s.write_seconds:,.1f} s writing; "
+        f"{s.seconds_total:,.1f} s in all runs"
+    )

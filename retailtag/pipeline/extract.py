@@ -226,20 +226,19 @@ def extract(
         todo = np.arange(len(catalog))
         if not recompute:
             todo = _new_or_changed(catalog, store, loading.workers, advance)
-        if len(todo):
-            store.journal.append(_environment(backbone, loading))
         block_rows = BLOCK_ROWS // batch_size * batch_size
-        run = _Run(catalog, backbone, store, loading, store.absent(), advance)
+        environment = _environment(backbone, loading)
+        run = _Run(catalog, backbone, store, loading, store.absent(), environment, advance)
         blocks = [
             run.extract_block(todo[at : at + block_rows]) for at in range(0, len(todo), block_rows)
         ]
         if recompute:
             store.prune()
     summary = _summary(catalog, store, blocks, time.perf_counter() - start)
+    if summary.absent and strict:
+        raise DataError(f"--strict: {_unreadable(summary.absent, catalog)}")
     if summary.absent:
         progress.say(_unreadable(summary.absent, catalog))
-        if strict:
-            raise DataError(f"--strict: {_unreadable(summary.absent, catalog)}")
     return summary
 
 
@@ -356,6 +355,7 @@ class _Run:
     store: FeatureStore
     loading: Loading
     recorded: dict[str, Absent]  # unreadable images as the store knew them at the start
+    environment: dict[str, Any]
     advance: Advance
 
     def extract_block(self, rows: NDArray[np.intp]) -> _BlockCost:
@@ -379,7 +379,9 @@ class _Run:
             write_seconds=end - write_start,
         )
         if name is not None:
-            self.store.journal.append({"kind": "shard", "shard": name, **cost._asdict()})
+            self.store.journal.append(
+                {"kind": "shard", "shard": name, **cost._asdict(), "run": self.environment}
+            )
         return cost
 
 
@@ -420,7 +422,6 @@ def _unreadable(absent: dict[str, str], catalog: Catalog) -> str:
 def _environment(backbone: Embedder, loading: Loading) -> dict[str, Any]:
     """Facts about a run that do not change what an embedding means: recorded, not hashed."""
     return {
-        "kind": "run",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(getattr(backbone, "device", "cpu")),
         **asdict(loading),

@@ -1,4 +1,4 @@
-"""What it cost to fill a store: one JSON line per run and per shard, append-only.
+"""What it cost to fill a store: one JSON line per shard, append-only.
 
 Times and library versions differ between runs that store equal data, so they live beside the
 shards. The journal is a record, never a source of truth about rows: losing it loses only times.

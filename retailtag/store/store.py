@@ -343,14 +343,17 @@ class FeatureStore:
 
 
 def list_stores(root: Path) -> list[FeatureStore]:
-    """Every store under `root`, by name; folders without a ``spec.json`` are passed over.
+    """Every store under `root`, by name; a folder whose identity cannot be read is passed over.
 
-    Raises
-    ------
-    DataError, ArtefactError
-        As `FeatureStore.open`, for the first store that cannot be opened.
+    Shards are not looked at before they are read, so that one damaged store hides no other.
     """
-    return [FeatureStore.open(path.parent) for path in sorted(Path(root).glob("*/spec.json"))]
+    stores = []
+    for file in sorted(Path(root).glob("*/spec.json")):
+        try:
+            stores.append(FeatureStore(file.parent, _read_spec(file.parent)))
+        except (DataError, ArtefactError):
+            continue
+    return stores
 
 
 def _folder(root: Path, spec: FeatureSpec) -> Path:

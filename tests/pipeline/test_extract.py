@@ -205,14 +205,14 @@ def test_a_run_resumed_after_sigkill_is_byte_identical(tmp_path):
     """Kill the writer again and again, each time once it has committed one more shard."""
     features = tmp_path / "killed"
     program = [sys.executable, __file__, str(features)]
-    for _ in range(3):
+    for _ in range(2):
         before = n_shards(features)
         with subprocess.Popen(program) as writer:
             while writer.poll() is None and n_shards(features) == before:
                 time.sleep(0.002)
             writer.kill()
         assert writer.returncode == -signal.SIGKILL
-    assert 3 <= n_shards(features) < 13
+    assert 2 <= n_shards(features) < 13
     subprocess.run(program, check=True)
     whole = write(tmp_path / "whole", pause=0.0)
     assert_same_data(FeatureStore.find(features, StandIn().spec()), whole.store)
@@ -287,11 +287,11 @@ def test_an_empty_catalogue_makes_an_empty_store(tmp_path):
 
 def test_the_journal_records_what_the_identity_leaves_out(catalog, tmp_path):
     summary = run(catalog, tmp_path)
-    kinds = [entry["kind"] for entry in summary.store.journal.entries()]
-    assert kinds == ["run"] + ["shard"] * 4
-    environment = summary.store.journal.entries()[0]
-    assert environment["batch_size"] == 4
-    assert environment["versions"]["torch"]
+    entries = summary.store.journal.entries()
+    assert [entry["shard"] for entry in entries] == [f"shard-{i:06d}.h5" for i in range(4)]
+    assert sum(entry["seconds"] for entry in entries) == summary.seconds_total
+    assert entries[0]["run"]["batch_size"] == 4
+    assert entries[0]["run"]["versions"]["torch"]
 
 
 def test_the_summary_is_plain_json(catalog, tmp_path):

@@ -367,3 +367,23 @@ def test_the_golden_store_reads_as_it_was_written():
     assert view.digest == str(truth["digest"])
     assert store.spec.digest == str(truth["identity"])
     assert isinstance(store.spec, FeatureSpec)
+
+
+def test_a_damaged_store_hides_no_other(store, tmp_path, world):
+    broken = FeatureStore.create_or_open(tmp_path, world.spec(output="cls"))
+    (broken.path / "spec.json").write_text("{")
+    assert [s.path for s in list_stores(tmp_path)] == [store.path]
+
+
+def test_the_five_lines_of_the_contract_read_a_store(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "features" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0].rstrip()
+    assert len(code.splitlines()) == 5
+    (path,) = GOLDEN.iterdir()
+    code = code.replace("features/demo-cnn-0123456789ab", path.as_posix())
+    found: list[tuple[list[str], list[float]]] = []
+    exec(
+        f"{code}\n        keep(ids.tolist(), X[:, 0].tolist())",
+        {"keep": lambda *a: found.append(a)},
+    )
+    assert found == [(["shirt", "shoe", "鞄"], [0.0, 0.375, 0.75]), (["shoe"], [1.125])]
