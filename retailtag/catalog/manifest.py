@@ -169,7 +169,8 @@ def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
         image = next((f.name for f in schema if _holds_bytes(f.type)), "")
         plain = [f.name for f in schema if f.name != image]
         nested = [f"{image}.path"] if image and _has_path(schema.field(image).type) else []
-        table = pa.concat_tables([pq.read_table(s, columns=plain + nested) for s in shards])
+        # Not pq.read_table: it flattens a nested column, and guesses partitions from folders.
+        table = pa.concat_tables([pq.ParquetFile(s).read(columns=plain + nested) for s in shards])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     columns: dict[str, list[Cell]] = {}

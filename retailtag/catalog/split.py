@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.allotment import allot
 from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.repair import Repair, exhaustive
 from retailtag.catalog.table import POSITIVE
 from retailtag.errors import DataError, UsageError
-
-CANDIDATES = 2000  # products looked at for one swap
-DONORS = 32  # products of a tag tried before the tag is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +74,13 @@ def stratified_folds(
     Notes
     -----
     Iterative stratification over whole products: rarest tag first, each product to the part that
-    most lacks this tag. Which products fit where is settled beforehand by size, and a repair
-    step then swaps equal numbers of images for the sake of tags that miss a part. Choosing the
-    best repair is as hard as set splitting, hence a search; what it does not reach is told.
+    most lacks this tag. The lack is taken relative to the part's size (the paper: absolute),
+    because the slots of large products run out and the part served last would be left with what
+    remains: on 3,000 long-tailed images the mean error of a tag's test count falls from 0.9 to
+    0.3 images. Which products fit where is settled beforehand by size, and a repair step then
+    swaps equal numbers of images for the sake of tags that miss a part. The best repair is as
+    hard to find as a set splitting, hence a search, exhaustive for a handful of products; what
+    it does not reach is told.
 
     References
     ----------
@@ -88,9 +90,11 @@ def stratified_folds(
     if sum(sizes) != len(ids) or min(sizes, default=0) < 0:
         raise DataError(f"Part sizes {list(sizes)} do not sum to {len(ids)} images.")
     rng = np.random.default_rng(seed)
-    part = _stratify(products, sizes, rng)
     required = _required(products.has.sum(axis=0), sizes)
-    part = _Repair(products, part, required, rng).run()
+    part = _stratify(products, sizes, rng)
+    repair = Repair(products.has, products.size, part, required, rng)
+    if not repair.run():
+        part = exhaustive(products.has, products.size, part, required)
     names = list(tags) if tags is not None else [str(t) for t in range(labels.shape[1])]
     titles = list(parts) if parts is not None else [str(k) for k in range(len(sizes))]
     told = _untold(products, part, sizes, required, names, titles)
@@ -217,7 +221,7 @@ def _stratify(
     total = np.zeros(n_tags)
     for tags, images in zip(products.tags_of, products.counts_of, strict=True):
         total[tags] += images
-    share = np.asarray(sizes) / max(sum(sizes), 1)
+    share = np.maximum(sizes, 1e-9) / max(sum(sizes), 1)
     desire = share[:, None] * total  # (n_parts, n_tags) images still wanted
     left = products.has.sum(axis=0)  # products of each tag that have no part yet
     part = np.full(len(products.size), -1, np.int64)
@@ -230,7 +234,7 @@ def _stratify(
         tag = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
         waiting = np.flatnonzero(products.has[:, tag] & (part < 0))
         for product in waiting[np.argsort(rank[waiting])]:
-            chosen = _most_wanting(desire[:, tag], slots[:, kind[product]])
+            chosen = _most_wanting(desire[:, tag] / share, slots[:, kind[product]])
             part[product] = chosen
             slots[chosen, kind[product]] -= 1
             desire[chosen, products.tags_of[product]] -= products.counts_of[product]
@@ -258,102 +262,6 @@ def _required(n_products: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np
         required[filled] = n_products >= len(filled)
         required[[filled[0], filled[-1]]] |= n_products >= 2
     return required
-
-
-class _Repair:
-    """Swaps between parts that give a tag its missing positive and cost no other tag one."""
-
-    def __init__(
-        self,
-        products: _Products,
-        part: NDArray[np.int64],
-        required: NDArray[np.bool_],
-        rng: np.random.Generator,
-    ) -> None:
-        self.has, self.size = products.has, products.size
-        self.part, self.required, self.rng = part, required, rng
-        self.cover = np.stack([self.has[part == k].sum(axis=0) for k in range(len(required))])
-
-    def run(self) -> NDArray[np.int64]:
-        """Mend until nothing more can be; returns the part of each product."""
-        hopeless: set[tuple[int, int]] = set()
-        while True:
-            missing = [m for m in self._missing() if m not in hopeless]
-            if not missing:
-                return self.part
-            if self._mend(*missing[0]):
-                hopeless.clear()
-            else:
-                hopeless.add(missing[0])
-
-    def _missing(self) -> list[tuple[int, int]]:
-        """(part, tag) pairs without a positive, the rarest tag first."""
-        part, tag = np.nonzero(self.required & (self.cover == 0))
-        order = np.argsort(self.cover.sum(axis=0)[tag], kind="stable")
-        return list(zip(part[order].tolist(), tag[order].tolist(), strict=True))
-
-    def _mend(self, to: int, tag: int) -> bool:
-        """Bring one product of `tag` into part `to`; whether that could be done."""
-        donors = np.flatnonzero(self.has[:, tag] & (self.part != to))
-        for donor in self.rng.permutation(donors)[:DONORS].tolist():
-            source = int(self.part[donor])
-            swap = self._equal_swap(donor, source, to)
-            if swap is None:
-                swap = self._filling_swap(donor, source, to)
-            if swap is not None:
-                self._move([donor], source, to)
-                self._move(swap, to, source)
-                return True
-        return False
-
-    def _equal_swap(self, donor: int, source: int, to: int) -> list[int] | None:
-        """One product of the donor's size whose return leaves fewer tags missing than now."""
-        others = np.flatnonzero((self.part == to) & (self.size == self.size[donor]))
-        if len(others) > CANDIDATES:
-            others = np.sort(self.rng.choice(others, CANDIDATES, replace=False))
-        if not len(others):
-            return None
-        mine = self.has[donor]
-        after_to, after_source = self.cover[to] + mine, self.cover[source] - mine
-        # Leaving `to`, a product takes the last positive of these tags; entering `source`, it
-        # gives one to those.
-        last = self.required[to] & (after_to == 1)
-        bare = self.required[source] & (after_source == 0)
-        missing = (
-            (self.required[to] & (after_to == 0)).sum()
-            + self.has[others][:, last].sum(axis=1)
-            + (~self.has[others][:, bare]).sum(axis=1)
-        )
-        best = int(np.argmin(missing))
-        return [int(others[best])] if missing[best] < self._missing_in(source, to) else None
-
-    def _filling_swap(self, donor: int, source: int, to: int) -> list[int] | None:
-        """Several smaller products that sum to the donor's size and that no tag of `to` needs."""
-        mine = self.has[donor]
-        if (self.required[source] & (self.cover[source] - mine == 0) & mine).any():
-            return None
-        cover, rest = self.cover[to] + mine, int(self.size[donor])
-        pool = np.flatnonzero((self.part == to) & (self.size < rest))
-        pool = self.rng.permutation(pool)[:CANDIDATES]
-        chosen: list[int] = []
-        for other in pool[np.argsort(-self.size[pool], kind="stable")].tolist():
-            needed = self.required[to] & (cover == 1) & self.has[other]
-            if self.size[other] <= rest and not needed.any():
-                chosen.append(other)
-                cover = cover - self.has[other]
-                rest -= int(self.size[other])
-            if rest == 0:
-                return chosen
-        return None
-
-    def _missing_in(self, *parts: int) -> int:
-        return int(sum((self.required[k] & (self.cover[k] == 0)).sum() for k in parts))
-
-    def _move(self, moved: list[int], source: int, to: int) -> None:
-        gained = self.has[moved].sum(axis=0)
-        self.cover[source] -= gained
-        self.cover[to] += gained
-        self.part[moved] = to
 
 
 def _untold(

@@ -1,0 +1,79 @@
+"""The report counts what is there and names what is odd."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retailtag.catalog.check import check_catalog
+from retailtag.catalog.readers import read_catalog
+
+
+@pytest.fixture
+def odd_shop(shop, manifest, picture):
+    images = shop / "images"
+    (images / "4.jpg").write_bytes((images / "0.jpg").read_bytes())
+    (images / "5.jpg").write_bytes(b"<html>not found</html>")
+    (images / "6.jpg").write_bytes((images / "1.jpg").read_bytes())
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(images / "7.png")
+    Image.new("RGB", (8, 8)).save(images / "8.png")
+    return read_catalog(
+        manifest(
+            "path,tags,split,group",
+            "images/0.jpg,all|red,train,p",
+            "images/1.jpg,all|Red,train,q",
+            "images/2.jpg,all|a|b|c|d|e|f|g|h|i|j|k,train,r",
+            "images/3.jpg,all|red,test,r",
+            "images/4.jpg,all|red,test,s",
+            "images/5.jpg,all|red,test,t",
+            "images/6.jpg,all,train,q",
+            "images/7.png,all|red,train,u",
+            "images/8.png,all|red,train,v",
+        )
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_counts_and_oddities(odd_shop, workers):
+    report = check_catalog(odd_shop, workers=workers)
+    assert report.splits == {"train": 6, "test": 3}
+    assert report.n_images == 9
+    assert report.groups == {"tail": 14, "common": 0, "frequent": 0}
+    assert report.tags_per_image["max"] == 12
+    assert [(u.image_id, u.reason) for u in report.unreadable] == [
+        ("images/5", "is a web page, not an image")
+    ]
+    assert [d.image_ids for d in report.duplicates_across] == [("images/0", "images/4")]
+    assert report.duplicates_across[0].same_labels
+    assert report.duplicates_within == 1
+    assert "Red" in report.without_positive["test"]
+    assert report.without_positive["train"] == ()
+    reasons = {(s.image_id, s.reason.split("(")[0].strip()) for s in report.suspicious}
+    assert ("images/7", "is blank") in reasons
+    assert ("images/8", "is tiny") in reasons
+    assert any(i == "images/2" and "12 tags" in r for i, r in reasons)
+    assert any("which is in train and test" in r for _, r in reasons)
+    assert any(i == "images/1" and "not the tags of images/6" in r for i, r in reasons)
+    assert "tags Red, red differ only in case or spacing" in report.tag_notes
+    assert any("all is on every image" in n for n in report.tag_notes)
+
+
+def test_the_report_is_json_and_independent_of_workers(odd_shop):
+    one, many = (check_catalog(odd_shop, workers=n).to_json() for n in (1, 4))
+    assert json.loads(json.dumps(one)) == json.loads(json.dumps(many))
+    assert one["images"] == 9
+
+
+def test_pixels_count_not_containers(shop, manifest):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(shop / "images" / "a.png")
+    Image.fromarray(pixels).save(shop / "images" / "a.bmp")
+    path = manifest("image_id,path,tags,split", "a,images/a.png,x,train", "b,images/a.bmp,x,test")
+    assert len(check_catalog(read_catalog(path)).duplicates_across) == 1
+
+
+def test_large_images_count_as_unreadable(shop, manifest):
+    path = manifest("path,tags", "images/0.jpg,x")
+    report = check_catalog(read_catalog(path), max_pixels=100)
+    assert "above the limit" in report.unreadable[0].reason
