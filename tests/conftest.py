@@ -1,10 +1,13 @@
 """What every test may use: the reference implementations and the real data, where present."""
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -29,3 +32,59 @@ def fashion() -> Path:
     if not (FASHION / "catalogue.csv").exists():
         pytest.skip("the real catalogue (../shared/data/fashion) is not on this machine")
     return FASHION
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200), "grey": (128,) * 3}
+
+
+def _draw(rng, colour, striped, dotted):
+    """One 40x48 picture whose tags can be seen."""
+    image = np.full((48, 40, 3), 250, np.uint8)
+    image[8:40, 8:32] = COLOURS[colour]
+    if striped:
+        image[8:40:6, 8:32] = 20
+    if dotted:
+        image[20:28, 16:24] = 255
+    noise = rng.integers(-12, 13, image.shape)
+    return Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
+
+
+def write_tiny_catalogue(root: Path, n_products: int = 70, seed: int = 0) -> Path:
+    """A catalogue with every oddity of a real one, two images a product; returns the manifest.
+
+    Tags: four colours (a long tail), ``striped``, ``dotted`` (rare), ``product`` (always on),
+    ``once`` (a single positive, in training), ``never`` (known everywhere, present nowhere but
+    in one test image) and some unknown labels.
+    """
+    rng = np.random.default_rng(seed)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    rows = [["path", "tags", "tags_unknown", "split", "group", "title"]]
+    for product in range(n_products):
+        colour = rng.choice(list(COLOURS), p=[0.5, 0.3, 0.15, 0.05])
+        striped, dotted = rng.random() < 0.4, rng.random() < 0.08
+        split = "test" if product % 4 == 3 else "train"
+        for view in range(2):
+            name = f"images/p{product:03d}-{view}.png"
+            _draw(rng, colour, striped, dotted).save(root / name)
+            tags = ["product", f"colour:{colour}"]
+            tags += ["striped"] * bool(striped) + ["dotted"] * bool(dotted)
+            tags += ["once"] * (product == 0 and view == 0) + ["never"] * (product == 3)
+            unknown = "dotted" if product % 10 == 5 and not dotted else ""
+            rows.append([name, "|".join(tags), unknown, split, f"p{product}", f"a {colour} thing"])
+    with (root / "catalogue.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows(rows)
+    return root / "catalogue.csv"
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory) -> Path:
+    """Manifest of the small world that all stages are tried on; do not write beside it."""
+    return write_tiny_catalogue(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_csv):
+    """The same, read."""
+    from retailtag.catalog.readers import read_catalog
+
+    return read_catalog(tiny_csv)

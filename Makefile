@@ -1,0 +1,28 @@
+# Two doors: `make demo` and `make test`. Both create .venv when it is missing or out of date.
+# Options: PYTHON=python3.12, and PIP_ARGS for pip, such as another index with torch's CPU build.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.PHONY: demo test
+
+demo: .venv/installed
+	$(BIN)/retailtag demo --out demo/catalogue --n-images 4000 --seed 0
+	$(BIN)/retailtag bakeoff demo/catalogue/catalogue.csv --out demo/run --features demo/features \
+	  --backbones demo:cnn,demo:dino,demo:clip --strategies probe,finetune --epochs 4 --seed 0
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,96 @@
+"""The rules of the house: directions of imports, and what starts without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "retailtag"
+
+# A room may import itself and the rooms named here; everything may import the base.
+BASE = {"errors", "progress", "files", ""}
+MAY_IMPORT = {
+    "errors": set(),
+    "progress": set(),
+    "files": {"errors"},
+    "catalog": BASE,
+    "store": BASE,
+    "predictions": BASE,
+    "backbones": BASE | {"catalog", "store"},
+    "probes": BASE | {"catalog", "store", "predictions"},
+    "finetune": BASE | {"catalog", "store", "predictions", "backbones"},
+    "scoring": BASE | {"catalog", "store", "predictions"},
+    "report": BASE | {"catalog", "store", "predictions", "scoring"},
+    "tagger": BASE | {"catalog", "store", "predictions", "backbones", "probes", "finetune"},
+}
+LOWER = set(MAY_IMPORT)
+MAY_IMPORT["pipeline"] = LOWER | {""}
+MAY_IMPORT["cli"] = LOWER | {"pipeline", ""}
+ONLY_IN = {"typer": {"cli"}, "rich": {"cli", "report"}, "matplotlib": {"report"}}
+
+
+def _modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def _imports(path):
+    """Every absolute module name that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "retailtag":
+                yield from (f"retailtag.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_one_direction(path):
+    room = _room(path)
+    for name in _imports(path):
+        top, _, rest = name.partition(".")
+        if top in ONLY_IN:
+            assert room in ONLY_IN[top], f"{path} imports {name}"
+        if top == "retailtag" and room:
+            other = rest.split(".")[0]
+            if other.startswith("__"):
+                other = ""
+            assert other == room or other in MAY_IMPORT[room], f"{room} must not import {other}"
+
+
+def test_every_room_has_a_rule():
+    assert {_room(path) for path in _modules()} - {""} == set(MAY_IMPORT)
+
+
+def _loaded_by(code):
+    """Top-level modules in a fresh interpreter after `code`."""
+    program = f"import sys\n{code}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_of_every_command_starts_without_heavy_imports():
+    loaded = _loaded_by(
+        "from retailtag.cli.main import run\n"
+        "for name in ['extract', 'probe', 'finetune', 'score', 'bakeoff', 'demo', 'catalog']:\n"
+        "    assert run([name, '--help']) == 0\n"
+        "assert run(['--help']) == 0"
+    )
+    assert not loaded & {"torch", "timm", "open_clip", "sklearn", "matplotlib", "pyarrow"}
+
+
+def test_scoring_needs_no_torch(tmp_path):
+    assert "torch" not in _loaded_by(
+        "import retailtag.scoring.files, retailtag.catalog.readers, retailtag.cli.score"
+    )
