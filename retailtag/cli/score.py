@@ -71,7 +71,8 @@ def _show(output: Output, scored: ScoredFiles) -> None:
         if card.findings:
             output.print(Text(f"\nFindings for {card.model}"))
             output.print(findings_text(card.findings))
-        output.print(Text(f"\n{card.model}: {folder / 'scorecard.json'}"))
+        where = f"{card.model}: {folder / 'scorecard.json'}"
+        output.print(Text(where, no_wrap=True, overflow="ignore"))
 
 
 def _summary(scored: ScoredFiles) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def esc(value: object) -> str:
     return escape(str(value), quote=True)
 
 
+def breakable(name: str) -> str:
+    """Escaped id that may break after an underscore."""
+    return esc(name).replace("_", "_<wbr>")
+
+
 def _asset(name: str) -> str:
     return files("retailtag.report").joinpath("assets", name).read_text(encoding="utf-8")
 
@@ -175,7 +180,7 @@ def _key_figures(winner: PairResult) -> str:
         (
             "Training",
             duration(cost.train_seconds),
-            f"at most {milliseconds(cost.peak_memory_mib)} MiB of memory",
+            f"peak memory {milliseconds(cost.peak_memory_mib)} MiB",
         ),
     ]
     cells = "".join(
@@ -201,7 +206,7 @@ def _standing(pair: PairResult, decision: Decision) -> str:
 
 
 def _pair_head(pair: PairResult, result: BakeoffResult, decision: Decision) -> str:
-    return esc(short_names(result)[pair.name]) + _standing(pair, decision)
+    return breakable(short_names(result)[pair.name]) + _standing(pair, decision)
 
 
 def _css(pair: PairResult, decision: Decision) -> str:
@@ -227,7 +232,8 @@ def _ranking(result: BakeoffResult, decision: Decision) -> str:
         [*head, "Macro-AP", "Micro-F1"],
         rows,
         "Macro-F1 × 100 with 95 % bootstrap intervals (products resampled). Every average covers "
-        "the tags with a positive among the held-out images, the same for all pairs.",
+        "the tags with a positive among the held-out images, the same for all pairs. A tag that "
+        "vanishes in a replicate is left out there, which makes tail intervals lean upwards.",
     )
     figure = _figure(
         plots.ranking_figure,
@@ -247,7 +253,8 @@ def _cost(result: BakeoffResult, decision: Decision) -> str:
         decision,
         "Macro-F1 over latency",
         "Macro-F1 over all tags against the latency of one image; the bubble grows with training "
-        "time. No pair above the dotted steps is both better and faster than a pair on them.",
+        "time. Dotted steps join the pairs that no other beats in both; without steps, one pair "
+        "beats all.",
     )
     rows = [
         _row(
@@ -311,7 +318,9 @@ def _tags(result: BakeoffResult, decision: Decision) -> str:
     winner = result.pair(decision.winner)
     others = [p for p in result.ranking if p is not winner]
     short = short_backbones(result)
-    names = [f"{esc(short[p.backbone])}<br>{esc(strategy_name(p))}" for p in [winner, *others]]
+    names = [
+        f"{breakable(short[p.backbone])}<br>{esc(strategy_name(p))}" for p in [winner, *others]
+    ]
     head = ["Tag", "Group", "Training<br>images", "Held-out<br>positives", "AP of the<br>winner"]
     columns = [p.scorecard.tags for p in (winner, *others)]
     rows = [_tag_row(row, tuple(c[j] for c in columns)) for j, row in enumerate(columns[0])]
@@ -351,24 +360,29 @@ def _value_cell(value: float, css: str) -> str:
 
 def _findings(result: BakeoffResult) -> str:
     names = short_names(result)
-    merged: dict[Finding, list[str]] = {finding: [] for finding in result.findings}
+    found: dict[str, list[tuple[str, Finding]]] = {}
+    for finding in result.findings:
+        found.setdefault(finding.code, []).append(("", finding))
     for pair in result.ranking:
         for finding in pair.scorecard.findings:
-            merged.setdefault(finding, []).append(names[pair.name])
-    if not merged:
+            found.setdefault(finding.code, []).append((names[pair.name], finding))
+    if not found:
         return _section("findings", "<p>None.</p>")
-    items = "".join(
-        f"<li>{esc(f.sentence)}{_about(pairs, len(result.pairs))}<br>"
-        f'<span class="note">{esc(f.remedy)}</span></li>'
-        for f, pairs in merged.items()
-    )
+    items = "".join(_finding(group, len(result.pairs)) for group in found.values())
     return _section("findings", f'<ol class="findings">{items}</ol>')
 
 
-def _about(pairs: Sequence[str], n_pairs: int) -> str:
-    if not pairs or len(pairs) == n_pairs:
-        return ""
-    return "".join(f' <span class="chip">{esc(name)}</span>' for name in pairs)
+def _finding(group: Sequence[tuple[str, Finding]], n_pairs: int) -> str:
+    """Findings of one code: said once where all pairs share it, else a line a pair."""
+    sentences = {f.sentence for _, f in group}
+    if len(sentences) == 1 and len(group) in (1, n_pairs):
+        owner = group[0][0] if len(group) == 1 else ""
+        said = esc(group[0][1].sentence) + (f" ({esc(owner)})" if owner else "")
+    else:
+        lines = "".join(f"<li>{esc(name)}: {esc(f.sentence)}</li>" for name, f in group)
+        said = f"<ul>{lines}</ul>"
+    code, remedy = esc(group[0][1].code), esc(group[0][1].remedy)
+    return f'<li><strong>{code}</strong> {said}<br><span class="note">{remedy}</span></li>'
 
 
 def _provenance(result: BakeoffResult) -> str:

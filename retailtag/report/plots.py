@@ -98,7 +98,7 @@ def draw_ranking(left: Axes, right: Axes, result: BakeoffResult, decision: Decis
         axes.spines["left"].set_visible(False)
         axes.set_axisbelow(True)
         low, high = axes.get_xlim()
-        axes.set_xlim(low, high + 0.22 * (high - low))  # room for the last value
+        axes.set_xlim(low, high + 0.3 * (high - low))  # room for the last value
     left.set_ylim(len(ranking) - 0.5, -0.5)
     _label_rows(left, result, decision)
 
@@ -173,7 +173,7 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult, decision: Decision) -> 
     axes.grid(visible=True)
     axes.set_axisbelow(True)
     axes.set_title("Quality against cost")
-    axes.set_xlabel("latency of one image, ms (log); bubble: training time")
+    axes.set_xlabel("latency, ms (log); bubble: training time")
     axes.set_ylabel("macro-F1 × 100, all tags")
     _label_bubbles(axes, result, decision, shown, sizes)
 

@@ -74,9 +74,9 @@ def _undefined(card: ScoreCard) -> Finding | None:
     false_alarms = sum(r.fp for r in rows)
     return Finding(
         "undefined-tags",
-        f"{count(len(rows), 'tag')} of {len(card.tags)} no image of the {card.split} split carries "
-        f"({named([r.tag for r in rows])}): left out of every macro average; "
-        f"{count(false_alarms, 'false alarm')} on them.",
+        f"{len(rows):,} of {count(len(card.tags), 'tag')} are on no image of the {card.split} "
+        f"split ({named([r.tag for r in rows])}); they are left out of every macro average and "
+        f"drew {count(false_alarms, 'false alarm')}.",
         "Enlarge the split or merge these tags; undefined_tags.csv lists them.",
     )
 

@@ -1,0 +1,121 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from retailtag.report import BakeoffResult, decide, write_report
+from retailtag.report.html import render_html
+
+EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
+VOID = {"meta", "input", "br", "wbr"}
+
+
+class Nesting(HTMLParser):
+    """Collects elements, checks that they nest, and gathers ids and alternative texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.counts, self.links = [], [], {}, []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs[k] for k in ("src", "href") if k in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def hostile(bakeoff) -> BakeoffResult:
+    """The bake-off with tags, a backbone and a command that try to be code."""
+    pairs = []
+    for pair in bakeoff.pairs:
+        tags = list(pair.scorecard.tags)
+        for j, name in enumerate(EVIL):
+            tags[j] = replace(tags[j], tag=name, low_support=False, support=20)
+            tags[j] = replace(tags[j], f1=1.0 if pair.strategy == "probe" else 0.0)
+        pairs.append(replace(pair, scorecard=replace(pair.scorecard, tags=tuple(tags))))
+    return replace(bakeoff, pairs=tuple(pairs), command="retailtag bakeoff '<b>&amp;</b>'")
+
+
+@pytest.fixture(scope="module")
+def page(hostile) -> str:
+    return render_html(hostile, decide(hostile))
+
+
+def test_page_needs_nothing_but_itself(page):
+    assert not re.findall(r"https?:|//[a-z]|url\((?!#)|@import|<link|<img|<iframe", page)
+    parser = Nesting()
+    parser.feed(page)
+    assert all(link.startswith("#") for link in parser.links)
+
+
+def test_elements_nest_and_ids_are_unique(page):
+    parser = Nesting()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.counts["svg"] == parser.counts["desc"] == 4
+    assert parser.counts["script"] == 1
+    assert parser.counts["table"] == parser.counts["caption"] == 3
+
+
+def test_names_from_data_are_escaped(page):
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in page
+    assert "日本" in page
+
+
+def test_every_tag_and_pair_is_on_the_page(page, hostile):
+    assert page.count('<td class="text">') == len(hostile.pairs[0].scorecard.tags)
+    assert page.count("recommended</span>") == 2
+
+
+def test_page_is_the_same_for_the_same_result(page, hostile):
+    assert render_html(hostile, decide(hostile)) == page
+
+
+def test_answer_comes_before_everything_else(page, hostile):
+    winner = hostile.pair(decide(hostile).winner)
+    assert page.index("<h1>Use") < page.index("<h2")
+    assert f"{100 * winner.scorecard.summaries['all'].macro_f1:.1f}" in page[: page.index("<h2")]
+
+
+def test_files_are_written_whole(bakeoff, tmp_path):
+    path = write_report(bakeoff, decide(bakeoff), tmp_path / "out")
+    assert path == tmp_path / "out" / "report.html"
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "bakeoff.json", "quality_cost.png", "ranking.png", "report.html", "summary.png", "tail.png",
+    ]  # fmt: skip
+    assert BakeoffResult.load(path.with_name("bakeoff.json")).to_json() == bakeoff.to_json()
+    with Image.open(path.with_name("summary.png")) as picture:
+        assert picture.size == (1600, 700)
+    assert path.with_name("summary.png").stat().st_size < 200_000
+
+
+def test_one_pair_without_tail_or_rival_makes_a_page(bakeoff):
+    pair = bakeoff.pairs[0]
+    rows = tuple(r for r in pair.scorecard.tags if r.group != "tail")
+    tail = replace(pair.scorecard.summaries["tail"], n_tags=0, macro_f1=float("nan"))
+    card = replace(
+        pair.scorecard, tags=rows, summaries={**pair.scorecard.summaries, "tail": tail}, findings=()
+    )
+    cost = replace(pair.cost, latency_ms_p50=float("nan"), train_seconds=float("nan"))
+    single = replace(
+        bakeoff, pairs=(replace(pair, scorecard=card, cost=cost),), comparisons=(), findings=()
+    )
+    page = render_html(single, decide(single))
+    assert "no other pair to compare" in page
+    assert "no tag with a held-out positive" in page

@@ -1,0 +1,43 @@
+import io
+
+from rich.console import Console
+
+from retailtag.report import decide
+from retailtag.report.tables import (
+    comparison_table,
+    decision_text,
+    findings_text,
+    groups_table,
+    ranking_table,
+)
+from retailtag.scoring.findings import Finding
+
+
+def shown(renderable) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_ranking_marks_the_recommended_pair(bakeoff):
+    decision = decide(bakeoff)
+    text = shown(ranking_table(bakeoff, decision))
+    assert text.count("→ ") == 2  # the row and the caption
+    assert f"→ {decision.winner}" in text
+    assert all(p.name in text for p in bakeoff.pairs)
+
+
+def test_groups_and_comparisons_name_every_model(bakeoff):
+    cards = [p.scorecard for p in bakeoff.pairs[:2]]
+    text = shown(groups_table(cards))
+    assert all(card.model in text for card in cards)
+    text = shown(comparison_table(bakeoff.comparisons))
+    assert text.count("tie") + text.count("ahead") >= len(bakeoff.comparisons)
+
+
+def test_names_are_no_markup(bakeoff):
+    finding = Finding("undefined-tags", "tag [bold]x[/bold] [/]", "drop [it]")
+    text = shown(findings_text([finding]))
+    assert "[bold]x[/bold] [/]" in text
+    assert "drop [it]" in text
+    assert decide(bakeoff).winner in shown(decision_text(decide(bakeoff)))

@@ -1,0 +1,70 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retailtag.errors import ArtefactError, DataError
+from retailtag.scoring.csvs import FORMULA_STARTS, safe_cell
+from retailtag.scoring.score import score_predictions
+from retailtag.scoring.scorecard import ScoreCard
+
+
+@pytest.fixture
+def card(catalog, predict):
+    thresholds = np.array([0.2, 0.2, 0.2, 0.2, np.inf, -np.inf], np.float32)
+    return score_predictions(predict(catalog, thresholds=thresholds), catalog, n_bootstrap=30)
+
+
+def test_json_round_trip_keeps_everything(card):
+    text = json.dumps(card.to_json(), allow_nan=False)
+    back = ScoreCard.from_json(json.loads(text))
+    assert json.dumps(back.to_json()) == json.dumps(card.to_json())
+    assert math.isinf(back.tags[4].threshold)
+    assert math.isnan(back.tags[5].f1)
+
+
+def test_files_are_equal_for_equal_input(card, catalog, predict, tmp_path):
+    thresholds = np.array([row.threshold for row in card.tags], np.float32)
+    again = score_predictions(predict(catalog, thresholds=thresholds), catalog, n_bootstrap=30)
+    card.save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["groups.csv", "per_tag.csv", "scorecard.json", "undefined_tags.csv"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert ScoreCard.load(tmp_path / "a").to_json() == card.to_json()
+
+
+def test_csv_holds_the_rows_and_no_formula(card, tmp_path):
+    card.save(tmp_path)
+    with (tmp_path / "per_tag.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [r["tag"] for r in rows][:2] == ["always", "'=frequent"]
+    assert rows[5]["f1"] == ""
+    assert rows[5]["threshold"] == "-inf"
+    assert float(rows[1]["f1"]) == pytest.approx(card.tags[1].f1, rel=1e-5)
+    with (tmp_path / "undefined_tags.csv").open() as handle:
+        assert [r["tag"] for r in csv.DictReader(handle)] == ["absent"]
+    with (tmp_path / "groups.csv").open() as handle:
+        assert [r["scope"] for r in csv.DictReader(handle)] == ["all", "tail", "common", "frequent"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=5), st.sampled_from(["", *FORMULA_STARTS]))
+def test_no_text_cell_can_begin_a_formula(text, start):
+    assert not safe_cell(start + text).startswith(FORMULA_STARTS)
+
+
+def test_other_files_are_refused(card, tmp_path):
+    with pytest.raises(ArtefactError, match="format 99"):
+        ScoreCard.from_json({**card.to_json(), "format": 99})
+    with pytest.raises(DataError, match="not a scorecard"):
+        ScoreCard.from_json({"tags": []})
+    with pytest.raises(DataError, match="damaged"):
+        ScoreCard.from_json({**card.to_json(), "tags": [{"tag": "x"}]})
+    with pytest.raises(DataError, match="does not exist"):
+        ScoreCard.load(tmp_path / "nothing.json")
