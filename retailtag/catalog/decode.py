@@ -23,7 +23,7 @@ DECODE_POLICY: dict[str, str] = {
     "exif": "orientation applied",
     "transparency": "composited on white",
     "icc": "embedded profile to sRGB, perceptual; invalid profile ignored",
-    "cmyk": "through its profile, else 255 - min(255, ink + black)",
+    "cmyk": "through its profile, else (255 - ink) (255 - black) / 255",
     "grey16": "scaled by 255/65535",
     "animation": "first frame",
     "truncated": "refused",

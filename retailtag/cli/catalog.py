@@ -177,7 +177,7 @@ def _frequency_plot(report: CatalogReport) -> str:
         value = 10 ** (level * top / PLOT_HEIGHT)
         bars = "".join(_bar(h - level + 1) for h in height)
         lines.append(f"{value:>9,.0f} {bars}")
-    lines.append(" " * 10 + f"{'1':<{width - len(str(len(counts)))}}{len(counts)}")
+    lines.append(" " * 10 + f"tags 1 to {len(counts)}")
     return "\n".join(lines)
 
 
