@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from retailtag.catalog.catalog import Catalog
 from retailtag.cli.common import JsonOption, Output, QuietOption, SeedOption, split_list
 from retailtag.scoring.files import ScoredFiles, score_files
 from retailtag.scoring.strict_json import plain
@@ -41,11 +43,9 @@ def score(
     quiet: QuietOption = False,
 ) -> None:
     """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings."""
-    from retailtag.catalog.readers import read_catalog
-
     scored = score_files(
         predictions,
-        read_catalog,
+        _read,
         catalog=catalog,
         catalog_args={"attributes": split_list(attributes)} if attributes else None,
         split=split,
@@ -57,6 +57,13 @@ def score(
     output = Output(json, quiet)
     _show(output, scored)
     output.result(_summary(scored))
+
+
+def _read(path: Path, *, attributes: Sequence[str] = (), images: str | None = None) -> Catalog:
+    """Catalogue as predictions record it: paths are text there."""
+    from retailtag.catalog.readers import read_catalog
+
+    return read_catalog(path, attributes=attributes, images=Path(images) if images else None)
 
 
 def _show(output: Output, scored: ScoredFiles) -> None:

@@ -277,8 +277,8 @@ def _cost(result: BakeoffResult, decision: Decision) -> str:
         ["Pair", "Macro-F1", "Latency, ms", "Images / s", "Training", "Peak memory, MiB",
          "Parameters, M", "Weights, MiB"],
         rows,
-        "Measured on this machine. Latency: one image, from its bytes to its tags. Training of a "
-        "probe includes embedding the training images.",
+        "Measured on this machine. Latency: one image, from its bytes to its tags. Training "
+        "includes embedding the training images where a strategy reads them.",
     )  # fmt: skip
     return _section("cost", figure, f'<div class="scroll">{table}</div>')
 
@@ -375,12 +375,11 @@ def _findings(result: BakeoffResult) -> str:
 def _finding(group: Sequence[tuple[str, Finding]], n_pairs: int) -> str:
     """Findings of one code: said once where all pairs share it, else a line a pair."""
     sentences = {f.sentence for _, f in group}
-    if len(sentences) == 1 and len(group) in (1, n_pairs):
-        owner = group[0][0] if len(group) == 1 else ""
-        said = esc(group[0][1].sentence) + (f" ({esc(owner)})" if owner else "")
-    else:
-        lines = "".join(f"<li>{esc(name)}: {esc(f.sentence)}</li>" for name, f in group)
-        said = f"<ul>{lines}</ul>"
+    if len(sentences) == 1 and len(group) == n_pairs:
+        group = [("", group[0][1])]
+    lines = [f"{esc(name)}: {esc(f.sentence)}" if name else esc(f.sentence) for name, f in group]
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    said = lines[0] if len(lines) == 1 else f"<ul>{items}</ul>"
     code, remedy = esc(group[0][1].code), esc(group[0][1].remedy)
     return f'<li><strong>{code}</strong> {said}<br><span class="note">{remedy}</span></li>'
 

@@ -43,7 +43,7 @@ def folder(tmp_path):
                 "backbone": "demo:cnn",
                 "strategy": strategy,
                 "catalog": str(manifest),
-                "catalog_args": {"attributes": ["colour"]},
+                "catalog_args": {"attributes": ["colour"], "images": str(tmp_path)},
             },
         ).save(tmp_path / f"{strategy}.npz")
     return tmp_path

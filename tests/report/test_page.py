@@ -7,6 +7,7 @@ from PIL import Image
 
 from retailtag.report import BakeoffResult, decide, write_report
 from retailtag.report.html import render_html
+from retailtag.scoring.findings import Finding
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
 VOID = {"meta", "input", "br", "wbr"}
@@ -91,6 +92,17 @@ def test_answer_comes_before_everything_else(page, hostile):
     winner = hostile.pair(decide(hostile).winner)
     assert page.index("<h1>Use") < page.index("<h2")
     assert f"{100 * winner.scorecard.summaries['all'].macro_f1:.1f}" in page[: page.index("<h2")]
+
+
+def test_findings_of_one_kind_are_said_together(bakeoff):
+    shared = Finding("edge", "Best C at the edge.", "Widen the grid.")
+    pairs = tuple(
+        replace(p, scorecard=replace(p.scorecard, findings=(shared,))) for p in bakeoff.pairs
+    )
+    two = (Finding("lost", "One image is lost.", "Mend it."), Finding("lost", "Two.", "Mend it."))
+    page = render_html(replace(bakeoff, pairs=pairs, findings=two), decide(bakeoff))
+    assert page.count("Best C at the edge.") == page.count("Mend it.") == 1
+    assert "<ul><li>One image is lost.</li><li>Two.</li></ul>" in page
 
 
 def test_files_are_written_whole(bakeoff, tmp_path):
