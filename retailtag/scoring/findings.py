@@ -71,13 +71,12 @@ def _undefined(card: ScoreCard) -> Finding | None:
     rows = card.undefined
     if not rows:
         return None
-    false_alarms = sum(r.fp for r in rows)
     return Finding(
         "undefined-tags",
         f"{len(rows):,} of {count(len(card.tags), 'tag')} are on no image of the {card.split} "
-        f"split ({named([r.tag for r in rows])}); they are left out of every macro average and "
-        f"drew {count(false_alarms, 'false alarm')}.",
-        "Enlarge the split or merge these tags; undefined_tags.csv lists them.",
+        f"split ({named([r.tag for r in rows])}); they are left out of every macro average.",
+        "Enlarge the split or merge these tags; undefined_tags.csv lists them with their false "
+        "alarms.",
     )
 
 
