@@ -134,7 +134,7 @@ class _Bars:
         return advance
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)
 
 
 class _Lines:
@@ -160,7 +160,7 @@ class _Lines:
         self.say(f"{name}: {done:,} {unit} in {time.perf_counter() - start:,.1f} s")
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress_line(name: str, done: int, total: int | None, unit: str, seconds: float) -> str:

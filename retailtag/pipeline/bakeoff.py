@@ -24,7 +24,7 @@ from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
-from retailtag.report.html import write_report
+from retailtag.report.write import write_report
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding
