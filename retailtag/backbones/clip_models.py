@@ -25,6 +25,7 @@ from retailtag.files import read_json
 
 CONFIG_NAME = "open_clip_config.json"
 _TEXT_BATCH = 256
+_SHOWN_TAGS = 8
 _NORMALISATION = ("mean", "std", "interpolation", "resize_mode")
 # scales of the contrastive loss and a buffer of older text models: no part of an embedding
 _SPARE = ("logit_scale", "logit_bias", "text.transformer.embeddings.position_ids")
@@ -67,18 +68,18 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     Unavailable
         If they cannot be downloaded, or the text tower needs a library or files not here.
     """
+    from_hub = weights is None and not random_weights
     folder = weights if weights is not None and (weights / CONFIG_NAME).is_file() else None
     stored = _folder_config(folder) if folder else {}
     if not stored:
-        _check_known(backbone_id, needs_tag=weights is None and not random_weights)
+        _check_known(backbone_id, needs_tag=from_hub)
     if weights is not None and not stored:
         _need_normalisation(backbone_id)
     tag = {} if stored else pretrained.get_pretrained_cfg(backbone_id.model, backbone_id.tag)
+    path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     model, config = _create(backbone_id, stored, tag)
-    if weights is not None:
-        _load(model, weights_file(weights))
-    elif not random_weights:
-        _load(model, published(backbone_id).fetch())
+    if path is not None:
+        _load(model, path)
     if "size" in backbone_id.preprocess_args and hasattr(model.visual, "set_input_size"):
         # timm towers keep the positions of their checkpoint until it is loaded
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
@@ -121,10 +122,12 @@ def _check_known(backbone_id: BackboneId, *, needs_tag: bool) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and not pretrained.is_pretrained_cfg(model, tag):
         raise UsageError(f"open_clip has no weights {tag} for {model}; {nearest(tag, tags)}")
+    if needs_tag and not tags:
+        raise UsageError(f"open_clip publishes no weights for {model}; give --weights.")
     if needs_tag and not tag:
         raise UsageError(
             f"{backbone_id} does not say which weights; write open_clip:{model}/TAG with one of "
-            f"{', '.join(tags) or 'none (open_clip publishes none for it: give --weights)'}."
+            f"{', '.join(tags[:_SHOWN_TAGS])}{' ...' if len(tags) > _SHOWN_TAGS else '.'}"
         )
 
 

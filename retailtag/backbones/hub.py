@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from retailtag.errors import Unavailable
 
@@ -63,31 +64,36 @@ class Published:
         return self._from_hub() if self.repo else self._from_url()
 
     def _from_hub(self) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        reason: Exception = FileNotFoundError("no file of a known name")
+        if constants.HF_HUB_OFFLINE:
+            raise Unavailable(self._remedy("HF_HUB_OFFLINE is set"))
+        if not _resolves(constants.ENDPOINT):
+            raise Unavailable(self._remedy(f"{constants.ENDPOINT} cannot be reached"))
+        reason = "the repository has no file of a known name"
         for name in self.filenames:
             try:
                 return Path(hf_hub_download(self.repo, name))
-            except EntryNotFoundError as error:  # offline, or not under this name: try the next
-                reason = reason if isinstance(reason, EntryNotFoundError) else error
-            except _network_errors() as error:
-                reason = error
+            except LocalEntryNotFoundError:
+                reason = f"{constants.ENDPOINT} cannot be reached"
                 break
-        raise Unavailable(self._remedy(reason)) from reason
+            except EntryNotFoundError:
+                continue
+            except _network_errors() as error:
+                reason = _first_line(error)
+                break
+        raise Unavailable(self._remedy(reason))
 
     def _from_url(self) -> Path:
         import torch.hub
 
         target = self._url_target()
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        try:  # writes under a temporary name and renames
             torch.hub.download_url_to_file(self.url, str(target), progress=False)
-        except _network_errors() as error:
-            with contextlib.suppress(OSError):
-                target.unlink(missing_ok=True)
-            raise Unavailable(self._remedy(error)) from error
+        except OSError as error:
+            raise Unavailable(self._remedy(_first_line(error))) from error
         return target
 
     def _url_target(self) -> Path:
@@ -95,20 +101,34 @@ class Published:
 
         return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(self.url).path).name
 
-    def _remedy(self, reason: Exception) -> str:
+    def _remedy(self, reason: str) -> str:
         if self.repo:
             from huggingface_hub import constants
 
             what = f"{self.filenames[0]} from the Hugging Face repository {self.repo}"
-            where = f"the cache {constants.HF_HUB_CACHE} (set HF_HUB_CACHE to move it)"
+            where = f"into the cache {constants.HF_HUB_CACHE}"
         else:
-            what, where = self.url, str(self._url_target())
-        why = str(reason).strip().partition("\n")[0][:120] or type(reason).__name__
+            what, where = self.url, f"to {self._url_target()}"
         return (
             f"The weights of {self.backbone} are not on this machine and cannot be downloaded "
-            f"({type(reason).__name__}: {why}); fetch {what} elsewhere and give it as --weights "
-            f"FILE, or copy a filled cache to {where}."
+            f"({reason}); on another machine fetch {what}, and give it here as --weights FILE or "
+            f"bring it {where}."
         )
+
+
+def _resolves(endpoint: str) -> bool:
+    """Whether the name resolves: the hub client would retry for half a minute where none does."""
+    if getproxies():
+        return True  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlparse(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

@@ -19,27 +19,26 @@ PRESETS = {
 }
 """One backbone per family at comparable cost, small enough for an NVIDIA T4.
 
-=======  ============================  ==========  ===========  ===  =====================
-preset   model                         GFLOP/img   parameters   dim  pretraining
-=======  ============================  ==========  ===========  ===  =====================
-cnn      ResNet-50 at 224                     8.2       23.5 M  2048 ImageNet-1k labels
-dinov2   ViT-S/14 at 224                     12.2       21.7 M  384  self-supervised
-clip     ViT-B/32 at 224, image tower         8.7       87.8 M  512  image-text contrastive
-=======  ============================  ==========  ===========  ===  =====================
+======  =======================  ============  ==========  ====  ======================
+preset  image model              GFLOP/image   parameters  dim   pretraining
+======  =======================  ============  ==========  ====  ======================
+cnn     ResNet-50 at 224                  8.2      23.5 M  2048  ImageNet-1k labels
+dinov2  ViT-S/14 at 224                  12.2      21.6 M   384  self-supervised
+clip    ViT-B/32 at 224                   8.8      87.8 M   512  image-text contrastive
+======  =======================  ============  ==========  ====  ======================
 
-A multiply-add counts as two operations; `retailtag.backbones.cost` computes the table. All three
-have fused kernels in float16 on compute capability 7.5. ResNet-50 is taken in its plain softmax
-recipe: recipes with binary losses, mixing and label smoothing gain ImageNet accuracy and lose
-linear transfer [1]_, which would decide the probe's comparison beforehand. DINOv2 runs at 224
-instead of its 518 (a fifth of the tokens, hence of the cost). CLIP's weights are DataComp's, the
-strongest published for this architecture and resolution [2]_.
+A multiply-add counts as two operations; `retailtag.backbones.cost` computes the table. ResNet-50
+is taken in its plain softmax recipe: recipes with binary losses, mixing and label smoothing gain
+ImageNet accuracy and lose linear transfer [1]_, which would settle the probe's comparison
+beforehand. DINOv2 runs at 224 instead of its 518: a fifth of the tokens. CLIP's weights are
+DataComp's, which at this architecture have the best zero-shot accuracy of the published ones [2]_.
 
 References
 ----------
 .. [1] Kornblith, Chen, Lee, Norouzi: Why Do Better Loss Functions Lead to Less Transferable
    Features? NeurIPS 2021.
 .. [2] Gadre et al.: DataComp: In search of the next generation of multimodal datasets.
-   NeurIPS 2023, table 3.
+   NeurIPS 2023.
 """
 
 SCHEMES = ("timm", "open_clip", "demo")

@@ -66,13 +66,12 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     backbone_id = _known(backbone_id, default_tag=from_hub)
     config = _folder_config(backbone_id, weights)
     args = {**config.get("model_args", {}), **backbone_id.model_args}
+    if weights is not None and not config:
+        _need_normalisation(backbone_id)
+    path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     trunk = _create(backbone_id, args, config.get("pretrained_cfg", {}))
-    if from_hub:
-        _load(trunk, published(backbone_id).fetch())
-    elif weights is not None:
-        if not config:
-            _need_normalisation(backbone_id)
-        _load(trunk, weights_file(weights))
+    if path is not None:
+        _load(trunk, path)
     layout = layout_of(trunk)
     return Parts(
         id=backbone_id,

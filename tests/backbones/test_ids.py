@@ -1,0 +1,116 @@
+"""Ids: presets, canonical text, sentences for what is wrong; no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retailtag.backbones.ids import PRESETS, resolve_id
+from retailtag.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "tag"),
+    [
+        ("timm:resnet50.a1_in1k", "resnet50", "a1_in1k"),
+        ("timm:resnet50", "resnet50", ""),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "ViT-B-32", "laion2b_s34b_b79k"),
+        ("open_clip:ViT-B/32/openai", "ViT-B-32", "openai"),
+        ("open_clip:RN50", "RN50", ""),
+        ("demo:dino", "dino", ""),
+    ],
+)
+def test_parts(text, model, tag):
+    parsed = resolve_id(text)
+    assert (parsed.model, parsed.tag) == (model, tag)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_expand_and_take_arguments(preset):
+    assert str(resolve_id(preset)) == PRESETS[preset]
+    assert resolve_id(f"{preset}?crop_pct=1").preprocess_args == {"crop_pct": 1}
+
+
+def test_preset_models_and_weights_are_published():
+    from retailtag.backbones.factory import published
+
+    for preset in PRESETS.values():
+        assert published(resolve_id(preset)).exists
+
+
+values = st.one_of(
+    st.booleans(),
+    st.integers(-5, 500),
+    st.floats(0.01, 9, allow_nan=False),
+    st.sampled_from(["same", "avg"]),
+    st.tuples(st.floats(0.01, 0.9), st.floats(0.01, 0.9), st.floats(0.01, 0.9)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["mean", "size", "pad_type", "img_size", "pool"]), values),
+    st.randoms(),
+)
+def test_text_is_canonical_whatever_the_order(args, rng):
+    def text(value):
+        if isinstance(value, tuple):
+            return ",".join(map(text, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    parts = [f"{k}={text(v)}" for k, v in args.items()]
+    rng.shuffle(parts)
+    parsed = resolve_id("timm:resnet18" + ("?" + "&".join(parts) if parts else ""))
+    assert dict(parsed.args) == args
+    assert resolve_id(str(parsed)) == parsed
+    assert {**parsed.model_args, **parsed.preprocess_args} == args
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dinov", r"unknown preset; did you mean dinov2\?"),
+        ("tim:resnet50", r"unknown library; did you mean timm:\?"),
+        ("openclip:RN50", r"unknown library; did you mean open_clip:\?"),
+        ("resnet50", "unknown preset; .* known|An id is timm:MODEL.TAG"),
+        ("demo:dinov2", r"did you mean dino\?"),
+        ("timm:", "names no model"),
+        ("timm:resnet18?size", "write the argument 'size' as name=value"),
+        ("timm:resnet18?size=1&size=2", "gives size twice"),
+        ("", "unknown preset"),
+    ],
+)
+def test_what_is_wrong_is_said(text, said):
+    with pytest.raises(UsageError, match=said):
+        resolve_id(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("timm:resnet5", r"timm has no model resnet5; did you mean resnet50\?"),
+        ("timm:resnet50.a1_in1", r"no weights a1_in1 for resnet50; did you mean a1_in1k\?"),
+        ("open_clip:ViT-B32", r"open_clip has no model ViT-B32; did you mean ViT-B-32\?"),
+        ("open_clip:ViT-B-32/laion2b", "no weights laion2b for ViT-B-32; did you mean laion2b"),
+        ("open_clip:ViT-B-32", "does not say which weights; write open_clip:ViT-B-32/TAG"),
+        ("timm:resnet18?banana=3&size=32", "timm cannot build .*banana"),
+    ],
+)
+def test_what_the_library_does_not_know_is_said(text, said):
+    from retailtag.backbones import load_backbone
+
+    random = "banana" in text
+    with pytest.raises(UsageError, match=said):
+        load_backbone(text, random_weights=random)
+
+
+def test_resolving_imports_no_torch():
+    code = (
+        "import sys; from retailtag.backbones import resolve_id; resolve_id('clip'); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'open_clip')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

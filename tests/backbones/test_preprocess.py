@@ -1,0 +1,171 @@
+"""Pixels equal those of timm's and open_clip's own transforms."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from retailtag.backbones import resolve_id
+from retailtag.backbones.preprocess import Preprocess, from_open_clip, from_timm, override
+from retailtag.errors import UsageError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SIZES = [(60, 80), (80, 60), (224, 224), (500, 500), (333, 517), (1000, 130), (7, 300)]
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def assert_same(mine, theirs):
+    assert mine.shape == theirs.shape
+    assert mine.dtype == np.uint8
+    difference = np.abs(mine.astype(int) - theirs.astype(int))
+    assert difference.max() == 0, difference.mean()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(
+    ("shape", "crop_pct", "interpolation"),
+    [
+        ((224, 224), 0.875, "bilinear"),
+        ((224, 224), 1.0, "bicubic"),
+        ((96, 160), 0.9, "bicubic"),
+        ((33, 33), 0.95, "lanczos"),
+    ],
+)
+def test_pixels_equal_timm(size, crop_mode, shape, crop_pct, interpolation):
+    from timm.data import create_transform
+
+    config = {
+        "input_size": (3, *shape),
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+        "interpolation": interpolation,
+        **IMAGENET,
+    }
+    theirs = create_transform(**config, is_training=False, normalize=False)
+    image = noise(*size)
+    assert_same(from_timm(config)(image), theirs(image).numpy())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("shape", [224, (96, 160)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_equal_open_clip(size, mode, shape, interpolation):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(
+        size=shape, resize_mode=mode, interpolation=interpolation, fill_color=90, **IMAGENET
+    )
+    image = noise(*size)
+    floats = image_transform_v2(config, is_train=False)(image).numpy()
+    mean, std = (np.array(IMAGENET[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+    theirs = np.rint((floats * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    assert_same(from_open_clip(vars(config))(image), theirs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.sampled_from(["center", "squash", "border"]),
+    st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    st.floats(0.5, 1.0),
+)
+def test_any_shape_equals_timm(width, height, crop_mode, shape, crop_pct):
+    from timm.data import create_transform
+
+    # where a side would vanish timm fails; retailtag keeps one pixel of it
+    ratio = max(height / shape[0], width / shape[1]) * crop_pct
+    if crop_mode == "border" and min(width, height) / ratio < 1:
+        return
+    config = {
+        "input_size": (3, *shape),
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+        "interpolation": "bicubic",
+        **IMAGENET,
+    }
+    image = noise(width, height)
+    theirs = create_transform(**config, is_training=False, normalize=False)
+    assert_same(from_timm(config)(image), theirs(image).numpy())
+
+
+def test_a_sliver_keeps_a_pixel():
+    wide = Preprocess(size=(16, 16), mode="longest")(noise(2000, 3))
+    assert wide.shape == (3, 16, 16)
+
+
+def test_normalised_pixels_equal_timm_bit_for_bit(pixels):
+    from timm.data import create_transform, resolve_model_data_config
+
+    from retailtag.backbones import load_backbone
+
+    backbone = load_backbone("timm:resnet18?size=64", random_weights=True)
+    config = {
+        **resolve_model_data_config(backbone.module.trunk),
+        "input_size": (3, 64, 64),
+    }
+    image = noise(90, 70)
+    theirs = create_transform(**config, is_training=False)(image)
+
+    import torch
+
+    seen = []
+    backbone.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    backbone.embed(torch.from_numpy(backbone.preprocess(image))[None])
+    assert torch.equal(seen[0][0], theirs)
+
+
+def test_the_id_overrides_the_configuration():
+    base = Preprocess(size=(224, 224), crop_pct=0.875)
+    asked = resolve_id("timm:x?mean=0.5&std=0.1,0.2,0.3&size=96,64&crop_mode=border&crop_pct=1")
+    changed = override(base, asked)
+    assert changed.mean == (0.5, 0.5, 0.5)
+    assert changed.std == (0.1, 0.2, 0.3)
+    assert changed.size == (96, 64)
+    assert changed.mode == "longest"
+    assert changed.fill == (128, 128, 128)
+    assert changed.crop_pct == 1.0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("interpolation=sharp", "Interpolation sharp is unknown"),
+        ("crop_pct=1.5", "crop_pct 1.5 is not in"),
+        ("crop_mode=zoom", "Resize mode zoom is unknown"),
+        ("std=0", "std above 0"),
+        ("mean=0.1,0.2", "neither one value nor three"),
+        ("size=0", "not a positive"),
+        ("size=big", "invalid literal"),
+    ],
+)
+def test_bad_overrides_name_the_id(args, said):
+    with pytest.raises(UsageError, match=rf"timm:x\?{args.split('=')[0]}.*{said}"):
+        override(Preprocess(size=(8, 8)), resolve_id(f"timm:x?{args}"))
+
+
+def test_json_says_every_field_and_the_decoder():
+    from retailtag.catalog.decode import DECODE_POLICY
+
+    value = json.loads(Preprocess(size=(8, 9)).to_json())
+    assert value["decode"] == DECODE_POLICY
+    assert value["size"] == [8, 9]
+    assert value["antialias"] is True
+    assert Preprocess(size=(8, 9)).to_json() != Preprocess(size=(8, 9), mode="squash").to_json()
+
+
+def test_it_travels_to_other_processes():
+    preprocess = Preprocess(size=(8, 9))
+    assert pickle.loads(pickle.dumps(preprocess)) == preprocess  # noqa: S301
