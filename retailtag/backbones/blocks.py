@@ -19,6 +19,9 @@ timm SwinTransformer (V2)      ``layers.i.blocks.j``         norm
 timm RegNet                    ``s1-4.bj``                   final_conv
 timm EfficientNet              ``blocks.i.j``                conv_head, bn2
 timm MobileNetV3               ``blocks.i.j``                conv_head, norm_head
+timm ResNetV2                  ``stages.i.blocks.j``         norm
+timm ByobNet, NormFreeNet      ``stages.i.j``                final_conv
+timm MlpMixer                  ``blocks.i``                  norm
 open_clip VisionTransformer    ``transformer.resblocks.i``   ln_post, attn_pool, proj
 open_clip ModifiedResNet       ``layer1-4.i``                attnpool
 open_clip TimmModel            as the timm class             as the timm class, and head
@@ -32,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,7 +100,7 @@ class Layout:
         """The same layout with `finish` applied last; it uses the modules or parameters `names`."""
         inner = self.finish
         last = replace(self.blocks[-1], finish=self.blocks[-1].finish + names)
-        whole = None if inner is None else _chain(inner, finish)
+        whole = None if inner is None else _then(inner, finish)
         return replace(self, blocks=(*self.blocks[:-1], last), finish=whole)
 
 
@@ -195,6 +199,36 @@ def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
     )
 
 
+def _resnetv2(m: Any, pre_logits: bool) -> Layout:
+    rows = [_row(f"stages.{i}.blocks", stage.blocks) for i, stage in enumerate(m.stages)]
+    return Layout(
+        "cnn",
+        _blocks(chain.from_iterable(rows), "norm", "head"),
+        m.stem,
+        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
+    )
+
+
+def _staged_rows(m: Any, pre_logits: bool) -> Layout:
+    rows = [_row(f"stages.{i}", stage) for i, stage in enumerate(m.stages)]
+
+    def finish(x: Tensor) -> Tensor:
+        x = m.final_conv(x)
+        x = m.final_act(x) if hasattr(m, "final_act") else x
+        return m.forward_head(x, pre_logits=pre_logits)
+
+    return Layout("cnn", _blocks(chain.from_iterable(rows), "final_conv", "head"), m.stem, finish)
+
+
+def _mixer(m: Any, pre_logits: bool) -> Layout:
+    return Layout(
+        "vit",
+        _blocks(_row("blocks", m.blocks), "norm", *_head(pre_logits)),
+        m.stem,
+        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
+    )
+
+
 def _clip_vit(m: Any, pre_logits: bool) -> Layout:
     def finish(x: Tensor) -> Tensor:
         pooled, _ = m._pool(x)
@@ -233,6 +267,10 @@ _READERS: dict[tuple[str, str], Callable[[Any, bool], Layout | None]] = {
     ("timm", "RegNet"): _regnet,
     ("timm", "EfficientNet"): _efficientnet,
     ("timm", "MobileNetV3"): _mobilenetv3,
+    ("timm", "ResNetV2"): _resnetv2,
+    ("timm", "ByobNet"): _staged_rows,
+    ("timm", "NormFreeNet"): _staged_rows,
+    ("timm", "MlpMixer"): _mixer,
     ("open_clip", "VisionTransformer"): _clip_vit,
     ("open_clip", "ModifiedResNet"): _clip_resnet,
     ("open_clip", "TimmModel"): _clip_timm,
@@ -282,5 +320,5 @@ def _under(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names)
 
 
-def _chain(first: Run, second: Run) -> Run:
+def _then(first: Run, second: Run) -> Run:
     return lambda x: second(first(x))

@@ -87,6 +87,10 @@ LAST_FOUR = {
         "layers.3.",
         "norm.",
     ],
+    "timm:resnetv2_50?size=64": ["stages.2.blocks.5.", "stages.3.", "norm."],
+    "timm:repvgg_a0?size=64": ["stages.2.11.", "stages.2.12.", "stages.2.13.", "stages.3."],
+    "timm:eca_nfnet_l0?size=64": ["stages.2.5.", "stages.3.", "final_conv."],
+    "timm:mixer_s32_224?img_size=64": ["blocks.4.", "blocks.5.", "blocks.6.", "blocks.7.", "norm."],
     "open_clip:ViT-S-32?size=64": [
         "transformer.resblocks.8.",
         "transformer.resblocks.9.",

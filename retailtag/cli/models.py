@@ -1,0 +1,127 @@
+"""`retailtag models`: presets and their cost, downloading weights ahead, checking them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retailtag.cli.common import DeviceOption, JsonOption, Output, QuietOption, resolve_device
+from retailtag.errors import ArtefactError
+
+app = typer.Typer(help="List, download and check backbones.", no_args_is_help=True)
+
+DEMO_IDS = ("demo:cnn", "demo:dino", "demo:clip")
+IdArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="timm:MODEL.TAG, open_clip:MODEL/TAG, demo:NAME or a preset (cnn, dinov2, clip).",
+    ),
+]
+
+
+@app.command("list")
+def list_models(json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Show the presets and demo models: what they cost, and whether their weights are here."""
+    from retailtag.backbones.ids import PRESETS
+
+    output = Output(json, quiet)
+    names = {**PRESETS, **{name: name for name in DEMO_IDS}}
+    rows = [_facts(name, backbone_id) for name, backbone_id in names.items()]
+    output.print(_table(rows))
+    output.result({"models": rows})
+
+
+@app.command("pull")
+def pull(backbone: IdArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Download a backbone's weights to the hub cache, to work offline from then on."""
+    from retailtag.backbones import resolve_id
+    from retailtag.backbones.factory import published
+
+    output = Output(json, quiet)
+    parsed = resolve_id(backbone)
+    place = published(parsed)
+    path = place.fetch() if place else None
+    output.print(f"{parsed}: {path if path else 'packaged with retailtag, nothing to download'}")
+    output.result({"id": str(parsed), "path": str(path) if path else None})
+
+
+@app.command("verify")
+def verify(
+    backbone: IdArgument,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Local file or folder instead of the published weights."),
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", metavar="SHA256", help="Fail unless the weights have this hash."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Load a backbone, embed one image, and print the hash of its weights.
+
+    The hash is over names, dtypes, shapes and values as loaded, so that it does not depend on the
+    file's format; every feature store records it.
+    """
+    from retailtag.backbones import load_backbone
+
+    output = Output(json, quiet)
+    loaded = load_backbone(backbone, weights=weights, device=resolve_device(device))
+    if expect is not None and expect.lower() != loaded.weights_sha256:
+        raise ArtefactError(
+            f"The weights of {loaded.id} have SHA-256 {loaded.weights_sha256}, not {expect}; take "
+            "the file that --expect was made from."
+        )
+    facts = {
+        "id": loaded.id,
+        "weights_sha256": loaded.weights_sha256,
+        "family": loaded.family,
+        "dim": loaded.dim,
+        "blocks": len(loaded.blocks),
+        "parameters": sum(p.numel() for p in loaded.module.parameters()),
+        "size": list(loaded.preprocess.size),
+    }
+    output.print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    output.result(facts)
+
+
+def _facts(name: str, backbone_id: str) -> dict[str, Any]:
+    from retailtag.backbones import resolve_id
+    from retailtag.backbones.cost import cost_of
+    from retailtag.backbones.factory import published
+
+    place, cost = published(resolve_id(backbone_id)), cost_of(backbone_id)
+    return {
+        "name": name,
+        "id": backbone_id,
+        "gflops_per_image": cost.flops / 1e9,
+        "parameters": cost.parameters,
+        "dim": cost.dim,
+        "size": list(cost.size),
+        "weights_here": place is None or place.cached() is not None,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("name", "id", box=None)
+    for heading in ("GFLOP/image", "parameters", "dim", "size"):
+        table.add_column(heading, justify="right")
+    table.add_column("weights")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["id"],
+            f"{row['gflops_per_image']:.2f}",
+            f"{row['parameters'] / 1e6:.1f} M",
+            str(row["dim"]),
+            "x".join(map(str, row["size"])),
+            "here" if row["weights_here"] else "models pull",
+        )
+    return table
