@@ -10,7 +10,6 @@ from retailtag.catalog.demo.pieces import (
     CENTRE,
     Piece,
     Silhouette,
-    band,
     both_sides,
     box,
     ellipse,
@@ -54,7 +53,8 @@ def _trousers(shape: Shape) -> Silhouette:
     middle = min(crotch + 0.45 * (end - crotch), end - 1)
     inner = 1.2
     leg = polygon(
-        (CENTRE, top), (CENTRE + waist, top), (CENTRE + hip, top + 16), (CENTRE + hip + 0.5, crotch),
+        (CENTRE, top), (CENTRE + waist, top), (CENTRE + hip, top + 16),
+        (CENTRE + hip + 0.5, crotch),
         (CENTRE + inner + 1.6 * knee, middle), (CENTRE + inner + 1 + 1.9 * cuff, end),
         (CENTRE + inner + 1, end), (CENTRE + inner, middle), (CENTRE, crotch),
     )  # fmt: skip
@@ -211,8 +211,11 @@ def _flip_flops() -> Silhouette:
     pair = [Piece(footbed + (0, 2), "sole"), Piece(footbed * (0.94, 0.96) + (1.8, 2.4)), *strap]
     return Silhouette(
         pair + [flipped(piece) for piece in pair],
-        mark=(32.0, 82.0, 4.0), chest=(33.0, 56.0, 4.0), waist=(CENTRE, 66.0, 24.0), hem=(CENTRE, 98.0, 24.0),
-    )  # fmt: skip
+        mark=(32.0, 82.0, 4.0),
+        chest=(33.0, 56.0, 4.0),
+        waist=(CENTRE, 66.0, 24.0),
+        hem=(CENTRE, 98.0, 24.0),
+    )
 
 
 def _bag(shape: Shape) -> Silhouette:
@@ -274,62 +277,30 @@ def _handles(kind: int, width: float, top: float, bottom: float) -> list[Piece]:
 def _bag_surface(
     shape: Shape, width: float, narrow: float, top: float, bottom: float
 ) -> list[Piece]:
+    """Flap, front pocket, straps or drawstring, by the kind of bag."""
     pieces: list[Piece] = []
-    height = bottom - top
     if shape.get("flap"):
-        low = top + height * min(0.8, shape["flap"])
-        flap = mirrored(
-            [
-                (width * narrow, top),
-                (width * narrow + 1, low - 6),
-                (width * 0.45, low),
-                (0, low + 2),
-            ]
-        )
-        pieces += [
-            Piece(flap),
-            Piece(flap, "seam", width=1.0),
-            Piece(box(CENTRE, low - 1, 2.6, 2.2), "metal"),
-        ]
+        low = top + (bottom - top) * min(0.8, shape["flap"])
+        edge = [(width * narrow, top), (width * narrow + 1, low - 6), (width * 0.45, low)]
+        flap = mirrored([*edge, (0, low + 2)])
+        pieces += [Piece(flap), Piece(flap, "seam", width=1.0)]
+        pieces += [Piece(box(CENTRE, low - 1, 2.6, 2.2), "metal")]
     if shape.get("round"):
         pieces += [Piece(box(CENTRE, bottom - 14, width * 0.68, 10, 4), "shade")]
-        pieces += [
-            stroke(
-                (CENTRE - width * 0.68, bottom - 20),
-                (CENTRE + width * 0.68, bottom - 20),
-                fill="metal",
-                width=1.0,
-            )
-        ]
+        pieces += [_across(width * 0.68, bottom - 20, "metal", 1.0)]
         pieces += [Piece(ellipse(CENTRE, top + 18, width * 0.86, 13, 0.5, 1.0), "seam", width=1.2)]
     if shape.get("duffel"):
-        pieces += both_sides(
-            stroke(
-                (CENTRE + width * 0.55, top),
-                (CENTRE + width * 0.55, bottom),
-                fill="shade",
-                width=3.0,
-            )
-        )
-        pieces += [
-            stroke(
-                (CENTRE - width * 0.8, top + 4),
-                (CENTRE + width * 0.8, top + 4),
-                fill="metal",
-                width=1.4,
-            )
-        ]
+        side = CENTRE + width * 0.55
+        pieces += both_sides(stroke((side, top), (side, bottom), fill="shade", width=3.0))
+        pieces += [_across(width * 0.8, top + 4, "metal", 1.4)]
     if shape.get("bucket"):
         pieces += [Piece(ellipse(CENTRE, top, width * narrow, 3.5), "inside")]
-        pieces += [
-            stroke(
-                (CENTRE - width * 1.15, top + 9),
-                (CENTRE + width * 1.15, top + 9),
-                fill="shade",
-                width=2.0,
-            )
-        ]
+        pieces += [_across(width * 1.15, top + 9, "shade", 2.0)]
     return pieces
+
+
+def _across(half_width: float, y: float, fill: str, width: float) -> Piece:
+    return stroke((CENTRE - half_width, y), (CENTRE + half_width, y), fill=fill, width=width)
 
 
 def _cap(shape: Shape) -> Silhouette:

@@ -68,6 +68,7 @@ class Silhouette:
 
 
 def polygon(*points: tuple[float, float]) -> np.ndarray:
+    """Points as float64 of shape (n_points, 2)."""
     return np.array(points, dtype=np.float64)
 
 
@@ -137,10 +138,12 @@ def flipped(piece: Piece) -> Piece:
 
 
 def both_sides(*pieces: Piece) -> list[Piece]:
+    """Each piece, followed by its mirror image."""
     return [side for piece in pieces for side in (piece, flipped(piece))]
 
 
 def stroke(*points: tuple[float, float], fill: str = "seam", width: float = 0.8) -> Piece:
+    """An open line through the points."""
     return Piece(polygon(*points), fill, width=width)
 
 

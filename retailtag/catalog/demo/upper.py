@@ -297,37 +297,45 @@ def _back_of_neck(neck: str, frame: _Frame) -> list[Piece]:
 def _neck_pieces(neck: str, frame: _Frame) -> list[Piece]:
     """The opening itself: cloth cut away down to the back of the garment, and its trim."""
     x, y, n = CENTRE, frame.top, frame.neck
-    depth = {"Crew": 5.0, "Scoop": 15.0, "Boat": 2.6, "Mock": 1.0, "Turtleneck": 1.0}.get(neck, 5.0)
-    edge = smooth(polygon((x - n, y), (x - n * 0.8, y + depth * 0.7), (x, y + depth), (x + n * 0.8, y + depth * 0.7), (x + n, y)), closed=False)  # fmt: skip
-    if neck == "V Neck":
-        edge = polygon((x - n, y - 0.3), (x, y + 16), (x + n, y - 0.3))
-    elif neck == "Square":
-        edge = polygon(
-            (x - n, y - 0.3), (x - n * 0.9, y + 11), (x + n * 0.9, y + 11), (x + n, y - 0.3)
-        )
-    elif neck == "Sweetheart":
-        lobes = [(x - n, y), (x - n * 0.95, y + 9), (x - n * 0.5, y + 7), (x, y + 14), (x, y + 14)]
-        edge = smooth(
-            polygon(*lobes, (x + n * 0.5, y + 7), (x + n * 0.95, y + 9), (x + n, y)), closed=False
-        )
     if neck in ("Turtleneck", "Mock"):
-        high = 8.0 if neck == "Turtleneck" else 3.5
-        tube = [(n * 0.85, y - high), (n, y + 2), (0, y + 4)]
-        folds = [band(y - high * 0.45, n * 0.88, 0.8, "seam", droop=1)] if high > 5 else []
-        return [Piece(mirrored(tube)), Piece(ellipse(x, y - high, n * 0.85, 1.6), "inside"), *folds]
+        return _tube(frame, 8.0 if neck == "Turtleneck" else 3.5)
     if neck == "Off Shoulder":
-        fold = mirrored(
-            [(0, y + 11), (frame.shoulder + 3, y + 9), (frame.shoulder + 5, y + 17), (0, y + 20)]
-        )
+        half = [(0, y + 11), (frame.shoulder + 3, y + 9), (frame.shoulder + 5, y + 17)]
+        fold = mirrored([*half, (0, y + 20)])
         return [Piece(fold), Piece(fold, "seam", width=0.9)]
-    if neck in ("Halter", "Hooded", "Collared", ""):
-        edge = polygon((x - n, y - 0.3), (x, y + 9), (x + n, y - 0.3))
-    cut = "hole" if neck in ("Halter", "Scoop", "Sweetheart", "Square", "V Neck") else "inside"
-    back = (
-        [Piece(ellipse(x, y + 0.5, n, 2.6), "inside")] if cut == "hole" and neck != "Halter" else []
-    )
-    trim = [Piece(edge, "trim", width=1.6)] if neck not in ("Halter", "Collared") else []
-    return [Piece(edge, cut), *back, *trim]
+    edge = _neckline(neck, frame)
+    open_front = neck in ("Halter", "Scoop", "Sweetheart", "Square", "V Neck")
+    pieces = [Piece(edge, "hole" if open_front else "inside")]
+    if open_front and neck != "Halter":
+        pieces.append(Piece(ellipse(x, y + 0.5, n, 2.6), "inside"))
+    if neck not in ("Halter", "Collared"):
+        pieces.append(Piece(edge, "trim", width=1.6))
+    return pieces
+
+
+def _tube(frame: _Frame, high: float) -> list[Piece]:
+    """A standing collar; a high one is folded over."""
+    x, y, n = CENTRE, frame.top, frame.neck
+    tube = mirrored([(n * 0.85, y - high), (n, y + 2), (0, y + 4)])
+    folds = [band(y - high * 0.45, n * 0.88, 0.8, "seam", droop=1)] if high > 5 else []
+    return [Piece(tube), Piece(ellipse(x, y - high, n * 0.85, 1.6), "inside"), *folds]
+
+
+def _neckline(neck: str, frame: _Frame) -> np.ndarray:
+    """Lower edge of the opening, from one shoulder to the other."""
+    x, y, n = CENTRE, frame.top, frame.neck
+    edges: dict[str, list[tuple[float, float]]] = {
+        "V Neck": [(-n, -0.3), (0, 16)],
+        "Square": [(-n, -0.3), (-n * 0.9, 11)],
+        "Sweetheart": [(-n, 0), (-n * 0.95, 9), (-n * 0.5, 7), (0, 14), (0, 14)],
+    }
+    depth = {"Crew": 5.0, "Scoop": 15.0, "Boat": 2.6}.get(neck)
+    left = edges.get(neck, [(-n, -0.3), (0, 9)])
+    if depth:
+        left = [(-n, 0.0), (-n * 0.8, depth * 0.7), (0.0, depth)]
+    half = np.array(left, dtype=np.float64)
+    edge = np.concatenate([half, half[::-1] * (-1, 1)]) + (x, y)
+    return smooth(edge, closed=False) if depth or neck == "Sweetheart" else edge
 
 
 def _collar_pieces(shape: Mapping[str, float], neck: str, frame: _Frame) -> list[Piece]:
@@ -335,7 +343,8 @@ def _collar_pieces(shape: Mapping[str, float], neck: str, frame: _Frame) -> list
     x, y, n = CENTRE, frame.top, frame.neck
     if shape.get("lapel"):
         low = y + (16 if shape["lapel"] < 1.5 else 27)
-        lapel = polygon((x + n * 0.5, y - 2), (x + n + 4, y + 7), (x + n + 1, y + 10), (x + n + 2.5, y + 12), (x + 1, low))  # fmt: skip
+        notch = [(x + n + 4, y + 7), (x + n + 1, y + 10), (x + n + 2.5, y + 12)]
+        lapel = polygon((x + n * 0.5, y - 2), *notch, (x + 1, low))
         return both_sides(
             Piece(lapel, turn=0.4), Piece(np.concatenate([lapel, lapel[:1]]), "seam", width=0.9)
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from retailtag.catalog.demo import taxonomy
 from retailtag.catalog.demo.look import Look
-from retailtag.catalog.demo.taxonomy import ARTICLE, ARTICLES, COLOURS, EXPONENTS, RGB, TAGS, zipf
+from retailtag.catalog.demo.taxonomy import ARTICLE, ARTICLES, COLOURS, LAWS, RGB, TAGS, zipf
 
 NOISE_DROP = 0.02
 NOISE_SWAP = 0.012
@@ -165,11 +166,16 @@ def _covered(index: int) -> tuple[str, str] | None:
 
 
 def _pick(
-    rng: np.random.Generator, values: Sequence[str], exponent: float, uniform: float = 0.0
+    rng: np.random.Generator, values: Sequence[str], exponent: float, offset: float = 0.0
 ) -> str:
-    """One of `values`, falling in probability as their rank ** -exponent."""
-    weight = (1 - uniform) * zipf(len(values), exponent) + uniform / len(values)
-    return values[int(np.searchsorted(np.cumsum(weight), rng.random()).clip(0, len(values) - 1))]
+    """One of `values`, by their rank (see `retailtag.catalog.demo.taxonomy.zipf`)."""
+    edges = _edges(len(values), exponent, offset)
+    return values[min(int(np.searchsorted(edges, rng.random())), len(values) - 1)]
+
+
+@lru_cache(maxsize=256)
+def _edges(n: int, exponent: float, offset: float) -> np.ndarray:
+    return np.cumsum(zipf(n, exponent, offset))
 
 
 def _articles_with(facet: str, value: str) -> list[taxonomy.Article]:
@@ -185,17 +191,17 @@ def _articles_with(facet: str, value: str) -> list[taxonomy.Article]:
 def _sample_values(rng: np.random.Generator, cover: tuple[str, str] | None) -> _Draft:
     """Facet values from the article down, so that they go together."""
     names = [a.name for a in (_articles_with(*cover) if cover else ARTICLES)]
-    article = ARTICLE[_pick(rng, names, EXPONENTS["article"])]
+    article = ARTICLE[_pick(rng, names, *LAWS["article"])]
     values = {
         "master": article.master,
         "article": article.name,
         "gender": _pick(rng, article.genders, 1.1),
         "season": _pick(rng, article.seasons, 0.6),
-        "material": _pick(rng, article.materials, EXPONENTS["material"]),
-        "neck": _pick(rng, article.necks, EXPONENTS["neck"]) if article.necks else "",
-        "sleeve": _pick(rng, article.sleeves, EXPONENTS["sleeve"]) if article.sleeves else "",
+        "material": _pick(rng, article.materials, *LAWS["material"]),
+        "neck": _pick(rng, article.necks, *LAWS["neck"]) if article.necks else "",
+        "sleeve": _pick(rng, article.sleeves, *LAWS["sleeve"]) if article.sleeves else "",
         "pattern": _sample_pattern(rng, article),
-        "brand": _pick(rng, taxonomy.BRANDS, EXPONENTS["brand"]) if rng.random() < 0.6 else "",
+        "brand": _pick(rng, taxonomy.BRANDS, *LAWS["brand"]) if rng.random() < 0.6 else "",
     }
     values["colour"] = _sample_colour(rng, values)
     if cover:
@@ -226,7 +232,7 @@ def _sample_pattern(rng: np.random.Generator, article: taxonomy.Article) -> str:
         printed = 0.9
     if article.materials == ("Metal",) or rng.random() > printed:
         return "Plain"
-    return _pick(rng, taxonomy.PATTERNS, EXPONENTS["pattern"])
+    return _pick(rng, taxonomy.PATTERNS, *LAWS["pattern"])
 
 
 _USUAL = {
@@ -246,7 +252,7 @@ def _sample_colour(rng: np.random.Generator, values: dict[str, str]) -> str:
         return _pick(rng, usual, 0.9)
     if values["gender"] == "Girls" and rng.random() < 0.4:
         return _pick(rng, ("Pink", "White", "Lavender", "Yellow", "Mint", "Coral"), 0.7)
-    return _pick(rng, tuple(COLOURS), EXPONENTS["colour"])
+    return _pick(rng, tuple(COLOURS), *LAWS["colour"])
 
 
 def _sample_details(rng: np.random.Generator, article: taxonomy.Article) -> list[str]:
@@ -255,7 +261,7 @@ def _sample_details(rng: np.random.Generator, article: taxonomy.Article) -> list
         return []
     n_details = int(rng.choice(3, p=[0.5, 0.38, 0.12]))
     ranked = sorted(article.details, key=taxonomy.DETAILS.index)
-    chosen = {_pick(rng, ranked, EXPONENTS["detail"]) for _ in range(n_details)}
+    chosen = {_pick(rng, ranked, *LAWS["detail"]) for _ in range(n_details)}
     return sorted(chosen, key=taxonomy.DETAILS.index)
 
 

@@ -1,0 +1,370 @@
+"""Pretrain the three demo backbones on the source catalogue, on a CPU.
+
+    python benchmarks/pretrain_demo.py cnn
+    python benchmarks/pretrain_demo.py clip
+    python benchmarks/pretrain_demo.py dino
+
+Draws the source catalogue into memory (kept in a temporary file for the next run), trains,
+and writes float16 safetensors. A checkpoint every 50 steps lets an interrupted run go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.layers import PatchDropout
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retailtag.backbones.demo import build_demo_model, packaged_weights, tokenise
+from retailtag.catalog.demo.source import CODE_SIZES, sample_source
+from retailtag.catalog.demo.write import photographs
+
+SIZE = 64
+SHOTS = 2
+CAPTIONS = 4
+N_PRODUCTS = 20_000
+SOURCE_SEED = 20_260
+CHECKPOINT_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source catalogue in memory.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (n_products * SHOTS, 64, 64, 3)
+        Photographs; those of a product lie together.
+    codes : ndarray of int64, shape (n_products, n_codes)
+        The store's codes.
+    captions : list of str, n_products * CAPTIONS
+        Sentences; those of a product lie together.
+    """
+
+    pixels: np.ndarray
+    codes: np.ndarray
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one backbone is trained.
+
+    Parameters
+    ----------
+    steps, batch : int
+        Optimiser steps, and images in one.
+    lr, weight_decay : float
+        Of AdamW; the rate rises over the first 8 % of the steps and falls as a cosine.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float
+
+
+RECIPES = {
+    "cnn": Recipe(steps=1100, batch=256, lr=3e-3, weight_decay=0.05),
+    "clip": Recipe(steps=560, batch=512, lr=1.2e-3, weight_decay=0.1),
+    "dino": Recipe(steps=640, batch=128, lr=1.2e-3, weight_decay=0.04),
+}
+
+Step = Callable[[int, np.random.Generator], Tensor]
+Trained = tuple[nn.Module, Step, nn.Module, Callable[[int], None]]
+
+
+def _draw_rows(seed: int, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Draw some source products: pixels, codes, captions."""
+    pixels, codes, captions = [], [], []
+    for index in indices:
+        product = sample_source(seed, index, CAPTIONS)
+        for picture in photographs(product.look, seed, index, SHOTS):
+            small = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+            pixels.append(np.asarray(small))
+        codes.append(product.codes)
+        captions.extend(product.captions)
+    return np.stack(pixels), np.array(codes), captions
+
+
+def draw_source(n_products: int, seed: int, workers: int) -> Source:
+    """Draw the source catalogue, or read it back from the temporary folder."""
+    cache = Path(tempfile.gettempdir()) / f"retailtag-source-{seed}-{n_products}.npz"
+    if not cache.exists():
+        chunks = [range(i, min(i + 100, n_products)) for i in range(0, n_products, 100)]
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            parts = list(pool.map(partial(_draw_rows, seed), chunks))
+        pixels, codes, captions = zip(*parts, strict=True)
+        whole = cache.with_suffix(".partial.npz")
+        words = np.array([sentence for part in captions for sentence in part])
+        np.savez(whole, pixels=np.concatenate(pixels), codes=np.concatenate(codes), words=words)
+        whole.rename(cache)
+    with np.load(cache) as found:
+        return Source(found["pixels"], found["codes"], found["words"].tolist())
+
+
+def views(
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float],
+    jitter: float,
+) -> Tensor:
+    """Random crops of a batch, flipped and recoloured, all at once.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (n, 64, 64, 3)
+        Pictures.
+    size : int
+        Side of the views.
+    scale : tuple of two floats
+        Smallest and largest share of the picture's area.
+    jitter : float
+        Standard deviation of brightness, contrast and saturation, as fractions.
+
+    Returns
+    -------
+    Tensor, float32, shape (n, 3, size, size)
+        Normalised with mean and standard deviation 0.5.
+    """
+    n = len(pixels)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    side = np.sqrt(rng.uniform(*scale, n))
+    stretch = np.exp(rng.normal(0, 0.1, n))
+    theta = np.zeros((n, 2, 3), dtype=np.float32)
+    for axis, wanted in enumerate((side * stretch, side / stretch)):
+        extent = np.minimum(wanted, 1)
+        theta[:, axis, axis] = extent
+        theta[:, axis, 2] = rng.uniform(-1, 1, n) * (1 - extent)
+    theta[:, 0, 0] *= rng.choice([-1, 1], n)
+    grid = functional.affine_grid(torch.from_numpy(theta), [n, 3, size, size], align_corners=False)
+    x = functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    gain, offset, saturation = torch.from_numpy(rng.normal(0, jitter, (3, n, 1, 1, 1))).float()
+    grey = x.mean(dim=1, keepdim=True)
+    x = grey + (x - grey) * (1 + saturation).clamp(min=0)
+    return x * (1 + gain).clamp(min=0.2) + offset
+
+
+def cnn_trainer(model: nn.Module, source: Source, recipe: Recipe) -> Trained:
+    """Supervision by the store's codes: a softmax to each, their losses averaged."""
+    model.to(memory_format=torch.channels_last)
+    heads = nn.ModuleList(nn.Linear(model.dim, size) for size in CODE_SIZES.values())
+    codes = torch.from_numpy(source.codes)
+
+    def step(number: int, rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(source.pixels), recipe.batch, replace=False)
+        x = views(source.pixels[rows], rng, SIZE, (0.5, 1.0), 0.12)
+        features = model(x.to(memory_format=torch.channels_last))
+        target = codes[rows // SHOTS]
+        losses = [functional.cross_entropy(h(features), target[:, i]) for i, h in enumerate(heads)]
+        return torch.stack(losses).mean()
+
+    return nn.ModuleList([model, heads]), step, model, _nothing
+
+
+def clip_trainer(model: nn.Module, source: Source, recipe: Recipe) -> Trained:
+    """Contrast with captions (InfoNCE both ways), one photograph of each product a batch."""
+    pieces = tokenise(source.captions)
+
+    def step(number: int, rng: np.random.Generator) -> Tensor:
+        products = rng.choice(len(source.codes), recipe.batch, replace=False)
+        rows = products * SHOTS + rng.integers(0, SHOTS, recipe.batch)
+        said = products * CAPTIONS + rng.integers(0, CAPTIONS, recipe.batch)
+        image = functional.normalize(
+            model(views(source.pixels[rows], rng, SIZE, (0.6, 1.0), 0.08)), dim=1
+        )
+        text = functional.normalize(model.text(pieces[said]), dim=1)
+        logits = model.logit_scale.exp().clamp(max=100) * image.float() @ text.float().T
+        target = torch.arange(recipe.batch)
+        return (
+            functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+        ) / 2
+
+    return model, step, model, _nothing
+
+
+class _DINOHead(nn.Module):
+    """Projection to prototypes, dropped after pretraining."""
+
+    def __init__(self, dim: int = 128, hidden: int = 512, n_prototypes: int = 2048) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+            nn.Linear(hidden, 128),
+        )  # fmt: skip
+        self.prototypes = nn.Parameter(torch.randn(n_prototypes, 128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cosines to the prototypes, float (n, n_prototypes)."""
+        return (
+            functional.normalize(self.mlp(x), dim=1)
+            @ functional.normalize(self.prototypes, dim=1).T
+        )
+
+
+class _Branch(nn.Module):
+    """A backbone with its head, read at the class token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.head = model, _DINOHead()
+
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+        self.model.trunk.patch_drop = PatchDropout(drop) if drop else nn.Identity()
+        return self.head(self.model.trunk(x))
+
+
+def dino_trainer(model: nn.Module, source: Source, recipe: Recipe) -> Trained:
+    """Self-distillation: two large and four small views agree with the moving teacher.
+
+    Two savings make it affordable on a CPU: the student sees a third of the patches of the
+    large views, and the first 60 % of the steps use views of three quarters the side.
+    """
+    student = _Branch(model)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    teacher.register_buffer("centre", torch.zeros(1, 2048))
+    both = nn.ModuleList([student, teacher])
+
+    def step(number: int, rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(source.pixels), recipe.batch, replace=False)
+        size = SIZE if number >= 0.6 * recipe.steps else 48
+        pixels = source.pixels[rows]
+        large = torch.cat([views(pixels, rng, size, (0.35, 1.0), 0.2) for _ in range(2)])
+        small = torch.cat([views(pixels, rng, size // 2, (0.08, 0.35), 0.2) for _ in range(4)])
+        with torch.no_grad():
+            seen = teacher(large).float()
+            wanted = functional.softmax((seen - teacher.centre) / 0.05, dim=1).chunk(2)
+            teacher.centre.mul_(0.9).add_(seen.mean(0, keepdim=True), alpha=0.1)
+        said = student(large, drop=0.65).chunk(2) + student(small).chunk(4)
+        logs = [functional.log_softmax(view.float() / 0.1, dim=1) for view in said]
+        pairs = [(t, s) for t in range(2) for s in range(6) if s != t]
+        return torch.stack([-(wanted[t] * logs[s]).sum(1).mean() for t, s in pairs]).mean()
+
+    @torch.no_grad()
+    def follow(number: int) -> None:
+        # The teacher moves ever more slowly: 0.98 at the start, 0.999 at the end.
+        keep = 0.999 - 0.019 * (1 + math.cos(math.pi * number / recipe.steps)) / 2
+        for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+            slow.lerp_(fast, 1 - keep)
+
+    return both, step, teacher.model, follow
+
+
+def _nothing(number: int) -> None:
+    """What follows a step of a trainer without a teacher."""
+
+
+TRAINERS = {"cnn": cnn_trainer, "clip": clip_trainer, "dino": dino_trainer}
+
+
+def train(trained: Trained, recipe: Recipe, seed: int, cap: float, checkpoint: Path) -> None:
+    """Run the steps, from the checkpoint if there is one.
+
+    A run that cannot finish within `cap` seconds anneals its rate by the clock instead, and
+    ends there.
+    """
+    learner, step, _, follow = trained
+    decayed = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    first, begun, running = _resume(checkpoint, learner, optimiser), time.monotonic(), 0.0
+    learner.train()
+    seconds = 0.0
+    for number in range(first, recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * _schedule(max(number / recipe.steps, seconds / cap))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = step(number, np.random.default_rng([seed, number]))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(decayed + plain, 3.0)
+        optimiser.step()
+        follow(number)
+        seconds = time.monotonic() - begun
+        running = loss.item() if number == first else 0.95 * running + 0.05 * loss.item()
+        if (number + 1) % CHECKPOINT_EVERY == 0:
+            state = {"learner": learner.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save(state | {"number": number + 1}, checkpoint)
+            print(
+                f"step {number + 1}/{recipe.steps} loss {running:.3f} {seconds:.0f} s", flush=True
+            )
+        if seconds > cap:
+            return
+
+
+def _resume(checkpoint: Path, learner: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    learner.load_state_dict(state["learner"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["number"]
+
+
+def _schedule(progress: float) -> float:
+    """Share of the peak rate: linear over the first 8 %, then a cosine down to 1 %."""
+    if progress < 0.08:
+        return (progress + 0.002) / 0.082
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - 0.08) / 0.92)) / 2
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write weights at half precision; counters keep their type."""
+    state = {
+        key: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        for key, tensor in model.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def main() -> None:
+    """Train one backbone, as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=list(TRAINERS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--seconds-cap", type=float, default=math.inf)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--products", type=int, default=N_PRODUCTS)
+    parser.add_argument("--out", type=Path, help="weights file (default: the packaged one)")
+    given = parser.parse_args()
+    begun = time.monotonic()
+    source = draw_source(given.products, SOURCE_SEED, given.threads)
+    print(f"source catalogue: {len(source.pixels)} images, {time.monotonic() - begun:.0f} s")
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    recipe = RECIPES[given.name]
+    if given.steps:
+        recipe = Recipe(given.steps, recipe.batch, recipe.lr, recipe.weight_decay)
+    out = given.out or packaged_weights(given.name)
+    model = build_demo_model(given.name, weights=None)
+    for block in getattr(model.trunk, "blocks", []):
+        block.attn.fused_attn = False  # on a CPU the plain product of matrices is twice as fast
+    trained = TRAINERS[given.name](model, source, recipe)
+    checkpoint = Path(tempfile.gettempdir()) / f"{out.stem}-{given.seed}-{recipe.steps}.pt"
+    train(trained, recipe, given.seed, given.seconds_cap, checkpoint)
+    save(trained[2], out)
+
+
+if __name__ == "__main__":
+    main()
