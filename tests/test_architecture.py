@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "retailtag"
 # A room may import itself and the rooms named here; everything may import the base.
 BASE = {"errors", "progress", "files", ""}
 MAY_IMPORT = {
+    "__main__": {"cli"},
+    "allocator": set(),
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
@@ -25,7 +27,7 @@ MAY_IMPORT = {
     "report": BASE | {"catalog", "store", "predictions", "scoring"},
     "tagger": BASE | {"catalog", "store", "predictions", "backbones", "probes", "finetune"},
 }
-LOWER = set(MAY_IMPORT)
+LOWER = set(MAY_IMPORT) - {"__main__"}
 MAY_IMPORT["pipeline"] = LOWER | {""}
 MAY_IMPORT["cli"] = LOWER | {"pipeline", ""}
 ONLY_IN = {"typer": {"cli"}, "rich": {"cli", "report"}, "matplotlib": {"report"}}

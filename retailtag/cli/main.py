@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import retailtag
+from retailtag.allocator import keep_freed_memory
 from retailtag.cli import catalog, extract, models, score
 from retailtag.cli.bakeoff import bakeoff
 from retailtag.cli.demo import demo
@@ -97,5 +98,6 @@ def run(args: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run())

@@ -1,0 +1,197 @@
+"""The program as a person or a script meets it: exit codes, JSON, silence, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from retailtag.cli import main as program
+from retailtag.cli.common import Output, parse_blocks, weights_by_backbone
+from retailtag.cli.main import run
+from retailtag.errors import BadCatalogue, StaleFeatures, UsageError
+
+SHORT = ["--features", "features", "--backbone", "demo:cnn", "--device", "cpu"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["retailtag"])
+    return tmp_path
+
+
+def _json(capsys):
+    """The one object on stdout, and nothing else there."""
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    return json.loads(captured.out)
+
+
+def test_the_four_verbs_in_a_row(tiny_csv, here, capsys):
+    """extract, probe, finetune, score on one catalogue, each with --json and nothing else."""
+    csv = str(tiny_csv)
+    assert run(["extract", csv, *SHORT, "--json", "--quiet"]) == 0
+    assert _json(capsys)["stores"][0]["n_computed"] == 140
+    assert run(["probe", csv, *SHORT, "--sweep-C", "0.01:1:2", "--folds", "3", "--json"]) == 0
+    probe = _json(capsys)
+    assert probe["n_fits"] == 3 * 2 * 9
+    assert run(["finetune", csv, *SHORT, "--epochs", "1", "--blocks", "2", "--json"]) == 0
+    assert len(_json(capsys)["history"]) == 2
+    files = [f"runs/demo-cnn/{s}/predictions.npz" for s in ("probe", "finetune")]
+    assert run(["score", *files, "--json", "--replicates", "100"]) == 0
+    cards = _json(capsys)["scorecards"]
+    assert [card["model"] for card in cards] == ["demo:cnn · probe", "demo:cnn · finetune"]
+    assert 0 <= cards[0]["summaries"]["all"]["macro_f1"] <= 1
+
+
+def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here, capsys):
+    command = ["bakeoff", str(tiny_csv), "--backbones", "demo:dino", "--strategies", "probe"]
+    command += ["--sweep-C", "0.1", "--folds", "2", "--out", "run", "--device", "cpu"]
+    assert run([*command, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "extract demo:dino" in planned
+    assert not list(here.iterdir())
+    assert run(command) == 0
+    said = capsys.readouterr()
+    assert "demo:dino" in said.out
+    assert "run/report.html" in said.out
+    assert run([*command, "--json"]) == 0
+    again = _json(capsys)
+    assert again["ran"] == []
+    assert again["decision"]["winner"] == "demo:dino · probe"
+
+
+def test_quiet_is_silent(tiny_csv, here, capsys):
+    assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["probe", "{csv}", "--backbone", "demo:nope"], 2, "demo"),
+        (["probe", "{csv}", "--backbone", "demo:cnn", "--sweep-C", "x"], 2, "--sweep-C"),
+        (["probe", "{csv}", "--backbone", "demo:cnn", "--device", "tpu"], 2, "--device"),
+        (["finetune", "{csv}", "--backbone", "demo:cnn", "--blocks", "-1"], 2, "--blocks"),
+        (["bakeoff", "{csv}", "--backbones", ""], 2, "--backbones"),
+        (["bakeoff", "{csv}", "--backbones", "demo:cnn", "--weights", "x:y=z"], 2, "--weights"),
+        (["extract", "{csv}", "--backbone", "demo:cnn", "--workers", "-2"], 2, "--workers"),
+        (["probe", "nowhere.csv", "--backbone", "demo:cnn"], 3, "nowhere.csv"),
+        (["score", "nowhere.npz"], 3, "nowhere.npz"),
+        (["finetune", "{csv}", "--backbone", "demo:cnn"], 3, "probe.json"),
+        (["probe", "{csv}", "--backbone", "demo:cnn"], 3, "retailtag extract"),
+        (["nonsense"], 2, "nonsense"),
+        (["extract"], 2, "CATALOGUE"),
+    ],
+)
+def test_mistakes_give_one_sentence_and_the_documented_code(
+    tiny_csv, here, capsys, command, code, words
+):
+    assert run([part.format(csv=tiny_csv) for part in command]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_errors_are_one_object_under_json(here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["retailtag", "score", "nowhere.npz", "--json"])
+    assert run(["score", "nowhere.npz", "--json"]) == 3
+    error = _json(capsys)
+    assert error["exit_code"] == 3
+    assert "nowhere.npz" in error["error"]
+
+
+def test_an_operating_system_error_is_a_sentence(here, capsys, monkeypatch, tiny_csv):
+    (here / "features").write_text("a file where a folder must be")
+    assert run(["extract", str(tiny_csv), *SHORT]) in (3, 6)
+    captured = capsys.readouterr()
+    assert "features" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_exit_codes_are_in_the_help(capsys):
+    assert run(["--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("0 done", "2 usage", "3 bad data", "4 stale", "130 interrupted"):
+        assert words in said
+
+
+def test_exceptions_carry_the_documented_codes():
+    assert UsageError("x").exit_code == 2
+    assert BadCatalogue("x.csv", ["row 2: no"]).exit_code == 3
+    assert StaleFeatures("x").exit_code == 4
+
+
+def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv):
+    """SIGINT in the middle: 130, one sentence, and the same command ends the work."""
+    slow = (
+        "import time, sys\n"
+        "from retailtag.backbones import backbone\n"
+        "real = backbone.Backbone.embed\n"
+        "def embed(self, pixels):\n"
+        "    time.sleep(0.3)\n"
+        "    print('embedding', flush=True)\n"
+        "    return real(self, pixels)\n"
+        "backbone.Backbone.embed = embed\n"
+        "from retailtag.cli.main import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", slow, "extract", str(tiny_csv), *SHORT]
+    command += ["--batch-size", "4", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "embedding\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == f"retailtag: {program.INTERRUPTED}"
+    assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
+
+
+def test_no_color_and_no_terminal_give_plain_lines(here, tiny_csv):
+    command = [sys.executable, "-m", "retailtag", "extract", str(tiny_csv), *SHORT]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"}
+    )
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "extract demo:cnn: 140 images in" in done.stderr
+
+
+def test_progress_lines_hold_rate_and_time_left(capsys, monkeypatch):
+    from retailtag.cli import common
+
+    monkeypatch.setattr(common, "PLAIN_LINE_EVERY", 0.0)
+    with Output().progress.task("count [odd]", 10, "fits") as advance:
+        advance(4)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("count [odd]: 4/10 fits, ")
+    assert first.endswith("s left")
+    assert last.startswith("count [odd]: 4 fits in")
+
+
+def test_weights_are_matched_to_backbones():
+    two = ["demo:cnn", "timm:x?a=1"]
+    found = weights_by_backbone(["timm:x?a=1=/w/m.safetensors"], two)
+    assert {k: str(v) for k, v in found.items()} == {"timm:x?a=1": "/w/m.safetensors"}
+    assert str(weights_by_backbone(["w.pt"], ["cnn"])["cnn"]) == "w.pt"
+    for values, ids in ((["w.pt"], two), (["demo:dino=w"], two)):
+        with pytest.raises(UsageError, match="ID=PATH"):
+            weights_by_backbone(values, ids)
+
+
+def test_blocks_are_a_number_or_all():
+    assert (parse_blocks("3"), parse_blocks("all")) == (3, "all")
+    for text in ("0", "four", "-1", "1.5"):
+        with pytest.raises(UsageError, match="--blocks"):
+            parse_blocks(text)
+
+
+def test_json_never_holds_nan():
+    with pytest.raises(ValueError, match="JSON"):
+        Output(json=True).result({"x": np.nan})
