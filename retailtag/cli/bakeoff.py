@@ -10,17 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.cli.common import (
+from retailtag.cli.options import (
+    GRID,
     AttributesOption,
+    AugmentOption,
+    BatchSizeOption,
+    BlocksOption,
     CatalogArgument,
+    ChooseOption,
     DeviceOption,
+    DtypeOption,
+    EpochsOption,
     FeaturesOption,
+    FoldsOption,
+    HeadLrOption,
     ImagesOption,
     JsonOption,
-    Output,
+    LrOption,
+    MaxPixelsOption,
     QuietOption,
+    ReplicatesOption,
     SeedOption,
+    SolverOption,
+    SweepOption,
+    ThresholdsOption,
     WeightsOption,
+    WorkersOption,
     default_workers,
     parse_blocks,
     provenance_of,
@@ -28,7 +43,7 @@ from retailtag.cli.common import (
     split_list,
     weights_by_backbone,
 )
-from retailtag.cli.probe import GRID
+from retailtag.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,32 +68,21 @@ def bakeoff(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    sweep_c: Annotated[
-        str, typer.Option("--sweep-C", metavar="START:STOP:N", help="Inverse L2 strengths.")
-    ] = GRID,
-    folds: Annotated[int, typer.Option("--folds", help="Folds of the out-of-fold scores.")] = 5,
-    thresholds: Annotated[
-        str, typer.Option("--thresholds", help="fixed, global, group, per-tag or shrunk.")
-    ] = "shrunk",
-    solver: Annotated[str, typer.Option("--solver", help="torch, cuml or sklearn.")] = "torch",
-    blocks: Annotated[
-        str, typer.Option("--blocks", help="Last blocks that a fine-tune retrains, or all.")
-    ] = "4",
-    epochs: Annotated[int, typer.Option("--epochs", help="Epochs of a fine-tune.")] = 5,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images a step, extraction and fine-tune.")
-    ] = 64,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the blocks.")] = 3e-4,
-    dtype: Annotated[str, typer.Option("--dtype", help="Stored dtype of embeddings.")] = "float32",
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", help="Larger images count as unreadable.")
-    ] = MAX_PIXELS,
-    replicates: Annotated[
-        int, typer.Option("--replicates", min=100, help="Bootstrap replicates.")
-    ] = 1000,
+    sweep_c: SweepOption = GRID,
+    folds: FoldsOption = 5,
+    choose: ChooseOption = "per-group",
+    thresholds: ThresholdsOption = "shrunk",
+    solver: SolverOption = "torch",
+    blocks: BlocksOption = "4",
+    epochs: EpochsOption = 5,
+    batch_size: BatchSizeOption = 64,
+    lr: LrOption = 3e-4,
+    head_lr: HeadLrOption = 1e-3,
+    augment: AugmentOption = True,
+    dtype: DtypeOption = "float32",
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
+    replicates: ReplicatesOption = 1000,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -98,11 +102,9 @@ def bakeoff(
         out=out,
         features=features,
         weights=weights_by_backbone(weights, ids),
-        probe=ProbeSettings(
-            grid=sweep_c, folds=folds, thresholds=thresholds, solver=solver, seed=seed
-        ),
+        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed),
         finetune=FinetuneConfig(
-            blocks=parse_blocks(blocks), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+            parse_blocks(blocks), epochs, batch_size, lr, head_lr, augment=augment, seed=seed
         ),
         device=resolve_device(device),
         dtype=dtype,
@@ -114,9 +116,7 @@ def bakeoff(
     )
     catalog = read_catalog(catalogue, attributes=args, images=images)
     if plan:
-        stages = plan_bakeoff(catalog, settings)
-        output.print(_plan_table(stages))
-        output.result(_plan_summary(stages))
+        _show_plan(output, plan_bakeoff(catalog, settings))
         return
     run = run_bakeoff(
         catalog,
@@ -127,6 +127,17 @@ def bakeoff(
     )
     _show(output, run)
     output.result(_summary(run))
+
+
+def _show_plan(output: Output, stages: list[PlannedStage]) -> None:
+    output.print(_plan_table(stages))
+    output.result(
+        {
+            "stages": [s.to_json() for s in stages],
+            "seconds": sum(s.seconds for s in stages),
+            "disk_bytes": sum(s.disk_bytes for s in stages),
+        }
+    )
 
 
 def _show(output: Output, run: BakeoffRun) -> None:
@@ -184,14 +195,6 @@ def _plan_table(stages: list[PlannedStage]) -> Table:
             f"{s.disk_bytes / 1e6:,.1f} MB",
         )
     return table
-
-
-def _plan_summary(stages: list[PlannedStage]) -> dict[str, Any]:
-    return {
-        "stages": [s.to_json() for s in stages],
-        "seconds": sum(s.seconds for s in stages),
-        "disk_bytes": sum(s.disk_bytes for s in stages),
-    }
 
 
 def _minutes(seconds: float) -> str:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retailtag.cli.common import (
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.cli.options import (
     AttributesOption,
     CatalogArgument,
     ImagesOption,
     JsonOption,
-    Output,
+    MaxPixelsOption,
     QuietOption,
     SeedOption,
     split_list,
 )
+from retailtag.cli.output import Output
 from retailtag.errors import EXIT_BAD_DATA, UsageError
 
 if TYPE_CHECKING:
@@ -42,9 +44,7 @@ def check(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")
     ] = None,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Larger images count as unreadable.")
-    ] = 100_000_000,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.common import JsonOption, Output, QuietOption, SeedOption
+from retailtag.cli.options import JsonOption, QuietOption, SeedOption
+from retailtag.cli.output import Output
 
 
 def demo(

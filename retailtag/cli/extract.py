@@ -9,20 +9,24 @@ import typer
 from rich.text import Text
 
 from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.cli.common import (
+from retailtag.cli.options import (
     AttributesOption,
+    BatchSizeOption,
     CatalogArgument,
     DeviceOption,
+    DtypeOption,
     FeaturesOption,
     ImagesOption,
     JsonOption,
-    Output,
+    MaxPixelsOption,
     QuietOption,
     WeightsOption,
+    WorkersOption,
     resolve_device,
     split_list,
     weights_by_backbone,
 )
+from retailtag.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,13 +43,9 @@ def extract(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Threads that load images; default: one a core.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Stored as float32 or float16 (half the size).")
-    ] = "float32",
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
@@ -53,9 +53,7 @@ def extract(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute every image again, stored or not.")
     ] = False,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", help="Larger images count as unreadable.")
-    ] = MAX_PIXELS,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
     ] = False,

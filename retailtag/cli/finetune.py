@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.cli.common import (
+from retailtag.cli.options import (
     AttributesOption,
+    AugmentOption,
+    BackboneOption,
+    BatchSizeOption,
+    BlocksOption,
     CatalogArgument,
     DeviceOption,
+    DtypeOption,
+    EpochsOption,
     FeaturesOption,
+    HeadLrOption,
     ImagesOption,
     JsonOption,
-    Output,
+    LrOption,
+    MaxPixelsOption,
     QuietOption,
     SeedOption,
     WeightsOption,
+    WorkersOption,
     default_workers,
     parse_blocks,
     provenance_of,
@@ -26,6 +35,7 @@ from retailtag.cli.common import (
     split_list,
     weights_by_backbone,
 )
+from retailtag.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,10 +45,8 @@ if TYPE_CHECKING:
 
 def finetune(
     catalogue: CatalogArgument,
-    backbone: Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")],
-    blocks: Annotated[
-        str, typer.Option("--blocks", help="How many last blocks to retrain, or all.")
-    ] = "4",
+    backbone: BackboneOption,
+    blocks: BlocksOption = "4",
     probe: Annotated[
         Path | None,
         typer.Option("--probe", help="Folder of the fitted probe; default: runs/BACKBONE/probe."),
@@ -50,24 +58,14 @@ def finetune(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Stored dtype of the embeddings to start from.")
-    ] = "float32",
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the images.")] = 5,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the blocks.")] = 3e-4,
-    head_lr: Annotated[
-        float, typer.Option("--head-lr", help="Peak learning rate of the head.")
-    ] = 1e-3,
-    augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Mirror and shift images.")
-    ] = True,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Threads that load images; default: a core.")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", help="Larger images are refused.")
-    ] = MAX_PIXELS,
+    dtype: DtypeOption = "float32",
+    epochs: EpochsOption = 5,
+    batch_size: BatchSizeOption = 64,
+    lr: LrOption = 3e-4,
+    head_lr: HeadLrOption = 1e-3,
+    augment: AugmentOption = True,
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,

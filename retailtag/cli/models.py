@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from retailtag.cli.common import DeviceOption, JsonOption, Output, QuietOption, resolve_device
+from retailtag.cli.options import DeviceOption, JsonOption, QuietOption, resolve_device
+from retailtag.cli.output import Output
 from retailtag.errors import ArtefactError
 
 app = typer.Typer(help="List, download and check backbones.", no_args_is_help=True)

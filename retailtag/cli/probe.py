@@ -7,42 +7,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retailtag.cli.common import (
+from retailtag.cli.options import (
+    GRID,
     AttributesOption,
+    BackboneOption,
     CatalogArgument,
+    ChooseOption,
     DeviceOption,
+    DtypeOption,
     FeaturesOption,
+    FoldsOption,
     ImagesOption,
     JsonOption,
-    Output,
     QuietOption,
     SeedOption,
+    SolverOption,
+    SweepOption,
+    ThresholdsOption,
     WeightsOption,
     provenance_of,
     resolve_device,
     split_list,
     weights_by_backbone,
 )
+from retailtag.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.pipeline.probe import ProbeRun
 
-GRID = "1e-5:10:13"
-
 
 def probe(
     catalogue: CatalogArgument,
-    backbone: Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")],
-    sweep_c: Annotated[
-        str,
-        typer.Option(
-            "--sweep-C",
-            metavar="START:STOP:N",
-            help="Inverse L2 strengths, logarithmically spaced, or a comma-separated list.",
-        ),
-    ] = GRID,
+    backbone: BackboneOption,
+    sweep_c: SweepOption = GRID,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default: runs/BACKBONE/probe.")
     ] = None,
@@ -50,17 +49,11 @@ def probe(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Stored dtype of the embeddings to use.")
-    ] = "float32",
-    folds: Annotated[int, typer.Option("--folds", help="Folds of the out-of-fold scores.")] = 5,
-    choose: Annotated[
-        str, typer.Option("--choose-C", help="One C per-group of tags, or global.")
-    ] = "per-group",
-    thresholds: Annotated[
-        str, typer.Option("--thresholds", help="fixed, global, group, per-tag or shrunk.")
-    ] = "shrunk",
-    solver: Annotated[str, typer.Option("--solver", help="torch, cuml or sklearn.")] = "torch",
+    dtype: DtypeOption = "float32",
+    folds: FoldsOption = 5,
+    choose: ChooseOption = "per-group",
+    thresholds: ThresholdsOption = "shrunk",
+    solver: SolverOption = "torch",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -77,12 +70,13 @@ def probe(
     settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed)
     device = resolve_device(device)
     catalog = read_catalog(catalogue, attributes=args, images=images)
+    folder = out or pair_folder(Path("runs"), backbone, "probe")
     local = weights_by_backbone(weights, [backbone]).get(backbone)
     spec = load_backbone(backbone, weights=local, device=device).spec(dtype=dtype)
     run = run_probe(
         catalog,
         FeatureStore.find(features, spec),
-        out or pair_folder(Path("runs"), backbone, "probe"),
+        folder,
         settings,
         provenance=provenance_of(catalogue, args, images),
         device=device,
@@ -91,7 +85,7 @@ def probe(
     output.print(_table(run))
     for _, sentence, remedy in run.findings:
         output.print(f"Finding: {sentence} {remedy}")
-    output.result(_summary(run, out or pair_folder(Path("runs"), backbone, "probe")))
+    output.result(_summary(run, folder))
 
 
 def _table(run: ProbeRun) -> Table:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.cli.common import JsonOption, Output, QuietOption, SeedOption, split_list
+from retailtag.cli.options import JsonOption, QuietOption, ReplicatesOption, SeedOption, split_list
+from retailtag.cli.output import Output
 from retailtag.scoring.files import ScoredFiles, score_files
 from retailtag.scoring.strict_json import plain
 
@@ -32,9 +33,7 @@ def score(
         Path | None,
         typer.Option("--out", help="Folder for the scorecards; default: beside the predictions."),
     ] = None,
-    replicates: Annotated[
-        int, typer.Option("--replicates", min=100, help="Bootstrap replicates.")
-    ] = 1000,
+    replicates: ReplicatesOption = 1000,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Score without images that lack predictions.")
     ] = False,

@@ -24,8 +24,8 @@ from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
-from retailtag.report.write import write_report
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
+from retailtag.report.write import write_report
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding
 from retailtag.scoring.score import predictions_digest, score_predictions
@@ -180,7 +180,7 @@ def run_bakeoff(
     report = settings.out / "report.html"
     if "report" in runner.ran:
         report = write_report(result, decision, settings.out)
-        write_record(settings.out, REPORT_FILES, inputs, seconds=0.0)
+        write_record(settings.out, REPORT_FILES, inputs)
     return BakeoffRun(result, decision, report, runner.ran, runner.reused)
 
 
@@ -211,7 +211,7 @@ class _Runner:
         self.findings: list[Finding] = []
 
     def backbone(self, backbone_id: str) -> list[_Pair]:
-        """All stages of one backbone."""
+        """Run all stages of one backbone."""
         summary = self.extract(backbone_id)
         images = len(self.catalog.rows("train"))
         extract_seconds = images * summary.seconds_total / max(summary.store.n_rows, 1)
@@ -227,6 +227,7 @@ class _Runner:
         ]
 
     def extract(self, backbone_id: str) -> ExtractSummary:
+        """Bring the backbone's feature store up to date."""
         s = self.settings
         backbone = self._load(backbone_id)
         summary = extract(
@@ -246,6 +247,7 @@ class _Runner:
         return summary
 
     def probe(self, backbone_id: str, store: FeatureStore) -> StageRecord:
+        """Fit the probe, unless it stands."""
         s, folder = self.settings, self.settings.folder(backbone_id, "probe")
         inputs = probe_inputs(self.catalog, store, s.probe)
         name = f"probe {store.spec.backbone}"
@@ -268,6 +270,7 @@ class _Runner:
         return record
 
     def finetune(self, backbone_id: str, store: FeatureStore) -> StageRecord:
+        """Fine-tune from the fitted probe, unless that stands."""
         s, folder = self.settings, self.settings.folder(backbone_id, "finetune")
         probe = Probe.load(s.folder(backbone_id, "probe"))
         inputs = finetune_inputs(self.catalog, store, probe, s.finetune)
@@ -315,7 +318,7 @@ class _Runner:
         facts = measure_pair(
             self.catalog, folder, self.settings.weights.get(backbone_id), self.settings.device
         )
-        write_record(folder / "latency", (), inputs, seconds=0.0, facts=facts)
+        write_record(folder / "latency", (), inputs, facts=facts)
         return facts
 
     def is_current(self, name: str, folder: Path, inputs: dict[str, Any]) -> bool:

@@ -125,31 +125,19 @@ def run_finetune(
     """
     config = config or FinetuneConfig()
     inputs = finetune_inputs(catalog, store, probe, config)
-    table = catalog.table
-    with measured(str(backbone.device.type)) as cost:
+    labels, device = catalog.table.labels, str(backbone.device.type)
+    with measured(device) as cost:
         fit, val_rows = _parts(catalog, store, config.seed)
         test_rows = load_rows(catalog, store, catalog.rows("test"), 0).rows
-        start = _start(fit, table.labels[fit.rows], probe.C, str(backbone.device.type))
-        pixels = PixelSource(
-            catalog,
-            backbone,
-            np.concatenate([fit.rows, val_rows, test_rows]).tolist(),
-            workers=workers,
-            max_pixels=max_pixels,
-        )
+        start = _start(fit, labels[fit.rows], probe.C, device)
+        rows = np.concatenate([fit.rows, val_rows, test_rows]).tolist()
+        pixels = PixelSource(catalog, backbone, rows, workers=workers, max_pixels=max_pixels)
         result = train(
-            backbone,
-            start,
-            pixels,
-            table.labels,
-            fit.rows,
-            val_rows,
-            _macro_ap,
-            config,
-            progress,
+            backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
-        thresholds = tune_thresholds(result.val_logits, table.labels[val_rows], table.group)
+        thresholds = tune_thresholds(result.val_logits, labels[val_rows], catalog.table.group)
     logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
+    fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         "strategy": "finetune",
         "backbone": backbone.id,
@@ -161,24 +149,32 @@ def run_finetune(
         "n_fit": len(fit.rows),
         "n_val": len(val_rows),
     }
-    weight, bias = result.head.folded()
-    state = {k: v.detach().cpu() for k, v in backbone.module.state_dict().items()}
-    checkpoint = Checkpoint(backbone.id, state, table.tags, weight, bias, thresholds, facts)
+    checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
     predictions = Predictions(
         image_ids=catalog.image_ids[test_rows],
-        tags=table.tags,
+        tags=catalog.table.tags,
         logits=logits,
         thresholds=thresholds,
-        fitted_ids=catalog.image_ids[np.sort(np.concatenate([fit.rows, val_rows]))],
+        fitted_ids=catalog.image_ids[fitted],
         provenance=facts,
     )
     checkpoint.save(out)
     predictions.save(out / "predictions.npz")
     write_text(out / "history.jsonl", _history_lines(result))
-    record = write_record(
-        out, FILES, inputs, seconds=cost.seconds, peak_memory_mib=cost.peak_memory_mib
-    )
+    record = write_record(out, FILES, inputs, cost)
     return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def _checkpoint(
+    backbone: Backbone,
+    result: FinetuneResult,
+    tags: tuple[str, ...],
+    thresholds: NDArray[np.float32],
+    facts: dict[str, Any],
+) -> Checkpoint:
+    weight, bias = result.head.folded()
+    state = {k: v.detach().cpu() for k, v in backbone.module.state_dict().items()}
+    return Checkpoint(backbone.id, state, tags, weight, bias, thresholds, facts)
 
 
 def _parts(catalog: Catalog, store: FeatureStore, seed: int) -> tuple[Features, NDArray[np.intp]]:

@@ -111,6 +111,7 @@ class _Planner:
     rate: float
 
     def stages(self) -> list[PlannedStage]:
+        """List the stages of this backbone in order."""
         cost, name = cost_of(self.backbone), str(resolve_id(self.backbone))
         stages = [self._extract(name, cost), self._probe(name, cost)]
         if "finetune" in self.settings.strategies:

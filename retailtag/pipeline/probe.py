@@ -149,13 +149,7 @@ def run_probe(
         thresholds = tune_thresholds(sweep.logits(choice), labels, group, settings.thresholds)
         weight, bias = fit_at(train.X, labels, sweep.C[choice], settings.solver, device)
     facts = {
-        "strategy": "probe",
-        "backbone": store.spec.backbone,
-        **(provenance or {}),
-        "catalog_digest": catalog.digest,
-        "features": store.spec.digest,
-        "stored_as": {"engine": store.spec.engine, "dtype": store.spec.dtype},
-        "settings": asdict(settings),
+        **_provenance(catalog, store, settings, provenance),
         "out_of_fold": _out_of_fold_summary(sweep, choice, group),
     }
     probe = Probe(catalog.table.tags, weight, bias, thresholds, sweep.C[choice], facts)
@@ -168,19 +162,31 @@ def run_probe(
         provenance=facts,
     )
     probe.save(out)
-    _write_table(out / "sweep.parquet", sweep_rows(sweep, catalog.table.tags, group))
     predictions.save(out / "predictions.npz")
+    _write_table(out / "sweep.parquet", sweep_rows(sweep, catalog.table.tags, group))
     findings = sweep_findings(sweep, choice, group)
-    record = write_record(
-        out,
-        FILES,
-        inputs,
-        seconds=cost.seconds,
-        peak_memory_mib=cost.peak_memory_mib,
-        facts={"findings": findings, "n_fits": int(sweep.ap.size * len(sweep.fits))},
-    )
+    found = {"findings": findings, "n_fits": int(sweep.ap.size * len(sweep.fits))}
+    record = write_record(out, FILES, inputs, cost, facts=found)
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
+
+
+def _provenance(
+    catalog: Catalog,
+    store: FeatureStore,
+    settings: ProbeSettings,
+    provenance: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Where a probe comes from; no dates or timings, so that equal runs give equal files."""
+    return {
+        "strategy": "probe",
+        "backbone": store.spec.backbone,
+        **(provenance or {}),
+        "catalog_digest": catalog.digest,
+        "features": store.spec.digest,
+        "stored_as": {"engine": store.spec.engine, "dtype": store.spec.dtype},
+        "settings": asdict(settings),
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from retailtag.errors import DataError
 from retailtag.files import file_sha256, read_json, write_json
+from retailtag.pipeline.measure import Cost
 
 FORMAT = 1
 RECORD = "stage.json"
@@ -42,14 +43,14 @@ def write_record(
     folder: Path,
     files: Sequence[str],
     inputs: dict[str, Any],
+    cost: Cost | None = None,
     *,
-    seconds: float,
-    peak_memory_mib: float = 0.0,
     facts: dict[str, Any] | None = None,
 ) -> StageRecord:
-    """Seal a stage whose `files` are in `folder`."""
+    """Seal a stage whose `files` are in `folder`; `cost` as measured, 0 where it was not."""
     outputs = {name: file_sha256(folder / name) for name in files}
-    record = StageRecord(inputs, outputs, seconds, peak_memory_mib, facts or {})
+    cost = cost or Cost()
+    record = StageRecord(inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {})
     write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
     return record
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from retailtag.cli import main as program
-from retailtag.cli.common import Output, parse_blocks, weights_by_backbone
 from retailtag.cli.main import run
+from retailtag.cli.options import parse_blocks, weights_by_backbone
+from retailtag.cli.output import Output
 from retailtag.errors import BadCatalogue, StaleFeatures, UsageError
 
 SHORT = ["--features", "features", "--backbone", "demo:cnn", "--device", "cpu"]
@@ -164,9 +165,9 @@ def test_no_color_and_no_terminal_give_plain_lines(here, tiny_csv):
 
 
 def test_progress_lines_hold_rate_and_time_left(capsys, monkeypatch):
-    from retailtag.cli import common
+    from retailtag.cli import output
 
-    monkeypatch.setattr(common, "PLAIN_LINE_EVERY", 0.0)
+    monkeypatch.setattr(output, "PLAIN_LINE_EVERY", 0.0)
     with Output().progress.task("count [odd]", 10, "fits") as advance:
         advance(4)
     first, last = capsys.readouterr().err.splitlines()

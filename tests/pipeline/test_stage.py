@@ -1,13 +1,13 @@
 import pytest
 
-from retailtag.pipeline.measure import measured
+from retailtag.pipeline.measure import Cost, measured
 from retailtag.pipeline.stage import read_record, why_stale, write_record
 
 
 @pytest.fixture
 def sealed(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
-    write_record(tmp_path, ["a.txt"], {"x": 1, "y": [2]}, seconds=3.0, facts={"n": 1})
+    write_record(tmp_path, ["a.txt"], {"x": 1, "y": [2]}, Cost(3.0), facts={"n": 1})
     return tmp_path
 
 
