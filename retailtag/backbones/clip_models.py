@@ -256,5 +256,6 @@ def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
             return tokenizer
     except (OSError, ImportError) as error:
         raise Unavailable(
-            f"The tokenizer of {name} is not on this machine ({error}); download it with a network."
+            f"The tokenizer of {name} needs the package transformers and files from the hub "
+            f"({error}); install it and load the model once with a network."
         ) from error

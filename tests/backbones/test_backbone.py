@@ -13,7 +13,7 @@ from retailtag.backbones.backbone import Backbone, Parts
 from retailtag.backbones.cost import cost_of, count_flops
 from retailtag.backbones.demo_models import from_demo_model
 from retailtag.backbones.preprocess import Preprocess
-from retailtag.errors import UsageError
+from retailtag.errors import Unavailable, UsageError
 
 SMALL = "timm:mobilenetv3_small_050?size=32"
 
@@ -164,3 +164,15 @@ def test_a_convolution_counts_by_hand():
     # 32x32 input halves to 16x16: 16 filters of 3x3x3, two operations each
     first = 2 * 16 * 16 * 16 * 27
     assert first < count_flops(SMALL) < 20 * first
+
+
+def test_a_tokenizer_that_is_not_here_is_said(tiny_clip_folder, monkeypatch):
+    import open_clip
+
+    def absent(name):
+        raise ImportError("No module named 'transformers'")
+
+    clip = load_backbone("open_clip:tiny", weights=tiny_clip_folder)
+    monkeypatch.setattr(open_clip, "get_tokenizer", absent)
+    with pytest.raises(Unavailable, match="needs the package transformers"):
+        clip.encode_text(["shoe"])
