@@ -16,6 +16,7 @@ from retailtag.cli import catalog, extract, models, score
 from retailtag.cli.bakeoff import bakeoff
 from retailtag.cli.demo import demo
 from retailtag.cli.finetune import finetune
+from retailtag.cli.predict import predict
 from retailtag.cli.probe import probe
 from retailtag.errors import (
     EXIT_BAD_DATA,
@@ -46,6 +47,7 @@ app.command("probe")(probe)
 app.command("finetune")(finetune)
 app.command("score")(score.score)
 app.command("bakeoff")(bakeoff)
+app.command("predict")(predict)
 app.command("demo")(demo)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(models.app, name="models")

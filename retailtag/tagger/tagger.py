@@ -97,9 +97,11 @@ class Tagger:
         return embeddings @ self.weight.T + self.bias
 
     def tag(self, images: Sequence[bytes]) -> list[list[str]]:
-        """Tags of each encoded image, those above their thresholds."""
-        names = np.array(self.tags)
-        return [names[row].tolist() for row in self.logits(images) >= self.thresholds]
+        """Tags of each encoded image, those at or above their thresholds, likeliest first."""
+        return [
+            [self.tags[j] for j in np.argsort(-z, kind="stable") if z[j] >= self.thresholds[j]]
+            for z in self.logits(images)
+        ]
 
     @property
     def parameters(self) -> int:

@@ -48,6 +48,14 @@ def test_the_four_verbs_in_a_row(tiny_csv, here, capsys):
     cards = _json(capsys)["scorecards"]
     assert [card["model"] for card in cards] == ["demo:cnn · probe", "demo:cnn · finetune"]
     assert 0 <= cards[0]["summaries"]["all"]["macro_f1"] <= 1
+    image = str(tiny_csv.parent / "images" / "p003-0.png")
+    (here / "bad.png").write_bytes(b"no")
+    assert run(["predict", "runs/demo-cnn/finetune", image, "--json"]) == 0
+    assert list(_json(capsys)["tags"]) == [image]
+    assert run(["predict", "runs/demo-cnn/probe", "bad.png", image]) == 3
+    said = capsys.readouterr()
+    assert f"{image}: " in said.out
+    assert "bad.png could not be read" in said.err
 
 
 def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here, capsys):
