@@ -222,7 +222,7 @@ class _Runner:
             records["finetune"] = self.finetune(backbone_id, summary.store)
             seconds["finetune"] = seconds["probe"] + records["finetune"].seconds
         return [
-            self.pair(backbone_id, s, records[s], extract_seconds, seconds[s])
+            self.pair(backbone_id, summary.store, s, records[s], extract_seconds, seconds[s])
             for s in self.settings.strategies
         ]
 
@@ -292,6 +292,7 @@ class _Runner:
     def pair(
         self,
         backbone_id: str,
+        store: FeatureStore,
         strategy: str,
         record: StageRecord,
         extract_seconds: float,
@@ -299,7 +300,7 @@ class _Runner:
     ) -> _Pair:
         """Latency of a finished pair, and with it its whole cost."""
         folder = self.settings.folder(backbone_id, strategy)
-        name = str(resolve_id(backbone_id))
+        name = store.spec.backbone
         facts = self._latency(f"latency {name} {strategy}", backbone_id, folder, record)
         cost = PairCost(
             extract_seconds=extract_seconds,

@@ -144,6 +144,7 @@ def run_finetune(
         **(provenance or {}),
         "catalog_digest": catalog.digest,
         "features": store.spec.digest,
+        "model": [store.spec.architecture, store.spec.preprocessing],
         "settings": config.to_json(),
         "best_epoch": result.best_epoch,
         "n_fit": len(fit.rows),

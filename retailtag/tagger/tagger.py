@@ -46,7 +46,8 @@ class Tagger:
         ----------
         folder : Path
         weights : Path, optional
-            Local weights of the backbone, for a probe; a fine-tune carries its own.
+            Local weights of the backbone, for a probe; a fine-tune carries its own and needs
+            them only where their folder says how the model is built.
         device : str
             ``cpu`` or ``cuda``.
 
@@ -55,10 +56,10 @@ class Tagger:
         DataError
             If the folder holds neither.
         ArtefactError
-            If the probe was fitted on embeddings of another identity.
+            If the backbone here is not the one that was fitted.
         """
         if (folder / "checkpoint.json").exists():
-            return cls._from_checkpoint(Checkpoint.load(folder), device)
+            return cls._from_checkpoint(Checkpoint.load(folder), folder, weights, device)
         if (folder / "probe.json").exists():
             return cls._from_probe(Probe.load(folder), folder, weights, device)
         raise DataError(
@@ -67,8 +68,19 @@ class Tagger:
         )
 
     @classmethod
-    def _from_checkpoint(cls, saved: Checkpoint, device: str) -> Tagger:
-        backbone = load_backbone(saved.backbone, device=device, random_weights=True)
+    def _from_checkpoint(
+        cls, saved: Checkpoint, folder: Path, weights: Path | None, device: str
+    ) -> Tagger:
+        random = weights is None
+        backbone = load_backbone(
+            saved.backbone, weights=weights, device=device, random_weights=random
+        )
+        spec = backbone.spec()
+        if [spec.architecture, spec.preprocessing] != saved.facts["model"]:
+            raise ArtefactError(
+                f"{folder} was trained with another architecture or preprocessing than "
+                f"{backbone.id} has here; give the --weights folder that it was trained from."
+            )
         backbone.module.load_state_dict(saved.state)
         backbone.module.eval()
         return cls(backbone, saved.tags, saved.weight, saved.bias, saved.thresholds)

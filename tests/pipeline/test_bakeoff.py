@@ -143,6 +143,11 @@ def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
     (folder / "probe.json").write_text(header.replace(digest, "0" * 64))
     with pytest.raises(ArtefactError, match="other weights"):
         Tagger.load(folder)
+    shutil.copytree(pair_folder(root / "run", "demo:cnn", "finetune"), tmp_path / "tuned")
+    header = tmp_path / "tuned" / "checkpoint.json"
+    header.write_text(header.read_text().replace("bicubic", "nearest"))
+    with pytest.raises(ArtefactError, match="another architecture or preprocessing"):
+        Tagger.load(tmp_path / "tuned")
     with pytest.raises(DataError, match="neither"):
         Tagger.load(tmp_path)
 
