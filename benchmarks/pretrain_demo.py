@@ -203,7 +203,7 @@ def clip_trainer(model: nn.Module, source: Source, recipe: Recipe) -> Trained:
 class _DINOHead(nn.Module):
     """Projection to prototypes, dropped after pretraining."""
 
-    def __init__(self, dim: int = 128, hidden: int = 512, n_prototypes: int = 2048) -> None:
+    def __init__(self, dim: int = 128, hidden: int = 512, n_prototypes: int = 1024) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
@@ -220,42 +220,72 @@ class _DINOHead(nn.Module):
 
 
 class _Branch(nn.Module):
-    """A backbone with its head, read at the class token."""
+    """A backbone with its head: class tokens (n, 128) and their cosines to the prototypes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.head = model, _DINOHead()
 
-    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, drop: float = 0.0) -> tuple[Tensor, Tensor]:
         self.model.trunk.patch_drop = PatchDropout(drop) if drop else nn.Identity()
-        return self.head(self.model.trunk(x))
+        token = self.model.trunk(x)
+        return token, self.head(token)
+
+
+@torch.no_grad()
+def _assigned(cosines: Tensor, temperature: float = 0.06) -> Tensor:
+    """Share the batch out evenly over the prototypes: three rounds of Sinkhorn and Knopp.
+
+    Parameters
+    ----------
+    cosines : Tensor, float32, shape (n, n_prototypes)
+        The teacher's.
+
+    Returns
+    -------
+    Tensor, float32, shape (n, n_prototypes)
+        Rows sum to 1; every prototype has about the same weight, so that none takes all.
+    """
+    shares = torch.exp((cosines - cosines.max()) / temperature)
+    for _ in range(3):
+        shares = shares / shares.sum(dim=0, keepdim=True)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares
+
+
+def _spread(embedding: Tensor) -> Tensor:
+    """KoLeo: minus the mean log distance to the nearest neighbour, on the unit sphere."""
+    unit = functional.normalize(embedding.float(), dim=1)
+    nearest = (unit @ unit.T - 2 * torch.eye(len(unit))).argmax(dim=1)
+    return -torch.log((unit - unit[nearest]).norm(dim=1) + 1e-4).mean()
 
 
 def dino_trainer(model: nn.Module, source: Source, recipe: Recipe) -> Trained:
     """Self-distillation: two large and four small views agree with the moving teacher.
 
-    Two savings make it affordable on a CPU: the student sees a third of the patches of the
-    large views, and the first 60 % of the steps use views of three quarters the side.
+    As in DINO, with DINOv2's Sinkhorn centring and KoLeo. The large views of a product are of
+    its two photographs, so that scene and light are no clue. Two savings make it affordable
+    on a CPU: the student sees a third of the patches of the large views, and the first 60 % of
+    the steps use views of three quarters the side.
     """
     student = _Branch(model)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    teacher.register_buffer("centre", torch.zeros(1, 2048))
     both = nn.ModuleList([student, teacher])
 
     def step(number: int, rng: np.random.Generator) -> Tensor:
-        rows = rng.choice(len(source.pixels), recipe.batch, replace=False)
         size = SIZE if number >= 0.6 * recipe.steps else 48
-        pixels = source.pixels[rows]
-        large = torch.cat([views(pixels, rng, size, (0.35, 1.0), 0.2) for _ in range(2)])
-        small = torch.cat([views(pixels, rng, size // 2, (0.08, 0.35), 0.2) for _ in range(4)])
+        first = SHOTS * rng.choice(len(source.codes), recipe.batch, replace=False)
+        shots = [source.pixels[first], source.pixels[first + 1]]
+        large = torch.cat([views(shot, rng, size, (0.4, 1.0), 0.1) for shot in shots])
+        small = torch.cat([views(shot, rng, size // 2, (0.1, 0.4), 0.1) for shot in shots * 2])
         with torch.no_grad():
-            seen = teacher(large).float()
-            wanted = functional.softmax((seen - teacher.centre) / 0.05, dim=1).chunk(2)
-            teacher.centre.mul_(0.9).add_(seen.mean(0, keepdim=True), alpha=0.1)
-        said = student(large, drop=0.65).chunk(2) + student(small).chunk(4)
+            wanted = _assigned(teacher(large)[1].float()).chunk(2)
+        token, cosines = student(large, drop=0.65)
+        said = [*cosines.chunk(2), *student(small)[1].chunk(4)]
         logs = [functional.log_softmax(view.float() / 0.1, dim=1) for view in said]
         pairs = [(t, s) for t in range(2) for s in range(6) if s != t]
-        return torch.stack([-(wanted[t] * logs[s]).sum(1).mean() for t, s in pairs]).mean()
+        agreed = torch.stack([-(wanted[t] * logs[s]).sum(1).mean() for t, s in pairs]).mean()
+        return agreed + 0.05 * sum(_spread(half) for half in token.chunk(2))
 
     @torch.no_grad()
     def follow(number: int) -> None:
