@@ -35,7 +35,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import reduce
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -150,19 +151,21 @@ def _resnet(m: Any, pre_logits: bool) -> Layout:
 
 
 def _convnext(m: Any, pre_logits: bool) -> Layout:
+    steps = _staged("stages", m.stages)
     return Layout(
         "cnn",
-        _blocks(_staged("stages", m.stages), "norm_pre", "head"),
-        m.stem,
+        _blocks(steps, "norm_pre", "head"),
+        _led(m.stem, m, steps),
         lambda x: m.forward_head(m.norm_pre(x), pre_logits=pre_logits),
     )
 
 
 def _swin(m: Any, pre_logits: bool) -> Layout:
+    steps = _staged("layers", m.layers)
     return Layout(
         "vit",
-        _blocks(_staged("layers", m.layers), "norm", "head"),
-        m.patch_embed,
+        _blocks(steps, "norm", "head"),
+        _led(m.patch_embed, m, steps),
         lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
     )
 
@@ -182,19 +185,21 @@ def _regnet(m: Any, pre_logits: bool) -> Layout:
 
 
 def _efficientnet(m: Any, pre_logits: bool) -> Layout:
+    steps = _mobile_rows(m)
     return Layout(
         "cnn",
-        _blocks(_mobile_rows(m), "conv_head", "bn2", *_head(pre_logits, "classifier")),
-        lambda x: m.bn1(m.conv_stem(x)),
+        _blocks(steps, "conv_head", "bn2", *_head(pre_logits, "classifier")),
+        _led(lambda x: m.bn1(m.conv_stem(x)), m, steps),
         lambda x: m.forward_head(m.bn2(m.conv_head(x)), pre_logits=pre_logits),
     )
 
 
 def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
+    steps = _mobile_rows(m)
     return Layout(
         "cnn",
-        _blocks(_mobile_rows(m), "conv_head", "norm_head", *_head(pre_logits, "classifier")),
-        lambda x: m.bn1(m.conv_stem(x)),
+        _blocks(steps, "conv_head", "norm_head", *_head(pre_logits, "classifier")),
+        _led(lambda x: m.bn1(m.conv_stem(x)), m, steps),
         lambda x: m.forward_head(x, pre_logits=pre_logits),
     )
 
@@ -310,6 +315,12 @@ def _blocks(steps: Iterable[tuple[str, bool]], *finish: str) -> tuple[Block, ...
     blocks = [Block(group[0], tuple(group)) for group in groups]
     blocks[-1] = replace(blocks[-1], finish=finish)
     return tuple(blocks)
+
+
+def _led(stem: Run, m: nn.Module, steps: Sequence[tuple[str, bool]]) -> Run:
+    """Extend the stem by the modules that run before the first block."""
+    lead = [m.get_submodule(path) for path, _ in takewhile(lambda step: not step[1], steps)]
+    return reduce(_then, lead, stem)
 
 
 def _head(pre_logits: bool, name: str = "head") -> tuple[str, ...]:

@@ -32,6 +32,25 @@ LAST_FOUR = {
     ],
     "timm:mobilenetv2_100?size=64": ["blocks.5.", "blocks.6.", "conv_head.", "bn2."],
     "timm:mobilenetv3_small_100?size=64": ["blocks.3.1.", "blocks.4.", "blocks.5.", "conv_head."],
+    # its first stage is a plain convolution, which is no block
+    "timm:mobilenet_edgetpu_v2_xs?size=64": [
+        "blocks.5.1.",
+        "blocks.5.2.",
+        "blocks.5.3.",
+        "blocks.6.",
+        "conv_head.",
+        "bn2.",
+    ],
+    # its last stage is one too, and belongs to the block before it
+    "timm:mobilenetv4_conv_small_035?size=64": [
+        "blocks.3.2.",
+        "blocks.3.3.",
+        "blocks.3.4.",
+        "blocks.3.5.",
+        "blocks.4.",
+        "conv_head.",
+        "norm_head.",
+    ],
     "timm:regnetx_002?size=64": ["s4.b4.", "s4.b5.", "s4.b6.", "s4.b7."],
     "timm:vit_tiny_patch16_224?img_size=64": [
         "blocks.8.",
