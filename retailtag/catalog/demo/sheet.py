@@ -35,7 +35,7 @@ def contact_sheet(out: Path, columns: int = 12, rows: int = 6) -> Image.Image:
 
 
 def _one_of_each(out: Path, wanted: int) -> list[Path]:
-    """Photographs of the first products; later products show theirs from another shot."""
+    """The first photograph of each of the first products."""
     firsts: dict[str, Path] = {}
     with (out / "catalogue.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -7,7 +7,7 @@ product is the same whoever samples it, in whatever order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -51,12 +51,12 @@ class Product:
     n_photos: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draft:
     """True facet values while a product is being sampled; empty where it has none."""
 
     values: dict[str, str]
-    seconds: dict[str, str]
+    second_colour: str
     details: list[str]
 
 
@@ -102,7 +102,7 @@ def sample_products(seed: int, n_images: int) -> list[Product]:
     while left > 0:
         product = sample_product(seed, len(products))
         kept = min(product.n_photos, left)
-        products.append(Product(product.index, product.look, product.tags, product.title, kept))
+        products.append(replace(product, n_photos=kept))
         left -= kept
     return products
 
@@ -204,17 +204,15 @@ def _sample_values(rng: np.random.Generator, cover: tuple[str, str] | None) -> _
         "brand": _pick(rng, taxonomy.BRANDS, *LAWS["brand"]) if rng.random() < 0.6 else "",
     }
     values["colour"] = _sample_colour(rng, values)
-    if cover:
-        values[cover[0]] = cover[1]
+    forced = dict([cover]) if cover else {}
+    forced_detail = forced.pop("detail", "")
+    values |= forced
     _reconcile(values)
     values["usage"] = _pick(rng, article.usages, 0.9)
-    draft = _Draft(values, {}, _sample_details(rng, article))
-    if cover and cover[0] == "detail":
-        draft.details = [cover[1]]
-        values.pop("detail")
-    if values["pattern"] != "Plain":
-        draft.seconds["colour"] = _sample_colour(rng, values | {"material": ""})
-    return draft
+    details = _sample_details(rng, article)
+    plain = values["pattern"] == "Plain"
+    second = "" if plain else _sample_colour(rng, values | {"material": ""})
+    return _Draft(values, second, [forced_detail] if forced_detail else details)
 
 
 def _reconcile(values: dict[str, str]) -> None:
@@ -290,7 +288,8 @@ def _sample_look(rng: np.random.Generator, draft: _Draft) -> Look:
 def _palette(rng: np.random.Generator, draft: _Draft) -> tuple[RGB, RGB, RGB]:
     """Base, accent, third: dyed a little off, the accent kept apart from the base."""
     base = _dye(rng, COLOURS[draft.values["colour"]])
-    accent = _dye(rng, COLOURS[draft.seconds.get("colour", _pick(rng, tuple(COLOURS), 1.2))])
+    spare = _pick(rng, tuple(COLOURS), 1.2)
+    accent = _dye(rng, COLOURS[draft.second_colour or spare])
     if np.abs(np.subtract(base, accent)).sum() < 110:
         accent = (238, 236, 230) if sum(base) < 380 else (38, 40, 52)
     third = _dye(rng, COLOURS[_pick(rng, tuple(COLOURS), 0.8)])
@@ -306,8 +305,8 @@ def _true_tags(rng: np.random.Generator, draft: _Draft) -> list[str]:
     """The tags of a careful merchandiser, who names a second colour half of the time."""
     found = [f"{facet}:{value}" for facet, value in draft.values.items() if value]
     found += [f"detail:{detail}" for detail in draft.details]
-    if "colour" in draft.seconds and rng.random() < 0.5:
-        found.append(f"colour:{draft.seconds['colour']}")
+    if draft.second_colour and rng.random() < 0.5:
+        found.append(f"colour:{draft.second_colour}")
     return found
 
 
