@@ -97,6 +97,11 @@ class Backbone:
             n for n, p in parts.module.named_parameters() if p.requires_grad
         )
         self.module = parts.module.to(self.device).eval()
+        # convolutions run a fifth to a half faster on a CPU with channels last
+        self._layout_in_memory = torch.contiguous_format
+        if self.family == "cnn":
+            self._layout_in_memory = torch.channels_last
+            self.module.to(memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
             for values in (parts.preprocess.mean, parts.preprocess.std)
@@ -239,7 +244,8 @@ class Backbone:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         # the order of ToTensor and Normalize, so that results equal theirs bit for bit
-        unit = pixels.to(self.device, non_blocking=True).float().div_(255)
+        pixels = pixels.to(self.device, non_blocking=True)
+        unit = pixels.to(torch.float32, memory_format=self._layout_in_memory).div_(255)
         return unit.sub_(self._mean).div_(self._std)
 
     def _probe_dim(self) -> int:

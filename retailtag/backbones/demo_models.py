@@ -12,7 +12,7 @@ from retailtag.backbones.backbone import EncodeText, Parts
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, override
-from retailtag.backbones.weights import weights_file
+from retailtag.backbones.weights import fit_state, read_state, weights_file
 
 PREPROCESS = Preprocess(size=(64, 64), mode="squash", interpolation="bicubic")
 
@@ -31,12 +31,12 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     """
     from retailtag.backbones.demo import build_demo_model
 
-    source: Path | str | None = "packaged"
-    if random_weights:
-        source = None
-    elif weights is not None:
-        source = weights_file(weights)
-    return from_demo_model(backbone_id, build_demo_model(backbone_id.model, weights=source))
+    packaged = weights is None and not random_weights
+    model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
+    if weights is not None:
+        path = weights_file(weights)
+        fit_state(model, read_state(path), path)
+    return from_demo_model(backbone_id, model)
 
 
 def from_demo_model(backbone_id: BackboneId, model: Any) -> Parts:

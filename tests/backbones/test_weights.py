@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retailtag.backbones import load_backbone, resolve_id
+from retailtag.backbones.demo import packaged_weights
 from retailtag.backbones.hub import Published
 from retailtag.backbones.weights import read_state, state_sha256, weights_file
 from retailtag.errors import DataError, Unavailable, UsageError
@@ -64,8 +65,8 @@ def test_loaded_weights_embed_as_timm_does(saved, state, pixels):
     backbone = load_backbone(SMALL, weights=saved)
     model = timm.create_model("mobilenetv3_small_050")
     model.load_state_dict(state)
-    model.eval()
-    images = pixels(2, 224, 224)
+    model.eval().to(memory_format=torch.channels_last)
+    images = pixels(2, 224, 224).contiguous(memory_format=torch.channels_last)
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1)
         for v in (backbone.preprocess.mean, backbone.preprocess.std)
@@ -353,3 +354,12 @@ def test_the_genuine_weights_load_and_embed():
     noise = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     a, b = backbone.embed(grey), backbone.embed(noise)
     assert torch.nn.functional.cosine_similarity(a, b).item() < 0.9
+
+
+def test_demo_models_take_local_weights_and_refuse_others_by_name(tmp_path):
+    packaged = load_backbone("demo:cnn")
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(packaged_weights("cnn").read_bytes())
+    assert load_backbone("demo:cnn", weights=path).spec() == packaged.spec()
+    with pytest.raises(DataError, match=r"mine\.safetensors holds the weights of another"):
+        load_backbone("demo:clip", weights=path)
