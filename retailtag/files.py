@@ -7,12 +7,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from retailtag.errors import DataError
+from retailtag.errors import ArtefactError, DataError
 
 
 @contextmanager
@@ -77,6 +77,43 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist.") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def read_artefact(
+    folder: Path, name: str, version: int, command: str, parse: Callable[[bytes], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read ``NAME.json`` and the tensors of ``NAME.safetensors``, as retailtag writes them.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Stem of both files.
+    version : int
+        The ``format`` that the header must have.
+    command : str
+        Command that writes them again, for messages.
+    parse : callable
+        ``safetensors.numpy.load`` or ``safetensors.torch.load``.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged.
+    ArtefactError
+        If the header has another format.
+    """
+    from safetensors import SafetensorError
+
+    header = read_json(folder / f"{name}.json")
+    if not isinstance(header, dict) or header.get("format") != version:
+        raise ArtefactError(f"{folder}/{name}.json has another format; run {command} again.")
+    try:
+        return header, parse((folder / f"{name}.safetensors").read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}/{name}.safetensors cannot be read ({error}); run {command} again."
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.errors import ArtefactError, DataError
-from retailtag.files import read_json, write_json, write_whole
+from retailtag.files import read_artefact, write_json, write_whole
 
 FORMAT = 1
 
@@ -66,18 +65,9 @@ class Checkpoint:
         ArtefactError
             If it was written by a newer format.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        header = read_json(folder / "checkpoint.json")
-        if header.get("format") != FORMAT:
-            raise ArtefactError(f"{folder}/checkpoint.json has another format; run finetune again.")
-        try:
-            tensors = load((folder / "checkpoint.safetensors").read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{folder}/checkpoint.safetensors cannot be read ({error}); run finetune again."
-            ) from error
+        header, tensors = read_artefact(folder, "checkpoint", FORMAT, "retailtag finetune", load)
         head = {n: tensors.pop(f"head.{n}").numpy() for n in ("weight", "bias", "thresholds")}
         state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
         return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)

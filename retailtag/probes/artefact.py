@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import ArtefactError, DataError
-from retailtag.files import read_json, write_json, write_whole
+from retailtag.files import read_artefact, write_json, write_whole
 
 FORMAT = 1
 
@@ -71,16 +70,7 @@ class Probe:
         ArtefactError
             If it was written by a newer format.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        header = read_json(folder / "probe.json")
-        if header.get("format") != FORMAT:
-            raise ArtefactError(f"{folder}/probe.json has another format; run probe again.")
-        try:
-            arrays = load((folder / "probe.safetensors").read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{folder}/probe.safetensors cannot be read ({error}); run probe again."
-            ) from error
+        header, arrays = read_artefact(folder, "probe", FORMAT, "retailtag probe", load)
         return cls(tags=tuple(header["tags"]), facts=header["facts"], **arrays)

@@ -34,7 +34,7 @@ def test_damage_and_newer_formats_are_named(probe, tmp_path):
     with pytest.raises(DataError, match=r"probe\.safetensors"):
         Probe.load(tmp_path)
     write_json(tmp_path / "probe.json", {**read_json(tmp_path / "probe.json"), "format": 99})
-    with pytest.raises(ArtefactError, match="run probe again"):
+    with pytest.raises(ArtefactError, match="run retailtag probe again"):
         Probe.load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         Probe.load(tmp_path / "nowhere")
