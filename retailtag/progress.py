@@ -13,6 +13,10 @@ from typing import Protocol
 Advance = Callable[[int], None]
 
 
+def nobody(n: int) -> None:
+    """Advance that nobody listens to."""
+
+
 class Progress(Protocol):
     """What a long computation reports to."""
 
@@ -30,7 +34,7 @@ class Progress(Protocol):
 class _Silent:
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
-        yield lambda n: None
+        yield nobody
 
     def say(self, line: str) -> None:
         return

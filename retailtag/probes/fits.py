@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.progress import Advance, nobody
+
 CONVERGED = "converged"
 STEP_LIMIT = "step limit"
 SINGLE_CLASS = "single class"
@@ -80,9 +82,16 @@ class Solver(Protocol):
     """Fits every (C, tag) of one training set."""
 
     def __call__(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]
+        self,
+        X: NDArray[np.float32],
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
     ) -> ProbeFits:
-        """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,)."""
+        """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,).
+
+        `advance` is told the number of fits as they end, n_C * n_tags in all.
+        """
         ...
 
 

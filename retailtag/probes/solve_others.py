@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retailtag.errors import Unavailable
 from retailtag.probes.fits import CONVERGED, STEP_LIMIT, ProbeFits, has_both_classes, prior_logit
+from retailtag.progress import Advance, nobody
 
 Estimator = Callable[[float], Any]
 
@@ -32,7 +33,11 @@ class SklearnSolver:
     max_iter: int = 2000
 
     def __call__(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]
+        self,
+        X: NDArray[np.float32],
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
         from sklearn.linear_model import LogisticRegression
@@ -43,6 +48,7 @@ class SklearnSolver:
             Y,
             C,
             self.max_iter,
+            advance,
         )
 
 
@@ -71,7 +77,11 @@ class CumlSolver:
     max_iter: int = 2000
 
     def __call__(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]
+        self,
+        X: NDArray[np.float32],
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
         estimator = _cuml_logistic_regression()
@@ -87,6 +97,7 @@ class CumlSolver:
             Y.astype(np.float32),
             C,
             self.max_iter,
+            advance,
         )
 
 
@@ -111,17 +122,21 @@ def _one_by_one(
     Y: NDArray[Any],
     C: NDArray[np.float64],
     max_iter: int,
+    advance: Advance,
 ) -> ProbeFits:
     """Fit an estimator of scikit-learn's interface to each (C, tag) on its known labels."""
     start = time.perf_counter()
     fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
     fits.bias[:] = prior_logit(Y)
-    for tag in np.flatnonzero(has_both_classes(Y)).tolist():
+    tags = np.flatnonzero(has_both_classes(Y)).tolist()
+    advance(len(C) * (Y.shape[1] - len(tags)))
+    for tag in tags:
         known = np.flatnonzero(Y[:, tag] >= 0)
         x, y = (X, Y[:, tag]) if len(known) == len(X) else (X[known], Y[known, tag])
         for k, c in enumerate(C):
             model = estimator(float(c)).fit(x, y)
             _record(fits, k, tag, model, x, y, max_iter)
+            advance(1)
     return replace(fits, seconds=time.perf_counter() - start)
 
 

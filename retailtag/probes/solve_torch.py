@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from retailtag.probes.fits import CONVERGED, STEP_LIMIT, ProbeFits, has_both_classes, prior_logit
+from retailtag.progress import Advance, nobody
 
 HISTORY = 12  # pairs kept by L-BFGS
 CELLS = 48_000_000  # (tag, image) cells in flight: 0.2 GB a float32 matrix of logits
@@ -54,17 +55,22 @@ class TorchSolver:
     max_iter: int = 300
 
     def __call__(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]
+        self,
+        X: NDArray[np.float32],
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
         start = time.perf_counter()
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
         fits.bias[:] = prior_logit(Y)
         tags = np.flatnonzero(has_both_classes(Y))
+        advance(len(C) * (Y.shape[1] - len(tags)))
         Z, V, eigenvalues = _rotate(torch.from_numpy(X).to(self.device))
         for block in np.array_split(tags, max(1, -(-len(tags) * len(X) // CELLS))):
             if len(block):
-                self._path(fits, Z, V, eigenvalues, Y, block)
+                self._path(fits, Z, V, eigenvalues, Y, block, advance)
         return replace(fits, seconds=time.perf_counter() - start)
 
     def _path(
@@ -75,6 +81,7 @@ class TorchSolver:
         eigenvalues: Tensor,
         Y: NDArray[np.int8],
         tags: NDArray[np.intp],
+        advance: Advance,
     ) -> None:
         """Solve all strengths for some tags, each from the solution of the one before."""
         problem = _Problem.make(Z, eigenvalues, Y[:, tags])
@@ -88,6 +95,7 @@ class TorchSolver:
             fits.gap[k, tags] = gap.cpu().numpy()
             fits.iterations[k, tags] = steps.cpu().numpy()
             fits.status[k, tags] = np.where(gap.cpu().numpy() <= self.tol, CONVERGED, STEP_LIMIT)
+            advance(len(tags))
 
 
 def _rotate(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -121,8 +121,7 @@ def sweep_out_of_fold(
         for k in range(n_folds):
             outside = fold != k
             scalers.append(Standardiser.fit(X[outside]))
-            fits.append(solver(scalers[-1].transform(X[outside]), Y[outside], C))
-            advance(len(C) * Y.shape[1])
+            fits.append(solver(scalers[-1].transform(X[outside]), Y[outside], C, advance))
     ap = np.stack(
         [average_precision(_pooled_logits(X, fold, scalers, fits, c), Y) for c in range(len(C))]
     )

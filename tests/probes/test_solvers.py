@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailtag.errors import DataError, Unavailable, UsageError
-from retailtag.probes.fit import fit_probes
+from retailtag.probes.fit import fit_probes, make_solver
 from retailtag.probes.fits import CONVERGED, SINGLE_CLASS, STEP_LIMIT
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.solve_torch import TorchSolver
@@ -104,6 +104,15 @@ def test_same_input_gives_the_same_bits(world):
     X, Y = world
     a, b = fit_probes(X, Y, GRID), fit_probes(X, Y, GRID)
     np.testing.assert_array_equal(a.weight, b.weight)
+
+
+@pytest.mark.parametrize("solver", ["torch", "sklearn"])
+def test_progress_counts_every_fit_once(world, solver):
+    X, Y = world
+    told = []
+    make_solver(solver)(X, Y, np.array(GRID), told.append)
+    assert sum(told) == len(GRID) * Y.shape[1]
+    assert len(told) > 1
 
 
 class RecordedCuml:
