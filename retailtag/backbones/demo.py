@@ -100,13 +100,33 @@ def _vit() -> VisionTransformer:
     )
 
 
+def _early_convolutions() -> nn.Sequential:
+    """Three strided convolutions in the place of the single 8 x 8 one, to the same grid."""
+    layers: list[nn.Module] = []
+    for inside, outside in ((3, 32), (32, 64), (64, 128)):
+        convolution = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outside), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(128, 128, 1))
+
+
 class DemoDINO(nn.Module):
-    """A ViT whose embedding is its class token, after the last norm."""
+    """A ViT whose embedding is its class token, after the last norm.
+
+    Notes
+    -----
+    Its patches are embedded by early convolutions, with which a ViT needs far fewer steps.
+
+    References
+    ----------
+    Xiao, Singh, Mintun, Darrell, Dollár and Girshick (2021), Early convolutions help
+    transformers see better, NeurIPS.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.dim = DEMO_ARCHITECTURES["dino"].dim
         self.trunk = _vit()
+        self.trunk.patch_embed.proj = _early_convolutions()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed normalised images, float (n, 3, 64, 64), as float (n, 128)."""
