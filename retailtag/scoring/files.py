@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import UsageError
+from retailtag.files import slug
 from retailtag.predictions import Predictions
 from retailtag.scoring.compare import Comparison, compare_predictions
 from retailtag.scoring.score import model_name, score_predictions
@@ -103,17 +103,6 @@ def score_files(
     for card, folder in zip(cards, folders, strict=True):
         card.save(folder)
     return ScoredFiles(cards, folders, comparisons)
-
-
-def slug(name: str) -> str:
-    """Name as a folder.
-
-    Examples
-    --------
-    >>> slug("timm:resnet50.a1_in1k · probe")
-    'timm-resnet50.a1_in1k-probe'
-    """
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
 
 
 def _distinct_names(paths: Sequence[Path], models: Sequence[Predictions]) -> list[str]:
