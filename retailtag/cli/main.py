@@ -16,6 +16,7 @@ from retailtag.cli import catalog, extract, models, score
 from retailtag.cli.bakeoff import bakeoff
 from retailtag.cli.demo import demo
 from retailtag.cli.finetune import finetune
+from retailtag.cli.options import with_bare_sweep
 from retailtag.cli.predict import predict
 from retailtag.cli.probe import probe
 from retailtag.errors import (
@@ -87,7 +88,7 @@ def _os_error(error: OSError) -> str:
 def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
     try:
-        app(args)
+        app(with_bare_sweep(sys.argv[1:] if args is None else args))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else EXIT_DONE
         return _fail(INTERRUPTED, code) if code == EXIT_INTERRUPTED else code

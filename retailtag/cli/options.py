@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,6 +88,27 @@ JsonOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")
 ]
+
+
+def with_bare_sweep(args: Sequence[str]) -> list[str]:
+    """Give a bare ``--sweep-C`` the default grid, so that its value is optional.
+
+    It is bare at the end of the line, before a word that does not begin with a digit, and before
+    an existing file.
+
+    Examples
+    --------
+    >>> with_bare_sweep(["probe", "--sweep-C", "shop.csv", "--sweep-C"])
+    ['probe', '--sweep-C', '1e-5:10:13', 'shop.csv', '--sweep-C', '1e-5:10:13']
+    >>> with_bare_sweep(["probe", "--sweep-C", "0.1,1", "shop.csv"])
+    ['probe', '--sweep-C', '0.1,1', 'shop.csv']
+    """
+    given: list[str] = []
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        given.append(word)
+        if word == "--sweep-C" and (not following[:1].isdigit() or Path(following).exists()):
+            given.append(GRID)
+    return given
 
 
 def split_list(text: str) -> list[str]:

@@ -75,6 +75,13 @@ def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here
     assert again["decision"]["winner"] == "demo:dino · probe"
 
 
+def test_sweep_without_a_value_means_the_default_grid(tiny_csv, here, capsys):
+    assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
+    command = ["probe", str(tiny_csv), *SHORT, "--folds", "2", "--json", "--quiet", "--sweep-C"]
+    assert run(command) == 0
+    assert _json(capsys)["n_fits"] == 2 * 13 * 9
+
+
 def test_quiet_is_silent(tiny_csv, here, capsys):
     assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -84,7 +91,8 @@ def test_quiet_is_silent(tiny_csv, here, capsys):
     ("command", "code", "words"),
     [
         (["probe", "{csv}", "--backbone", "demo:nope"], 2, "demo"),
-        (["probe", "{csv}", "--backbone", "demo:cnn", "--sweep-C", "x"], 2, "--sweep-C"),
+        (["probe", "{csv}", "--backbone", "demo:cnn", "--sweep-C", "1:x"], 2, "--sweep-C"),
+        (["probe", "{csv}", "--backbone", "demo:cnn", "--sweep-C", "0:1:3"], 2, "--sweep-C"),
         (["probe", "{csv}", "--backbone", "demo:cnn", "--device", "tpu"], 2, "--device"),
         (["finetune", "{csv}", "--backbone", "demo:cnn", "--blocks", "-1"], 2, "--blocks"),
         (["bakeoff", "{csv}", "--backbones", ""], 2, "--backbones"),
