@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailtag.backbones.demo import build_demo_model, packaged_weights, tokenise
+from retailtag.backbones.demo_file import pack
 from retailtag.catalog.demo.source import CODE_SIZES, sample_source
 from retailtag.catalog.demo.write import photographs
 
@@ -361,14 +362,16 @@ def _schedule(progress: float) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - 0.08) / 0.92)) / 2
 
 
-def save(model: nn.Module, path: Path) -> None:
-    """Write weights at half precision; counters keep their type."""
-    state = {
-        key: tensor.half().contiguous() if tensor.is_floating_point() else tensor
-        for key, tensor in model.state_dict().items()
-    }
+def save(model: nn.Module, path: Path, captions: list[str]) -> None:
+    """Write the weights; word pieces that no caption holds were never learned and become zero."""
+    state = model.state_dict()
+    if "text.pieces.weight" in state:
+        pieces = state["text.pieces.weight"]
+        seen = torch.zeros(len(pieces), dtype=torch.bool)
+        seen[torch.unique(tokenise(captions))] = True
+        pieces[~seen] = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path)
+    save_file(pack(state), path)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
@@ -398,7 +401,7 @@ def main() -> None:
     trained = TRAINERS[given.name](model, source, recipe)
     checkpoint = Path(tempfile.gettempdir()) / f"{out.stem}-{given.seed}-{recipe.steps}.pt"
     train(trained, recipe, given.seed, given.seconds_cap, checkpoint)
-    save(trained[2], out)
+    save(trained[2], out, source.captions)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from retailtag.backbones.demo_file import unpack
 from retailtag.errors import UsageError
 
 N_BUCKETS = 4096
@@ -259,7 +260,7 @@ def packaged_weights(name: str) -> Path:
     Returns
     -------
     Path
-        A safetensors file of float16 tensors.
+        A safetensors file, see `retailtag.backbones.demo_file`.
 
     Raises
     ------
@@ -301,10 +302,5 @@ def build_demo_model(
     model = _CLASSES[name]()
     if weights is not None:
         state = load_file(packaged if weights == "packaged" else Path(weights))
-        model.load_state_dict({key: _widened(tensor) for key, tensor in state.items()})
+        model.load_state_dict(unpack(state, model.state_dict()))
     return model.eval()
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """Half precision is for the file alone."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from retailtag.backbones.backbone import EncodeText, Parts
 from retailtag.backbones.blocks import Layout, layout_of
+from retailtag.backbones.demo_file import unpack
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, override
 from retailtag.backbones.weights import fit_state, read_state, weights_file
@@ -35,7 +36,7 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
     if weights is not None:
         path = weights_file(weights)
-        fit_state(model, read_state(path), path)
+        fit_state(model, unpack(read_state(path), model.state_dict()), path)
     return from_demo_model(backbone_id, model)
 
 
