@@ -233,7 +233,7 @@ def _ranking(result: BakeoffResult, decision: Decision) -> str:
         rows,
         "Macro-F1 × 100 with 95 % bootstrap intervals (products resampled). Every average covers "
         "the tags with a positive among the held-out images, the same for all pairs. A tag that "
-        "vanishes in a replicate is left out there, which makes tail intervals lean upwards.",
+        "vanishes in a replicate is left out there; intervals are widened by the bias of that.",
     )
     figure = _figure(
         plots.ranking_figure,

@@ -182,6 +182,32 @@ def percentile_interval(replicates: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval(estimate: float, replicates: Floats) -> tuple[float, float]:
+    """95 % interval of a macro average, from its replicates (n_replicates,).
+
+    The percentile interval, joined with itself shifted by the bootstrap's bias.
+
+    Notes
+    -----
+    Rare tags that vanish from a replicate are left out there, and those drawn twice score higher:
+    on small splits the replicates lie above the estimate, at worst so far that the percentile
+    interval misses it. Shifted by mean(replicates) - estimate it holds the estimate but covers the
+    truth less often than the percentile interval (both in simulation); their union covers at
+    least as often as either, and equals the percentile interval where there is no bias.
+
+    Examples
+    --------
+    >>> interval(0.5, np.arange(1001) / 1000)
+    (0.025, 0.975)
+    >>> [round(v, 3) for v in interval(0.1, np.arange(1001) / 1000)]
+    [-0.375, 0.975]
+    """
+    low, high = percentile_interval(replicates)
+    kept = replicates[~np.isnan(replicates)]
+    bias = float(kept.mean()) - estimate if len(kept) else 0.0
+    return min(low, low - bias), max(high, high - bias)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How much larger one model's macro-F1 is than another's, with its paired uncertainty.

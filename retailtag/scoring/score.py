@@ -19,8 +19,8 @@ from retailtag.scoring.bootstrap import (
     ProductCounts,
     bootstrap_f1,
     count_by_product,
+    interval,
     macro_replicates,
-    percentile_interval,
 )
 from retailtag.scoring.metrics import (
     Floats,
@@ -234,14 +234,15 @@ def _summary(scope: str, rows: tuple[TagRow, ...], replicates: Floats) -> GroupS
     def mean(metric: str) -> float:
         return macro(np.array([getattr(row, metric) for row in rows], np.float64), defined)
 
-    low, high = percentile_interval(macro_replicates(replicates, defined))
+    macro_f1 = mean("f1")
+    low, high = interval(macro_f1, macro_replicates(replicates, defined))
     return GroupSummary(
         scope=scope,
         n_tags=int(defined.sum()),
         n_undefined=int(inside.sum() - defined.sum()),
-        macro_f1=mean("f1"),
-        macro_f1_low=low,
-        macro_f1_high=high,
+        macro_f1=macro_f1,
+        macro_f1_low=max(low, 0.0),
+        macro_f1_high=min(high, 1.0),
         macro_precision=mean("precision"),
         macro_recall=mean("recall"),
         macro_ap=mean("ap"),
