@@ -11,7 +11,7 @@ from PIL import Image
 
 from retailtag.allocator import keep_freed_memory
 
-keep_freed_memory()  # as the program does; networks on a CPU run several times faster
+keep_freed_memory()  # as the program does; networks on a CPU run faster
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
