@@ -144,6 +144,7 @@ class _RandomAccess:
         return type(self), (self.path,)
 
     def read(self, offset: int, size: int) -> bytes:
+        """Bytes at `offset`; raises `UnreadableImage` if there are fewer than `size`."""
         if size > MAX_BYTES:
             raise UnreadableImage(f"is larger than {MAX_BYTES >> 20} MiB")
         try:

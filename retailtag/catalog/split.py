@@ -184,6 +184,7 @@ class _Products:
     def build(
         cls, labels: NDArray[np.int8], groups: NDArray[np.str_], ids: NDArray[np.str_]
     ) -> _Products:
+        """Gather images (n_images, ...) by product; refuses shapes that differ and double ids."""
         n = len(ids)
         if labels.shape[:1] != (n,) or groups.shape != (n,):
             raise DataError("A split needs one row of labels and one group per image id.")

@@ -139,14 +139,8 @@ def run_finetune(
     logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
-        "strategy": "finetune",
-        "backbone": backbone.id,
+        **_facts(catalog, store, config, result),
         **(provenance or {}),
-        "catalog_digest": catalog.digest,
-        "features": store.spec.digest,
-        "model": [store.spec.architecture, store.spec.preprocessing],
-        "settings": config.to_json(),
-        "best_epoch": result.best_epoch,
         "n_fit": len(fit.rows),
         "n_val": len(val_rows),
     }
@@ -164,6 +158,20 @@ def run_finetune(
     write_text(out / "history.jsonl", _history_lines(result))
     record = write_record(out, FILES, inputs, cost)
     return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def _facts(
+    catalog: Catalog, store: FeatureStore, config: FinetuneConfig, result: FinetuneResult
+) -> dict[str, Any]:
+    return {
+        "strategy": "finetune",
+        "backbone": store.spec.backbone,
+        "catalog_digest": catalog.digest,
+        "features": store.spec.digest,
+        "model": [store.spec.architecture, store.spec.preprocessing],
+        "settings": config.to_json(),
+        "best_epoch": result.best_epoch,
+    }
 
 
 def _checkpoint(

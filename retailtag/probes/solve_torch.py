@@ -118,6 +118,7 @@ class _Problem:
 
     @classmethod
     def make(cls, Z: Tensor, eigenvalues: Tensor, Y: NDArray[np.int8]) -> _Problem:
+        """Lay out labels Y (n, tags) for products with Z (n, dim)."""
         labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(Z.device)
         known = None if (Y >= 0).all() else (labels >= 0).float()
         n_known = (labels >= 0).sum(dim=1).float()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BIN_EDGES = (0, 10, 20, 50, 100, 200, 500, 1000, 5000)
+LABEL_GAP = 17  # points from a bubble's centre to its label
+LABEL_ROOM = 0.115  # height of a label, as a share of the axis
 GAPS_SHOWN = 8  # tags on either side of the probe-against-fine-tune figure
 
 
@@ -158,7 +160,8 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult, decision: Decision) -> 
     colour = colours(result)
     sizes = _bubble_sizes([p.cost.train_seconds for p in shown])
     _draw_front(axes, shown)
-    for pair, size in zip(shown, sizes, strict=True):
+    by_size = sorted(zip(shown, sizes, strict=True), key=lambda item: -item[1])
+    for pair, size in by_size:  # the small ones last, on top
         s, x = pair.scorecard.summaries["all"], pair.cost.latency_ms_p50
         axes.vlines(
             x, 100 * s.macro_f1_low, 100 * s.macro_f1_high, colour[pair.backbone], linewidth=1.2
@@ -175,7 +178,7 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult, decision: Decision) -> 
     axes.set_title("Quality against cost")
     axes.set_xlabel("latency, ms (log); bubble: training time")
     axes.set_ylabel("macro-F1 × 100, all tags")
-    _label_bubbles(axes, result, decision, shown, sizes)
+    _label_bubbles(axes, result, decision, shown)
 
 
 def _bubble_sizes(seconds: Sequence[float]) -> list[float]:
@@ -218,25 +221,31 @@ def _label_bubbles(
     result: BakeoffResult,
     decision: Decision,
     pairs: Sequence[PairResult],
-    sizes: Sequence[float],
 ) -> None:
-    """Name and training time beside each bubble, on the side that has room."""
+    """Name and training time beside each bubble, on the side that has room, none over another."""
+    from matplotlib.transforms import offset_copy
+
     short = short_backbones(result)
     latencies = [p.cost.latency_ms_p50 for p in pairs]
+    values = [100 * p.scorecard.summaries["all"].macro_f1 for p in pairs]
     middle = math.sqrt(min(latencies) * max(latencies)) if latencies else 1.0
     low, high = axes.get_ylim()
-    for side in (1, -1):
-        here = [k for k, x in enumerate(latencies) if (x <= middle) == (side == 1)]
-        values = [100 * pairs[k].scorecard.summaries["all"].macro_f1 for k in here]
-        for k, y in zip(here, spread(values, 0.11 * (high - low)), strict=True):
-            best = pairs[k].name == decision.winner
-            cost = f"{strategy_name(pairs[k])}, {duration(pairs[k].cost.train_seconds)}"
-            axes.annotate(
-                f"{clipped(short[pairs[k].backbone])}\n{cost}", (latencies[k], y),
-                (side * (max(sizes) / 2 + 5), 0), textcoords="offset points", va="center",
-                ha="left" if side == 1 else "right", fontsize=7, linespacing=1.15,
-                fontweight="bold" if best else "normal", color=INK if best else MUTED,
-            )  # fmt: skip
+    places = spread(values, LABEL_ROOM * (high - low))
+    axes.set_ylim(
+        min([low, *(y - LABEL_ROOM * (high - low) / 2 for y in places)]),
+        max([high, *(y + LABEL_ROOM * (high - low) / 2 for y in places)]),
+    )
+    for pair, x, value, y in zip(pairs, latencies, values, places, strict=True):
+        side = 1 if x <= middle else -1
+        best = pair.name == decision.winner
+        cost = f"{strategy_name(pair)}, {duration(pair.cost.train_seconds)}"
+        axes.annotate(
+            f"{clipped(short[pair.backbone])}\n{cost}", (x, value), xytext=(x, y),
+            textcoords=offset_copy(axes.transData, axes.figure, side * LABEL_GAP, units="points"),
+            va="center", ha="left" if side == 1 else "right", fontsize=7, linespacing=1.15,
+            fontweight="bold" if best else "normal", color=INK if best else MUTED, zorder=1,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2},
+        )  # fmt: skip
 
 
 # The tail ------------------------------------------------------------------------------------
