@@ -223,13 +223,15 @@ def _label_bubbles(
     pairs: Sequence[PairResult],
 ) -> None:
     """Name and training time beside each bubble, on the side that has room, none over another."""
-    from matplotlib.transforms import offset_copy
+    from matplotlib.transforms import ScaledTranslation
 
     short = short_backbones(result)
     latencies = [p.cost.latency_ms_p50 for p in pairs]
     values = [100 * p.scorecard.summaries["all"].macro_f1 for p in pairs]
     middle = math.sqrt(min(latencies) * max(latencies)) if latencies else 1.0
     low, high = axes.get_ylim()
+    inch = axes.figure.dpi_scale_trans
+    aside = {side: ScaledTranslation(side * LABEL_GAP / 72, 0, inch) for side in (1, -1)}
     places = spread(values, LABEL_ROOM * (high - low))
     axes.set_ylim(
         min([low, *(y - LABEL_ROOM * (high - low) / 2 for y in places)]),
@@ -241,7 +243,7 @@ def _label_bubbles(
         cost = f"{strategy_name(pair)}, {duration(pair.cost.train_seconds)}"
         axes.annotate(
             f"{clipped(short[pair.backbone])}\n{cost}", (x, value), xytext=(x, y),
-            textcoords=offset_copy(axes.transData, axes.figure, side * LABEL_GAP, units="points"),
+            textcoords=axes.transData + aside[side],
             va="center", ha="left" if side == 1 else "right", fontsize=7, linespacing=1.15,
             fontweight="bold" if best else "normal", color=INK if best else MUTED, zorder=1,
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2},
