@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from retailtag.catalog.demo import DemoSummary, contact_sheet, write_demo_catalogue
+from retailtag.catalog.demo.articles import ARTICLES
 from retailtag.catalog.demo.draw import draw_product
 from retailtag.catalog.demo.look import Look
 from retailtag.catalog.demo.source import CODE_SIZES, sample_source
-from retailtag.catalog.demo.taxonomy import ARTICLES, BRANDS, FACETS, PATTERNS, TAGS, zipf
+from retailtag.catalog.demo.taxonomy import FACETS, TAGS, zipf
+from retailtag.catalog.demo.words import BRANDS, PATTERNS
 from retailtag.catalog.demo.world import Product, sample_product, sample_products, split_products
 from retailtag.catalog.demo.write import tag_counts
 from retailtag.errors import UsageError

@@ -13,7 +13,7 @@ from retailtag.catalog.demo.fabric import HEIGHT, MOTIFS, UNIT, WIDTH
 from retailtag.catalog.demo.garments import silhouette
 from retailtag.catalog.demo.look import Look
 from retailtag.catalog.demo.pieces import CENTRE, Piece, Silhouette
-from retailtag.catalog.demo.taxonomy import RGB
+from retailtag.catalog.demo.words import RGB
 
 _MIDDLE = np.array([CENTRE, 66.0])
 _FIXED: dict[str, RGB] = {

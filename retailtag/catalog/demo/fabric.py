@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from retailtag.catalog.demo.look import Look
 from retailtag.catalog.demo.pieces import ellipse, polygon, smooth
-from retailtag.catalog.demo.taxonomy import RGB
+from retailtag.catalog.demo.words import RGB
 
 WIDTH, HEIGHT = 192, 256
 UNIT = 2.0  # canvas pixels to one picture unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from retailtag.catalog.demo.taxonomy import RGB
+from retailtag.catalog.demo.words import RGB
 
 
 @dataclass(frozen=True)

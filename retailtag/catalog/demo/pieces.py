@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 CENTRE = 48.0
+Shape = Mapping[str, float]  # numbers of a silhouette, in picture units
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retailtag.catalog.demo.articles import ARTICLES, Article
 from retailtag.catalog.demo.look import Look
-from retailtag.catalog.demo.taxonomy import ARTICLES, MATERIALS, PATTERNS, RGB, Article
+from retailtag.catalog.demo.words import MATERIALS, PATTERNS, RGB
 
 # No demo catalogue can share a product with it: its generators take a third number.
 _WORLD = 7919

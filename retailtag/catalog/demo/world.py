@@ -12,9 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from retailtag.catalog.demo import taxonomy
+from retailtag.catalog.demo.articles import ARTICLES, Article
 from retailtag.catalog.demo.look import Look
-from retailtag.catalog.demo.taxonomy import ARTICLE, ARTICLES, COLOURS, LAWS, RGB, TAGS, zipf
+from retailtag.catalog.demo.taxonomy import ARTICLE, FACETS, LAWS, TAGS, zipf
+from retailtag.catalog.demo.words import BRANDS, COLOURS, DETAILS, PATTERNS, RGB
 
 NOISE_DROP = 0.02
 NOISE_SWAP = 0.012
@@ -178,7 +179,7 @@ def _edges(n: int, exponent: float, offset: float) -> np.ndarray:
     return np.cumsum(zipf(n, exponent, offset))
 
 
-def _articles_with(facet: str, value: str) -> list[taxonomy.Article]:
+def _articles_with(facet: str, value: str) -> list[Article]:
     """Articles that can show the value; all of them where the facet is free."""
     field = {"neck": "necks", "sleeve": "sleeves", "material": "materials", "detail": "details"}
     if facet == "article":
@@ -201,7 +202,7 @@ def _sample_values(rng: np.random.Generator, cover: tuple[str, str] | None) -> _
         "neck": _pick(rng, article.necks, *LAWS["neck"]) if article.necks else "",
         "sleeve": _pick(rng, article.sleeves, *LAWS["sleeve"]) if article.sleeves else "",
         "pattern": _sample_pattern(rng, article),
-        "brand": _pick(rng, taxonomy.BRANDS, *LAWS["brand"]) if rng.random() < 0.6 else "",
+        "brand": _pick(rng, BRANDS, *LAWS["brand"]) if rng.random() < 0.6 else "",
     }
     values["colour"] = _sample_colour(rng, values)
     forced = dict([cover]) if cover else {}
@@ -223,14 +224,14 @@ def _reconcile(values: dict[str, str]) -> None:
         values["sleeve"] = "Sleeveless"
 
 
-def _sample_pattern(rng: np.random.Generator, article: taxonomy.Article) -> str:
+def _sample_pattern(rng: np.random.Generator, article: Article) -> str:
     """Footwear, bags and small things are mostly plain."""
     printed = 0.75 if article.master in ("Tops", "Dresses") else 0.35
     if article.name in ("Scarf", "Tie", "Socks", "Shirt", "Mini Skirt", "Umbrella"):
         printed = 0.9
     if article.materials == ("Metal",) or rng.random() > printed:
         return "Plain"
-    return _pick(rng, taxonomy.PATTERNS, *LAWS["pattern"])
+    return _pick(rng, PATTERNS, *LAWS["pattern"])
 
 
 _USUAL = {
@@ -253,14 +254,14 @@ def _sample_colour(rng: np.random.Generator, values: dict[str, str]) -> str:
     return _pick(rng, tuple(COLOURS), *LAWS["colour"])
 
 
-def _sample_details(rng: np.random.Generator, article: taxonomy.Article) -> list[str]:
+def _sample_details(rng: np.random.Generator, article: Article) -> list[str]:
     """None, one or two of those the article allows, frequent ones first."""
     if not article.details:
         return []
     n_details = int(rng.choice(3, p=[0.5, 0.38, 0.12]))
-    ranked = sorted(article.details, key=taxonomy.DETAILS.index)
+    ranked = sorted(article.details, key=DETAILS.index)
     chosen = {_pick(rng, ranked, *LAWS["detail"]) for _ in range(n_details)}
-    return sorted(chosen, key=taxonomy.DETAILS.index)
+    return sorted(chosen, key=DETAILS.index)
 
 
 def _sample_look(rng: np.random.Generator, draft: _Draft) -> Look:
@@ -280,7 +281,7 @@ def _sample_look(rng: np.random.Generator, draft: _Draft) -> Look:
         neck=values["neck"],
         sleeve=values["sleeve"],
         scale=float(rng.uniform(7, 13)),
-        mark=taxonomy.BRANDS.index(values["brand"]) if shown else -1,
+        mark=BRANDS.index(values["brand"]) if shown else -1,
         details=tuple(draft.details),
     )
 
@@ -317,7 +318,7 @@ def _noisy_tags(rng: np.random.Generator, draft: _Draft) -> tuple[str, ...]:
         facet = tag.partition(":")[0]
         chance = rng.random()
         if chance < NOISE_SWAP and facet not in ("master", "article"):
-            kept.add(f"{facet}:{_pick(rng, taxonomy.FACETS[facet], 2.5)}")
+            kept.add(f"{facet}:{_pick(rng, FACETS[facet], 2.5)}")
         elif chance < NOISE_SWAP or chance > NOISE_DROP + NOISE_SWAP:
             kept.add(tag)
     return tuple(sorted(kept, key=_TAG_ORDER.__getitem__))
@@ -347,9 +348,7 @@ def _rare_values() -> list[tuple[str, str]]:
     """Values that chance alone would show in under one product of two hundred or so."""
     keep_first = {"article": 24, "pattern": 6, "brand": 6, "colour": 14, "neck": 5}
     keep_first |= {"sleeve": 3, "material": 8, "detail": 4}
-    return [
-        (facet, value) for facet in _ROUNDS for value in taxonomy.FACETS[facet][keep_first[facet] :]
-    ]
+    return [(facet, value) for facet in _ROUNDS for value in FACETS[facet][keep_first[facet] :]]
 
 
 _RARE = _rare_values()
