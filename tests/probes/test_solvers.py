@@ -39,7 +39,7 @@ def test_objective_reaches_the_reference_within_its_own_bound(world):
     dim=st.integers(1, 40),
     positives=st.integers(1, 10),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
-    c=st.sampled_from([1e-4, 1e-2, 1.0]),
+    c=st.sampled_from([1e-4, 1e-2, 1.0, 1e2, 1e4]),
     seed=st.integers(0, 2**16),
 )
 def test_certificate_holds_on_odd_problems(n, dim, positives, scale, c, seed):
@@ -54,6 +54,21 @@ def test_certificate_holds_on_odd_problems(n, dim, positives, scale, c, seed):
     fits = fit_probes(Z, y, [c])
     assert fits.status[0, 0] == CONVERGED
     assert _gap(fits, 0, 0, Z, y) <= fits.gap[0, 0] + 1e-5
+
+
+def test_separable_tags_take_few_iterations_at_large_strengths():
+    """Few positives and many features: the factored Hessian guides where the diagonal is lost."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3000, 60)).astype(np.float32)
+    Y = np.zeros((3000, 4), np.int8)
+    for tag, positives in enumerate((3, 8, 20, 40)):
+        Y[rng.choice(3000, positives, replace=False), tag] = 1
+    fits = fit_probes(X, Y, np.logspace(0, 5, 11))
+    assert (fits.status == CONVERGED).all()
+    assert fits.iterations.mean() < 12
+    for k in (5, 10):
+        for tag in range(4):
+            assert -1e-5 < _gap(fits, k, tag, X, Y) <= fits.gap[k, tag] + 1e-5
 
 
 def test_single_class_tags_are_a_status_not_a_crash(world):
