@@ -187,7 +187,6 @@ def _bar(part: float) -> str:
 
 
 def _findings(title: str, findings: Sequence[ImageFinding]) -> list[Table]:
-    from rich.markup import escape
     from rich.table import Table
 
     if not findings:
@@ -196,7 +195,7 @@ def _findings(title: str, findings: Sequence[ImageFinding]) -> list[Table]:
     for name in ("image", "reason", "place"):
         table.add_column(name, overflow="fold")
     for row in findings[:SHOWN]:
-        table.add_row(escape(row.image_id), escape(row.reason), escape(row.place))
+        table.add_row(row.image_id, row.reason, row.place)
     if len(findings) > SHOWN:
         table.add_row("...", f"and {len(findings) - SHOWN:,} more; --json lists all", "")
     return [table]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import sys
 from types import FrameType
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 import retailtag
 from retailtag.allocator import keep_freed_memory
@@ -23,6 +26,8 @@ from retailtag.errors import (
     EXIT_BAD_DATA,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    BadCatalogue,
     RetailtagError,
 )
 
@@ -73,11 +78,21 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, code: int) -> int:
-    if "--json" in sys.argv:
-        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+def _fail(message: str, code: int, *, as_json: bool, **more: object) -> int:
+    """Say what failed, on stderr and for programs also as the one object of stdout."""
+    if as_json:
+        try:
+            sys.stdout.write(json.dumps({"error": message, "exit_code": code, **more}) + "\n")
+            sys.stdout.flush()
+        except OSError:
+            _abandon_stdout()
     sys.stderr.write(f"retailtag: {message}\n")
     return code
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush go nowhere: it would fail again, with a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _os_error(error: OSError) -> str:
@@ -87,20 +102,36 @@ def _os_error(error: OSError) -> str:
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
+    words = with_bare_sweep(sys.argv[1:] if args is None else args) or ["--help"]
+    as_json = "--json" in words
     try:
-        app(with_bare_sweep(sys.argv[1:] if args is None else args))
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else EXIT_DONE
-        return _fail(INTERRUPTED, code) if code == EXIT_INTERRUPTED else code
+        code = app(words, standalone_mode=False) or EXIT_DONE
+    except SystemExit as stop:  # a broken pipe
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except TyperException as error:  # what the parser raises
+        return _fail(_usage(error), EXIT_USAGE, as_json=as_json)
     except RetailtagError as error:
-        return _fail(str(error), error.exit_code)
+        more = {"problems": error.problems} if isinstance(error, BadCatalogue) else {}
+        return _fail(str(error), error.exit_code, as_json=as_json, **more)
     except OSError as error:
-        return _fail(_os_error(error), EXIT_BAD_DATA)
-    return EXIT_DONE
+        if error.filename is None:  # stdout itself
+            _abandon_stdout()
+        return _fail(_os_error(error), EXIT_BAD_DATA, as_json=as_json)
+    return _fail(INTERRUPTED, code, as_json=as_json) if code == EXIT_INTERRUPTED else code
+
+
+def _usage(error: TyperException) -> str:
+    """One sentence on what the command line lacks, and where to read more."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "retailtag"
+    return f"{error.format_message().rstrip('.')}; see {command} --help."
 
 
 def main() -> None:
     """Entry point of the console script."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run())

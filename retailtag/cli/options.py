@@ -81,7 +81,9 @@ AugmentOption = Annotated[
 ReplicatesOption = Annotated[
     int, typer.Option("--replicates", min=100, help="Bootstrap replicates.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
 ]
@@ -93,8 +95,7 @@ QuietOption = Annotated[
 def with_bare_sweep(args: Sequence[str]) -> list[str]:
     """Give a bare ``--sweep-C`` the default grid, so that its value is optional.
 
-    It is bare at the end of the line, before a word that does not begin with a digit, and before
-    an existing file.
+    It is bare at the end of the line, before another option, and before an existing file.
 
     Examples
     --------
@@ -104,9 +105,10 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
     ['probe', '--sweep-C', '0.1,1', 'shop.csv']
     """
     given: list[str] = []
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         given.append(word)
-        if word == "--sweep-C" and (not following[:1].isdigit() or Path(following).exists()):
+        bare = following[:1] in ("", "-") or Path(following).exists()
+        if word == "--sweep-C" and bare:
             given.append(GRID)
     return given
 

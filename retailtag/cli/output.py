@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from retailtag.progress import SILENT, Advance, Progress
 
@@ -34,8 +35,11 @@ class Output:
 
     json: bool = False
     quiet: bool = False
-    _stdout: Console = field(default_factory=Console)
-    _stderr: Console = field(default_factory=lambda: Console(stderr=True))
+    # Ids, tags and paths are shown as they are: what looks like markup in them is none.
+    _stdout: Console = field(default_factory=lambda: Console(markup=False, highlight=False))
+    _stderr: Console = field(
+        default_factory=lambda: Console(stderr=True, markup=False, highlight=False)
+    )
 
     @cached_property
     def progress(self) -> Progress:
@@ -45,14 +49,18 @@ class Output:
         return _Bars(self._stderr) if self._stderr.is_terminal else _Lines(self._stderr)
 
     def print(self, renderable: RenderableType) -> None:
-        """Show a result to a person; silent under ``--json`` and ``--quiet``."""
+        """Show a result to a person; silent under ``--json`` and ``--quiet``.
+
+        Text is never broken into lines, so that a pipe gets what was said.
+        """
         if not (self.json or self.quiet):
-            self._stdout.print(renderable)
+            self._stdout.print(renderable, soft_wrap=isinstance(renderable, str | Text))
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one object of ``--json``; silent without it."""
         if self.json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+            sys.stdout.flush()
 
 
 class _Bars:
@@ -61,7 +69,7 @@ class _Bars:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -96,7 +104,7 @@ class _Bars:
         return advance
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line)
 
 
 class _Lines:
@@ -122,7 +130,7 @@ class _Lines:
         self.say(f"{name}: {done:,} {unit} in {time.perf_counter() - start:,.1f} s")
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
 
 def _progress_line(name: str, done: int, total: int | None, unit: str, seconds: float) -> str:

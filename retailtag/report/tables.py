@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -141,15 +140,16 @@ def comparison_table(comparisons: Iterable[Comparison]) -> Table:
     return table
 
 
-def decision_text(decision: Decision) -> str:
-    """Recommendation and its reasons as rich markup, names escaped."""
-    lines = [f"[bold]Use {escape(decision.winner)}[/bold] (decided by {decision.decided_by})"]
-    return "\n".join(lines + [f"  • {escape(reason)}" for reason in decision.reasons])
+def decision_text(decision: Decision) -> Text:
+    """Recommendation and its reasons."""
+    text = Text().append(f"Use {decision.winner}", "bold")
+    text.append(f" (decided by {decision.decided_by})")
+    return text.append("".join(f"\n  • {reason}" for reason in decision.reasons))
 
 
-def findings_text(findings: Sequence[Finding]) -> str:
-    """Numbered findings as rich markup, names escaped."""
-    return "\n".join(
-        f"{n}. [bold]{escape(f.code)}[/bold]: {escape(f.sentence)}\n   {escape(f.remedy)}"
+def findings_text(findings: Sequence[Finding]) -> Text:
+    """Numbered findings."""
+    return Text("\n").join(
+        Text(f"{n}. ").append(f.code, "bold").append(f": {f.sentence}\n   {f.remedy}")
         for n, f in enumerate(findings, start=1)
     )

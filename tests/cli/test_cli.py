@@ -58,6 +58,55 @@ def test_the_four_verbs_in_a_row(tiny_csv, here, capsys):
     assert "bad.png could not be read" in said.err
 
 
+def test_without_arguments_the_help_is_shown(here, capsys):
+    assert run([]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["probe", "x.csv"], "--backbone"),
+        (["score", "p.npz", "--replicates", "5"], "--replicates"),
+        (["bakeoff", "x.csv", "--seed", "-1"], "--seed"),
+        (["demo", "--out", "d", "--seed", "99999999999999999999999"], "--seed"),
+        (["nonsense"], "nonsense"),
+        (["catalog", "split", "x.csv", "--seed", "two"], "--seed"),
+    ],
+)
+def test_a_bad_command_line_is_one_sentence_and_one_object(here, capsys, command, said):
+    assert run([*command, "--json"]) == 2
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert answer["exit_code"] == 2
+    assert said in answer["error"]
+    assert captured.err == f"retailtag: {answer['error']}\n"
+    assert "--help" in answer["error"]
+
+
+def test_bad_rows_are_listed_for_programs(here, capsys):
+    (here / "c.csv").write_text("path,tags\n../a.png,x\n/b.png,y\n")
+    assert run(["catalog", "check", "c.csv", "--json"]) == 3
+    answer = _json(capsys)
+    assert len(answer["problems"]) == 2
+    assert answer["problems"][0].startswith("row 2")
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys):
+    from rich.table import Table
+
+    table = Table(title="[/x]")
+    table.add_column("[bold]")
+    table.add_row("tag[/y]")
+    output = Output()
+    output.print(table)
+    output.print("a [red]name[/z] " + "long " * 60)
+    said = capsys.readouterr().out
+    for text in ("[/x]", "[bold]", "tag[/y]", "a [red]name[/z]"):
+        assert text in said
+    assert said.count("\n") == 7  # the long line is one
+
+
 def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here, capsys):
     command = ["bakeoff", str(tiny_csv), "--backbones", "demo:dino", "--strategies", "probe"]
     command += ["--sweep-C", "0.1", "--folds", "2", "--out", "run", "--device", "cpu"]
