@@ -6,16 +6,15 @@ Appends rows to ``results/allocator.csv``: python benchmarks/allocator.py [--pai
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from record import append, stamp
+
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results" / "allocator.csv"
 CHILD = """
 import json, sys, time, torch
 from retailtag.allocator import keep_freed_memory
@@ -42,13 +41,10 @@ def images_per_second(backbone: str, mode: str) -> float:
 
 def main() -> None:
     """Measure pairs in turn and print the median ratio of each backbone."""
-    from retailtag.pipeline.machine import describe_machine
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--backbones", default="demo:cnn,demo:dino,timm:resnet50")
     args = parser.parse_args()
-    machine = describe_machine("cpu")
     rows = []
     for backbone in args.backbones.split(","):
         pairs = [
@@ -58,15 +54,10 @@ def main() -> None:
         usual, keep = (statistics.median(p[i] for p in pairs) for i in (0, 1))
         ratio = statistics.median(b / a for a, b in pairs)
         print(f"{backbone}: {usual:.1f} images/s usual, {keep:.1f} kept, ratio {ratio:.2f}")
-        rows.append([backbone, f"{usual:.1f}", f"{keep:.1f}", f"{ratio:.2f}", args.pairs])
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        if new:
-            head = ["backbone", "usual_images_s", "kept_images_s", "ratio", "pairs"]
-            writer.writerow(["date", *head, "processor", "cores"])
-        today = datetime.datetime.now(datetime.UTC).date()
-        writer.writerows([[today, *r, machine["processor"], machine["cores"]] for r in rows])
+        rates = {"usual_images_s": f"{usual:.1f}", "kept_images_s": f"{keep:.1f}"}
+        row = {"backbone": backbone, **rates, "ratio": f"{ratio:.2f}", "pairs": args.pairs}
+        rows.append(stamp() | row)
+    append("allocator.csv", rows)
 
 
 if __name__ == "__main__":

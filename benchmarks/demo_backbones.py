@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,22 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from record import append, stamp
 from sklearn.metrics import average_precision_score
 
 from retailtag.backbones.demo import DEMO_ARCHITECTURES, build_demo_model
 from retailtag.catalog.demo import write_demo_catalogue
 from retailtag.catalog.demo.taxonomy import TAGS
 
-RESULTS = Path(__file__).parent.parent / "results" / "demo_backbones.csv"
 RIDGES = np.logspace(0, 4, 7)
 N_FOLDS = 3
 N_PIXELS = 256
 TAIL = 50
-COLUMNS = (
-    "date", "revision", "n_images", "seed", "backbone", "weights", "dim", "ridge", "n_tags_scored",
-    "macro_f1", "macro_ap", "n_tail_scored", "tail_macro_f1", "tail_macro_ap", "embed_seconds",
-    "probe_seconds", "cpu", "threads",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,27 +171,6 @@ def contenders(weights: Path | None) -> list[tuple[str, str, torch.nn.Module | N
     return rows
 
 
-def provenance() -> dict[str, str]:
-    """Date, revision of the code, and the processor's name."""
-    command = ["git", "describe", "--always", "--dirty"]
-    revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return {"date": today, "revision": revision, "cpu": names[0] if names else "unknown"}
-
-
-def append(path: Path, rows: list[dict[str, object]]) -> None:
-    """Add rows to the published table, with its header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     """Probe every contender on one demo catalogue."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,7 +184,7 @@ def main() -> None:
     folder = Path(tempfile.gettempdir()) / f"retailtag-demo-{given.images}-{given.seed}"
     write_demo_catalogue(folder, given.images, given.seed)
     data = read(folder)
-    stamp = provenance() | {"n_images": given.images, "seed": given.seed, "threads": given.threads}
+    settings = {"n_images": given.images, "seed": given.seed, "threads": given.threads}
     rows: list[dict[str, object]] = []
     for backbone, weights, model in contenders(given.weights):
         begun = time.monotonic()
@@ -225,9 +197,9 @@ def main() -> None:
         }
         row = {"backbone": backbone, "weights": weights, "dim": x.shape[1]} | found | seconds
         print(row, flush=True)
-        rows.append(stamp | row)
+        rows.append(stamp() | settings | row)
     if not given.dry:
-        append(RESULTS, rows)
+        append("demo_backbones.csv", rows)
 
 
 if __name__ == "__main__":
