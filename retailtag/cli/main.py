@@ -14,6 +14,7 @@ import retailtag
 from retailtag.allocator import keep_freed_memory
 from retailtag.cli import catalog, extract, models, score
 from retailtag.cli.bakeoff import bakeoff
+from retailtag.cli.compare import compare
 from retailtag.cli.demo import demo
 from retailtag.cli.finetune import finetune
 from retailtag.cli.options import with_bare_sweep
@@ -23,13 +24,14 @@ from retailtag.errors import (
     EXIT_BAD_DATA,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    GateUnmet,
     RetailtagError,
 )
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 6 something needed "
-    "is not here (weights offline, an extra, a device); 130 interrupted, with everything finished "
-    "so far kept."
+    "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 5 a --gate is not "
+    "met; 6 something needed is not here (weights offline, an extra, a device); 130 interrupted, "
+    "with everything finished so far kept."
 )
 
 INTERRUPTED = "interrupted; everything finished so far is kept, and the same command continues."
@@ -47,6 +49,7 @@ app.command("extract")(extract.extract)
 app.command("probe")(probe)
 app.command("finetune")(finetune)
 app.command("score")(score.score)
+app.command("compare")(compare)
 app.command("bakeoff")(bakeoff)
 app.command("predict")(predict)
 app.command("demo")(demo)
@@ -73,8 +76,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, code: int) -> int:
-    if "--json" in sys.argv:
+def _fail(message: str, code: int, *, answered: bool = False) -> int:
+    """Say what failed; under ``--json`` as the one object, unless that was printed already."""
+    if "--json" in sys.argv and not answered:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
     sys.stderr.write(f"retailtag: {message}\n")
     return code
@@ -93,7 +97,7 @@ def run(args: list[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else EXIT_DONE
         return _fail(INTERRUPTED, code) if code == EXIT_INTERRUPTED else code
     except RetailtagError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, answered=isinstance(error, GateUnmet))
     except OSError as error:
         return _fail(_os_error(error), EXIT_BAD_DATA)
     return EXIT_DONE

@@ -37,6 +37,17 @@ def safe_cell(value: Any) -> str:
     return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_STARTS) else text
 
 
+def unquoted(text: str) -> str:
+    """Text as it was before `safe_cell` quoted it, so that tables of retailtag can be read back.
+
+    Examples
+    --------
+    >>> [unquoted(t) for t in ("'=1+1", "red", "'70s")]
+    ['=1+1', 'red', "'70s"]
+    """
+    return text[1:] if text.startswith(tuple(f"'{s}" for s in FORMULA_STARTS)) else text
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
     """Table with a header; each row is an object that has an attribute per column.
 

@@ -1,4 +1,4 @@
-"""Is one model better than another, or are their predictions interchangeable?
+"""Whether one model is better than another, or their predictions are interchangeable.
 
 Under the null hypothesis the two models' predictions for a product could be swapped without
 changing anything. The test swaps them at random, product by product, and asks how often the
@@ -10,6 +10,7 @@ so that all swaps of all models are two products ``S @ counts``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,10 +103,10 @@ def swap_p_values(
 
 def _swapped_sums(
     models: Sequence[ProductCounts], n: int, seed: int
-) -> Iterator[list[tuple[Floats, Floats]]]:
+) -> Iterator[list[tuple[NDArray[Any], NDArray[Any]]]]:
     """Per model ``S @ tp`` and ``S @ predicted``, each (block, n_tags), block by block."""
     first = models[0]
-    dtype = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
+    dtype: Any = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
     tables = [(m.tp.astype(dtype, copy=False), m.predicted.astype(dtype, copy=False))
               for m in models]  # fmt: skip
     width = 2 * len(models) * first.tp.shape[1]
@@ -115,7 +116,10 @@ def _swapped_sums(
 
 
 def _f1_of_swapped(
-    models: Sequence[ProductCounts], swapped: list[tuple[Floats, Floats]], a: int, b: int
+    models: Sequence[ProductCounts],
+    swapped: list[tuple[NDArray[Any], NDArray[Any]]],
+    a: int,
+    b: int,
 ) -> tuple[Floats, Floats]:
     """Per-tag F1 of both models after each swap, two arrays (block, n_tags)."""
     positives = models[a].positives.sum(axis=0, dtype=np.float64)
@@ -133,7 +137,7 @@ def _f1_of_swapped(
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p values adjusted so that the chance of any false claim among them stays under alpha.
+    """Adjust p values so that the chance of any false claim among them stays under alpha.
 
     Parameters
     ----------

@@ -22,6 +22,7 @@ from retailtag.scoring.bootstrap import (
     interval,
     macro_replicates,
 )
+from retailtag.scoring.checks import cell_findings
 from retailtag.scoring.metrics import (
     Floats,
     TagCounts,
@@ -281,6 +282,6 @@ def _findings(
         found.missing_images(aligned.missing, card.split),
         found.catalogue_changed(predictions.provenance.get("catalog_digest"), catalog.digest),
         found.shared_products(shared, card.n_products, card.split),
-        found.constant_scores(catalog.table.tags, aligned.logits),
     ]
-    return [f for f in maybe if f is not None] + found.card_findings(card)
+    cells = cell_findings(predictions, catalog, aligned, card.split)
+    return [f for f in maybe if f is not None] + cells + found.card_findings(card)

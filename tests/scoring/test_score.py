@@ -110,6 +110,7 @@ def test_findings_name_what_is_wrong(catalog, predictions):
         "catalogue-changed",
         "shared-products",
         "constant-scores",
+        "calibration",
         "undefined-tags",
         "tail-support",
         "never-predicted",
