@@ -21,7 +21,7 @@ from retailtag.cli.options import (
     split_list,
 )
 from retailtag.cli.output import Output
-from retailtag.cli.score import reader
+from retailtag.cli.score import reader, reused_split
 from retailtag.scoring.files import compare_files
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.strict_json import plain
@@ -46,7 +46,7 @@ def compare(
 
     Runs that differ in their seed alone count as one model, whose seeds add to the uncertainty.
     """
-    contest = compare_files(
+    compared = compare_files(
         predictions,
         reader(),
         out=out,
@@ -58,19 +58,22 @@ def compare(
         seed=seed,
         allow_missing=allow_missing,
     )
+    contest, reused = compared.contest, reused_split(compared.digests, split)
     output = Output(json, quiet)
     if not (json or quiet):
         from rich.text import Text
 
-        from retailtag.report.tables import comparison_table, standings_table
+        from retailtag.report.tables import comparison_table, findings_text, standings_table
 
         output.print(standings_table(contest.standings, split))
         output.print(comparison_table(contest.comparisons))
+        output.print(findings_text(reused))
         output.print(Text(f"pairs: {out}", no_wrap=True, overflow="ignore"))
     output.result(
         {
             "standings": plain([asdict(s) for s in contest.standings]),
             "comparisons": [c.to_json() for c in contest.comparisons],
+            "findings": [asdict(f) for f in reused],
             "pairs": str(out),
         }
     )

@@ -98,7 +98,7 @@ def score(
         allow_missing=allow_missing,
         loaded=_foreign(paths, read, catalog, how, split, declared),
     )
-    reused = _reused(scored)
+    reused = reused_split(scored.digests, split)
     output = Output(json, quiet)
     _show(output, scored, reused)
     output.result(_summary(scored, reused, gates))
@@ -147,15 +147,14 @@ def _foreign(
     return {path: foreign_predictions(path, shop, Declared(*declared), split) for path in found}
 
 
-def _reused(scored: ScoredFiles) -> list[Finding]:
-    """Note what was scored, and say how many models have been on each catalogue's split."""
+def reused_split(digests: Sequence[tuple[str, str]], split: str) -> list[Finding]:
+    """Note (catalogue, predictions) as scored; say how many models each catalogue's split saw."""
     by_catalog: dict[str, set[str]] = {}
-    for catalog, digest in scored.digests:
+    for catalog, digest in digests:
         by_catalog.setdefault(catalog, set()).add(digest)
-    split = scored.cards[0].split
     maybe = [
-        often_scored(record_scored(catalog, split, digests), len(digests), split)
-        for catalog, digests in by_catalog.items()
+        often_scored(record_scored(catalog, split, models), len(models), split)
+        for catalog, models in by_catalog.items()
     ]
     return [finding for finding in maybe if finding is not None]
 

@@ -51,6 +51,22 @@ class ScoredFiles:
 
 
 @dataclass(frozen=True)
+class ComparedFiles:
+    """What `compare_files` found.
+
+    Parameters
+    ----------
+    contest : Contest
+        Ranking and pairs.
+    digests : tuple of (str, str)
+        Digest of the catalogue and of the predictions of each file.
+    """
+
+    contest: Contest
+    digests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of ``pairs.csv``: model `a` minus model `b`; see `Comparison`."""
 
@@ -173,8 +189,7 @@ def score_files(
     )
     for card, folder in zip(cards, folders, strict=True):
         card.save(folder)
-    digests = [(c.digest, predictions_digest(p)) for c, p in zip(catalogs, models, strict=True)]
-    return ScoredFiles(cards, folders, comparisons, tuple(digests))
+    return ScoredFiles(cards, folders, comparisons, _digests(catalogs, models))
 
 
 def compare_files(
@@ -189,7 +204,7 @@ def compare_files(
     n_permutations: int = 2000,
     seed: int = 0,
     allow_missing: bool = False,
-) -> Contest:
+) -> ComparedFiles:
     """Rank the models of predictions files, compare every two, and write ``pairs.csv``.
 
     Parameters
@@ -230,7 +245,14 @@ def compare_files(
     )
     columns = tuple(Row.__dataclass_fields__)
     write_text(out, csv_text(columns, [Row.of(c) for c in contest.comparisons]))
-    return contest
+    return ComparedFiles(contest, _digests(catalogs, models))
+
+
+def _digests(
+    catalogs: Sequence[Catalog], models: Sequence[Predictions]
+) -> tuple[tuple[str, str], ...]:
+    pairs = zip(catalogs, models, strict=True)
+    return tuple((catalog.digest, predictions_digest(model)) for catalog, model in pairs)
 
 
 def seed_groups(models: Sequence[Predictions], names: Sequence[str]) -> dict[str, list[int]]:

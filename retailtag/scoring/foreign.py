@@ -108,8 +108,8 @@ def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
 
     Examples
     --------
-    >>> to_logits(np.array([0.5, 0.9, 0.0, 1.0]), "probabilities").round(1).tolist()
-    [0.0, 2.2, -87.3, 36.7]
+    >>> [f"{z:.1f}" for z in to_logits(np.array([0.5, 0.9, 0.0, 1.0]), "probabilities")]
+    ['0.0', '2.2', '-87.3', '36.7']
     """
     if scale == "logits":
         return scores.astype(np.float32)
