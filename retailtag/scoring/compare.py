@@ -29,6 +29,7 @@ from retailtag.scoring.score import Aligned, align, product_counts
 from retailtag.scoring.strict_json import number, plain, row_from
 
 COMPARED = ("all", "tail")
+SWAPS_A_PAIR = 40  # swaps at least: with fewer than 20, Holm could never reach 0.05
 ALPHA = 0.05  # of the Holm-adjusted p under which a difference is no tie
 SWAP, NORMAL = "image swap", "normal, images and seeds"
 
@@ -204,7 +205,8 @@ def hold_contest(
         As in `retailtag.scoring.score.score_predictions`; with the same `n_bootstrap` and `seed`
         the differences come from the very replicates behind the scorecards' intervals.
     n_permutations : int
-        Swaps behind each p; see `retailtag.scoring.permutation.swap_p_values`.
+        Swaps behind each p, see `retailtag.scoring.permutation.swap_p_values`; `SWAPS_A_PAIR` for
+        each compared pair where that is more.
 
     Raises
     ------
@@ -307,7 +309,7 @@ def _tests(
         [runs[0] for runs in models],
         [pairs[k] for k in single],
         masks,
-        n_permutations=n_permutations,
+        n_permutations=max(n_permutations, SWAPS_A_PAIR * len(pairs)),
         seed=seed,
     )
     found = {}

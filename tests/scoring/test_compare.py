@@ -68,6 +68,14 @@ def test_a_tie_needs_both_the_interval_and_the_adjusted_p(catalog, predict):
     assert replace(c, p_holm=math.nan, test="").verdict == "ahead"
 
 
+def test_many_models_keep_their_verdicts(catalog, predict):
+    """The smallest p grows with the pairs that Holm counts, so the swaps grow with them."""
+    models = {str(k): predict(catalog, k, 0.2) for k in range(7)} | {"good": predict(catalog, 9, 6)}
+    found = compare_predictions(models, catalog, n_bootstrap=30, n_permutations=100)
+    against = [c for c in found if c.scope == "all" and c.b == "good"]
+    assert {c.verdict for c in against} == {"behind"}
+
+
 def test_p_is_adjusted_within_a_scope(catalog, predict):
     models = {name: predict(catalog, seed, 0.2 * seed) for seed, name in enumerate("abcd")}
     found = compare_predictions(models, catalog, n_bootstrap=20)
