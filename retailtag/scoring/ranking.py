@@ -48,6 +48,9 @@ class SampleScores:
     precision_at_5: float
 
 
+NO_SAMPLES = SampleScores(0, 0, *[float("nan")] * 6)
+
+
 def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
     r"""F1 of every image: its given tags against its true ones.
 

@@ -50,7 +50,10 @@ def test_csv_holds_the_rows_and_no_formula(card, tmp_path):
     with (tmp_path / "undefined_tags.csv").open() as handle:
         assert [r["tag"] for r in csv.DictReader(handle)] == ["absent"]
     with (tmp_path / "groups.csv").open() as handle:
-        assert [r["scope"] for r in csv.DictReader(handle)] == ["all", "tail", "common", "frequent"]
+        assert [r["scope"] for r in csv.DictReader(handle)] == [
+            *("all", "tail", "common", "frequent"),
+            *("tail 0-9", "tail 10-19", "tail 20-49"),
+        ]
 
 
 @settings(max_examples=40, deadline=None)
