@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -53,7 +54,7 @@ class GroupCutoffs:
         (((0, 9), (10, 19)), ())
         """
         edges = [0, *(edge for edge in TAIL_EDGES if edge < self.tail), self.tail]
-        bins = tuple((low, high - 1) for low, high in zip(edges, edges[1:], strict=False))
+        bins = tuple((low, high - 1) for low, high in pairwise(edges))
         return bins if len(bins) > 1 else ()
 
     def scopes(self, train_count: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

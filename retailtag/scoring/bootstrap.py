@@ -135,11 +135,13 @@ def bootstrap_f1(
     out = np.empty((len(models), n_replicates, first.positives.shape[1]))
     start = 0
     for weights in replicate_weights(len(first.products), n_replicates, seed):
-        drawn = weights.astype(dtype, copy=False)
         rows = slice(start, start + len(weights))
-        positives = drawn @ first.positives
+        positives = np.matmul(weights, first.positives, dtype=dtype)
         for m, model in enumerate(models):
-            out[m, rows] = f1(drawn @ model.tp, drawn @ model.predicted, positives)
+            tp, predicted = (
+                np.matmul(weights, counts, dtype=dtype) for counts in (model.tp, model.predicted)
+            )
+            out[m, rows] = f1(tp, predicted, positives)
         start = rows.stop
     return out
 

@@ -112,7 +112,7 @@ def calibration_sums(
         squared += np.where(known, (p - y) ** 2, 0.0).sum(axis=0)
         place = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)
         place += n_bins * np.arange(n_tags)
-        for row, weight in zip(sums, (None, p[known], y[known]), strict=True):
-            row += np.bincount(place[known], weight, minlength=n_tags * n_bins)
+        for k, weight in enumerate((None, p[known], y[known])):
+            sums[k] += np.bincount(place[known], weight, minlength=n_tags * n_bins)
     count, predicted, present = sums.reshape(3, n_tags, n_bins)
     return CalibrationSums(count, predicted, present, squared)

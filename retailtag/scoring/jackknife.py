@@ -114,7 +114,8 @@ def jackknife(counts: ProductCounts, scopes: NDArray[np.bool_]) -> Jackknife:
     by_tag, by_scope, dropping = np.zeros((3, n_tags)), *np.zeros((2, 3, members.shape[1]))
     size = max(1, BLOCK_CELLS // max(n_tags, 1))
     for start in range(0, n, size):
-        left = f1(*(t - m[start : start + size] for t, m in zip(totals, _matrices(counts))))
+        rows = (m[start : start + size] for m in _matrices(counts))
+        left = f1(*(total - row for total, row in zip(totals, rows, strict=True)))
         deviation = np.nan_to_num(left - value)
         by_tag += _powers(deviation)
         by_scope += _powers(_divide(deviation @ members, members.sum(axis=0)))
