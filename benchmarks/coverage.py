@@ -72,7 +72,7 @@ def population_f1(prevalence: Floats, separation: Floats, threshold: Floats) -> 
 
 
 def make_world(n_tags: int = 250, seed: int = 0) -> World:
-    """Zipf tags from 16,000 training images to 2; thresholds near the best, as tuning leaves them."""
+    """Zipf tags from 16,000 training images to 2; thresholds as tuning leaves them."""
     rng = np.random.default_rng(seed)
     rank = np.arange(1, n_tags + 1) * 250 / n_tags
     count = np.maximum(16_000 / rank**1.05 * np.exp(-np.maximum(rank - 180, 0) / 22), 2)
@@ -123,9 +123,9 @@ def intervals_of(
     replicates = bootstrap_f1([counts], n_replicates=n_replicates, seed=seed)[0]
     estimate = np.array([np.nanmean(jack.f1[inside]) for inside in stacked])
     drawn = np.stack([macro_replicates(replicates, inside) for inside in stacked], axis=1)
-    shift = drawn.mean(axis=0) - estimate
+    shift = np.nanmean(drawn, axis=0) - estimate
     ordered, by_tag = np.sort(drawn, axis=0), np.sort(replicates, axis=0)
-    percentile, error = percentile_intervals(ordered), 1.96 * drawn.std(axis=0)
+    percentile, error = percentile_intervals(ordered), 1.96 * np.nanstd(drawn, axis=0)
     of_scopes = {
         "headline": np.array([macro_interval(jack, k, m) for k, m in enumerate(stacked)]).T,
         "percentile": percentile,
