@@ -90,7 +90,9 @@ def coverage(scores, labels):
     values = []
     for row, truth in zip(scores, labels, strict=True):
         own = [row[j] for j, y in enumerate(truth) if y == 1]
-        depth = sum(y != -1 and s >= min(own) for s, y in zip(row, truth, strict=True)) if own else 0
+        depth = (
+            sum(y != -1 and s >= min(own) for s, y in zip(row, truth, strict=True)) if own else 0
+        )
         values.append(depth if own else None)
     return values
 

@@ -65,6 +65,10 @@ def test_no_text_cell_can_begin_a_formula(text, start):
 def test_other_files_are_refused(card, tmp_path):
     with pytest.raises(ArtefactError, match="format 99"):
         ScoreCard.from_json({**card.to_json(), "format": 99})
+    with pytest.raises(
+        ArtefactError, match="format 1, this version reads 2; run `retailtag score`"
+    ):
+        ScoreCard.from_json({**card.to_json(), "format": 1})
     with pytest.raises(DataError, match="not a scorecard"):
         ScoreCard.from_json({"tags": []})
     with pytest.raises(DataError, match="damaged"):
