@@ -22,6 +22,7 @@ from retailtag.cli.options import (
 )
 from retailtag.cli.output import Output
 from retailtag.cli.score import reader, reused_split
+from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.files import compare_files
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.strict_json import plain
@@ -33,7 +34,7 @@ def compare(
     attributes: WithAttributesOption = "",
     split: ScoredSplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="CSV of the pairs.")] = Path("pairs.csv"),
-    replicates: ReplicatesOption = 1000,
+    replicates: ReplicatesOption = N_REPLICATES,
     permutations: Annotated[
         int, typer.Option("--permutations", min=100, help="Random swaps behind each p.")
     ] = PERMUTATIONS,

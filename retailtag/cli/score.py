@@ -25,6 +25,7 @@ from retailtag.cli.options import (
 from retailtag.cli.output import Output
 from retailtag.errors import GateUnmet, UsageError
 from retailtag.predictions import Predictions
+from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.files import ReadCatalog, ScoredFiles, find_predictions, score_files
 from retailtag.scoring.findings import Finding, often_scored
 from retailtag.scoring.foreign import is_foreign
@@ -70,7 +71,7 @@ def score(
     fitted_split: Annotated[
         str, typer.Option("--fitted-split", help=f"{FOREIGN}: split the model was fitted on.")
     ] = "train",
-    replicates: ReplicatesOption = 1000,
+    replicates: ReplicatesOption = N_REPLICATES,
     allow_missing: AllowMissingOption = False,
     seed: SeedOption = 0,
     json: JsonOption = False,

@@ -100,6 +100,7 @@ def foreign_predictions(
         thresholds=thresholds,
         fitted_ids=undecided.fitted_ids,
         provenance={
+            "thresholds": declared.tune or "given",
             "file": {"name": path.name, "sha256": file_sha256(path)},
             "declared": {
                 **asdict(declared),

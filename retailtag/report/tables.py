@@ -13,7 +13,7 @@ from retailtag.report.decision import Decision
 from retailtag.report.results import BakeoffResult
 from retailtag.scoring.compare import NORMAL, Comparison, Standing
 from retailtag.scoring.findings import Finding
-from retailtag.scoring.scorecard import SCOPES, GroupSummary, ScoreCard
+from retailtag.scoring.scorecard import GroupSummary, ScoreCard
 
 
 def points(value: float) -> str:
@@ -94,17 +94,29 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     return table
 
 
+def samples_text(card: ScoreCard) -> str:
+    """Metrics of the images' tags as a whole, in one line; rich markup, the name escaped."""
+    s = card.samples
+    at = " / ".join(points(v) for v in (s.precision_at_1, s.precision_at_3, s.precision_at_5))
+    depth = "–" if math.isnan(s.coverage_error) else f"{s.coverage_error:.1f} tags"
+    return (
+        f"{escape(card.model)}, per image: sample-F1 {points(s.sample_f1)}, LRAP {points(s.lrap)}, "
+        f"coverage error {depth}, precision at 1 / 3 / 5 {at}"
+    )
+
+
 def groups_table(cards: Iterable[ScoreCard]) -> Table:
     """One row per model and scope: tags averaged, F1 with interval, precision, recall, AP."""
     cards = list(cards)
     table = _table(
         f"Scores on the {cards[0].split} split ({cards[0].n_images:,} images)",
-        "macro: mean over the tags with a positive in the split",
+        "\n".join(
+            ["macro: mean over the tags with a positive in the split", *map(samples_text, cards)]
+        ),
         ("model", "scope", "tags", "macro-F1", "precision", "recall", "macro-AP"),
     )
     for card in cards:
-        for scope in SCOPES:
-            s = card.summaries[scope]
+        for scope, s in card.summaries.items():
             table.add_row(
                 Text(card.model if scope == "all" else ""),
                 scope,

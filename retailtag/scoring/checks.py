@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.table import GROUPS, NEGATIVE, POSITIVE, UNKNOWN, TagTable
+from retailtag.catalog.table import GROUPS, NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 
 if TYPE_CHECKING:
     from retailtag.scoring.score import Aligned
-
-BINS = 15
 
 
 def cell_findings(
@@ -29,7 +27,6 @@ def cell_findings(
         found.non_finite_scores(table.tags, aligned.logits),
         found.constant_scores(table.tags, aligned.logits),
         *_optimism(predictions.provenance),
-        _calibration(table, aligned),
         *_prevalence(catalog, aligned),
     ]
     return [f for f in maybe if f is not None]
@@ -53,42 +50,6 @@ def copies(
     return [(i, names[file]) for i, file in files if file in names], "the names of their files"
 
 
-def pooled_calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:
-    r"""Expected calibration error of the logistic of the logits, over all known cells.
-
-    .. math:: ECE = \sum_b \frac{n_b}{n} \left| \bar y_b - \bar p_b \right|
-
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (n_images, n_tags)
-    labels : ndarray of int8, shape (n_images, n_tags)
-        -1 cells are left out.
-
-    Returns
-    -------
-    float
-        In [0, 1], smaller is better, over 15 bins of equal width; NaN without a known cell.
-
-    References
-    ----------
-    Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian
-    binning", AAAI 2015.
-
-    Examples
-    --------
-    >>> pooled_calibration_error(np.zeros((4, 1), np.float32), np.array([[1], [1], [1], [0]]))
-    0.25
-    """
-    gap, cells = np.zeros(BINS), 0
-    for z, y in zip(logits.T, labels.T, strict=True):  # a tag at a time bounds the memory
-        known = y != UNKNOWN
-        p = 0.5 + 0.5 * np.tanh(0.5 * z[known].astype(np.float64))
-        where = np.minimum((p * BINS).astype(np.intp), BINS - 1)
-        gap += np.bincount(where, y[known] == POSITIVE, BINS) - np.bincount(where, p, BINS)
-        cells += int(known.sum())
-    return float(np.abs(gap).sum() / cells) if cells else float("nan")
-
-
 def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.float64] | None:
     """Tags expected among `labels` (n_images, n_tags) at training prevalence, (n_tags,).
 
@@ -110,16 +71,6 @@ def _optimism(provenance: dict[str, Any]) -> Iterator[found.Finding | None]:
         pair = values.get("in_sample"), values.get("cross_fit")
         if None not in pair:
             yield found.threshold_optimism(scope, *pair)
-
-
-def _calibration(table: TagTable, aligned: Aligned) -> found.Finding | None:
-    """About the group that is off the most."""
-    errors = {"all": pooled_calibration_error(aligned.logits, aligned.labels)}
-    for group in GROUPS:
-        tags = table.group == group
-        errors[group] = pooled_calibration_error(aligned.logits[:, tags], aligned.labels[:, tags])
-    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=-1.0))
-    return found.calibration_off(worst, errors[worst])
 
 
 def _prevalence(catalog: Catalog, aligned: Aligned) -> Iterator[found.Finding | None]:

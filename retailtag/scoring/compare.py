@@ -15,14 +15,17 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import (
+    N_REPLICATES,
     Difference,
     ProductCounts,
     bootstrap_f1,
     difference_of,
-    interval,
     macro_f1,
     macro_replicates,
+    percentile_interval,
 )
+from retailtag.scoring.intervals import macro_interval
+from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
 from retailtag.scoring.score import Aligned, align, product_counts
@@ -110,7 +113,9 @@ class Standing:
     scope : str
         ``all`` or ``tail``.
     macro_f1, low, high : float
-        Value (mean over its seeds) and 95 % interval.
+        Value (mean over its seeds) and 95 % interval: for one run that of its scorecard
+        (`intervals.macro_interval`), for several the central 95 % of the replicates, which vary
+        images and seeds.
     p_best : float
         Share of the bootstrap replicates in which no model has a higher macro-F1; ties shared.
     n_seeds : int
@@ -149,9 +154,10 @@ class Contest:
 
 @dataclass(frozen=True, eq=False)
 class _Entrant:
-    """A model in one scope: value, replicates (n_replicates,), and what its seeds add."""
+    """A model in one scope: value, interval, replicates (n_replicates,), what its seeds add."""
 
     value: float
+    interval: tuple[float, float]
     replicates: Floats
     n_seeds: int
     seed_sd: float
@@ -162,7 +168,7 @@ def compare_predictions(
     catalog: Catalog,
     *,
     split: str = "test",
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
     n_permutations: int = PERMUTATIONS,
@@ -189,7 +195,7 @@ def hold_contest(
     catalog: Catalog,
     *,
     split: str = "test",
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
     n_permutations: int = PERMUTATIONS,
@@ -287,7 +293,10 @@ def _entrants(
         if len(runs) > 1:
             noise = np.random.default_rng([seed, k]).standard_normal(len(drawn))
             drawn = drawn + noise * sd / math.sqrt(len(runs))
-        found.append(_Entrant(float(values.mean()), drawn, len(runs), sd))
+            bounds = percentile_interval(drawn)
+        else:
+            bounds = macro_interval(jackknife(runs[0], mask[None]), 0, mask)
+        found.append(_Entrant(float(values.mean()), bounds, drawn, len(runs), sd))
     return found
 
 
@@ -333,9 +342,7 @@ def _standings(names: list[str], entrants: list[_Entrant], scope: str) -> list[S
     shares = best_shares(np.array([e.replicates for e in entrants]))
     found = []
     for name, e, share in zip(names, entrants, shares.tolist(), strict=True):
-        low, high = interval(e.value, e.replicates)
-        bounds = max(low, 0.0), min(high, 1.0)
-        found.append(Standing(name, scope, e.value, *bounds, share, e.n_seeds, e.seed_sd))
+        found.append(Standing(name, scope, e.value, *e.interval, share, e.n_seeds, e.seed_sd))
     return sorted(found, key=lambda s: (-s.macro_f1, s.model))
 
 

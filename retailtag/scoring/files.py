@@ -13,8 +13,10 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError
 from retailtag.files import slug, write_text
 from retailtag.predictions import Predictions
+from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import Comparison, Contest, compare_predictions, hold_contest
 from retailtag.scoring.csvs import csv_text
+from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.score import (
     model_name,
     predictions_digest,
@@ -132,7 +134,7 @@ def score_files(
     catalog_args: dict[str, Any] | None = None,
     split: str = "test",
     out: Path | None = None,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
     loaded: Mapping[Path, Predictions] | None = None,
@@ -200,8 +202,8 @@ def compare_files(
     catalog: Path | None = None,
     catalog_args: dict[str, Any] | None = None,
     split: str = "test",
-    n_bootstrap: int = 1000,
-    n_permutations: int = 2000,
+    n_bootstrap: int = N_REPLICATES,
+    n_permutations: int = PERMUTATIONS,
     seed: int = 0,
     allow_missing: bool = False,
 ) -> ComparedFiles:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.table import GROUPS
+
 if TYPE_CHECKING:
     from retailtag.scoring.scorecard import ScoreCard
 
@@ -67,8 +69,19 @@ def count(n: int, noun: str) -> str:
 
 def card_findings(card: ScoreCard) -> list[Finding]:
     """Findings that follow from the finished card alone."""
-    found = [_undefined(card), _wide_tail(card), _never_predicted(card)]
+    found = [_calibration(card), _undefined(card), _wide_tail(card), _never_predicted(card)]
     return [f for f in found if f is not None]
+
+
+def _calibration(card: ScoreCard) -> Finding | None:
+    """About the scope that is off the most."""
+    errors = {
+        scope: s.calibration_error
+        for scope, s in card.summaries.items()
+        if scope in ("all", *GROUPS) and s.calibration_error > CALIBRATION
+    }
+    worst = max(errors, key=lambda scope: errors[scope], default=None)
+    return None if worst is None else calibration_off(worst, errors[worst])
 
 
 def _undefined(card: ScoreCard) -> Finding | None:

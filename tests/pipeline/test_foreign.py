@@ -40,7 +40,9 @@ def test_tuned_thresholds_are_those_of_the_rule_on_the_tuning_split(shop, probab
     expected = tune_thresholds(logits, shop.table.labels[rows], shop.table.group, "shrunk")
     np.testing.assert_allclose(made.thresholds[::-1], expected, rtol=1e-4)
     assert set(made.fitted_ids) == set(shop.image_ids[shop.rows("train", "val")])
-    assert score_predictions(made, shop, n_bootstrap=5).n_images == len(shop.rows("test"))
+    card = score_predictions(made, shop, n_bootstrap=5)
+    assert card.n_images == len(shop.rows("test"))
+    assert {row.rule for row in card.tags} == {"shrunk"}
 
 
 def test_given_thresholds_decide_as_on_the_declared_scale(shop, probabilities, table, tmp_path):

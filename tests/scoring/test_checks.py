@@ -4,16 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-import torch
-from torchmetrics.functional.classification import binary_calibration_error
 
 from retailtag.catalog.table import TagTable
 from retailtag.scoring import findings as found
-from retailtag.scoring.checks import (
-    copies,
-    expected_given,
-    pooled_calibration_error,
-)
+from retailtag.scoring.checks import copies, expected_given
 from retailtag.scoring.score import score_predictions
 
 
@@ -75,19 +69,6 @@ def test_copies_are_found_by_their_files_where_no_bytes_are_recorded(catalog, pr
         [("i005", "i135")],
         "the names of their files",
     )
-
-
-def test_calibration_error_equals_torchmetrics(catalog, predictions):
-    labels = catalog.table.labels
-    known = labels != -1
-    slow = binary_calibration_error(
-        torch.sigmoid(torch.from_numpy(predictions.logits[known]).double()),
-        torch.from_numpy(labels[known]).long(),
-        n_bins=15,
-    )
-    fast = pooled_calibration_error(predictions.logits, labels)
-    assert fast == pytest.approx(float(slow), abs=1e-6)
-    assert np.isnan(pooled_calibration_error(predictions.logits, np.full_like(labels, -1)))
 
 
 def test_scores_far_from_probabilities_are_found(catalog, predict):

@@ -52,7 +52,10 @@ def test_csv_holds_the_rows_and_no_formula(card, tmp_path):
     with (tmp_path / "undefined_tags.csv").open() as handle:
         assert [r["tag"] for r in csv.DictReader(handle)] == ["absent"]
     with (tmp_path / "groups.csv").open() as handle:
-        assert [r["scope"] for r in csv.DictReader(handle)] == ["all", "tail", "common", "frequent"]
+        assert [r["scope"] for r in csv.DictReader(handle)] == [
+            *("all", "tail", "common", "frequent"),
+            *("tail 0-9", "tail 10-19", "tail 20-49"),
+        ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,6 +76,10 @@ def test_any_text_reads_back_as_one_cell(names):
 def test_other_files_are_refused(card, tmp_path):
     with pytest.raises(ArtefactError, match="format 99"):
         ScoreCard.from_json({**card.to_json(), "format": 99})
+    with pytest.raises(
+        ArtefactError, match="format 1, this version reads 2; run `retailtag score`"
+    ):
+        ScoreCard.from_json({**card.to_json(), "format": 1})
     with pytest.raises(DataError, match="not a scorecard"):
         ScoreCard.from_json({"tags": []})
     with pytest.raises(DataError, match="damaged"):

@@ -1,0 +1,46 @@
+"""Rows of the published tables: with what was it measured, and on what."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from retailtag.pipeline.machine import describe_machine
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def stamp() -> dict[str, object]:
+    """Date, revision of the code, and the processor's name with its cores."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    machine = describe_machine("cpu")
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "revision": done.stdout.strip(),
+        "cpu": machine["processor"],
+        "cores": machine["cores"],
+    }
+
+
+def append(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows to the table `name` under ``results/``, with its header if it is new.
+
+    Raises
+    ------
+    ValueError
+        If the table has other columns than the rows.
+    """
+    path = RESULTS / name
+    columns = list(rows[0])
+    known = path.read_text(encoding="utf-8").splitlines()[:1] if path.exists() else []
+    if known and known[0].split(",") != columns:
+        raise ValueError(f"{path} has the columns {known[0]}; move it away first.")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        writer.writerows(rows)
