@@ -13,6 +13,7 @@ EXIT_DEFECT = 1
 EXIT_USAGE = 2
 EXIT_BAD_DATA = 3
 EXIT_STALE = 4
+EXIT_GATE = 5
 EXIT_UNAVAILABLE = 6
 EXIT_INTERRUPTED = 130
 
@@ -70,6 +71,22 @@ class StaleFeatures(ArtefactError):
 
 class SplitOverlap(ArtefactError):
     """Predictions that were fitted on images of the split being scored."""
+
+
+class GateUnmet(RetailtagError):
+    """A score that misses a condition set on it; everything was written and printed before.
+
+    Parameters
+    ----------
+    sentences : sequence of str
+        One for each condition and model that misses it.
+    """
+
+    exit_code = EXIT_GATE
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        self.sentences = tuple(sentences)
+        super().__init__("\n  ".join(self.sentences))
 
 
 class Unavailable(RetailtagError):

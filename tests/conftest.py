@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,23 @@ def _load_reference() -> None:
 
 
 _load_reference()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_all(tmp_path_factory):
+    """Keep what retailtag remembers between runs out of the real home, shared fixtures' too."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETAILTAG_STATE", str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def state(_state_of_all, monkeypatch) -> Path:
+    """Folder of what retailtag remembers, new and empty for every test (not created yet)."""
+    folder = _state_of_all / uuid.uuid4().hex
+    monkeypatch.setenv("RETAILTAG_STATE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,8 @@ def _loaded_by(code):
 def test_help_of_every_command_starts_without_heavy_imports():
     loaded = _loaded_by(
         "from retailtag.cli.main import run\n"
-        "for name in ['extract', 'probe', 'finetune', 'score', 'bakeoff', 'demo', 'catalog']:\n"
+        "names = 'extract probe finetune score compare bakeoff demo catalog'.split()\n"
+        "for name in names:\n"
         "    assert run([name, '--help']) == 0\n"
         "assert run(['--help']) == 0"
     )
@@ -94,5 +95,6 @@ def test_help_of_every_command_starts_without_heavy_imports():
 
 def test_scoring_needs_no_torch(tmp_path):
     assert "torch" not in _loaded_by(
-        "import retailtag.scoring.files, retailtag.catalog.readers, retailtag.cli.score"
+        "import retailtag.scoring.files, retailtag.catalog.readers, retailtag.cli.score, "
+        "retailtag.cli.compare, retailtag.pipeline.foreign"
     )

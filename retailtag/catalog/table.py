@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import DataError
+from retailtag.errors import DataError, UsageError
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
 GROUPS = ("tail", "common", "frequent")
+TAIL_EDGES = (10, 20)  # training images at which the tail is divided for a closer look
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,72 @@ class GroupCutoffs:
     def group_of(self, train_count: NDArray[np.int64]) -> NDArray[np.str_]:
         """Name the group of each tag; `train_count` (n_tags,) to names (n_tags,)."""
         return np.array(GROUPS)[np.digitize(train_count, [self.tail, self.frequent])]
+
+    def tail_bins(self) -> tuple[tuple[int, int], ...]:
+        """First and last training count of each part of the tail, rarest first.
+
+        None where the tail is too short to divide.
+
+        Examples
+        --------
+        >>> GroupCutoffs().tail_bins()
+        ((0, 9), (10, 19), (20, 49))
+        >>> GroupCutoffs(tail=20).tail_bins(), GroupCutoffs(tail=10).tail_bins()
+        (((0, 9), (10, 19)), ())
+        """
+        edges = [0, *(edge for edge in TAIL_EDGES if edge < self.tail), self.tail]
+        bins = tuple((low, high - 1) for low, high in pairwise(edges))
+        return bins if len(bins) > 1 else ()
+
+    def scopes(self, train_count: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+        """Tags of every scope that scores are averaged over, each mask of shape (n_tags,).
+
+        ``all``, the groups, and the parts of the tail as ``tail 0-9`` and so on.
+
+        Examples
+        --------
+        >>> masks = GroupCutoffs().scopes(np.array([9, 10, 700]))
+        >>> list(masks)
+        ['all', 'tail', 'common', 'frequent', 'tail 0-9', 'tail 10-19', 'tail 20-49']
+        >>> masks["tail 10-19"].tolist()
+        [False, True, False]
+        """
+        group = self.group_of(train_count)
+        masks = {"all": np.ones(len(train_count), bool), **{g: group == g for g in GROUPS}}
+        for low, high in self.tail_bins():
+            name = f"tail {low}-{high}" if low < high else f"tail {low}"
+            masks[name] = (train_count >= low) & (train_count <= high)
+        return masks
+
+    @classmethod
+    def named(cls, name: str) -> GroupCutoffs:
+        """Cut-offs of a published benchmark, or our own; see `CUTOFFS`.
+
+        Raises
+        ------
+        UsageError
+            If the name is unknown.
+
+        Examples
+        --------
+        >>> GroupCutoffs.named("lvis").group_of(np.array([10, 11, 100, 101])).tolist()
+        ['tail', 'common', 'common', 'frequent']
+        """
+        if name not in CUTOFFS:
+            raise UsageError(f"Cut-offs {name!r} are unknown; use one of {', '.join(CUTOFFS)}.")
+        return CUTOFFS[name]
+
+
+# lvis: rare 1-10 training images, common 11-100, frequent above (Gupta, Dollar and Girshick,
+# "LVIS", CVPR 2019). coco-mlt: tail under 20, medium 20-100, head above (Wu et al.,
+# "Distribution-balanced loss for multi-label classification in long-tailed datasets", ECCV 2020).
+CUTOFFS = MappingProxyType(
+    {
+        "retailtag": GroupCutoffs(),
+        "lvis": GroupCutoffs(tail=11, frequent=101),
+        "coco-mlt": GroupCutoffs(tail=20, frequent=101),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)

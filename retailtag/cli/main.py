@@ -17,6 +17,7 @@ import retailtag
 from retailtag.allocator import keep_freed_memory
 from retailtag.cli import catalog, extract, models, score
 from retailtag.cli.bakeoff import bakeoff
+from retailtag.cli.compare import compare
 from retailtag.cli.demo import demo
 from retailtag.cli.finetune import finetune
 from retailtag.cli.options import with_bare_sweep
@@ -28,13 +29,14 @@ from retailtag.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     BadCatalogue,
+    GateUnmet,
     RetailtagError,
 )
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 6 something needed "
-    "is not here (weights offline, an extra, a device); 130 interrupted, with everything finished "
-    "so far kept."
+    "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 5 a --gate is not "
+    "met; 6 something needed is not here (weights offline, an extra, a device); 130 interrupted, "
+    "with everything finished so far kept."
 )
 
 INTERRUPTED = "interrupted; everything finished so far is kept, and the same command continues."
@@ -52,6 +54,7 @@ app.command("extract")(extract.extract)
 app.command("probe")(probe)
 app.command("finetune")(finetune)
 app.command("score")(score.score)
+app.command("compare")(compare)
 app.command("bakeoff")(bakeoff)
 app.command("predict")(predict)
 app.command("demo")(demo)
@@ -112,7 +115,8 @@ def run(args: list[str] | None = None) -> int:
         return _fail(_usage(error), EXIT_USAGE, as_json=as_json)
     except RetailtagError as error:
         more = {"problems": error.problems} if isinstance(error, BadCatalogue) else {}
-        return _fail(str(error), error.exit_code, as_json=as_json, **more)
+        answered = isinstance(error, GateUnmet)  # the result, gates included, was printed
+        return _fail(str(error), error.exit_code, as_json=as_json and not answered, **more)
     except OSError as error:
         if error.filename is None:  # stdout itself
             _abandon_stdout()

@@ -78,6 +78,21 @@ AugmentOption = Annotated[
     bool, typer.Option("--augment/--no-augment", help="Mirror and shift images in a fine-tune.")
 ]
 
+RunsArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Predictions files, or folders of runs or bake-offs."),
+]
+ScoredCatalogOption = Annotated[
+    Path | None,
+    typer.Option("--catalog", help="Catalogue; default: the one the predictions record."),
+]
+WithAttributesOption = Annotated[
+    str, typer.Option("--attributes", help="With --catalog: columns that become tags.")
+]
+ScoredSplitOption = Annotated[str, typer.Option("--split", help="Split to score.")]
+AllowMissingOption = Annotated[
+    bool, typer.Option("--allow-missing", help="Score without images that lack predictions.")
+]
 ReplicatesOption = Annotated[
     int, typer.Option("--replicates", min=100, help="Bootstrap replicates.")
 ]

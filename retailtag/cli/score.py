@@ -10,62 +10,157 @@ from typing import Annotated, Any
 import typer
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.cli.options import JsonOption, QuietOption, ReplicatesOption, SeedOption, split_list
+from retailtag.cli.options import (
+    AllowMissingOption,
+    JsonOption,
+    QuietOption,
+    ReplicatesOption,
+    RunsArgument,
+    ScoredCatalogOption,
+    ScoredSplitOption,
+    SeedOption,
+    WithAttributesOption,
+    split_list,
+)
 from retailtag.cli.output import Output
-from retailtag.scoring.files import ScoredFiles, score_files
+from retailtag.errors import GateUnmet, UsageError
+from retailtag.predictions import Predictions
+from retailtag.scoring.bootstrap import N_REPLICATES
+from retailtag.scoring.files import ReadCatalog, ScoredFiles, find_predictions, score_files
+from retailtag.scoring.findings import Finding, often_scored
+from retailtag.scoring.foreign import is_foreign
+from retailtag.scoring.gates import Gate, parse_gate, unmet_gates
+from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.strict_json import plain
+
+FOREIGN = "Another tool's scores"
 
 
 def score(
-    predictions: Annotated[
-        list[Path],
-        typer.Argument(metavar="PREDICTIONS...", help="Files that probe or finetune wrote."),
-    ],
-    catalog: Annotated[
-        Path | None,
-        typer.Option("--catalog", help="Catalogue; default: the one the predictions record."),
-    ] = None,
-    attributes: Annotated[
-        str, typer.Option("--attributes", help="With --catalog: columns that become tags.")
-    ] = "",
-    split: Annotated[str, typer.Option("--split", help="Split to score.")] = "test",
+    predictions: RunsArgument,
+    catalog: ScoredCatalogOption = None,
+    attributes: WithAttributesOption = "",
+    split: ScoredSplitOption = "test",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the scorecards; default: beside the predictions."),
     ] = None,
-    replicates: ReplicatesOption = 1000,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Score without images that lack predictions.")
-    ] = False,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="CONDITION",
+            help='Exit with 5 unless met, e.g. "tail_macro_f1>=0.30"; repeatable.',
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option("--scores", help=f"{FOREIGN}: what they are, logits or probabilities."),
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option("--thresholds", help=f"{FOREIGN}: CSV of tag,threshold on that scale."),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", help=f"{FOREIGN}: rule that tunes the thresholds instead."),
+    ] = None,
+    tune_split: Annotated[
+        str, typer.Option("--tune-split", help="Split that --tune sees, not the scored one.")
+    ] = "val",
+    fitted_split: Annotated[
+        str, typer.Option("--fitted-split", help=f"{FOREIGN}: split the model was fitted on.")
+    ] = "train",
+    replicates: ReplicatesOption = N_REPLICATES,
+    allow_missing: AllowMissingOption = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings."""
+    """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.
+
+    A RUN is a predictions file, the folder of a run or of a bake-off, or another tool's CSV,
+    Parquet or NPZ of scores (with --catalog and --scores).
+    """
+    gates = [parse_gate(text) for text in gate or []]
+    paths = find_predictions(predictions)
+    read = reader()
+    how = {"attributes": split_list(attributes)} if attributes else None
+    declared = (scores, thresholds, tune, tune_split, fitted_split)
     scored = score_files(
-        predictions,
-        _read,
+        paths,
+        read,
         catalog=catalog,
-        catalog_args={"attributes": split_list(attributes)} if attributes else None,
+        catalog_args=how,
         split=split,
         out=out,
         n_bootstrap=replicates,
         seed=seed,
         allow_missing=allow_missing,
+        loaded=_foreign(paths, read, catalog, how, split, declared),
     )
+    reused = reused_split(scored.digests, split)
     output = Output(json, quiet)
-    _show(output, scored)
-    output.result(_summary(scored))
+    _show(output, scored, reused)
+    output.result(_summary(scored, reused, gates))
+    if unmet := unmet_gates(gates, scored.cards):
+        raise GateUnmet(unmet)
 
 
-def _read(path: Path, *, attributes: Sequence[str] = (), images: str | None = None) -> Catalog:
-    """Catalogue as predictions record it: paths are text there."""
-    from retailtag.catalog.readers import read_catalog
+def reader() -> ReadCatalog:
+    """Reads catalogues as predictions record them (paths are text there), each only once."""
+    known: dict[str, Catalog] = {}
 
-    return read_catalog(path, attributes=attributes, images=Path(images) if images else None)
+    def read(path: Path, *, attributes: Sequence[str] = (), images: str | None = None) -> Catalog:
+        from retailtag.catalog.readers import read_catalog
+
+        key = repr((str(path), tuple(attributes), images))
+        if key not in known:
+            where = Path(images) if images else None
+            known[key] = read_catalog(path, attributes=attributes, images=where)
+        return known[key]
+
+    return read
 
 
-def _show(output: Output, scored: ScoredFiles) -> None:
+def _foreign(
+    paths: Sequence[Path],
+    read: ReadCatalog,
+    catalog: Path | None,
+    catalog_args: dict[str, Any] | None,
+    split: str,
+    declared: tuple[str | None, Path | None, str | None, str, str],
+) -> dict[Path, Predictions]:
+    """Predictions made from the files of other tools among `paths`."""
+    found = [path for path in paths if is_foreign(path)]
+    if not found:
+        if any(value is not None for value in declared[:3]):
+            raise UsageError(
+                "--scores, --thresholds and --tune are for other tools' files, and all files named "
+                "are retailtag's own; leave them out."
+            )
+        return {}
+    if catalog is None:
+        raise UsageError(f"{found[0]} does not record its catalogue; name it with --catalog.")
+    from retailtag.pipeline.foreign import Declared, foreign_predictions
+
+    shop = read(catalog, **(catalog_args or {}))
+    return {path: foreign_predictions(path, shop, Declared(*declared), split) for path in found}
+
+
+def reused_split(digests: Sequence[tuple[str, str]], split: str) -> list[Finding]:
+    """Note (catalogue, predictions) as scored; say how many models each catalogue's split saw."""
+    by_catalog: dict[str, set[str]] = {}
+    for catalog, digest in digests:
+        by_catalog.setdefault(catalog, set()).add(digest)
+    maybe = [
+        often_scored(record_scored(catalog, split, models), len(models), split)
+        for catalog, models in by_catalog.items()
+    ]
+    return [finding for finding in maybe if finding is not None]
+
+
+def _show(output: Output, scored: ScoredFiles, reused: Sequence[Finding]) -> None:
     from rich.text import Text
 
     from retailtag.report.tables import comparison_table, findings_text, groups_table
@@ -79,9 +174,14 @@ def _show(output: Output, scored: ScoredFiles) -> None:
             output.print(findings_text(card.findings))
         where = f"{card.model}: {folder / 'scorecard.json'}"
         output.print(Text(where, no_wrap=True, overflow="ignore"))
+    if reused:
+        output.print(Text("\nFindings for this split"))
+        output.print(findings_text(reused))
 
 
-def _summary(scored: ScoredFiles) -> dict[str, Any]:
+def _summary(
+    scored: ScoredFiles, reused: Sequence[Finding], gates: Sequence[Gate]
+) -> dict[str, Any]:
     cards = [
         {
             "model": card.model,
@@ -92,8 +192,14 @@ def _summary(scored: ScoredFiles) -> dict[str, Any]:
             "macro_f1_sklearn": card.macro_f1_sklearn,
             "summaries": {scope: asdict(s) for scope, s in card.summaries.items()},
             "findings": [asdict(f) for f in card.findings],
+            "gates": [
+                {"gate": str(g), "value": g.value(card), "met": g.is_met(card)} for g in gates
+            ],
         }
         for card, folder in zip(scored.cards, scored.folders, strict=True)
     ]
-    comparisons = [c.to_json() for c in scored.comparisons]
-    return {"scorecards": plain(cards), "comparisons": comparisons}
+    return {
+        "scorecards": plain(cards),
+        "comparisons": [c.to_json() for c in scored.comparisons],
+        "findings": [asdict(f) for f in reused],
+    }

@@ -27,7 +27,8 @@ from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
 from retailtag.report.write import write_report
 from retailtag.scoring.compare import compare_predictions
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.findings import Finding, often_scored
+from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.store import FeatureStore
 
@@ -411,8 +412,16 @@ def _score(
         machine=describe_machine(settings.device),
         command=command,
         seed=settings.seed,
-        findings=tuple(findings),
+        findings=(*findings, *_often_scored(catalog, models)),
     )
+
+
+def _often_scored(catalog: Catalog, models: list[Predictions]) -> list[Finding]:
+    """Note that the models were scored; say so if the test split has seen several."""
+    digests = {predictions_digest(model) for model in models}
+    n = record_scored(catalog.digest, "test", digests)
+    finding = often_scored(n, len(digests), "test")
+    return [] if finding is None else [finding]
 
 
 def _absent(summary: ExtractSummary, n_images: int) -> Finding:

@@ -20,6 +20,7 @@ from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.head import HeadInit
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, train
+from retailtag.pipeline.evidence import copies_of_fitted
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.probe import Features, fit_standardised, load_rows
 from retailtag.pipeline.stage import StageRecord, write_record
@@ -143,6 +144,7 @@ def run_finetune(
         **(provenance or {}),
         "n_fit": len(fit.rows),
         "n_val": len(val_rows),
+        "copies": copies_of_fitted(store, catalog.image_ids[test_rows], catalog.image_ids[fitted]),
     }
     checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
     predictions = Predictions(

@@ -13,6 +13,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import write_whole
+from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.stage import StageRecord, write_record
 from retailtag.predictions import Predictions
@@ -146,11 +147,18 @@ def run_probe(
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         sweep, choice = _sweep(catalog, train, settings, device, progress)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
-        thresholds = tune_thresholds(sweep.logits(choice), labels, group, settings.thresholds)
+        scores = sweep.logits(choice)
+        thresholds = tune_thresholds(scores, labels, group, settings.thresholds)
         weight, bias = fit_at(train.X, labels, sweep.C[choice], settings.solver, device)
     facts = {
         **_provenance(catalog, store, settings, provenance),
         "out_of_fold": _out_of_fold_summary(sweep, choice, group),
+        "copies": copies_of_fitted(
+            store, catalog.image_ids[rest.rows], catalog.image_ids[train.rows]
+        ),
+        "threshold_f1": threshold_f1(
+            catalog, train.rows, scores, thresholds, settings.thresholds, settings.seed
+        ),
     }
     probe = Probe(catalog.table.tags, weight, bias, thresholds, sweep.C[choice], facts)
     predictions = Predictions(

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from retailtag.report.decision import Decision
 from retailtag.report.results import BakeoffResult
-from retailtag.scoring.compare import Comparison
+from retailtag.scoring.compare import NORMAL, Comparison, Standing
 from retailtag.scoring.findings import Finding
-from retailtag.scoring.scorecard import SCOPES, GroupSummary, ScoreCard
+from retailtag.scoring.scorecard import GroupSummary, ScoreCard
 
 
 def points(value: float) -> str:
@@ -93,17 +93,29 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     return table
 
 
+def samples_text(card: ScoreCard) -> str:
+    """Metrics of the images' tags as a whole, in one line."""
+    s = card.samples
+    at = " / ".join(points(v) for v in (s.precision_at_1, s.precision_at_3, s.precision_at_5))
+    depth = "–" if math.isnan(s.coverage_error) else f"{s.coverage_error:.1f} tags"
+    return (
+        f"{card.model}, per image: sample-F1 {points(s.sample_f1)}, LRAP {points(s.lrap)}, "
+        f"coverage error {depth}, precision at 1 / 3 / 5 {at}"
+    )
+
+
 def groups_table(cards: Iterable[ScoreCard]) -> Table:
     """One row per model and scope: tags averaged, F1 with interval, precision, recall, AP."""
     cards = list(cards)
     table = _table(
         f"Scores on the {cards[0].split} split ({cards[0].n_images:,} images)",
-        "macro: mean over the tags with a positive in the split",
+        "\n".join(
+            ["macro: mean over the tags with a positive in the split", *map(samples_text, cards)]
+        ),
         ("model", "scope", "tags", "macro-F1", "precision", "recall", "macro-AP"),
     )
     for card in cards:
-        for scope in SCOPES:
-            s = card.summaries[scope]
+        for scope, s in card.summaries.items():
             table.add_row(
                 Text(card.model if scope == "all" else ""),
                 scope,
@@ -120,22 +132,67 @@ def groups_table(cards: Iterable[ScoreCard]) -> Table:
 
 def comparison_table(comparisons: Iterable[Comparison]) -> Table:
     """Paired differences in points, larger first model first, ties said to be ties."""
+    rows = [c if c.difference.value >= 0 else c.reversed() for c in comparisons]
+    caption = (
+        "p: random swaps of the two models' images, Holm-adjusted within a scope; tie: p is 0.05 "
+        "or more, or the interval includes 0. detectable: smallest true difference found with "
+        "80 % power"
+    )
+    if any(c.test == NORMAL for c in rows):
+        caption += ". Models with several seeds: images and seeds both vary; p is the normal one"
     table = _table(
         "Differences in macro-F1 (paired bootstrap, 95 %)",
-        "detectable: smallest true difference found with 80 % power",
-        ("model", "against", "scope", "difference", "interval", "detectable", ""),
+        caption,
+        ("model", "against", "scope", "difference", "interval", "detectable", "p", ""),
     )
-    for c in comparisons:
-        shown = c if c.difference.value >= 0 else c.reversed()
-        d = shown.difference
+    for c in rows:
+        d = c.difference
         table.add_row(
-            Text(shown.a),
-            Text(shown.b),
-            shown.scope,
+            Text(c.a),
+            Text(c.b),
+            c.scope,
             f"+{points(d.value)}",
             f"{points(d.low)} to {points(d.high)}",
             points(d.detectable),
-            "tie" if d.is_tie else "ahead",
+            p_text(c.p_holm),
+            c.verdict,
+        )
+    return table
+
+
+def p_text(p: float) -> str:
+    """Write a p value to three decimals; a dash where not tested.
+
+    Examples
+    --------
+    >>> [p_text(p) for p in (0.0004, 0.0321, 1.0, float("nan"))]
+    ['<0.001', '0.032', '1.000', '–']
+    """
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def standings_table(standings: Iterable[Standing], split: str) -> Table:
+    """Models ranked within each scope, with intervals and the probability of being best."""
+    table = _table(
+        f"Ranking on the {split} split (macro-F1, 95 % interval)",
+        "P(best): share of the bootstrap replicates in which no other model is higher",
+        ("model", "scope", "macro-F1", "interval", "P(best)", "seeds", "sd of seeds"),
+    )
+    scope = ""
+    for s in standings:
+        if scope and s.scope != scope:
+            table.add_section()
+        scope = s.scope
+        table.add_row(
+            Text(s.model),
+            s.scope,
+            points(s.macro_f1),
+            f"{points(s.low)} to {points(s.high)}",
+            "–" if math.isnan(s.p_best) else f"{100 * s.p_best:.0f} %",
+            str(s.n_seeds),
+            points(s.seed_sd),
         )
     return table
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,6 +35,17 @@ def safe_cell(value: Any) -> str:
     return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_STARTS) else text
 
 
+def unquoted(text: str) -> str:
+    """Text as it was before `safe_cell` quoted it, so that tables of retailtag can be read back.
+
+    Examples
+    --------
+    >>> [unquoted(t) for t in ("'=1+1", "red", "'70s")]
+    ['=1+1', 'red', "'70s"]
+    """
+    return text[1:] if text.startswith(tuple(f"'{s}" for s in FORMULA_STARTS)) else text
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
     """Table with a header; each row is an object that has an attribute per column.
 
@@ -47,8 +56,15 @@ def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
     tag,f1
     '@home,0.5
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([safe_cell(getattr(row, column)) for column in columns] for row in rows)
-    return buffer.getvalue()
+    lines = [columns, *([safe_cell(getattr(row, c)) for c in columns] for row in rows)]
+    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
+
+
+def _quoted(cell: str) -> str:
+    """Cell in double quotes where it must be (RFC 4180).
+
+    Python's writer leaves a carriage return bare when lines end otherwise; readers then break the
+    row there.
+    """
+    doubled = cell.replace('"', '""')
+    return f'"{doubled}"' if any(c in cell for c in ',"\r\n') else cell

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import UsageError
-from retailtag.files import slug
+from retailtag.errors import DataError, UsageError
+from retailtag.files import slug, write_text
 from retailtag.predictions import Predictions
-from retailtag.scoring.compare import Comparison, compare_predictions
-from retailtag.scoring.score import model_name, score_predictions
+from retailtag.scoring.bootstrap import N_REPLICATES
+from retailtag.scoring.compare import Comparison, Contest, compare_predictions, hold_contest
+from retailtag.scoring.csvs import csv_text
+from retailtag.scoring.permutation import PERMUTATIONS
+from retailtag.scoring.score import (
+    model_name,
+    predictions_digest,
+    refuse_overlap,
+    score_predictions,
+)
 from retailtag.scoring.scorecard import ScoreCard
 
 ReadCatalog = Callable[..., Catalog]
+PREDICTIONS = "predictions.npz"
+SETTINGS_OF_A_MODEL = ("backbone", "strategy", "catalog_digest", "features", "model", "stored_as")
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,88 @@ class ScoredFiles:
         Where each card lies.
     comparisons : tuple of Comparison
         Of every two models; empty for one file, or when the files come from several catalogues.
+    digests : tuple of (str, str)
+        Digest of the catalogue and of the predictions behind each card.
     """
 
     cards: tuple[ScoreCard, ...]
     folders: tuple[Path, ...]
     comparisons: tuple[Comparison, ...]
+    digests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ComparedFiles:
+    """What `compare_files` found.
+
+    Parameters
+    ----------
+    contest : Contest
+        Ranking and pairs.
+    digests : tuple of (str, str)
+        Digest of the catalogue and of the predictions of each file.
+    """
+
+    contest: Contest
+    digests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``pairs.csv``: model `a` minus model `b`; see `Comparison`."""
+
+    a: str
+    b: str
+    scope: str
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    detectable: float
+    p: float
+    p_holm: float
+    test: str
+    verdict: str
+
+    @classmethod
+    def of(cls, c: Comparison) -> Row:
+        """Line of one comparison."""
+        d = c.difference
+        figures = d.value, d.low, d.high, d.standard_error, d.detectable, c.p, c.p_holm
+        return cls(c.a, c.b, c.scope, *figures, c.test, c.verdict)
+
+
+def find_predictions(paths: Sequence[Path]) -> list[Path]:
+    """Predictions files below what a user names, in that order.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files, taken as they are; folders that hold a ``predictions.npz``; folders of a bake-off,
+        of which every pair is taken, by name.
+
+    Raises
+    ------
+    DataError
+        If a folder holds none.
+    UsageError
+        If a file comes up twice.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+        elif (path / PREDICTIONS).is_file():
+            found.append(path / PREDICTIONS)
+        else:
+            below = sorted(path.rglob(PREDICTIONS))
+            if not below:
+                raise DataError(f"{path} holds no {PREDICTIONS}; name the folder of a run.")
+            found += below
+    twice = [path for path, n in Counter(p.resolve() for p in found).items() if n > 1]
+    if twice:
+        raise UsageError(f"A predictions file is named twice ({twice[0]}); name each once.")
+    return found
 
 
 def score_files(
@@ -47,16 +134,17 @@ def score_files(
     catalog_args: dict[str, Any] | None = None,
     split: str = "test",
     out: Path | None = None,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
+    loaded: Mapping[Path, Predictions] | None = None,
 ) -> ScoredFiles:
     """Score every predictions file on one split and write its scorecard.
 
     Parameters
     ----------
     paths : sequence of Path
-        Files that `Predictions.save` wrote.
+        Files that `Predictions.save` wrote, or keys of `loaded`.
     read : callable
         Reads a catalogue: ``read(path, **catalog_args)``.
     catalog, catalog_args : Path and dict, optional
@@ -66,6 +154,8 @@ def score_files(
         its predictions, in ``NAME.SPLIT``.
     split, n_bootstrap, seed, allow_missing
         As in `retailtag.scoring.score.score_predictions`.
+    loaded : mapping of Path to Predictions, optional
+        Predictions made from files of other tools, by those files.
 
     Returns
     -------
@@ -77,9 +167,8 @@ def score_files(
     UsageError
         If a file is given twice, or no catalogue is given and a file records none.
     """
-    if len(set(paths)) != len(paths):
-        raise UsageError("A predictions file is named twice; name each once.")
-    models = [Predictions.load(path) for path in paths]
+    paths = find_predictions(paths)
+    models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
     names = _distinct_names(paths, models)
     catalogs = _read_once(paths, models, read, catalog, catalog_args)
     settings: dict[str, Any] = {
@@ -102,7 +191,106 @@ def score_files(
     )
     for card, folder in zip(cards, folders, strict=True):
         card.save(folder)
-    return ScoredFiles(cards, folders, comparisons)
+    return ScoredFiles(cards, folders, comparisons, _digests(catalogs, models))
+
+
+def compare_files(
+    paths: Sequence[Path],
+    read: ReadCatalog,
+    *,
+    out: Path,
+    catalog: Path | None = None,
+    catalog_args: dict[str, Any] | None = None,
+    split: str = "test",
+    n_bootstrap: int = N_REPLICATES,
+    n_permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    allow_missing: bool = False,
+) -> ComparedFiles:
+    """Rank the models of predictions files, compare every two, and write ``pairs.csv``.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As `find_predictions` takes them; two at least. Runs that differ in their seed alone are
+        one model.
+    out : Path
+        CSV to write, a line a pair and scope.
+    read, catalog, catalog_args, split, n_bootstrap, n_permutations, seed, allow_missing
+        As in `score_files` and `retailtag.scoring.compare.hold_contest`.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to compare, or the files come from several catalogues.
+    SplitOverlap
+        If a model was fitted on an image of the split.
+    """
+    paths = find_predictions(paths)
+    models = [Predictions.load(path) for path in paths]
+    groups = seed_groups(models, _distinct_names(paths, models))
+    if len(groups) < 2:
+        raise UsageError("There is one model only; name the predictions of two or more.")
+    catalogs = _read_once(paths, models, read, catalog, catalog_args)
+    if len({c.digest for c in catalogs}) > 1:
+        raise UsageError("The predictions come from several catalogues; give one with --catalog.")
+    for model in models:
+        refuse_overlap(model, catalogs[0], split)
+    contest = hold_contest(
+        {name: [models[k] for k in members] for name, members in groups.items()},
+        catalogs[0],
+        split=split,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        allow_missing=allow_missing,
+        n_permutations=n_permutations,
+    )
+    columns = tuple(Row.__dataclass_fields__)
+    write_text(out, csv_text(columns, [Row.of(c) for c in contest.comparisons]))
+    return ComparedFiles(contest, _digests(catalogs, models))
+
+
+def _digests(
+    catalogs: Sequence[Catalog], models: Sequence[Predictions]
+) -> tuple[tuple[str, str], ...]:
+    pairs = zip(catalogs, models, strict=True)
+    return tuple((catalog.digest, predictions_digest(model)) for catalog, model in pairs)
+
+
+def seed_groups(models: Sequence[Predictions], names: Sequence[str]) -> dict[str, list[int]]:
+    """Positions of the runs of each model: those that differ in their seed alone belong together.
+
+    Runs belong together if backbone, strategy, data and settings are equal and recorded, and every
+    seed is another; the same seed twice is the same run twice, and tells nothing about seeds.
+    """
+    by_key: dict[str, list[int]] = {}
+    for k, model in enumerate(models):
+        by_key.setdefault(_key_without_seed(model) or f"run {k}", []).append(k)
+    groups: dict[str, list[int]] = {}
+    shared = Counter(model_name(models[m[0]].provenance) for m in by_key.values())
+    for members in by_key.values():
+        seeds = {models[k].provenance.get("settings", {}).get("seed") for k in members}
+        if len(members) > 1 and len(seeds) == len(members):
+            name = model_name(models[members[0]].provenance)
+            name = name if shared[name] == 1 else names[members[0]]
+            groups[f"{name} ({len(members)} seeds)"] = members
+        else:
+            groups.update({names[k]: [k] for k in members})
+    return _in_given_order(groups)
+
+
+def _in_given_order(groups: dict[str, list[int]]) -> dict[str, list[int]]:
+    return dict(sorted(groups.items(), key=lambda item: item[1][0]))
+
+
+def _key_without_seed(model: Predictions) -> str | None:
+    """Text that equals that of the same model under another seed; None if no seed is recorded."""
+    settings = model.provenance.get("settings")
+    if not isinstance(settings, dict) or "seed" not in settings:
+        return None
+    facts = {name: model.provenance.get(name) for name in SETTINGS_OF_A_MODEL}
+    rest = {name: value for name, value in settings.items() if name != "seed"}
+    return json.dumps([facts, rest], sort_keys=True)
 
 
 def _distinct_names(paths: Sequence[Path], models: Sequence[Predictions]) -> list[str]:

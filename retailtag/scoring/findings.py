@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.table import GROUPS
+
 if TYPE_CHECKING:
     from retailtag.scoring.scorecard import ScoreCard
 
 WIDE_INTERVAL = 0.10  # a tail interval wider than this cannot rank models that are usual rivals
+OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
+CALIBRATION = 0.05  # pooled calibration error from which probabilities mislead
+PREVALENCE = (0.5, 2.0)  # given over expected, outside of which a group is over- or under-tagged
+FEW = 20  # tags expected or given in a group, under which their ratio is chance
 NAMED = 3  # examples given in a sentence
 
 
@@ -63,8 +69,19 @@ def count(n: int, noun: str) -> str:
 
 def card_findings(card: ScoreCard) -> list[Finding]:
     """Findings that follow from the finished card alone."""
-    found = [_undefined(card), _wide_tail(card), _never_predicted(card)]
+    found = [_calibration(card), _undefined(card), _wide_tail(card), _never_predicted(card)]
     return [f for f in found if f is not None]
+
+
+def _calibration(card: ScoreCard) -> Finding | None:
+    """About the scope that is off the most."""
+    errors = {
+        scope: s.calibration_error
+        for scope, s in card.summaries.items()
+        if scope in ("all", *GROUPS) and s.calibration_error > CALIBRATION
+    }
+    worst = max(errors, key=lambda scope: errors[scope], default=None)
+    return None if worst is None else calibration_off(worst, errors[worst])
 
 
 def _undefined(card: ScoreCard) -> Finding | None:
@@ -121,6 +138,106 @@ def constant_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Finding
         "They were not fitted (a single training class, or no positive); give them training "
         "images or drop them from the taxonomy.",
     )
+
+
+def non_finite_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Finding | None:
+    """Tags with an infinite logit (n_images, n_tags); NaN is refused before it comes here."""
+    bad = np.isinf(logits)
+    if not bad.any():
+        return None
+    where = [tags[j] for j in np.flatnonzero(bad.any(axis=0)).tolist()]
+    return Finding(
+        "non-finite-scores",
+        f"{count(int(bad.sum()), 'score')} of {count(len(where), 'tag')} are infinite "
+        f"({named(where)}): they all tie, and have no calibration.",
+        "Look for overflow or a logarithm of 0 in the model; clip probabilities before the logit.",
+    )
+
+
+def duplicated_images(
+    twins: Sequence[tuple[str, str]], seen_by: str, n_images: int, split: str
+) -> Finding | None:
+    """Scored images that were fitted under another id: (scored id, fitted id), and how it shows."""
+    if not twins:
+        return None
+    return Finding(
+        "duplicated-images",
+        f"{count(len(twins), 'image')} of the {n_images:,} scored in the {split} split are among "
+        f"the fitted ones under another id, by {seen_by} "
+        f"({named([f'{a} = {b}' for a, b in twins])}): the model has seen them with their tags.",
+        "Give copies one product (`group`) and split again with `retailtag catalog split`; "
+        "`retailtag catalog check` lists them.",
+    )
+
+
+def threshold_optimism(scope: str, in_sample: float, cross_fit: float) -> Finding | None:
+    """Macro-F1 on the scores that thresholds were tuned on, against that of cross-fit ones."""
+    if not in_sample - cross_fit > OPTIMISM:
+        return None
+    return Finding(
+        "threshold-optimism",
+        f"Over {scope} tags the thresholds earn {100 * in_sample:.1f} points of macro-F1 on the "
+        f"out-of-fold scores they were tuned on and {100 * cross_fit:.1f} on the half that they "
+        "were not: the figures of the tuning overstate.",
+        "Quote held-out or cross-fit figures, and shrink the thresholds of rare tags "
+        "(`--thresholds shrunk` or `group`).",
+    )
+
+
+def calibration_off(scope: str, error: float) -> Finding | None:
+    """Expected calibration error (a fraction) of the logits' logistic, pooled over a scope."""
+    if not error > CALIBRATION:
+        return None
+    return Finding(
+        "calibration",
+        f"Read as probabilities, the scores of {scope} tags are off by {100 * error:.1f} points "
+        "on average (pooled calibration error): they rank, but 0.8 does not mean 80 %.",
+        "Use the thresholds and not the probabilities, or calibrate on a split of its own.",
+    )
+
+
+def prevalence_off(group: str, given: int, expected: float) -> Finding | None:
+    """Tags given in a group, against those that its training prevalence lets expect."""
+    if max(given, expected) < FEW or PREVALENCE[0] * expected <= given <= PREVALENCE[1] * expected:
+        return None
+    over = given > expected
+    return Finding(
+        "prevalence",
+        f"{group.capitalize()} tags were given {given:,} times where training prevalence lets "
+        f"expect {expected:,.0f}: {'too freely' if over else 'too sparingly'}, or the split is "
+        "unlike the training images.",
+        "Compare precision and recall of the group; tune its thresholds again"
+        + (" (they may be too low)." if over else " (they may be too high)."),
+    )
+
+
+def often_scored(n_models: int | None, n_now: int, split: str) -> Finding | None:
+    """Different models scored on a split so far (None: unknown), `n_now` of them in this run."""
+    if n_models is None or n_models < 2 or split != "test":
+        return None
+    sentence = (
+        f"{n_models:,} different models have been scored on the {split} split of this catalogue, "
+        f"{n_now:,} of them in this run"
+        if n_now > 1
+        else f"This is the {ordinal(n_models)} model scored on the {split} split of this catalogue"
+    )
+    return Finding(
+        "split-reused",
+        f"{sentence}; choosing the best of them by this split flatters it.",
+        "Choose on validation or out-of-fold scores, and keep a fresh split for the final figure.",
+    )
+
+
+def ordinal(n: int) -> str:
+    """Number in a row, in words' short form.
+
+    Examples
+    --------
+    >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 22, 113)]
+    ['1st', '2nd', '3rd', '4th', '11th', '22nd', '113th']
+    """
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n:,}{'th' if n % 100 in (11, 12, 13) else suffix}"
 
 
 def shared_products(shared: NDArray[np.str_], n_products: int, split: str) -> Finding | None:

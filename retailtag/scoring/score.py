@@ -11,29 +11,15 @@ from numpy.typing import NDArray
 
 import retailtag
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.catalog.table import TagTable
 from retailtag.errors import ArtefactError, SplitOverlap, UsageError
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
-from retailtag.scoring.bootstrap import (
-    ProductCounts,
-    bootstrap_f1,
-    count_by_product,
-    interval,
-    macro_replicates,
-)
-from retailtag.scoring.metrics import (
-    Floats,
-    TagCounts,
-    average_precision_per_tag,
-    f1_from_counts,
-    macro,
-    micro_f1,
-    precision_from_counts,
-    recall_from_counts,
-    tag_counts,
-)
-from retailtag.scoring.scorecard import LOW_SUPPORT, SCOPES, GroupSummary, ScoreCard, TagRow
+from retailtag.scoring.bootstrap import N_REPLICATES, ProductCounts, count_by_product
+from retailtag.scoring.checks import cell_findings
+from retailtag.scoring.metrics import micro_f1, tag_counts
+from retailtag.scoring.ranking import sample_scores
+from retailtag.scoring.scorecard import ScoreCard
+from retailtag.scoring.summaries import group_summaries, measure, tag_rows, threshold_rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +69,7 @@ def score_predictions(
     catalog: Catalog,
     *,
     split: str = "test",
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
     name: str | None = None,
@@ -120,19 +106,21 @@ def score_predictions(
     refuse_overlap(predictions, catalog, split)
     aligned = align(predictions, catalog, split, allow_missing=allow_missing)
     counts = tag_counts(aligned.predicted, aligned.labels)
-    rows = _tag_rows(catalog.table, counts, aligned)
     products = product_counts(aligned, catalog)
-    replicates = bootstrap_f1([products], n_replicates=n_bootstrap, seed=seed)[0]
-    f1 = f1_from_counts(counts)
+    table = catalog.table
+    found = measure(aligned, counts, products, table, n_bootstrap=n_bootstrap, seed=seed)
+    rules = threshold_rules(predictions.provenance, table.group)
+    summaries = group_summaries(found)
     card = ScoreCard(
         model=name or model_name(predictions.provenance),
         split=split,
         n_images=len(aligned.rows),
         n_products=len(products.products),
-        tags=rows,
-        summaries={s: _summary(s, rows, replicates) for s in SCOPES},
+        tags=tag_rows(found, table, aligned.thresholds, rules),
+        summaries=summaries,
         micro_f1=micro_f1(counts),
-        macro_f1_sklearn=float(np.nan_to_num(f1).mean()),
+        macro_f1_sklearn=summaries["all"].macro_f1_sklearn,
+        samples=sample_scores(aligned.logits, aligned.predicted, aligned.labels),
         provenance=_provenance(predictions, catalog, n_bootstrap, seed),
     )
     return replace(card, findings=tuple(_findings(card, predictions, catalog, aligned)))
@@ -206,49 +194,6 @@ def product_counts(aligned: Aligned, catalog: Catalog) -> ProductCounts:
     return count_by_product(aligned.predicted, aligned.labels, catalog.group[aligned.rows])
 
 
-def _tag_rows(table: TagTable, counts: TagCounts, aligned: Aligned) -> tuple[TagRow, ...]:
-    columns = (
-        table.tags,
-        table.group.tolist(),
-        table.train_count.tolist(),
-        counts.positives.tolist(),
-        counts.tp.tolist(),
-        counts.fp.tolist(),
-        counts.fn.tolist(),
-        counts.tn.tolist(),
-        precision_from_counts(counts).tolist(),
-        recall_from_counts(counts).tolist(),
-        f1_from_counts(counts).tolist(),
-        average_precision_per_tag(aligned.logits, aligned.labels).tolist(),
-        aligned.thresholds.tolist(),
-        (counts.positives < LOW_SUPPORT).tolist(),
-    )
-    return tuple(TagRow(*row) for row in zip(*columns, strict=True))
-
-
-def _summary(scope: str, rows: tuple[TagRow, ...], replicates: Floats) -> GroupSummary:
-    """Means over one scope; `replicates` is (n_replicates, n_tags)."""
-    inside = np.array([scope in ("all", row.group) for row in rows])
-    defined = inside & np.array([row.support > 0 for row in rows])
-
-    def mean(metric: str) -> float:
-        return macro(np.array([getattr(row, metric) for row in rows], np.float64), defined)
-
-    macro_f1 = mean("f1")
-    low, high = interval(macro_f1, macro_replicates(replicates, defined))
-    return GroupSummary(
-        scope=scope,
-        n_tags=int(defined.sum()),
-        n_undefined=int(inside.sum() - defined.sum()),
-        macro_f1=macro_f1,
-        macro_f1_low=max(low, 0.0),
-        macro_f1_high=min(high, 1.0),
-        macro_precision=mean("precision"),
-        macro_recall=mean("recall"),
-        macro_ap=mean("ap"),
-    )
-
-
 def _provenance(
     predictions: Predictions, catalog: Catalog, n_bootstrap: int, seed: int
 ) -> dict[str, Any]:
@@ -281,6 +226,6 @@ def _findings(
         found.missing_images(aligned.missing, card.split),
         found.catalogue_changed(predictions.provenance.get("catalog_digest"), catalog.digest),
         found.shared_products(shared, card.n_products, card.split),
-        found.constant_scores(catalog.table.tags, aligned.logits),
     ]
-    return [f for f in maybe if f is not None] + found.card_findings(card)
+    cells = cell_findings(predictions, catalog, aligned, card.split)
+    return [f for f in maybe if f is not None] + cells + found.card_findings(card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from retailtag.errors import ArtefactError, DataError
 from retailtag.files import read_json, write_json, write_text
 from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.findings import Finding
+from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
 from retailtag.scoring.strict_json import number, plain, row_from
 
-FORMAT = 1
+FORMAT = 2
 SCOPES = ("all", "tail", "common", "frequent")
 LOW_SUPPORT = 10  # positives in the scored split under which one tag's F1 says little
 
@@ -37,6 +39,14 @@ class TagRow:
         Logit from which the tag is given; infinite: never.
     low_support : bool
         Fewer than `LOW_SUPPORT` positives: read the row with care.
+    rule : str
+        How the threshold was chosen, as the predictions record it; ``given`` if they don't.
+    f1_low, f1_high : float
+        95 % interval of F1 (Wilson's, of the Jaccard index behind it; products are the trials).
+    f1_percentile_low, f1_percentile_high, f1_bca_low, f1_bca_high : float
+        Bootstrap intervals of F1, replicates without a positive left out; NaN where undefined.
+    f1_oracle : float
+        F1 at the best threshold in hindsight: an upper bound, never a score.
     """
 
     tag: str
@@ -53,6 +63,14 @@ class TagRow:
     ap: float
     threshold: float
     low_support: bool
+    rule: str = "given"
+    f1_low: float = math.nan
+    f1_high: float = math.nan
+    f1_percentile_low: float = math.nan
+    f1_percentile_high: float = math.nan
+    f1_bca_low: float = math.nan
+    f1_bca_high: float = math.nan
+    f1_oracle: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class GroupSummary:
     Parameters
     ----------
     scope : str
-        ``all``, ``tail``, ``common`` or ``frequent``.
+        ``all``, ``tail``, ``common``, ``frequent``, or a part of the tail such as ``tail 0-9``.
     n_tags : int
         Tags averaged.
     n_undefined : int
@@ -70,7 +88,18 @@ class GroupSummary:
     macro_f1, macro_precision, macro_recall, macro_ap : float
         Means of the per-tag values, in [0, 1]; NaN if `n_tags` is 0.
     macro_f1_low, macro_f1_high : float
-        95 % bootstrap interval of `macro_f1` (products resampled).
+        95 % interval of `macro_f1`: the one shown to cover, see `intervals.macro_interval`.
+    macro_f1_percentile_low, macro_f1_percentile_high, macro_f1_bca_low, macro_f1_bca_high : float
+        Bootstrap intervals (products resampled, vanished tags left out), to compare with others'.
+    macro_f1_sklearn : float
+        Mean F1 with 0 for undefined tags: the column that equals scikit-learn's default.
+    macro_f1_oracle : float
+        Mean F1 at each tag's best threshold in hindsight: an upper bound, never a score.
+    n_never_predicted : int
+        Averaged tags that no image was given.
+    brier, calibration_error : float
+        Of the probabilities (logistic of the logits), pooled over all known cells of the scope's
+        tags, undefined tags included; smaller is better.
     """
 
     scope: str
@@ -82,6 +111,15 @@ class GroupSummary:
     macro_precision: float
     macro_recall: float
     macro_ap: float
+    macro_f1_percentile_low: float = math.nan
+    macro_f1_percentile_high: float = math.nan
+    macro_f1_bca_low: float = math.nan
+    macro_f1_bca_high: float = math.nan
+    macro_f1_sklearn: float = math.nan
+    macro_f1_oracle: float = math.nan
+    n_never_predicted: int = 0
+    brier: float = math.nan
+    calibration_error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -99,11 +137,13 @@ class ScoreCard:
     tags : tuple of TagRow
         One row per tag in the catalogue's order.
     summaries : dict of str to GroupSummary
-        By scope, in the order of `SCOPES`.
+        By scope: those of `SCOPES`, then the parts of the tail.
     micro_f1 : float
         F1 of the pooled cells.
     macro_f1_sklearn : float
         Mean F1 with 0 for undefined tags: scikit-learn's default, to reconcile with.
+    samples : SampleScores
+        Metrics of each image's tags as a whole.
     findings : tuple of Finding
         In the order they are numbered.
     provenance : dict
@@ -118,6 +158,7 @@ class ScoreCard:
     summaries: dict[str, GroupSummary]
     micro_f1: float
     macro_f1_sklearn: float
+    samples: SampleScores = NO_SAMPLES
     findings: tuple[Finding, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -148,7 +189,7 @@ class ScoreCard:
         if value["format"] != FORMAT:
             raise ArtefactError(
                 f"The scorecard has format {value['format']}, this version reads {FORMAT}; "
-                "score the predictions again."
+                "run `retailtag score` on the predictions again."
             )
         try:
             return cls(
@@ -160,6 +201,7 @@ class ScoreCard:
                 summaries={k: row_from(GroupSummary, v) for k, v in value["summaries"].items()},
                 micro_f1=number(value["micro_f1"]),
                 macro_f1_sklearn=number(value["macro_f1_sklearn"]),
+                samples=row_from(SampleScores, value["samples"]),
                 findings=tuple(Finding(**f) for f in value["findings"]),
                 provenance=value["provenance"],
             )
@@ -175,8 +217,8 @@ class ScoreCard:
         """
         folder = Path(folder)
         write_text(folder / "per_tag.csv", csv_text(_names(TagRow), self.tags))
-        summaries = [self.summaries[scope] for scope in SCOPES]
-        write_text(folder / "groups.csv", csv_text(_names(GroupSummary), summaries))
+        groups = csv_text(_names(GroupSummary), self.summaries.values())
+        write_text(folder / "groups.csv", groups)
         columns = ("tag", "group", "train_count", "fp", "tn", "threshold")
         write_text(folder / "undefined_tags.csv", csv_text(columns, self.undefined))
         write_json(folder / "scorecard.json", self.to_json())

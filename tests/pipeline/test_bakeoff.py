@@ -56,7 +56,11 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
         folder = pair_folder(root / "run", pair.backbone, pair.strategy)
         assert (folder / "scorecard.json").exists()
         assert pair.scorecard.n_images == len(tiny.rows("test"))
-    assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = run.report.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "different models have been scored on the test split" in page
+    for pair in run.result.comparisons:
+        assert 0 < pair.p <= pair.p_holm <= 1
 
 
 def test_a_second_run_does_nothing(finished, tiny):

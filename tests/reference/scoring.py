@@ -1,6 +1,8 @@
 """Slow, obviously right scoring: one image and one replicate at a time."""
 
+import itertools
 import math
+import statistics
 
 import numpy as np
 
@@ -58,3 +60,137 @@ def weighted_macro_f1(predicted, labels, product, weight, mask):
         if not math.isnan(value):
             values.append(value)
     return sum(values) / len(values) if values else math.nan
+
+
+def sample_f1(predicted, labels):
+    """F1 of each image from its sets of tags; None for an image without a tag."""
+    values = []
+    for given, truth in zip(predicted, labels, strict=True):
+        own = {j for j, y in enumerate(truth) if y == 1}
+        named = {j for j, y in enumerate(truth) if given[j] and y != -1}
+        values.append(2 * len(own & named) / (len(own) + len(named)) if own else None)
+    return values
+
+
+def label_ranking(scores, labels):
+    """Mean over an image's tags of the share of tags at or above it that are true."""
+    values = []
+    for row, truth in zip(scores, labels, strict=True):
+        own = [j for j, y in enumerate(truth) if y == 1]
+        shares = []
+        for j in own:
+            at_least = [k for k, y in enumerate(truth) if y != -1 and row[k] >= row[j]]
+            shares.append(sum(truth[k] == 1 for k in at_least) / len(at_least))
+        values.append(sum(shares) / len(shares) if own else None)
+    return values
+
+
+def coverage(scores, labels):
+    """Tags that score at least as much as the lowest true tag of each image."""
+    values = []
+    for row, truth in zip(scores, labels, strict=True):
+        own = [row[j] for j, y in enumerate(truth) if y == 1]
+        depth = (
+            sum(y != -1 and s >= min(own) for s, y in zip(row, truth, strict=True)) if own else 0
+        )
+        values.append(depth if own else None)
+    return values
+
+
+def precision_at(scores, labels, k):
+    """Mean precision of the k highest over every order of equal scores."""
+    values = []
+    for row, truth in zip(scores, labels, strict=True):
+        known = [(s, y) for s, y in zip(row, truth, strict=True) if y != -1]
+        if len(known) < k or not any(y == 1 for _, y in known):
+            values.append(None)
+            continue
+        hits = []
+        for order in itertools.permutations(known):
+            if all(a[0] >= b[0] for a, b in itertools.pairwise(order)):
+                hits.append(sum(y == 1 for _, y in order[:k]) / k)
+        values.append(sum(hits) / len(hits))
+    return values
+
+
+def mean_of(values):
+    """Mean of the values that are defined."""
+    kept = [v for v in values if v is not None]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def brier(logits, labels):
+    """Mean squared error of the probability, cell by cell."""
+    errors = [
+        (1 / (1 + math.exp(-z)) - y) ** 2
+        for z, y in zip(logits.ravel().tolist(), labels.ravel().tolist(), strict=True)
+        if y != -1
+    ]
+    return sum(errors) / len(errors) if errors else math.nan
+
+
+def calibration_error(logits, labels, n_bins):
+    """Weighted gap between mean probability and share of positives, bin by bin."""
+    cells = [
+        (1 / (1 + math.exp(-z)), y)
+        for z, y in zip(logits.ravel().tolist(), labels.ravel().tolist(), strict=True)
+        if y != -1
+    ]
+    total = 0.0
+    for b in range(n_bins):
+        last = b == n_bins - 1
+        inside = [c for c in cells if int(c[0] * n_bins) == b or (last and c[0] >= 1)]
+        if inside:
+            gap = sum(p for p, _ in inside) - sum(y for _, y in inside)
+            total += abs(gap)
+    return total / len(cells) if cells else math.nan
+
+
+def oracle_f1(scores, labels):
+    """Largest F1 over every threshold that can be told apart, by trying each."""
+    known = [(s, y) for s, y in zip(scores, labels, strict=True) if y != -1]
+    n_positive = sum(y == 1 for _, y in known)
+    if not n_positive:
+        return math.nan
+    values = []
+    for threshold in {s for s, _ in known}:
+        given = [y for s, y in known if s >= threshold]
+        values.append(2 * sum(y == 1 for y in given) / (len(given) + n_positive))
+    return max(values)
+
+
+def leave_one_out(predicted, labels, product, tag):
+    """F1 of one tag without each product in turn; a tag that vanishes keeps its F1."""
+    names = sorted(set(product.tolist()))
+    weight = dict.fromkeys(names, 1)
+    mask = np.arange(labels.shape[1]) == tag
+    whole = weighted_macro_f1(predicted, labels, product, weight, mask)
+    values = []
+    for name in names:
+        value = weighted_macro_f1(predicted, labels, product, {**weight, name: 0}, mask)
+        values.append(whole if math.isnan(value) else value)
+    return whole, values
+
+
+def jackknife(whole, values):
+    """Bias, variance and acceleration from the values with one left out, by their formulas."""
+    n, mean = len(values), sum(values) / len(values)
+    square = sum((mean - v) ** 2 for v in values)
+    cube = sum((mean - v) ** 3 for v in values)
+    acceleration = cube / (6 * square**1.5) if square > 1e-20 else 0.0
+    return (n - 1) * (mean - whole), (n - 1) / n * square, acceleration
+
+
+def bca(estimate, replicates, acceleration):
+    """BCa interval of one statistic, step by step."""
+    normal = statistics.NormalDist()
+    kept = [r for r in replicates if not math.isnan(r)]
+    share = sum((r < estimate) + 0.5 * (r == estimate) for r in kept) / len(kept)
+    if not 0 < share < 1:
+        return math.nan, math.nan
+    z0 = normal.inv_cdf(share)
+    ends = []
+    for level in (0.025, 0.975):
+        z = z0 + normal.inv_cdf(level)
+        ends.append(float(np.quantile(kept, normal.cdf(z0 + z / (1 - acceleration * z)))))
+    return tuple(ends)

@@ -31,6 +31,11 @@ def test_groups_and_comparisons_name_every_model(bakeoff):
     cards = [p.scorecard for p in bakeoff.pairs[:2]]
     text = shown(groups_table(cards))
     assert all(card.model in text for card in cards)
+    assert text.count("tail 10-19") == len(cards)
+    assert all(
+        f"{card.model}, per image: sample-F1 {100 * card.samples.sample_f1:.1f}" in text
+        for card in cards
+    )
     text = shown(comparison_table(bakeoff.comparisons))
     assert text.count("tie") + text.count("ahead") >= len(bakeoff.comparisons)
 

@@ -71,3 +71,12 @@ def predictions(catalog) -> Predictions:
 def predict():
     """Function (catalog, seed, skill, **fields) to Predictions."""
     return make_predictions
+
+
+@pytest.fixture(scope="session")
+def some_scores():
+    """Logits and labels of 300 images and 12 tags, every label known."""
+    rng = np.random.default_rng(3)
+    labels = (rng.random((300, 12)) < np.linspace(0.02, 0.6, 12)).astype(np.int8)
+    logits = np.round(rng.normal(size=labels.shape) + labels, 1).astype(np.float32)
+    return logits, labels

@@ -8,7 +8,6 @@ from retailtag.scoring.bootstrap import (
     Difference,
     bootstrap_f1,
     count_by_product,
-    interval,
     macro_f1,
     macro_replicates,
     paired_difference,
@@ -115,13 +114,3 @@ def test_models_on_other_images_are_refused(world):
 def test_no_replicate_gives_no_interval():
     assert np.isnan(percentile_interval(np.array([np.nan]))).all()
     assert Difference(0.1, np.nan, np.nan, np.nan).is_tie
-
-
-def test_interval_holds_its_estimate_and_widens_by_the_bias_alone():
-    replicates = np.random.default_rng(0).normal(0.30, 0.01, 4000)
-    assert interval(float(replicates.mean()), replicates) == pytest.approx(
-        percentile_interval(replicates)
-    )
-    low, high = interval(0.25, replicates)
-    assert low < 0.25 < high
-    assert high == percentile_interval(replicates)[1]

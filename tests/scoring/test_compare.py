@@ -1,12 +1,21 @@
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from retailtag.errors import DataError, UsageError
-from retailtag.scoring.compare import Comparison, compare_predictions
+from retailtag.scoring.bootstrap import bootstrap_f1, macro_replicates
+from retailtag.scoring.compare import (
+    NORMAL,
+    SWAP,
+    Comparison,
+    compare_predictions,
+    hold_contest,
+)
 from retailtag.scoring.files import score_files
-from retailtag.scoring.score import score_predictions
+from retailtag.scoring.score import align, product_counts, score_predictions
 
 
 def test_differences_are_those_of_the_scorecards(catalog, predict):
@@ -37,6 +46,80 @@ def test_json_round_trip(catalog, predict):
     models = {"a": predict(catalog, 1), "b": predict(catalog, 2)}
     for c in compare_predictions(models, catalog, n_bootstrap=10):
         assert Comparison.from_json(json.loads(json.dumps(c.to_json()))) == c
+
+
+def test_a_clear_winner_is_ahead_and_equals_are_tied(catalog, predict):
+    models = {"good": predict(catalog, 1, 4.0), "poor": predict(catalog, 2, 0.0)}
+    (every, _) = compare_predictions(models, catalog, n_bootstrap=100)
+    assert every.test == SWAP
+    assert every.p == every.p_holm == 1 / 2001
+    assert (every.verdict, every.reversed().verdict) == ("ahead", "behind")
+    same = {"a": models["good"], "b": models["good"]}
+    assert {c.verdict for c in compare_predictions(same, catalog, n_bootstrap=50)} == {"tie"}
+    assert {c.p for c in compare_predictions(same, catalog, n_bootstrap=50)} == {1.0}
+
+
+def test_a_tie_needs_both_the_interval_and_the_adjusted_p(catalog, predict):
+    models = {"good": predict(catalog, 1, 4.0), "poor": predict(catalog, 2, 0.0)}
+    (c, _) = compare_predictions(models, catalog, n_bootstrap=100)
+    assert replace(c, p_holm=0.06).verdict == "tie"
+    assert replace(c, p_holm=math.nan).verdict == "tie"
+    assert replace(c, difference=replace(c.difference, low=-0.1)).verdict == "tie"
+    assert replace(c, p_holm=math.nan, test="").verdict == "ahead"
+
+
+def test_many_models_keep_their_verdicts(catalog, predict):
+    """The smallest p grows with the pairs that Holm counts, so the swaps grow with them."""
+    models = {str(k): predict(catalog, k, 0.2) for k in range(7)} | {"good": predict(catalog, 9, 6)}
+    found = compare_predictions(models, catalog, n_bootstrap=30, n_permutations=100)
+    against = [c for c in found if c.scope == "all" and c.b == "good"]
+    assert {c.verdict for c in against} == {"behind"}
+
+
+def test_p_is_adjusted_within_a_scope(catalog, predict):
+    models = {name: predict(catalog, seed, 0.2 * seed) for seed, name in enumerate("abcd")}
+    found = compare_predictions(models, catalog, n_bootstrap=20)
+    for scope in ("all", "tail"):
+        inside = [c for c in found if c.scope == scope]
+        smallest = min(inside, key=lambda c: c.p)
+        assert smallest.p_holm == pytest.approx(min(1, len(inside) * smallest.p))
+
+
+def test_standings_rank_by_macro_f1_and_share_out_the_first_place(catalog, predict):
+    models = {name: (predict(catalog, k, skill),) for k, (name, skill) in
+              enumerate({"poor": 0.0, "good": 3.0, "fair": 2.5}.items())}  # fmt: skip
+    contest = hold_contest(models, catalog, n_bootstrap=200)
+    every = [s for s in contest.standings if s.scope == "all"]
+    assert [s.macro_f1 for s in every] == sorted((s.macro_f1 for s in every), reverse=True)
+    assert every[-1].model == "poor"
+    assert sum(s.p_best for s in every) == pytest.approx(1)
+    for s in every:
+        assert math.isnan(s.seed_sd)
+        card = score_predictions(models[s.model][0], catalog, n_bootstrap=200).summaries["all"]
+        shown = (s.macro_f1, s.low, s.high)
+        assert shown == pytest.approx((card.macro_f1, card.macro_f1_low, card.macro_f1_high))
+
+
+def test_seeds_are_a_second_source_of_variance(catalog, predict):
+    runs = [predict(catalog, k, 1.5) for k in range(3)]
+    other = predict(catalog, 9, 1.0)
+    contest = hold_contest({"seeded": runs, "one": [other]}, catalog, n_bootstrap=4000)
+    counts = [product_counts(align(p, catalog, "test"), catalog) for p in (*runs, other)]
+    mask = counts[0].positives.sum(axis=0) > 0
+    drawn = macro_replicates(bootstrap_f1(counts, n_replicates=4000), mask)
+    cards = [score_predictions(p, catalog, n_bootstrap=5).summaries["all"].macro_f1 for p in runs]
+    images = np.var(drawn[:3].mean(axis=0) - drawn[3], ddof=1)
+    seeds = np.var(cards, ddof=1) / 3
+    c = contest.comparisons[0]
+    assert c.test == NORMAL
+    assert c.difference.standard_error == pytest.approx(math.sqrt(images + seeds), rel=0.03)
+    assert c.p == pytest.approx(
+        math.erfc(abs(c.difference.value) / c.difference.standard_error / math.sqrt(2))
+    )
+    standing = next(s for s in contest.standings if s.model == "seeded")
+    assert standing.n_seeds == 3
+    assert standing.macro_f1 == pytest.approx(np.mean(cards))
+    assert standing.seed_sd == pytest.approx(np.std(cards, ddof=1))
 
 
 def test_models_that_lack_different_images_are_refused(catalog, predict):

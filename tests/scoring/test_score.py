@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from retailtag.catalog.table import GroupCutoffs
 from retailtag.errors import ArtefactError, SplitOverlap, UsageError
+from retailtag.scoring.calibration import calibration_sums
+from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.score import score_predictions
 
 
@@ -25,6 +28,64 @@ def test_rows_and_summaries_agree(catalog, predictions):
     assert [r.tag for r in card.undefined] == ["absent"]
     assert card.tags[4].low_support
     assert not card.tags[1].low_support
+
+
+def test_scopes_hold_their_tags_and_every_mean_its_rows(catalog, predictions):
+    card = score_predictions(predictions, catalog, n_bootstrap=50)
+    low, middle, high = (card.summaries[s] for s in ("tail 0-9", "tail 10-19", "tail 20-49"))
+    assert (low.n_tags, low.n_undefined) == (1, 1)
+    assert (middle.n_tags, middle.n_undefined) == (0, 0)
+    assert np.isnan([middle.macro_f1, middle.macro_f1_low, middle.brier]).all()
+    assert high.macro_f1 == card.tags[3].f1
+    every = card.summaries["all"]
+    defined = [row for row in card.tags if row.support]
+    assert every.macro_f1_oracle == pytest.approx(np.mean([r.f1_oracle for r in defined]))
+    assert every.macro_f1_sklearn == pytest.approx(sum(r.f1 for r in defined) / len(card.tags))
+    assert all(r.f1_low <= r.f1 <= min(r.f1_high, 1) for r in defined)
+    assert all(r.f1 <= r.f1_oracle for r in defined)
+    assert all(
+        np.isnan([r.f1_low, r.f1_bca_low, r.f1_percentile_low]).all() for r in card.undefined
+    )
+    assert every.macro_f1_percentile_low < every.macro_f1_percentile_high
+
+
+def test_whole_image_and_calibration_metrics_are_those_of_the_scored_cells(catalog, predictions):
+    rows = catalog.rows("test")
+    logits, labels = predictions.logits[rows], catalog.table.labels[rows]
+    card = score_predictions(predictions, catalog, n_bootstrap=5)
+    assert card.samples == sample_scores(logits, predictions.predicted[rows], labels)
+    known = labels[:, 1] >= 0
+    common = card.summaries["common"]
+    mask = catalog.table.group == "common"
+    assert common.brier == calibration_sums(logits, labels).brier(mask)
+    assert common.calibration_error == calibration_sums(logits, labels).error(mask)
+    assert card.tags[1].support + card.tags[1].fp + card.tags[1].tn == known.sum()
+
+
+def test_tags_never_given_are_counted_by_scope(catalog, predict):
+    thresholds = np.array([0.2, 0.2, np.inf, np.inf, np.inf, np.inf], np.float32)
+    card = score_predictions(predict(catalog, thresholds=thresholds), catalog, n_bootstrap=5)
+    counts = {s: card.summaries[s].n_never_predicted for s in ("all", "tail", "common", "frequent")}
+    assert counts == {"all": 3, "tail": 2, "common": 1, "frequent": 0}
+
+
+def test_rows_say_where_thresholds_came_from(catalog, predict):
+    rules = {"tail": "group", "rule": "per-tag"}
+    for recorded, expected in (
+        ({}, {"given"}),
+        ({"settings": {"thresholds": "shrunk"}}, {"shrunk"}),
+        ({"thresholds": rules}, {"group", "per-tag"}),
+    ):
+        card = score_predictions(predict(catalog, provenance=recorded), catalog, n_bootstrap=5)
+        assert {row.rule for row in card.tags} == expected
+    assert {r.rule for r in card.tags if r.group == "tail"} == {"group"}
+
+
+def test_cutoffs_of_the_catalogue_decide_the_scopes(catalog, predictions):
+    table = replace(catalog.table, cutoffs=GroupCutoffs.named("coco-mlt"))
+    card = score_predictions(predictions, replace(catalog, table=table), n_bootstrap=5)
+    assert list(card.summaries)[4:] == ["tail 0-9", "tail 10-19"]
+    assert card.provenance["cutoffs"] == {"tail": 20, "frequent": 101}
 
 
 def test_zeros_included_equals_scikit_learn(catalog, predict):
@@ -110,6 +171,7 @@ def test_findings_name_what_is_wrong(catalog, predictions):
         "catalogue-changed",
         "shared-products",
         "constant-scores",
+        "calibration",
         "undefined-tags",
         "tail-support",
         "never-predicted",

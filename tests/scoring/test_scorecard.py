@@ -1,6 +1,8 @@
 import csv
+import io
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailtag.errors import ArtefactError, DataError
-from retailtag.scoring.csvs import FORMULA_STARTS, safe_cell
+from retailtag.scoring.csvs import FORMULA_STARTS, csv_text, safe_cell
 from retailtag.scoring.score import score_predictions
 from retailtag.scoring.scorecard import ScoreCard
 
@@ -50,7 +52,10 @@ def test_csv_holds_the_rows_and_no_formula(card, tmp_path):
     with (tmp_path / "undefined_tags.csv").open() as handle:
         assert [r["tag"] for r in csv.DictReader(handle)] == ["absent"]
     with (tmp_path / "groups.csv").open() as handle:
-        assert [r["scope"] for r in csv.DictReader(handle)] == ["all", "tail", "common", "frequent"]
+        assert [r["scope"] for r in csv.DictReader(handle)] == [
+            *("all", "tail", "common", "frequent"),
+            *("tail 0-9", "tail 10-19", "tail 20-49"),
+        ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,9 +64,22 @@ def test_no_text_cell_can_begin_a_formula(text, start):
     assert not safe_cell(start + text).startswith(FORMULA_STARTS)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.sampled_from("a,\"\n\r\t =+-@é'"), max_size=6), min_size=1, max_size=4))
+def test_any_text_reads_back_as_one_cell(names):
+    """Parity with Python's own reader, whatever the tags are made of."""
+    text = csv_text(["tag", "f1"], [SimpleNamespace(tag=name, f1=0.5) for name in names])
+    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert rows == [["tag", "f1"], *([safe_cell(name), "0.5"] for name in names)]
+
+
 def test_other_files_are_refused(card, tmp_path):
     with pytest.raises(ArtefactError, match="format 99"):
         ScoreCard.from_json({**card.to_json(), "format": 99})
+    with pytest.raises(
+        ArtefactError, match="format 1, this version reads 2; run `retailtag score`"
+    ):
+        ScoreCard.from_json({**card.to_json(), "format": 1})
     with pytest.raises(DataError, match="not a scorecard"):
         ScoreCard.from_json({"tags": []})
     with pytest.raises(DataError, match="damaged"):

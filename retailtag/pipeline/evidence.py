@@ -1,0 +1,72 @@
+"""What a fitting stage records so that the scorer can warn: copies of images, and optimism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import k_folds
+from retailtag.probes.thresholds import tune_thresholds
+from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
+from retailtag.store import FeatureStore
+
+
+def copies_of_fitted(
+    store: FeatureStore, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
+) -> dict[str, str]:
+    """Images whose bytes equal those of a fitted image of another id: id to fitted id."""
+    hashes = store.known()
+    fitted = {hashes[i]: i for i in reversed(fitted_ids.tolist()) if i in hashes}
+    found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
+    return {i: twin for i, twin in found.items() if twin is not None and twin != i}
+
+
+def threshold_f1(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    logits: NDArray[np.float32],
+    thresholds: NDArray[np.float32],
+    rule: str,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Macro-F1 of tuned thresholds on the scores they were tuned on, and cross-fit.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of intp, shape (n_images,)
+        Training images behind the scores.
+    logits : ndarray of float32, shape (n_images, n_tags)
+        Out-of-fold scores.
+    thresholds : ndarray of float32, shape (n_tags,)
+        Tuned by `rule` on all of `logits`.
+    rule : str
+        See `retailtag.probes.thresholds.tune_thresholds`.
+    seed : int
+        Of the two halves.
+
+    Returns
+    -------
+    dict
+        By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1. Cross-fit: the
+        images are halved, product by product, and each half is given tags by the thresholds
+        tuned on the other. A scope without a positive is left out.
+    """
+    labels, group = catalog.table.labels[rows], catalog.table.group
+    half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, seed)
+    crossed = np.zeros(logits.shape, bool)
+    for side in (0, 1):
+        other = half != side
+        tuned = tune_thresholds(logits[other], labels[other], group, rule)
+        crossed[~other] = logits[~other] >= tuned
+    given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
+    f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
+    scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}
+    return {
+        scope: {name: macro(values, inside) for name, values in f1.items()}
+        for scope, tags in scopes.items()
+        if (inside := tags & np.isfinite(f1["in_sample"])).any()
+    }

@@ -1,0 +1,118 @@
+"""Whether probabilities mean what they say: Brier score and expected calibration error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.table import POSITIVE, UNKNOWN
+from retailtag.scoring.metrics import Floats, ratio
+
+N_BINS = 15
+BLOCK_CELLS = 1_000_000
+
+
+def probabilities(logits: NDArray[np.floating]) -> Floats:
+    """Logistic function of logits of any shape, without overflow; in [0, 1].
+
+    Examples
+    --------
+    >>> probabilities(np.array([-np.inf, 0.0, 1000.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSums:
+    """What Brier score and calibration error of any set of tags need, over known labels.
+
+    Parameters
+    ----------
+    count, predicted, present : ndarray of float64, shape (n_tags, N_BINS)
+        Cells, their summed probability and their positives, by bin of the probability.
+    squared : ndarray of float64, shape (n_tags,)
+        Summed squared error of the probability.
+    """
+
+    count: Floats
+    predicted: Floats
+    present: Floats
+    squared: Floats
+
+    def brier(self, mask: NDArray[np.bool_]) -> float:
+        r"""Mean squared error of the probabilities over the pooled cells of the tags of `mask`.
+
+        .. math:: B = \frac{1}{n} \sum_{ij} (p_{ij} - y_{ij})^2
+
+        In [0, 1], smaller is better; NaN without a cell. Pooled over rare tags it is small for
+        any model that says no: compare models, not tags.
+
+        References
+        ----------
+        Brier, "Verification of forecasts expressed in terms of probability", 1950; equal to
+        ``sklearn.metrics.brier_score_loss`` on the pooled cells.
+        """
+        return float(ratio(self.squared[mask].sum(), self.count[mask].sum()))
+
+    def error(self, mask: NDArray[np.bool_]) -> float:
+        r"""Expected calibration error over the pooled cells of the tags of `mask`.
+
+        .. math:: ECE = \sum_b \frac{n_b}{n} \left| \bar y_b - \bar p_b \right|
+
+        over 15 bins of equal width; in [0, 1], smaller is better; NaN without a cell.
+
+        Notes
+        -----
+        Bins are closed below; the last holds 1 too. With equal width nearly all cells of rare tags
+        lie in the first bin, where the error is that of the mean probability.
+
+        References
+        ----------
+        Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian
+        binning", AAAI 2015; 15 bins as in Guo et al., "On calibration of modern neural networks",
+        ICML 2017, and in torchmetrics' ``binary_calibration_error``.
+        """
+        gap = np.abs(self.present[mask].sum(axis=0) - self.predicted[mask].sum(axis=0)).sum()
+        return float(ratio(gap, self.count[mask].sum()))
+
+
+def calibration_sums(
+    logits: NDArray[np.floating], labels: NDArray[np.int8], n_bins: int = N_BINS
+) -> CalibrationSums:
+    """Sum probabilities and positives by tag and bin.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (n_images, n_tags)
+        Log-odds, without NaN.
+    labels : ndarray of int8, shape (n_images, n_tags)
+        1, 0, or -1 (left out).
+    n_bins : int
+        Bins of equal width on [0, 1].
+
+    Examples
+    --------
+    >>> logits = np.zeros((4, 1))
+    >>> sums = calibration_sums(logits, np.array([[1], [0], [0], [0]], dtype=np.int8))
+    >>> sums.brier(np.array([True])), sums.error(np.array([True]))
+    (0.25, 0.25)
+    """
+    n_images, n_tags = labels.shape
+    sums = np.zeros((3, n_tags * n_bins))
+    squared = np.zeros(n_tags)
+    size = max(1, BLOCK_CELLS // max(n_tags, 1))
+    for start in range(0, n_images, size):
+        truth = labels[start : start + size]
+        known = truth != UNKNOWN
+        p = probabilities(logits[start : start + size])
+        y = (truth == POSITIVE).astype(np.float64)
+        squared += np.where(known, (p - y) ** 2, 0.0).sum(axis=0)
+        place = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)
+        place += n_bins * np.arange(n_tags)
+        for k, weight in enumerate((None, p[known], y[known])):
+            sums[k] += np.bincount(place[known], weight, minlength=n_tags * n_bins)
+    count, predicted, present = sums.reshape(3, n_tags, n_bins)
+    return CalibrationSums(count, predicted, present, squared)

@@ -1,0 +1,334 @@
+"""Scores that another tool wrote: read, checked cell by cell, and brought to logits.
+
+What the numbers mean is declared, never guessed: a file of values in [0, 1] may hold either
+probabilities or timid logits.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import DataError, UsageError
+from retailtag.scoring.csvs import unquoted
+from retailtag.scoring.metrics import Floats
+
+SCALES = ("logits", "probabilities")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
+ID = "image_id"
+SHOWN = 10  # problems told at once
+# Kept off 0 and 1, so that logits stay finite: the smallest normal float32, the last step below 1.
+PROBABILITY_RANGE = (2.0**-126, 1 - 2.0**-53)
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignScores:
+    """Scores as their file holds them.
+
+    Parameters
+    ----------
+    path : Path
+        Where they were read from.
+    image_ids : ndarray of str, shape (n_images,)
+    tags : tuple of str, length n_tags
+    scores : ndarray of float64, shape (n_images, n_tags)
+        On the file's own scale; no NaN.
+    thresholds : ndarray of float64, shape (n_tags,), or None
+        On the same scale; None where the file has none.
+    rows : sequence of int
+        What the user calls each row (a CSV's header is row 1).
+    """
+
+    path: Path
+    image_ids: NDArray[np.str_]
+    tags: tuple[str, ...]
+    scores: Floats
+    thresholds: Floats | None
+    rows: Sequence[int]
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is another tool's: CSV, Parquet, or an NPZ without retailtag's header."""
+    if path.suffix.lower() != ".npz":
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "header.npy" not in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # for `Predictions.load` to complain about
+
+
+def read_foreign(path: Path) -> ForeignScores:
+    """Read a table of scores: a row an image, a column a tag.
+
+    Parameters
+    ----------
+    path : Path
+        CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one a tag; or NPZ
+        with arrays ``image_ids``, ``tags``, ``scores`` and, if there are, ``thresholds``.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, a column is missing or doubled, an id repeats, or a cell is no
+        number; the first ten such rows are told at once.
+    """
+    kind = path.suffix.lower()
+    try:
+        if kind == ".npz":
+            return _read_npz(path)
+        if kind == ".parquet":
+            return _read_parquet(path)
+        return _read_csv(path, "\t" if kind == ".tsv" else ",")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
+    """Log-odds of scores on a declared scale; order and ties at thresholds are kept.
+
+    Parameters
+    ----------
+    scores : ndarray of float64
+        Logits, or probabilities in [0, 1].
+    scale : {"logits", "probabilities"}
+
+    Returns
+    -------
+    ndarray of float32, of the same shape
+        Finite for probabilities: 0 and 1 are moved inward by the least that float can hold.
+
+    Examples
+    --------
+    >>> [f"{z:.1f}" for z in to_logits(np.array([0.5, 0.9, 0.0, 1.0]), "probabilities")]
+    ['0.0', '2.2', '-87.3', '36.7']
+    """
+    if scale == "logits":
+        return scores.astype(np.float32)
+    inside = np.clip(scores, *PROBABILITY_RANGE)
+    return (np.log(inside) - np.log1p(-inside)).astype(np.float32)
+
+
+def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
+    """Log-odds of thresholds; ``inf`` (never given) and ``-inf`` (always) stay as they are.
+
+    Raises
+    ------
+    DataError
+        If a finite threshold of probabilities lies outside [0, 1].
+    """
+    finite = thresholds[np.isfinite(thresholds)]
+    if scale == "probabilities" and ((finite < 0) | (finite > 1)).any():
+        raise DataError(
+            "A threshold lies outside [0, 1] while probabilities are declared; give thresholds on "
+            "the scale of the scores, inf for a tag that is never given."
+        )
+    return np.where(np.isinf(thresholds), thresholds, to_logits(thresholds, scale)).astype(
+        np.float32
+    )
+
+
+def check_scale(scores: ForeignScores, scale: str) -> None:
+    """Raise unless the scores can be what they are declared to be.
+
+    Raises
+    ------
+    UsageError
+        If the scale is unknown.
+    DataError
+        If a declared probability lies outside [0, 1].
+    """
+    if scale not in SCALES:
+        raise UsageError(f"--scores {scale} is unknown; use one of {', '.join(SCALES)}.")
+    if scale == "logits":
+        return
+    outside = np.argwhere((scores.scores < 0) | (scores.scores > 1))
+    _refuse(
+        scores.path,
+        [
+            f"row {scores.rows[i]}, column {scores.tags[j]}: {scores.scores[i, j]:g} is no "
+            "probability"
+            for i, j in outside[:SHOWN].tolist()
+        ],
+        len(outside),
+        "declare --scores logits if that is what they are",
+    )
+
+
+def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
+    """Thresholds (n_tags,) from a CSV with columns ``tag`` and ``threshold``, any order.
+
+    A scorecard's ``per_tag.csv`` is such a file. ``inf`` means that the tag is never given.
+
+    Raises
+    ------
+    DataError
+        If a column or a tag is missing, a tag is there twice, or a threshold is no number.
+    """
+    header, rows = _csv_rows(path, ",")
+    if "tag" not in header or "threshold" not in header:
+        raise DataError(f"{path} needs the columns tag and threshold; it has {', '.join(header)}.")
+    tag_at, value_at = header.index("tag"), header.index("threshold")
+    wanted, found, problems = set(tags), dict[str, float](), list[str]()
+    for number, row in rows:
+        cells = row + [""] * len(header)
+        tag = cells[tag_at] if cells[tag_at] in wanted else unquoted(cells[tag_at])
+        value = _number(cells[value_at])
+        if tag in found:
+            problems.append(f"row {number}: tag {tag} is there twice")
+        elif math.isnan(value):
+            problems.append(f"row {number}, column threshold: {cells[value_at]!r} is no number")
+        found[tag] = value
+    problems += [f"tag {tag} is missing" for tag in tags if tag not in found]
+    _refuse(path, problems[:SHOWN], len(problems), "mend them")
+    return np.array([found[tag] for tag in tags], np.float64)
+
+
+def _csv_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header, and (row number, cells) of every row that is not blank."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(n, row) for n, row in enumerate(reader, start=2) if row]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
+    return header, rows
+
+
+def _number(text: str) -> float:
+    """Float of a cell; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _read_csv(path: Path, delimiter: str) -> ForeignScores:
+    header, rows = _csv_rows(path, delimiter)
+    place, tags = _columns(path, header)
+    width, problems = len(header), []
+    scores = np.full((len(rows), len(tags)), np.nan)
+    ids = []
+    for i, (number, row) in enumerate(rows):
+        if len(row) != width:
+            problems.append(f"row {number}: {len(row)} cells where the header has {width}")
+            row[:] = (row + [""] * width)[:width]
+        ids.append(row.pop(place).strip())
+        try:
+            scores[i] = row
+        except ValueError:
+            scores[i] = [_number(cell) for cell in row]
+    _refuse(path, problems[:SHOWN], len(problems), "mend them")
+    return _checked(path, ids, tags, scores, [n for n, _ in rows], [row for _, row in rows])
+
+
+def _read_parquet(path: Path) -> ForeignScores:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
+    place, tags = _columns(path, list(table.column_names))
+    columns = [table.column(k) for k in range(table.num_columns) if k != place]
+    ids = ["" if v is None else str(v) for v in table.column(place).to_pylist()]
+    wrong = [
+        f"column {tag}: holds {column.type}, no numbers"
+        for tag, column in zip(tags, columns, strict=True)
+        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
+    ]
+    _refuse(path, wrong[:SHOWN], len(wrong), "write numbers")
+    scores = np.empty((table.num_rows, len(tags)))
+    for j, column in enumerate(columns):
+        scores[:, j] = column.cast(pa.float64()).to_numpy()
+    return _checked(path, ids, tags, scores, range(1, table.num_rows + 1))
+
+
+def _read_npz(path: Path) -> ForeignScores:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
+        scores = arrays["scores"].astype(np.float64)
+        ids, names = arrays["image_ids"].astype(str), arrays["tags"].astype(str)
+        thresholds = arrays["thresholds"].astype(np.float64) if "thresholds" in arrays else None
+    except KeyError as error:
+        raise DataError(
+            f"{path} has no array {error}; it needs image_ids, tags and scores."
+        ) from None
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as NPZ without pickled objects: {error}."
+        ) from error
+    if scores.shape != (*ids.shape, *names.shape) or ids.ndim != 1 or names.ndim != 1:
+        raise DataError(
+            f"{path} has scores of shape {scores.shape} for {ids.size} image_ids and "
+            f"{names.size} tags; they must be images x tags."
+        )
+    if thresholds is not None and (thresholds.shape != names.shape or np.isnan(thresholds).any()):
+        raise DataError(f"{path} needs one threshold, a number, for each of its tags.")
+    _, tags = _columns(path, [ID, *names.tolist()])
+    found = _checked(path, ids.tolist(), tags, scores, range(1, len(ids) + 1))
+    return ForeignScores(path, found.image_ids, tags, scores, thresholds, found.rows)
+
+
+def _columns(path: Path, header: list[str]) -> tuple[int, tuple[str, ...]]:
+    """Position of the ids, and the tags in their order."""
+    if ID not in header:
+        raise DataError(f"{path} has no column {ID}; name the column of ids so.")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice or len(header) < 2:
+        what = f"column {twice[0]} twice" if twice else "no column of a tag"
+        raise DataError(f"{path} has {what}; it needs one column a tag.")
+    place = header.index(ID)
+    return place, tuple(header[:place] + header[place + 1 :])
+
+
+def _checked(
+    path: Path,
+    ids: Sequence[str],
+    tags: tuple[str, ...],
+    scores: Floats,
+    rows: Sequence[int],
+    text: Sequence[Sequence[str]] | None = None,
+) -> ForeignScores:
+    """The scores, unless an id is missing or doubled or a cell is no number; `text` as written."""
+    problems = list(_bad_ids(ids, rows))
+    bad = np.argwhere(np.isnan(scores))
+    for i, j in bad[:SHOWN].tolist():
+        cell = repr(text[i][j]) if text is not None else "an empty or NaN cell"
+        problems.append(f"row {rows[i]}, column {tags[j]}: {cell} is no number")
+    total = len(problems) + max(len(bad) - SHOWN, 0)
+    _refuse(path, problems[:SHOWN], total, "mend or drop them")
+    return ForeignScores(path, np.array(ids, dtype=np.str_), tags, scores, None, rows)
+
+
+def _bad_ids(ids: Sequence[str], rows: Sequence[int]) -> Iterable[str]:
+    first: dict[str, int] = {}
+    for image_id, row in zip(ids, rows, strict=True):
+        if not image_id:
+            yield f"row {row}, column {ID}: is empty"
+        elif image_id in first:
+            yield f"row {row}, column {ID}: {image_id} is in row {first[image_id]} already"
+        else:
+            first[image_id] = row
+
+
+def _refuse(path: Path, shown: Sequence[str], total: int, remedy: str) -> None:
+    """Raise `DataError` with the problems `shown` of `total`, if there are any."""
+    if not total:
+        return
+    more = [f"and {total - len(shown)} more"] if total > len(shown) else []
+    head = f"{path} has {total} problem{'' if total == 1 else 's'}; {remedy}:"
+    raise DataError("\n  ".join([head, *shown, *more]))

@@ -1,0 +1,105 @@
+"""Gates: conditions on a scorecard that a script can fail on, such as ``tail_macro_f1>=0.30``."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from retailtag.errors import UsageError
+from retailtag.scoring.scorecard import ScoreCard
+
+SCOPES = ("all", "tail", "common", "frequent")
+METRICS = ("macro_f1", "macro_precision", "macro_recall", "macro_ap")
+NAMES = (
+    *(m if scope == "all" else f"{scope}_{m}" for scope in SCOPES for m in METRICS),
+    "micro_f1",
+)
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    ">": operator.gt,
+    "<=": operator.le,
+    "<": operator.lt,
+}
+_GATE = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on one figure of a scorecard.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`: a metric over all tags, or of one group (``tail_macro_f1``).
+    op : str
+        ``>=``, ``>``, ``<=`` or ``<``.
+    bound : float
+        What the figure is compared with, a fraction.
+    """
+
+    name: str
+    op: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.op}{self.bound:g}"
+
+    def value(self, card: ScoreCard) -> float:
+        """The figure on a card; NaN where it is undefined."""
+        if self.name == "micro_f1":
+            return card.micro_f1
+        scope = next((s for s in SCOPES if self.name.startswith(f"{s}_")), "all")
+        summary = card.summaries[scope]
+        return float(getattr(summary, self.name.removeprefix(f"{scope}_")))
+
+    def is_met(self, card: ScoreCard) -> bool:
+        """Whether the card meets it; an undefined figure never does."""
+        value = self.value(card)
+        return not math.isnan(value) and COMPARE[self.op](value, self.bound)
+
+
+def parse_gate(text: str) -> Gate:
+    """Read ``NAME OP NUMBER``.
+
+    Raises
+    ------
+    UsageError
+        If the text is no gate or names no figure.
+
+    Examples
+    --------
+    >>> parse_gate("tail_macro_f1 >= 0.30")
+    Gate(name='tail_macro_f1', op='>=', bound=0.3)
+    """
+    match = _GATE.fullmatch(text)
+    try:
+        name, op, bound = match.groups() if match else ("", "", "nan")
+        gate = Gate(name, op, float(bound))
+    except ValueError:
+        gate = Gate("", "", math.nan)
+    if gate.name not in NAMES or math.isnan(gate.bound):
+        raise UsageError(
+            f'--gate "{text}" is no gate; write NAME OP NUMBER such as "tail_macro_f1>=0.30", with '
+            f"one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."
+        )
+    return gate
+
+
+def unmet_gates(gates: Sequence[Gate], cards: Sequence[ScoreCard]) -> list[str]:
+    """One sentence for each gate that a card does not meet."""
+    return [
+        f"{card.model} does not meet {gate}: {_figure(gate, card)} on the {card.split} split."
+        for card in cards
+        for gate in gates
+        if not gate.is_met(card)
+    ]
+
+
+def _figure(gate: Gate, card: ScoreCard) -> str:
+    value = gate.value(card)
+    if math.isnan(value):
+        return f"{gate.name} is undefined (no tag with a positive)"
+    return f"{gate.name} is {value:.4g}"

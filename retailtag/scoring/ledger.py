@@ -1,0 +1,91 @@
+"""How many models have been scored on a split: choosing by the test split leaves a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+NAME = "scored.jsonl"
+
+
+def state_folder() -> Path:
+    """Folder for what retailtag remembers between runs.
+
+    ``$RETAILTAG_STATE``, else ``$XDG_STATE_HOME/retailtag``, else ``~/.local/state/retailtag``.
+
+    Raises
+    ------
+    RuntimeError
+        If none of these is known, not even the home folder.
+    """
+    if own := os.environ.get("RETAILTAG_STATE"):
+        return Path(own)
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return Path(state) / "retailtag"
+    return Path.home() / ".local" / "state" / "retailtag"
+
+
+def record_scored(
+    catalog: str, split: str, predictions: Iterable[str], folder: Path | None = None
+) -> int | None:
+    """Note that predictions were scored on a split; returns how many different ones have been.
+
+    Parameters
+    ----------
+    catalog : str
+        Digest of the catalogue.
+    split : str
+        Split that was scored.
+    predictions : iterable of str
+        Digests; those noted before are not noted again.
+    folder : Path, optional
+        `state_folder` by default.
+
+    Returns
+    -------
+    int or None
+        Distinct predictions noted for this catalogue and split, these included; None where the
+        folder can be neither read nor written. Scoring never fails for it.
+    """
+    new = set(predictions)
+    try:
+        path = (folder or state_folder()) / NAME
+        known = _known(path, catalog, split)
+    except (OSError, RuntimeError):
+        return None
+    lines = "".join(_line(catalog, split, digest) for digest in sorted(new - known))
+    if not lines:
+        return len(known)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(lines)
+    except OSError:  # a read-only home: what is known still counts
+        return len(known | new) if known else None
+    return len(known | new)
+
+
+def _line(catalog: str, split: str, digest: str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"catalogue": catalog, "split": split, "predictions": digest, "date": now}
+    return json.dumps(entry) + "\n"
+
+
+def _known(path: Path, catalog: str, split: str) -> set[str]:
+    """Digests noted before; lines that a kill cut short are passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return set()
+    found = set()
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            if (entry["catalogue"], entry["split"]) == (catalog, split):
+                found.add(str(entry["predictions"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -1,0 +1,165 @@
+"""Whether one model is better than another, or their predictions are interchangeable.
+
+Under the null hypothesis the two models' predictions for a product could be swapped without
+changing anything. The test swaps them at random, product by product, and asks how often the
+difference of the macro averages is at least as large as the one observed. With signs s = ±1 a
+product, the sums of the swapped models are ``(sum_a + sum_b ± s @ (counts_a - counts_b)) / 2``,
+so that all swaps of all models are two products ``S @ counts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.scoring.bootstrap import FLOAT32_IMAGES, ProductCounts, macro_f1, macro_replicates
+from retailtag.scoring.metrics import Floats, f1
+
+PERMUTATIONS = 2000
+BLOCK_CELLS = 4_000_000  # signs, or sums of one model, held at once
+ROUNDING = 1e-12  # two orders of adding the same F1 values differ by less
+
+Masks = Mapping[str, NDArray[np.bool_]]
+
+
+def swap_signs(n_products: int, n: int, width: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Yield random signs in blocks (block, n_products); `width` other columns bound the block."""
+    rng = np.random.default_rng(seed)
+    block = max(1, min(n, BLOCK_CELLS // max(n_products, width, 1)))
+    for start in range(0, n, block):
+        size = min(block, n - start)
+        signs = np.empty((size, n_products), np.float32)
+        for row in signs:  # row by row, so that the numbers do not depend on the blocks
+            row[:] = 2 * rng.integers(2, size=n_products, dtype=np.int8) - 1
+        yield signs
+
+
+def swap_p_values(
+    models: Sequence[ProductCounts],
+    pairs: Sequence[tuple[int, int]],
+    masks: Masks,
+    *,
+    n_permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Two-sided p of every pair under random swaps of the two models' products.
+
+    Parameters
+    ----------
+    models : sequence of ProductCounts
+        Counts on the same products and labels.
+    pairs : sequence of (int, int)
+        Positions in `models`.
+    masks : mapping of str to ndarray of bool, shape (n_tags,)
+        Tags that each scope averages over; all of them with a positive.
+    n_permutations : int
+        B, the random swaps; the smallest possible p is 1 / (B + 1).
+    seed : int
+        Of the swaps, which are the same for every pair.
+
+    Returns
+    -------
+    dict of str to ndarray of float64, shape (n_pairs,)
+        By scope, in (0, 1].
+
+    Notes
+    -----
+    ``p = (1 + #{|T_swapped| >= |T|}) / (1 + B)``: the observed assignment is itself one of those
+    that could have been drawn, so p is never 0 and P(p <= alpha) <= alpha under the null.
+    A product's images are swapped together, because they are alike.
+
+    References
+    ----------
+    Noreen, "Computer-Intensive Methods for Testing Hypotheses", 1989 (approximate randomisation);
+    Phipson and Smyth, "Permutation P-values should never be zero", 2010.
+
+    Examples
+    --------
+    >>> from retailtag.scoring.bootstrap import count_by_product
+    >>> truth = np.array([[1], [1], [0], [0]] * 5, dtype=np.int8)
+    >>> images = np.array([f"i{k}" for k in range(20)])
+    >>> right = count_by_product(truth == 1, truth, images)
+    >>> wrong = count_by_product(truth == 0, truth, images)
+    >>> tags = {"all": np.array([True])}
+    >>> swap_p_values([right, wrong], [(0, 1)], tags, n_permutations=99)["all"].tolist()
+    [0.01]
+    """
+    observed = {
+        scope: np.array([abs(macro_f1(models[a], m) - macro_f1(models[b], m)) for a, b in pairs])
+        for scope, m in masks.items()
+    }
+    reached = {scope: np.zeros(len(pairs), np.int64) for scope in masks}
+    for swapped in _swapped_sums(models, n_permutations, seed):
+        for k, (a, b) in enumerate(pairs):
+            first, second = _f1_of_swapped(models, swapped, a, b)
+            for scope, mask in masks.items():
+                gap = np.abs(macro_replicates(first, mask) - macro_replicates(second, mask))
+                reached[scope][k] += int((gap >= observed[scope][k] - ROUNDING).sum())
+    return {scope: (1 + n) / (1 + n_permutations) for scope, n in reached.items()}
+
+
+def _swapped_sums(
+    models: Sequence[ProductCounts], n: int, seed: int
+) -> Iterator[list[tuple[NDArray[Any], NDArray[Any]]]]:
+    """Per model ``S @ tp`` and ``S @ predicted``, each (block, n_tags), block by block."""
+    first = models[0]
+    dtype: Any = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
+    tables = [(m.tp.astype(dtype, copy=False), m.predicted.astype(dtype, copy=False))
+              for m in models]  # fmt: skip
+    width = 2 * len(models) * first.tp.shape[1]
+    for signs in swap_signs(len(first.products), n, width, seed):
+        s = signs.astype(dtype, copy=False)
+        yield [(s @ tp, s @ predicted) for tp, predicted in tables]
+
+
+def _f1_of_swapped(
+    models: Sequence[ProductCounts],
+    swapped: list[tuple[NDArray[Any], NDArray[Any]]],
+    a: int,
+    b: int,
+) -> tuple[Floats, Floats]:
+    """Per-tag F1 of both models after each swap, two arrays (block, n_tags)."""
+    positives = models[a].positives.sum(axis=0, dtype=np.float64)
+    tp, predicted = (
+        getattr(models[a], name).sum(axis=0, dtype=np.float64)
+        + getattr(models[b], name).sum(axis=0, dtype=np.float64)
+        for name in ("tp", "predicted")
+    )
+    d_tp = swapped[a][0].astype(np.float64) - swapped[b][0]
+    d_predicted = swapped[a][1].astype(np.float64) - swapped[b][1]
+    return (
+        f1((tp + d_tp) / 2, (predicted + d_predicted) / 2, positives),
+        f1((tp - d_tp) / 2, (predicted - d_predicted) / 2, positives),
+    )
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjust p values so that the chance of any false claim among them stays under alpha.
+
+    Parameters
+    ----------
+    p : ndarray of float64, shape (n,)
+        Unadjusted, in [0, 1].
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        ``max over j <= i of min(1, (n - j + 1) p_(j))`` in ascending order, at the original places.
+
+    References
+    ----------
+    Holm, "A simple sequentially rejective multiple test procedure", 1979.
+
+    Examples
+    --------
+    >>> holm(np.array([0.04, 0.01, 0.03])).round(3).tolist()
+    [0.06, 0.03, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    steps = (len(p) - np.arange(len(p))) * p[order]
+    adjusted = np.empty_like(p, dtype=np.float64)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted

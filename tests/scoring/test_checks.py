@@ -1,0 +1,136 @@
+"""Findings that need cells: each fires where it should, and only there."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from retailtag.catalog.table import TagTable
+from retailtag.scoring import findings as found
+from retailtag.scoring.checks import copies, expected_given
+from retailtag.scoring.score import score_predictions
+
+
+def codes(predictions, catalog):
+    return [f.code for f in score_predictions(predictions, catalog, n_bootstrap=5).findings]
+
+
+@pytest.fixture
+def counted(catalog):
+    """The small world with training counts that its own training images give."""
+    table = TagTable.build(
+        catalog.table.tags, catalog.table.labels, catalog.split == "train", catalog.table.cutoffs
+    )
+    return replace(catalog, table=table)
+
+
+def calibrated(catalog, seed=0):
+    """Logits whose logistic is the prevalence, with noise too small to matter."""
+    rate = np.clip((catalog.table.labels == 1).mean(axis=0), 0.001, 0.999)
+    noise = np.random.default_rng(seed).normal(scale=0.01, size=catalog.table.labels.shape)
+    return (np.log(rate / (1 - rate)) + noise).astype(np.float32)
+
+
+def test_infinite_scores_are_found(catalog, predict):
+    logits = calibrated(catalog)
+    clean = predict(catalog, logits=logits)
+    assert "non-finite-scores" not in codes(clean, catalog)
+    broken = logits.copy()
+    broken[3, 1] = np.inf
+    card = score_predictions(predict(catalog, logits=broken), catalog, n_bootstrap=5)
+    (finding,) = [f for f in card.findings if f.code == "non-finite-scores"]
+    assert "1 score of 1 tag are infinite (=frequent)" in finding.sentence
+
+
+def test_copies_are_found_by_the_bytes_that_the_predictions_record(catalog, predict):
+    seen = {"i001": "i130", "i140": "i131"}  # i140 is not in the scored split
+    predictions = predict(catalog, provenance={"copies": seen})
+    assert copies(predictions, catalog, catalog.rows("test"))[0] == [("i001", "i130")]
+    card = score_predictions(predictions, catalog, n_bootstrap=5)
+    (finding,) = [f for f in card.findings if f.code == "duplicated-images"]
+    assert "1 image of the 120" in finding.sentence
+    assert "i001 = i130" in finding.sentence
+    assert "duplicated-images" not in codes(predict(catalog, provenance={"copies": {}}), catalog)
+
+
+def test_copies_are_found_by_their_files_where_no_bytes_are_recorded(catalog, predict):
+    @dataclass
+    class Files:
+        def read(self, index):
+            raise AssertionError("scoring reads no image")
+
+        def name(self, index):
+            return f"{5 if index == 135 else index}.png"
+
+    predictions = predict(catalog)
+    assert "duplicated-images" not in codes(predictions, catalog)
+    twice = replace(catalog, images=Files())
+    assert copies(predictions, twice, twice.rows("test")) == (
+        [("i005", "i135")],
+        "the names of their files",
+    )
+
+
+def test_scores_far_from_probabilities_are_found(catalog, predict):
+    logits = calibrated(catalog)
+    assert "calibration" not in codes(predict(catalog, logits=logits), catalog)
+    assert "calibration" in codes(predict(catalog, logits=logits + 2), catalog)
+    assert found.calibration_off("all", float("nan")) is None
+
+
+def test_expected_tags_follow_training_prevalence_and_known_labels(counted):
+    labels = counted.table.labels[counted.rows("test")]
+    train = counted.table.labels[counted.rows("train")]
+    slow = [
+        (train[:, j] == 1).sum() / (train[:, j] != -1).sum() * (labels[:, j] != -1).sum()
+        for j in range(labels.shape[1])
+    ]
+    np.testing.assert_allclose(expected_given(counted, labels), slow)
+
+
+def test_counts_from_elsewhere_lead_to_no_expectation(catalog):
+    assert expected_given(catalog, catalog.table.labels) is None
+
+
+def test_giving_too_many_or_too_few_tags_is_found(counted, predict):
+    truth = np.where(counted.table.labels == 1, 1.0, -1.0).astype(np.float32)
+    fields = {"logits": truth, "thresholds": np.zeros(6, np.float32)}
+    assert "prevalence" not in codes(predict(counted, **fields), counted)
+    fields["thresholds"] = np.full(6, -2, np.float32)
+    card = score_predictions(predict(counted, **fields), counted, n_bootstrap=5)
+    assert any(f.code == "prevalence" and "too freely" in f.sentence for f in card.findings)
+    fields["thresholds"] = np.full(6, np.inf, np.float32)
+    card = score_predictions(predict(counted, **fields), counted, n_bootstrap=5)
+    assert any(f.code == "prevalence" and "too sparingly" in f.sentence for f in card.findings)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "fires"),
+    [(19, 0.0, False), (20, 0.0, True), (49, 100.0, True), (50, 100.0, False),
+     (200, 100.0, False), (201, 100.0, True)],
+)  # fmt: skip
+def test_the_bounds_of_prevalence(given, expected, fires):
+    assert (found.prevalence_off("tail", given, expected) is not None) == fires
+
+
+def test_threshold_optimism_comes_from_what_the_probe_recorded(catalog, predict):
+    recorded = {"threshold_f1": {"all": {"in_sample": 0.50, "cross_fit": 0.49},
+                                 "tail": {"in_sample": 0.50, "cross_fit": 0.40}}}  # fmt: skip
+    card = score_predictions(predict(catalog, provenance=recorded), catalog, n_bootstrap=5)
+    (finding,) = [f for f in card.findings if f.code == "threshold-optimism"]
+    assert "Over tail tags" in finding.sentence
+    assert "50.0 points" in finding.sentence
+    assert "40.0" in finding.sentence
+    assert found.threshold_optimism("all", 0.5, float("nan")) is None
+
+
+def test_provenance_holds_the_hash_of_everything_read(catalog, predict):
+    facts = {"features": "f" * 64, "catalog_digest": catalog.digest, "settings": {"seed": 3}}
+    card = score_predictions(predict(catalog, provenance=facts), catalog, n_bootstrap=5, seed=4)
+    p = card.provenance
+    assert p["catalogue"]["digest"] == catalog.digest
+    assert p["predictions"]["features"] == "f" * 64
+    assert len(p["predictions"]["digest"]) == 64
+    assert p["bootstrap"]["seed"] == 4
+    assert p["predictions"]["settings"]["seed"] == 3
+    assert p["retailtag"]

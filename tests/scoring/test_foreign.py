@@ -1,0 +1,191 @@
+"""Another tool's scores: CSV, Parquet and NPZ read alike, and every bad cell named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pyarrow import parquet
+
+from retailtag.errors import DataError, UsageError
+from retailtag.scoring.csvs import FORMULA_STARTS, unquoted
+from retailtag.scoring.foreign import (
+    check_scale,
+    is_foreign,
+    read_foreign,
+    read_thresholds,
+    threshold_logits,
+    to_logits,
+)
+from retailtag.scoring.score import score_predictions
+
+IDS, TAGS = ["i1", "i2", "i3"], ["red", "=blue"]
+SCORES = np.array([[0.5, 0.25], [1.0, 0.0], [0.125, 0.75]])
+
+
+def write(path, ids=IDS, scores=SCORES):
+    if path.suffix == ".npz":
+        np.savez(path, image_ids=np.array(ids), tags=np.array(TAGS), scores=scores)
+    elif path.suffix == ".parquet":
+        columns = {tag: scores[:, j] for j, tag in enumerate(TAGS)}
+        parquet.write_table(pa.table({**columns, "image_id": ids}), path)
+    else:
+        comma = "\t" if path.suffix == ".tsv" else ","
+        lines = [comma.join(["red", "image_id", "=blue"])]
+        lines += [comma.join([str(a), i, str(b)]) for i, (a, b) in zip(ids, scores, strict=True)]
+        path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.npz"])
+def test_every_format_reads_alike(tmp_path, name):
+    found = read_foreign(write(tmp_path / name))
+    assert is_foreign(tmp_path / name)
+    assert (found.image_ids.tolist(), list(found.tags)) == (IDS, TAGS)
+    np.testing.assert_array_equal(found.scores, SCORES)
+    assert found.thresholds is None
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.npz"])
+def test_bad_rows_are_named_all_at_once(tmp_path, name):
+    scores = SCORES.copy()
+    scores[1, 1] = np.nan
+    first = 2 if name == "a.csv" else 1
+    with pytest.raises(DataError) as said:
+        read_foreign(write(tmp_path / name, ["i1", "i1", ""], scores))
+    text = str(said.value)
+    assert "has 3 problems" in text
+    assert f"row {first + 1}, column image_id: i1 is in row {first} already" in text
+    assert f"row {first + 2}, column image_id: is empty" in text
+    assert f"row {first + 1}, column =blue:" in text
+
+
+def test_text_and_ragged_rows_are_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("image_id,red\ni1,high\n\ni2,\ni3,0.5\n")
+    with pytest.raises(DataError, match=r"row 2, column red: 'high'.*\n.*row 4, column red: ''"):
+        read_foreign(path)
+    path.write_text("image_id,red\ni1,0.5,7\ni2\n")
+    with pytest.raises(DataError, match=r"row 2: 3 cells where the header has 2\n.*row 3: 1 cell"):
+        read_foreign(path)
+
+
+def test_only_the_first_ten_problems_are_shown(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("image_id,red\n" + "".join(f"i{k},x\n" for k in range(25)))
+    with pytest.raises(DataError) as said:
+        read_foreign(path)
+    assert "has 25 problems" in str(said.value)
+    assert str(said.value).count("is no number") == 10
+    assert "and 15 more" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [("id,red", "no column image_id"), ("image_id", "no column of a tag"),
+     ("image_id,red,red", "column red twice")],
+)  # fmt: skip
+def test_headers_are_checked(tmp_path, header, what):
+    path = tmp_path / "a.csv"
+    path.write_text(header + "\n")
+    with pytest.raises(DataError, match=what):
+        read_foreign(path)
+
+
+def test_other_damage_is_a_sentence(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_foreign(tmp_path / "none.csv")
+    for name in ("a.parquet", "a.npz"):
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(DataError, match="cannot be read as"):
+            read_foreign(tmp_path / name)
+    (tmp_path / "a.csv").write_bytes(b"image_id,red\n\xff,1\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_foreign(tmp_path / "a.csv")
+    parquet.write_table(pa.table({"image_id": ["a"], "red": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column red: holds string"):
+        read_foreign(tmp_path / "t.parquet")
+
+
+def test_npz_arrays_are_checked_and_never_unpickled(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, image_ids=np.array(["a"]), scores=np.zeros((1, 1)))
+    with pytest.raises(DataError, match="no array 'tags'"):
+        read_foreign(path)
+    np.savez(path, image_ids=np.array(["a"]), tags=np.array(["t"]), scores=np.zeros((2, 1)))
+    with pytest.raises(DataError, match="images x tags"):
+        read_foreign(path)
+    np.savez(path, image_ids=np.array(["a"], object), tags=np.array(["t"]), scores=np.zeros((1, 1)))
+    with pytest.raises(DataError, match="without pickled objects"):
+        read_foreign(path)
+    arrays = {"image_ids": np.array(["a"]), "tags": np.array(["t"]), "scores": np.zeros((1, 1))}
+    np.savez(path, **arrays, thresholds=np.array([0.5]))
+    assert read_foreign(path).thresholds.tolist() == [0.5]
+    np.savez(path, **arrays, thresholds=np.array([np.nan]))
+    with pytest.raises(DataError, match="one threshold"):
+        read_foreign(path)
+
+
+def test_predictions_of_retailtag_are_not_foreign(tmp_path, predictions):
+    predictions.save(tmp_path / "predictions.npz")
+    assert not is_foreign(tmp_path / "predictions.npz")
+    assert not is_foreign(tmp_path / "none.npz")
+
+
+def test_probabilities_outside_the_unit_interval_are_named(tmp_path):
+    found = read_foreign(write(tmp_path / "a.csv", scores=SCORES * 4 - 1))
+    check_scale(found, "logits")
+    with pytest.raises(DataError, match=r"row 3, column red: 3 is no probability"):
+        check_scale(found, "probabilities")
+    with pytest.raises(UsageError, match="--scores odds"):
+        check_scale(found, "odds")
+
+
+@given(hnp.arrays(np.float64, 12, elements=st.floats(0, 1)), st.floats(0, 1))
+def test_logits_are_finite_and_keep_order_and_decisions(p, threshold):
+    z = to_logits(p, "probabilities")
+    assert np.isfinite(z).all()
+    assert (np.diff(z[np.argsort(p)]) >= 0).all()
+    t = threshold_logits(np.array([threshold]), "probabilities")
+    assert (z >= t)[p >= threshold].all()
+    clearly_under = p < threshold - 1e-6
+    assert not (z >= t)[clearly_under & (threshold < 1 - 1e-6)].any()
+
+
+def test_thresholds_of_tags_never_or_always_given_stay_infinite():
+    t = threshold_logits(np.array([np.inf, -np.inf, 0.5]), "probabilities")
+    assert t.tolist() == [np.inf, -np.inf, 0.0]
+    with pytest.raises(DataError, match=r"outside \[0, 1\]"):
+        threshold_logits(np.array([1.5]), "probabilities")
+
+
+def test_thresholds_of_a_scorecard_read_back_under_any_tag(catalog, predict, tmp_path):
+    tags = tuple(f"{start}tag" for start in FORMULA_STARTS)
+    catalog = replace(catalog, table=replace(catalog.table, tags=tags))
+    values = np.array([0.25, -0.5, 1.0, np.inf, -np.inf, 2.0], np.float32)
+    predictions = predict(catalog, tags=tags, thresholds=values)
+    score_predictions(predictions, catalog, n_bootstrap=5).save(tmp_path)
+    found = read_thresholds(tmp_path / "per_tag.csv", tags)
+    np.testing.assert_array_equal(found, values)
+
+
+@given(st.text(max_size=4), st.sampled_from(FORMULA_STARTS))
+def test_quoting_a_formula_is_undone(text, start):
+    assert unquoted(f"'{start}{text}") == start + text
+    assert unquoted(start + text) == start + text
+
+
+def test_threshold_files_are_checked(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("tag,threshold\nred,0.5\nred,high\n")
+    with pytest.raises(DataError, match=r"row 3: tag red is there twice\n.*tag blue is missing"):
+        read_thresholds(path, ["red", "blue"])
+    path.write_text("tag,threshold\nred,high\n")
+    with pytest.raises(DataError, match="row 2, column threshold: 'high'"):
+        read_thresholds(path, ["red"])
+    path.write_text("tag,cut\n")
+    with pytest.raises(DataError, match="columns tag and threshold"):
+        read_thresholds(path, ["red"])
