@@ -1,4 +1,4 @@
-"""What does a scorecard with 2,000 replicates cost, against scikit-learn and torchmetrics?
+"""Cost of a scorecard with 2,000 replicates, against scikit-learn and torchmetrics.
 
     python benchmarks/scorer.py [--quick] [--json] [--dry]
 
@@ -120,9 +120,7 @@ def against_rivals(
         np.testing.assert_allclose([f1(r) for r in drawn], expected, atol=1e-5)  # and warm up
         each = timed(lambda f1=f1: [f1(r) for r in drawn], repeats=2) / n_timed
         seconds = each * n_replicates
-        rows.append(
-            {"method": name, "seconds": seconds, "timed": n_timed, "ratio": seconds / ours}
-        )
+        rows.append({"method": name, "seconds": seconds, "timed": n_timed, "ratio": seconds / ours})
     return rows
 
 
