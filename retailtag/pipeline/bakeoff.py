@@ -29,6 +29,7 @@ from retailtag.report.write import write_report
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding
 from retailtag.scoring.score import predictions_digest, score_predictions
+from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import FeatureStore
 
 STRATEGIES = ("probe", "finetune")
@@ -377,6 +378,7 @@ def _report_inputs(
         "costs": {f"{p.backbone} {p.strategy}": asdict(p.cost) for p in pairs},
         "bootstrap": [settings.n_bootstrap, settings.seed],
         "retailtag": retailtag.__version__,
+        "scorecard": SCORECARD_FORMAT,
     }
 
 
