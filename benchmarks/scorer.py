@@ -1,4 +1,4 @@
-"""What does a scorecard with 2,000 replicates cost, against scikit-learn and torchmetrics?
+"""Cost of a scorecard with 2,000 replicates, against scikit-learn and torchmetrics.
 
     python benchmarks/scorer.py [--quick] [--json] [--dry]
 

@@ -30,6 +30,7 @@ from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding, often_scored
 from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.score import predictions_digest, score_predictions
+from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import FeatureStore
 
 STRATEGIES = ("probe", "finetune")
@@ -378,6 +379,7 @@ def _report_inputs(
         "costs": {f"{p.backbone} {p.strategy}": asdict(p.cost) for p in pairs},
         "bootstrap": [settings.n_bootstrap, settings.seed],
         "retailtag": retailtag.__version__,
+        "scorecard": SCORECARD_FORMAT,
     }
 
 

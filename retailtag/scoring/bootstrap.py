@@ -67,14 +67,18 @@ def count_by_product(
     >>> counts.products.tolist(), counts.tp.tolist(), counts.positives.tolist()
     (['a', 'b'], [[0.0], [1.0]], [[0.0], [2.0]])
     """
-    order = np.argsort(product, kind="stable")
-    products, starts = np.unique(product[order], return_index=True)
-    present, given = labels[order] == POSITIVE, predicted[order] & (labels[order] != UNKNOWN)
+    products, place = np.unique(product, return_inverse=True)
+    present, given = labels == POSITIVE, predicted & (labels != UNKNOWN)
 
     def total(cells: NDArray[np.bool_]) -> NDArray[np.float32]:
-        return np.add.reduceat(cells, starts, axis=0, dtype=np.float32)
+        out = np.zeros((len(products), labels.shape[1]), np.float32)
+        image, tag = np.nonzero(cells)  # few: most images carry few tags
+        np.add.at(out, (place[image], tag), 1)
+        return out
 
-    return ProductCounts(products, total(given & present), total(given), total(present), len(order))
+    return ProductCounts(
+        products, total(given & present), total(given), total(present), len(product)
+    )
 
 
 def replicate_weights(
@@ -122,8 +126,9 @@ def bootstrap_f1(
 
     Notes
     -----
-    Dropping tags that vanish keeps the intervals' coverage (94.5 % in simulation); counting them
-    as 0 ruins it (37.5 %).
+    A tag that vanishes is dropped: counted as 0 it would pull every replicate down. Even so the
+    replicates of a macro average are off centre where tags are rare (`intervals.macro_interval`
+    says why and what is shown instead); paired differences cancel most of that.
 
     References
     ----------

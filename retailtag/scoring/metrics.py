@@ -5,6 +5,7 @@ Every function leaves unknown labels (-1) out, and gives NaN, never 0, where a m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,15 +197,26 @@ def average_precision(scores: NDArray[np.floating], labels: NDArray[np.int8]) ->
     >>> average_precision(np.zeros(4), truth)
     0.5
     """
+    found, retrieved, _ = retrieved_at_positives(scores, labels)
+    return float(np.mean(found / retrieved)) if len(found) else float("nan")
+
+
+def retrieved_at_positives(
+    scores: NDArray[np.floating], labels: NDArray[np.int8]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], int]:
+    """Positives and images that score at least as much as each positive of one tag.
+
+    Two arrays of shape (n_positives,), the lowest positive first, and n_positives; every curve
+    over thresholds turns at these points. Unknown labels are left out.
+    """
     known = labels != UNKNOWN
     if not known.all():
         scores, labels = scores[known], labels[known]
-    found = np.sort(scores[labels == POSITIVE])
-    if not len(found):
-        return float("nan")
-    at_least = len(scores) - np.searchsorted(np.sort(scores), found, side="left")
-    true_at_least = len(found) - np.searchsorted(found, found, side="left")
-    return float(np.mean(true_at_least / at_least))
+    own = np.sort(scores[labels == POSITIVE])
+    if not len(own):
+        return np.zeros(0, np.intp), np.zeros(0, np.intp), 0
+    retrieved = len(scores) - np.searchsorted(np.sort(scores), own, side="left")
+    return len(own) - np.searchsorted(own, own, side="left"), retrieved, len(own)
 
 
 def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
@@ -239,19 +251,26 @@ def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.i
     >>> average_precision_per_tag(logits, labels).tolist()
     [1.0, nan]
     """
+    return np.array([average_precision(*pair) for pair in columns(logits, labels)], np.float64)
+
+
+def columns(
+    logits: NDArray[np.floating], labels: NDArray[np.int8]
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int8]]]:
+    """Yield the scores and labels of each tag, contiguous; raises as `average_precision_per_tag`.
+
+    A block of columns is copied at a time: one pass over a row-major matrix then fetches whole
+    cache lines.
+    """
     if logits.shape != labels.shape:
         raise DataError(f"Logits have shape {logits.shape} and labels {labels.shape}; align them.")
-    n_tags = logits.shape[1]
-    value = np.full(n_tags, np.nan)
-    width = 16  # columns a block: one pass over a row-major matrix fetches whole cache lines
-    for start in range(0, n_tags, width):
+    width = 16
+    for start in range(0, logits.shape[1], width):
         scores = np.ascontiguousarray(logits[:, start : start + width].T)
         truth = np.ascontiguousarray(labels[:, start : start + width].T)
         if np.isnan(scores).any():
             raise DataError("Logits hold NaN; the model that made them diverged.")
-        for j in range(len(scores)):
-            value[start + j] = average_precision(scores[j], truth[j])
-    return value
+        yield from zip(scores, truth, strict=True)
 
 
 def macro(values: Floats, mask: NDArray[np.bool_] | None = None) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.catalog.table import POSITIVE, UNKNOWN
-from retailtag.scoring.metrics import Floats
+from retailtag.scoring.metrics import Floats, columns, retrieved_at_positives
 
 
 def oracle_f1(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> float:
@@ -44,20 +43,22 @@ def oracle_f1(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> float:
     >>> oracle_f1(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1, 0, 1, 0], dtype=np.int8))
     0.8
     """
-    known = labels != UNKNOWN
-    truth = labels[known] == POSITIVE
-    n_positive = int(truth.sum())
-    if not n_positive:
-        return float("nan")
-    found = np.sort(scores[known][truth])
-    # F1 rises only where a positive is added: each distinct positive score is a candidate
-    everything = np.sort(scores[known])
-    given = len(everything) - np.searchsorted(everything, found, side="left")
-    tp = n_positive - np.searchsorted(found, found, side="left")
-    return float((2 * tp / (given + n_positive)).max())
+    return _best(*retrieved_at_positives(scores, labels))
 
 
-def oracle_f1_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
-    """`oracle_f1` of every column: (n_images, n_tags) twice to (n_tags,)."""
-    columns = zip(logits.T, labels.T, strict=True)
-    return np.array([oracle_f1(scores, truth) for scores, truth in columns], np.float64)
+def ap_and_oracle(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple[Floats, Floats]:
+    """Average precision and oracle F1 of every tag from one sort, (n_images, n_tags) to (n_tags,).
+
+    Raises as `retailtag.scoring.metrics.average_precision_per_tag` does.
+    """
+    value = np.full((2, logits.shape[1]), np.nan)
+    for j, pair in enumerate(columns(logits, labels)):
+        found, retrieved, n_positive = retrieved_at_positives(*pair)
+        if n_positive:
+            value[:, j] = np.mean(found / retrieved), _best(found, retrieved, n_positive)
+    return value[0], value[1]
+
+
+def _best(found: NDArray[np.intp], retrieved: NDArray[np.intp], n_positive: int) -> float:
+    # F1 rises only where a threshold takes in another positive: those are the candidates
+    return float((2 * found / (retrieved + n_positive)).max()) if n_positive else float("nan")

@@ -21,13 +21,12 @@ from retailtag.scoring.jackknife import Jackknife, jackknife
 from retailtag.scoring.metrics import (
     Floats,
     TagCounts,
-    average_precision_per_tag,
     f1_from_counts,
     macro,
     precision_from_counts,
     recall_from_counts,
 )
-from retailtag.scoring.oracle import oracle_f1_per_tag
+from retailtag.scoring.oracle import ap_and_oracle
 from retailtag.scoring.scorecard import LOW_SUPPORT, GroupSummary, TagRow
 
 if TYPE_CHECKING:
@@ -89,12 +88,13 @@ def measure(
     stacked = np.array(list(masks.values()))
     jack = jackknife(products, stacked)
     replicates = bootstrap_f1([products], n_replicates=n_bootstrap, seed=seed)[0]
+    ap, oracle = ap_and_oracle(aligned.logits, aligned.labels)
     values = {
         "precision": precision_from_counts(counts),
         "recall": recall_from_counts(counts),
         "f1": f1_from_counts(counts),
-        "ap": average_precision_per_tag(aligned.logits, aligned.labels),
-        "f1_oracle": oracle_f1_per_tag(aligned.logits, aligned.labels),
+        "ap": ap,
+        "f1_oracle": oracle,
     }
     return Measured(
         counts=counts,

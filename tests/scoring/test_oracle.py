@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from retailtag.scoring.metrics import f1_from_counts, tag_counts
-from retailtag.scoring.oracle import oracle_f1, oracle_f1_per_tag
+from retailtag.scoring.metrics import average_precision_per_tag, f1_from_counts, tag_counts
+from retailtag.scoring.oracle import ap_and_oracle, oracle_f1
 
 QUICK = settings(max_examples=40, deadline=None)
 COLUMN = st.integers(1, 20)
@@ -38,9 +38,20 @@ def test_order_and_repetition_change_nothing(drawn, random):
 
 def test_no_threshold_beats_it(some_scores):
     logits, labels = some_scores
-    bound = oracle_f1_per_tag(logits, labels)
+    bound = ap_and_oracle(logits, labels)[1]
     for threshold in np.linspace(-3, 4, 29):
         assert (f1_from_counts(tag_counts(logits >= threshold, labels)) <= bound + 1e-12).all()
+
+
+def test_one_sort_gives_both(some_scores):
+    logits, labels = some_scores
+    labels = labels.copy()
+    labels[:, 2] = 0
+    ap, oracle = ap_and_oracle(logits, labels)
+    np.testing.assert_array_equal(ap, average_precision_per_tag(logits, labels))
+    alone = [oracle_f1(logits[:, j], labels[:, j]) for j in range(labels.shape[1])]
+    np.testing.assert_array_equal(oracle, alone)
+    assert np.isnan([ap[2], oracle[2]]).all()
 
 
 def test_perfect_constant_and_undefined():
