@@ -44,6 +44,7 @@ from retailtag.cli.options import (
     weights_by_backbone,
 )
 from retailtag.cli.output import Output
+from retailtag.scoring.bootstrap import N_REPLICATES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,7 +83,7 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
-    replicates: ReplicatesOption = 1000,
+    replicates: ReplicatesOption = N_REPLICATES,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,

@@ -26,6 +26,7 @@ from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
 from retailtag.report.write import write_report
+from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding, often_scored
 from retailtag.scoring.ledger import record_scored
@@ -89,7 +90,7 @@ class BakeoffSettings:
     batch_size: int = 64
     workers: int = 2
     max_pixels: int = MAX_PIXELS
-    n_bootstrap: int = 1000
+    n_bootstrap: int = N_REPLICATES
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,16 +10,17 @@ import numpy as np
 
 from retailtag.errors import DataError
 from retailtag.report.results import BakeoffResult, PairResult
-from retailtag.scoring.bootstrap import Difference
+from retailtag.scoring.compare import Comparison
 
 SAME_LATENCY = 1.10  # latencies within 10 % of the lowest are the same measurement
 
 RULE = (
     "(1) Pairs are ranked by macro-F1 over all tags with a positive in the held-out split. "
-    "(2) A pair is tied with the leader if the paired-bootstrap 95 % interval of their difference "
-    "includes 0. "
-    "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
-    "tail has an interval above 0. "
+    "(2) A pair is tied with the leader unless the paired-bootstrap 95 % interval of their "
+    "difference excludes 0 and the p of random swaps of their images, Holm-adjusted over all "
+    "pairs, is under 0.05. "
+    "(3) Among the tied, the best tail macro-F1 wins against every pair that it is not tied with "
+    "on the tail, by the same test. "
     "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
     "equal), then the shortest training."
 )
@@ -123,27 +124,29 @@ def _tied_with_leader(
         return [leader], [f"{lead}; there is no other pair to compare it with."]
     gaps = [_gap(result, leader, other) for other in ranking[1:]]
     tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.is_tie]
+    difference = gaps[0].difference
     if len(tied) > 1:
         names = _listed([p.name for p in tied[1:]])
         verdict = (
-            f"The data do not tell it from {names}: the interval of the difference includes 0."
+            f"The data do not tell it from {names}: the interval of the difference includes 0, or "
+            "the adjusted p is 0.05 or more."
         )
     else:
-        second, gap = ranking[1], gaps[0]
         verdict = (
-            f"It is ahead of every other pair; the closest, {second.name}, is "
-            f"{_points(gap.value)} points behind ({_points(gap.low)} to {_points(gap.high)})."
+            f"It is ahead of every other pair; the closest, {ranking[1].name}, is "
+            f"{_points(difference.value)} points behind ({_points(difference.low)} to "
+            f"{_points(difference.high)})."
         )
     return tied, [f"{lead}.", verdict]
 
 
-def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Difference:
+def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Comparison:
     found = result.comparison(leader.name, other.name, "all")
     if found is None:
         raise DataError(
             f"The comparison of {leader.name} with {other.name} is missing; compare all pairs."
         )
-    return found.difference
+    return found
 
 
 def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[PairResult], str]:
@@ -155,7 +158,7 @@ def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[P
     left = [best]
     for other in (p for p in tied if p is not best):
         c = result.comparison(best.name, other.name, "tail")
-        if c is None or c.difference.is_tie:
+        if c is None or c.is_tie:
             left.append(other)
     head = f"On the tail {best.name} is best with macro-F1 {_score(best, 'tail')}"
     if len(left) == len(tied):

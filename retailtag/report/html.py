@@ -231,9 +231,9 @@ def _ranking(result: BakeoffResult, decision: Decision) -> str:
     table = _table(
         [*head, "Macro-AP", "Micro-F1"],
         rows,
-        "Macro-F1 × 100 with 95 % bootstrap intervals (products resampled). Every average covers "
-        "the tags with a positive among the held-out images, the same for all pairs. A tag that "
-        "vanishes in a replicate is left out there; intervals are widened by the bias of that.",
+        "Macro-F1 × 100 with 95 % intervals (products are the unit; the bias of F1 from few "
+        "positives is taken off). Every average covers the tags with a positive among the "
+        "held-out images, the same for all pairs.",
     )
     figure = _figure(
         plots.ranking_figure,
