@@ -182,6 +182,8 @@ def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
     if image:
         stored = table.column(image).to_pylist() if nested else [None] * n
         inner = [cell(v["path"]) if v else "" for v in stored]
+        if len(set(filter(None, inner))) < len(list(filter(None, inner))):
+            inner = [""] * n  # names that repeat name nothing
         columns.setdefault("path", [p or f"row-{i:09d}" for i, p in enumerate(inner, start=1)])
     return Manifest(path, columns, Problems(range(1, n + 1)), tuple(shards), image)
 
