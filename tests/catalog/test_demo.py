@@ -16,7 +16,7 @@ from retailtag.catalog.demo.taxonomy import FACETS, TAGS, zipf
 from retailtag.catalog.demo.words import BRANDS, PATTERNS
 from retailtag.catalog.demo.world import Product, sample_product, sample_products, split_products
 from retailtag.catalog.demo.write import tag_counts
-from retailtag.errors import UsageError
+from retailtag.errors import ArtefactError, UsageError
 
 N_IMAGES = 130
 
@@ -190,6 +190,13 @@ def test_every_article_is_drawn_inside_the_picture(article):
     )
     alpha = np.asarray(draw_product(look, np.random.default_rng(0)).flat)[:, :, 3]
     assert 0.03 < (alpha > 128).mean() < 0.75
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"summary": {"n": 1}}', '{"summary": 3}'])
+def test_a_damaged_record_says_so(tmp_path, text):
+    (tmp_path / "demo.json").write_text(text)
+    with pytest.raises(ArtefactError, match=r"demo\.json is damaged; remove"):
+        write_demo_catalogue(tmp_path, N_IMAGES, seed=3, workers=1)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[1:])

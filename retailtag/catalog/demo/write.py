@@ -22,7 +22,7 @@ from retailtag.catalog.demo.look import Look
 from retailtag.catalog.demo.photo import photograph
 from retailtag.catalog.demo.taxonomy import TAGS
 from retailtag.catalog.demo.world import Product, sample_product, sample_products, split_products
-from retailtag.errors import UsageError
+from retailtag.errors import ArtefactError, UsageError
 
 GENERATOR = "2"
 QUALITY = 88
@@ -134,14 +134,19 @@ def _found(out: Path, asked: dict[str, object]) -> DemoSummary | None:
         raise UsageError(
             f"{out} holds something other than a demo catalogue; name another folder or empty it"
         )
-    record = json.loads(record_path.read_text())
-    summary = record.pop("summary")
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        found = _summary_at(out, record.pop("summary"), reused=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtefactError(
+            f"{record_path} is damaged; remove {out} and draw the catalogue again."
+        ) from error
     if record != asked:
         made = ", ".join(f"{key} {value}" for key, value in record.items())
         raise UsageError(
             f"{out} holds another demo catalogue ({made}); name another folder or remove this one"
         )
-    return _summary_at(out, summary, reused=True)
+    return found
 
 
 def _summary_at(out: Path, counts: dict[str, object], reused: bool) -> DemoSummary:
