@@ -262,15 +262,23 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
 
 
 def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
-    """Report cells whose bytes were not UTF-8, or that hold a NUL (arrays of text drop it)."""
+    """Report cells that are no text: objects, wrong bytes, or a NUL (arrays of text drop it)."""
     used = {"path", "tags", "image_id", "split", "group", "title", "tags_unknown", *attributes}
     for name in manifest.columns.keys() & used:
         cells = manifest.columns[name]
+        for row in manifest.nested.get(name, ()):
+            manifest.problems.add(row, f"{name} holds an object where text or a list belongs")
         if _is_clean("".join("".join(c) for c in cells)):
             continue
         for row, value in enumerate(cells):
-            if not _is_clean("".join(value)):
-                manifest.problems.add(row, f"{name} has the wrong encoding (not UTF-8 text)")
+            text = "".join(value)
+            if not _is_clean(text):
+                fault = (
+                    "holds a NUL character; remove it"
+                    if "\0" in text
+                    else "has the wrong encoding (not UTF-8 text)"
+                )
+                manifest.problems.add(row, f"{name} {fault}")
 
 
 def _is_clean(text: str) -> bool:

@@ -276,6 +276,29 @@ def test_bad_json_lines_and_tags_with_the_separator(shop):
     assert "empty tags" in rows[4][1]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_objects_are_no_tags_and_do_no_harm_elsewhere(shop, kind):
+    records = [
+        {"path": "images/0.jpg", "tags": {"a": 1}, "meta": {"x": 1}},
+        {"path": "images/1.jpg", "tags": {"a": 2}, "meta": {"x": 2}},
+    ]
+    path = shop / f"x.{kind}"
+    if kind == "jsonl":
+        records[1]["tags"] = ["fine", ["deep"]]
+        path.write_text("\n".join(json.dumps(r) for r in records))
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    with pytest.raises(BadCatalogue) as caught:
+        read_catalog(path)
+    said = "tags holds an object where text or a list belongs"
+    assert [p.endswith(said) for p in caught.value.problems] == [True, True]
+
+
+def test_a_nul_is_called_by_its_name(manifest):
+    with pytest.raises(BadCatalogue, match="row 2: tags holds a NUL character; remove it"):
+        read_catalog(manifest("path,tags", "images/0.jpg,a\0b"))
+
+
 def test_a_catalogue_without_any_of_its_images_says_so_once(manifest):
     path = manifest("path,tags", *(f"elsewhere/{i}.jpg,a" for i in range(200)))
     with pytest.raises(DataError, match="None of the 200 images") as caught:
@@ -322,7 +345,12 @@ def test_a_class_folder_that_is_a_link_is_not_dropped_silently(shop, tmp_path):
         (b"file,tags\na,b\n", "no column path"),
         (b"path,label\na,b\n", "--attributes"),
         (b'path,tags\n"a,b\n', "breaks off"),
-        ("path,tags\na,b\n".encode("utf-16"), "UTF-16"),
+        ("path,tags\na,b\n".encode("utf-16"), "is UTF-16"),
+        ("path,tags\na,b\n".encode("utf-32"), "is UTF-32"),
+        ("path,tags\na,b\n".encode("utf-16-le"), "NUL bytes in its first line"),
+        ("path,tags\na,b\n".encode("utf-16-be"), "NUL bytes in its first line"),
+        (b"path;tags\na;b\n", "by semicolons where commas are expected"),
+        (b"path\ttags\na\tb\n", "by tabs where commas are expected"),
     ],
 )
 def test_a_manifest_that_is_none_names_itself(shop, content, words):
