@@ -220,10 +220,11 @@ def _text(path: Path) -> str:
 
 
 def _check_delimiter(path: Path, header: Sequence[str], delimiter: str) -> None:
-    """Refuse a header of a single cell that another delimiter would divide."""
+    """Refuse a header of a single cell in which another delimiter would find ``path``."""
     names = {",": "commas", ";": "semicolons", "\t": "tabs"}
-    other = next((d for d in names if len(header) == 1 and d in header[0]), "")
-    if other:
+    only = header[0] if len(header) == 1 else ""
+    other = next((d for d in names if d in only), "")
+    if other and "path" in [name.strip(' "') for name in only.split(other)]:
         raise DataError(
             f"{path} divides its cells by {names[other]} where {names[delimiter]} are expected; "
             "save it with commas as .csv, or with tabs as .tsv."

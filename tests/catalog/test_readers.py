@@ -349,7 +349,8 @@ def test_a_class_folder_that_is_a_link_is_not_dropped_silently(shop, tmp_path):
         ("path,tags\na,b\n".encode("utf-32"), "is UTF-32"),
         ("path,tags\na,b\n".encode("utf-16-le"), "NUL bytes in its first line"),
         ("path,tags\na,b\n".encode("utf-16-be"), "NUL bytes in its first line"),
-        (b"path;tags\na;b\n", "by semicolons where commas are expected"),
+        (b"pa;th\na;b\n", "no column path"),
+        (b'image_id;"path"\na;b\n', "by semicolons where commas are expected"),
         (b"path\ttags\na\tb\n", "by tabs where commas are expected"),
     ],
 )
