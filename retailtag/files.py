@@ -24,7 +24,12 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    prefix = f".{path.name}."
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(fd, "wb") as handle:
             yield handle
@@ -33,8 +38,11 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        # A full disk names no file, a refused rename the temporary one; the user knows `path`.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -101,19 +109,45 @@ def read_artefact(
     DataError
         If a file is missing or damaged.
     ArtefactError
-        If the header has another format.
+        If the header has another format or is damaged; and where the caller takes a key that is
+        not there.
     """
     from safetensors import SafetensorError
 
     header = read_json(folder / f"{name}.json")
     if not isinstance(header, dict) or header.get("format") != version:
         raise ArtefactError(f"{folder}/{name}.json has another format; run {command} again.")
+    header = _Keyed.of(header, f"{folder}/{name}.json", command)
+    if not isinstance(header["tags"], list) or not isinstance(header["facts"], dict):
+        raise ArtefactError(
+            f"{folder}/{name}.json is damaged (tags is no list or facts no object); "
+            f"run {command} again."
+        )
+    header["facts"] = _Keyed.of(header["facts"], f"{folder}/{name}.json", command)
     try:
-        return header, parse((folder / f"{name}.safetensors").read_bytes())
+        tensors = parse((folder / f"{name}.safetensors").read_bytes())
+        return header, _Keyed.of(tensors, f"{folder}/{name}.safetensors", command)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"{folder}/{name}.safetensors cannot be read ({error}); run {command} again."
         ) from error
+
+
+class _Keyed(dict[str, Any]):
+    """What a file holds; taking a key that it lacks names the file, the key and the remedy."""
+
+    place = ""
+    command = ""
+
+    @classmethod
+    def of(cls, content: dict[str, Any], place: str, command: str) -> _Keyed:
+        """Wrap the `content` of the file `place`, which `command` writes again."""
+        keyed = cls(content)
+        keyed.place, keyed.command = place, command
+        return keyed
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtefactError(f"{self.place} lacks {key}; run {self.command} again.")
 
 
 def file_sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retailtag.errors import ArtefactError, DataError
 from retailtag.files import write_whole
 
 FORMAT = 1
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,28 +94,40 @@ class Predictions:
         Raises
         ------
         DataError
-            If the file is missing or is not such a file.
+            If the file is missing, damaged or not such a file.
         ArtefactError
             If it was written by a newer format.
         """
+        told = "is damaged or no predictions file of retailtag; run probe or finetune again"
         try:
-            with np.load(path, allow_pickle=False) as z:
+            with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
             header = json.loads(arrays["header"].tobytes())
-            version = header["format"]
+            if header["format"] == FORMAT:
+                return cls._of(header, arrays)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; run probe or finetune first.") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is not a predictions file of retailtag: {error}.") from error
-        if version != FORMAT:
-            raise ArtefactError(
-                f"{path} has format {version}, this version reads {FORMAT}; write it again."
-            )
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        except KeyError as error:
+            raise DataError(f"{path} {told} (it lacks {error}).") from error
+        except OSError as error:
+            raise DataError(f"{path} {told} ({error.strerror or 'it breaks off'}).") from error
+        except (ValueError, TypeError, AttributeError, EOFError, *_DAMAGED) as error:
+            # Not the reason: NumPy's is advice to allow pickled code.
+            raise DataError(f"{path} {told}.") from error
+        raise ArtefactError(
+            f"{path} has format {header['format']}, this version reads {FORMAT}; write it again."
+        )
+
+    @classmethod
+    def _of(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Predictions:
+        """From the parts of the file; whatever they lack or mistake raises."""
         return cls(
             image_ids=arrays["image_ids"],
             tags=tuple(header["tags"]),
             logits=arrays["logits"],
             thresholds=arrays["thresholds"],
             fitted_ids=arrays["fitted_ids"],
-            provenance=header["provenance"],
+            provenance=dict(header["provenance"]),
         )

@@ -14,7 +14,9 @@ from retailtag.backbones.demo_file import unpack
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, override
 from retailtag.backbones.weights import fit_state, read_state, weights_file
+from retailtag.errors import UsageError
 
+MAX_SIZE = 1024
 PREPROCESS = Preprocess(size=(64, 64), mode="squash", interpolation="bicubic")
 
 
@@ -29,9 +31,16 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
         Local file or folder instead of the packaged weights.
     random_weights : bool
         Leave the initial values.
+
+    Raises
+    ------
+    UsageError
+        If the id asks for a size that no demo model is meant for.
     """
     from retailtag.backbones.demo import build_demo_model
 
+    if max(override(PREPROCESS, backbone_id).size) > MAX_SIZE:
+        raise UsageError(f"Backbone {backbone_id}: demo models take a size of at most {MAX_SIZE}.")
     packaged = weights is None and not random_weights
     model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
     if weights is not None:

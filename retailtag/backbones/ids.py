@@ -44,6 +44,7 @@ References
 SCHEMES = ("timm", "open_clip", "demo")
 DEMOS = ("cnn", "dino", "clip")
 PREPROCESS_KEYS = ("crop_mode", "crop_pct", "interpolation", "mean", "pool", "size", "std")
+DEMO_KEYS = tuple(key for key in PREPROCESS_KEYS if key != "pool")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-/]*")
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
@@ -120,7 +121,11 @@ def resolve_id(backbone_id: str) -> BackboneId:
     if not _NAME.fullmatch(name):
         raise UsageError(f"Backbone {backbone_id} names no model; write {scheme}:MODEL.")
     model, tag = _split_tag(scheme, name)
-    return BackboneId(scheme, model, tag, _parse_args(backbone_id, query))
+    args = _parse_args(backbone_id, query)
+    if scheme == "demo" and (odd := [key for key, _ in args if key not in DEMO_KEYS]):
+        hint = nearest(odd[0], list(DEMO_KEYS))
+        raise UsageError(f"Backbone {backbone_id}: demo models take no {odd[0]}; {hint}")
+    return BackboneId(scheme, model, tag, args)
 
 
 def nearest(word: str, known: list[str]) -> str:

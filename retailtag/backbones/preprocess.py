@@ -24,6 +24,7 @@ INTERPOLATIONS = {
     "hamming": Image.Resampling.HAMMING,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MAX_SIDE = 4096
 MODES = ("shortest", "squash", "longest")
 _CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 
@@ -85,6 +86,11 @@ class Preprocess:
             )
         if not 0 < self.crop_pct <= 1:
             raise UsageError(f"crop_pct {self.crop_pct} is not in (0, 1].")
+        if max(self.size) / self.crop_pct > MAX_SIDE:
+            raise UsageError(
+                f"Image size {self.size} at crop_pct {self.crop_pct} is more than {MAX_SIDE} "
+                "pixels a side; give a smaller one."
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UsageError("mean and std need one value per colour, and std above 0.")
 

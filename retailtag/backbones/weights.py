@@ -154,11 +154,13 @@ def _read_torch(path: Path) -> Any:
             # a pickle protocol that torch did not write: it reads or it is refused below
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        # Not torch's reason: of a pickle it is advice to load it with code after all.
         raise DataError(
             f"{path} is damaged or would have to run code to be read, which retailtag never does; "
-            f"save the model's state_dict() as safetensors ({first})"
+            "save the model's state_dict() as safetensors."
         ) from error
 
 

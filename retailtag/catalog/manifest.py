@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -65,6 +66,8 @@ class Manifest:
         Parquet files in row order; empty for other manifests.
     image_column : str
         Parquet column of image bytes; empty where there is none.
+    nested : dict of str to list of int
+        Rows of each column that hold an object, or lists within a list, instead of text.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class Manifest:
     problems: Problems
     shards: tuple[Path, ...] = ()
     image_column: str = ""
+    nested: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.problems.row_numbers)
@@ -98,16 +102,8 @@ def read_csv(path: Path) -> Manifest:
     DataError
         If there is no header, it repeats a column, or the quoting never closes.
     """
-    data = _bytes(path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is UTF-16; save it as UTF-8.")
-    # Bytes that are not UTF-8 become lone surrogates, which name their rows later on.
-    text = data.decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
-        strict=True,
-    )
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     numbers, rows = [], []
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -117,6 +113,7 @@ def read_csv(path: Path) -> Manifest:
                 rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path} breaks off as CSV at line {reader.line_num}: {error}.") from error
+    _check_delimiter(path, header, delimiter)
     if len(set(header)) != len(header) or not header:
         raise DataError(f"{path} needs a first line that names each column once.")
     problems = Problems(numbers)
@@ -133,8 +130,7 @@ def read_csv(path: Path) -> Manifest:
 
 def read_json_lines(path: Path) -> Manifest:
     """Read one JSON object a line; a line that is none is a bad row."""
-    text = _bytes(path).decode("utf-8-sig", errors="surrogateescape")
-    numbered = [(n, t) for n, t in enumerate(text.split("\n"), start=1) if t.strip()]
+    numbered = [(n, t) for n, t in enumerate(_text(path).split("\n"), start=1) if t.strip()]
     problems = Problems([n for n, _ in numbered])
     records: list[dict[str, Any]] = []
     for i, (_, line) in enumerate(numbered):
@@ -148,7 +144,9 @@ def read_json_lines(path: Path) -> Manifest:
             problems.add(i, "is no JSON object", broken=True)
         records.append(value)
     names = dict.fromkeys(name for record in records for name in record)
-    return Manifest(path, {n: [cell(r.get(n)) for r in records] for n in names}, problems)
+    columns = {n: [cell(r.get(n)) for r in records] for n in names}
+    nested = {n: _nested_rows([r.get(n) for r in records]) for n in names}
+    return Manifest(path, columns, problems, nested=nested)
 
 
 def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
@@ -174,23 +172,63 @@ def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     columns: dict[str, list[Cell]] = {}
+    nested_rows: dict[str, list[int]] = {}
     names = _class_names(schema.metadata or {})
     for name in plain:
         values = table.column(name).to_pylist()
+        nested_rows[name] = _nested_rows(values)
         columns[name] = [cell(_named(v, names[name]) if name in names else v) for v in values]
     n = table.num_rows
     if image:
         stored = table.column(image).to_pylist() if nested else [None] * n
         inner = [cell(v["path"]) if v else "" for v in stored]
+        if len(set(filter(None, inner))) < len(list(filter(None, inner))):
+            inner = [""] * n  # names that repeat name nothing
         columns.setdefault("path", [p or f"row-{i:09d}" for i, p in enumerate(inner, start=1)])
-    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(shards), image)
+    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(shards), image, nested_rows)
 
 
-def _bytes(path: Path) -> bytes:
+def _nested_rows(values: Sequence[Any]) -> list[int]:
+    """Rows whose value is neither text, number, nothing, nor a list of these."""
+    return [
+        row
+        for row, value in enumerate(values)
+        if isinstance(value, dict)
+        or (isinstance(value, list | tuple) and any(isinstance(v, list | dict) for v in value))
+    ]
+
+
+def _text(path: Path) -> str:
+    """Content of a text file; bytes that are not UTF-8 become lone surrogates.
+
+    Surrogates name their rows later on; a file that as a whole is UTF-16 or UTF-32 is refused.
+    """
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    # UTF-32's little-endian mark begins with UTF-16's.
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise DataError(f"{path} is UTF-32; save it as UTF-8.")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16; save it as UTF-8.")
+    if b"\0" in data.partition(b"\n")[0]:
+        raise DataError(
+            f"{path} has NUL bytes in its first line, as UTF-16 and UTF-32 have; save it as UTF-8."
+        )
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _check_delimiter(path: Path, header: Sequence[str], delimiter: str) -> None:
+    """Refuse a header of a single cell in which another delimiter would find ``path``."""
+    names = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    only = header[0] if len(header) == 1 else ""
+    other = next((d for d in names if d in only), "")
+    if other and "path" in [name.strip(' "') for name in only.split(other)]:
+        raise DataError(
+            f"{path} divides its cells by {names[other]} where {names[delimiter]} are expected; "
+            "save it with commas as .csv, or with tabs as .tsv."
+        )
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,13 @@ from retailtag.catalog.manifest import (
     read_json_lines,
     read_parquet,
 )
-from retailtag.catalog.sources import ParquetImages, PathImages, archives_beside, open_images
+from retailtag.catalog.sources import (
+    MISSING,
+    ParquetImages,
+    PathImages,
+    archives_beside,
+    open_images,
+)
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
 from retailtag.errors import BadCatalogue, DataError, UsageError
 from retailtag.files import write_text
@@ -34,7 +41,8 @@ IMAGE_SUFFIXES = (
     ".ppm", ".pgm",
 )  # fmt: skip
 MANY_ROWS = 100
-_SHARD = re.compile(r"(train|validation|valid|val|test)(-\d+-of-\d+)?$")
+SPLIT_WORDS = {name: name for name in SPLITS} | dict.fromkeys(("validation", "valid", "dev"), "val")
+_SHARD = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$")
 _SUFFIX = re.compile(r"(?<=[^/])\.[^./]*$")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
@@ -45,6 +53,7 @@ def read_catalog(
     attributes: Sequence[str] = (),
     images: Path | None = None,
     cutoffs: GroupCutoffs | None = None,
+    use_split: bool = True,
 ) -> Catalog:
     """Read a manifest, a folder per class, or a folder that holds ``catalogue.csv``.
 
@@ -54,17 +63,20 @@ def read_catalog(
         ``.csv``, ``.tsv``, ``.jsonl``/``.ndjson`` or ``.parquet`` with columns ``path`` and
         ``tags`` (joined by ``|``, or a list), optionally ``image_id``, ``split``, ``group``,
         ``title``, ``tags_unknown``; other columns are ignored. Or a folder: with a
-        ``catalogue.csv``; of Parquet shards (``train-00000-of-00004.parquet``); or of one folder
-        per class, optionally under ``train``, ``val`` and ``test``.
+        ``catalogue.csv``; of Parquet shards (``train-00000-of-00004.parquet``), there or in its
+        ``data``; or of one folder per class, optionally under ``train``, ``val`` and ``test``.
     attributes : sequence of str
         Columns whose values become tags under their name: column ``gender`` gives
         ``gender:Men``.
     images : Path, optional
-        Folder, tar or zip of the images. Default: files beside the manifest, or, where none of
+        Folder, tar or zip of the images, or Parquet with their bytes (a file, or a folder of
+        shards). Default: files beside the manifest, or, where none of
         them is there, ``images.tar``, ``images.tar.xz``/``.gz``/``.bz2`` or ``images.zip``
         beside it; the bytes inside a Parquet manifest.
     cutoffs : GroupCutoffs, optional
         Where tail ends and frequent begins.
+    use_split : bool
+        Follow the split that is given; without, whatever it says, everything is ``train``.
 
     Returns
     -------
@@ -83,7 +95,8 @@ def read_catalog(
 
     Notes
     -----
-    Without a ``split`` column everything is ``train``; an id defaults to the path without its
+    Without a ``split`` column everything is ``train``; ``validation``, ``valid`` and ``dev`` are
+    other words for ``val``; an id defaults to the path without its
     suffix; an image without ``group`` is a product of its own. An image without any tag is
     written ``-``, since an empty cell is more often an oversight; in an attribute column an
     empty cell means that this attribute was not annotated. ``tags_unknown`` names the tags that
@@ -91,6 +104,8 @@ def read_catalog(
     """
     path = Path(path)
     manifest = _open(path)
+    if not use_split:
+        manifest.columns.pop("split", None)
     problems = manifest.problems
     _check_columns(manifest, attributes)
     _check_text(manifest, attributes)
@@ -151,7 +166,7 @@ def _open(path: Path) -> Manifest:
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
             return read_csv(path / FOLDER_MANIFEST)
-        if shards := sorted(path.glob("*.parquet")):
+        if shards := _shards(path):
             return _with_shard_splits(read_parquet(path, shards))
         return _read_class_folders(path)
     if not path.exists():
@@ -168,6 +183,11 @@ def _open(path: Path) -> Manifest:
     )
 
 
+def _shards(folder: Path) -> list[Path]:
+    """Parquet files of a folder in row order, or of its ``data``, as Hugging Face lays them."""
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+
+
 def _with_shard_splits(manifest: Manifest) -> Manifest:
     """Take the split from the shards' names where Hugging Face's convention gives it."""
     import pyarrow.parquet as pq
@@ -175,8 +195,7 @@ def _with_shard_splits(manifest: Manifest) -> Manifest:
     found = [_SHARD.match(shard.stem) for shard in manifest.shards]
     if "split" in manifest.columns or not all(found):
         return manifest
-    names = [m.group(1) if m else "" for m in found]
-    splits = ["val" if n.startswith("val") else n for n in names]
+    splits = [m.group(1) if m else "" for m in found]
     counts = [pq.read_metadata(shard).num_rows for shard in manifest.shards]
     manifest.columns["split"] = np.repeat(splits, counts).tolist()
     return manifest
@@ -185,10 +204,15 @@ def _with_shard_splits(manifest: Manifest) -> Manifest:
 def _read_class_folders(root: Path) -> Manifest:
     """List ``class/**/image`` or ``split/class/**/image``, without hidden files and non-images."""
     tops = sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
-    has_splits = bool(tops) and set(tops) <= set(SPLITS)
+    has_splits = bool(tops) and set(tops) <= set(SPLIT_WORDS)
     paths = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if linked := next((f for f in folders if (Path(folder) / f).is_symlink()), ""):
+            raise DataError(
+                f"{folder}/{linked} is a link to a folder, which is not followed; put the images "
+                "themselves there, or move the link away."
+            )
         inner = Path(folder).relative_to(root).as_posix()
         if inner.count("/") >= has_splits and inner != ".":
             paths += [f"{inner}/{name}" for name in sorted(files) if _looks_like_image(name)]
@@ -201,6 +225,13 @@ def _read_class_folders(root: Path) -> Manifest:
     if has_splits:
         columns["split"] = [p[0] for p in parts]
     return Manifest(root, columns, Problems(range(1, len(paths) + 1)))
+
+
+def _refuse(error: OSError) -> None:
+    """Stop at a folder that cannot be listed: its class would be gone without a word."""
+    raise DataError(
+        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
+    ) from error
 
 
 def _looks_like_image(name: str) -> bool:
@@ -231,15 +262,23 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
 
 
 def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
-    """Report cells whose bytes were not UTF-8, or that hold a NUL (arrays of text drop it)."""
+    """Report cells that are no text: objects, wrong bytes, or a NUL (arrays of text drop it)."""
     used = {"path", "tags", "image_id", "split", "group", "title", "tags_unknown", *attributes}
     for name in manifest.columns.keys() & used:
         cells = manifest.columns[name]
+        for row in manifest.nested.get(name, ()):
+            manifest.problems.add(row, f"{name} holds an object where text or a list belongs")
         if _is_clean("".join("".join(c) for c in cells)):
             continue
         for row, value in enumerate(cells):
-            if not _is_clean("".join(value)):
-                manifest.problems.add(row, f"{name} has the wrong encoding (not UTF-8 text)")
+            text = "".join(value)
+            if not _is_clean(text):
+                fault = (
+                    "holds a NUL character; remove it"
+                    if "\0" in text
+                    else "has the wrong encoding (not UTF-8 text)"
+                )
+                manifest.problems.add(row, f"{name} {fault}")
 
 
 def _is_clean(text: str) -> bool:
@@ -270,9 +309,12 @@ def _check_paths(paths: Sequence[str], problems: Problems) -> list[str]:
 def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> PathImages:
     """Find the images where `read_catalog` says."""
     if images is not None and images.suffix.lower() in (".parquet", ".pq"):
-        return _parquet_source(images, paths)
+        return _parquet_source(images, [images], paths)
     if images is not None:
-        return open_images(images, paths)
+        source = open_images(images, paths)
+        if len(source.faults) == len(paths) and images.is_dir() and (shards := _shards(images)):
+            return _parquet_source(images, shards, paths)
+        return source
     if manifest.image_column:
         return ParquetImages(manifest.path, paths, manifest.shards, manifest.image_column)
     folder = manifest.path if manifest.path.is_dir() else manifest.path.parent
@@ -283,16 +325,19 @@ def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> Pa
     return next((a for a in archives if len(a.faults) < len(paths)), source)
 
 
-def _parquet_source(path: Path, paths: Sequence[str]) -> PathImages:
-    """Serve a manifest's paths from the image bytes of a Parquet file."""
-    stored = read_parquet(path, [path])
+def _parquet_source(path: Path, shards: Sequence[Path], paths: Sequence[str]) -> PathImages:
+    """Serve a manifest's paths from the image bytes of Parquet files."""
+    stored = read_parquet(path, shards)
     if not stored.image_column:
         raise DataError(f"{path} has no column of image bytes.")
-    rows = {str(p): i for i, p in enumerate(stored.columns["path"])}
-    source = ParquetImages(
-        path, paths, [path], stored.image_column, [rows.get(p, 0) for p in paths]
-    )
-    source.faults = {i: "is missing" for i, p in enumerate(paths) if p not in rows}
+    names = [str(p) for p in stored.columns["path"]]
+    rows = {p: i for i, p in enumerate(names)}
+    places = [rows.get(p, 0) for p in paths]
+    source = ParquetImages(path, paths, shards, stored.image_column, places)
+    source.faults = {i: MISSING for i, p in enumerate(paths) if p not in rows}
+    if len(rows) < len(names):
+        often = {p for p, n in Counter(names).items() if n > 1}
+        source.faults |= {i: "is stored in several rows" for i, p in enumerate(paths) if p in often}
     return source
 
 
@@ -301,9 +346,10 @@ def _check_files(
 ) -> None:
     faults = {row: why for row, why in source.faults.items() if paths[row]}
     if len(faults) == len(paths) > MANY_ROWS:
+        told = next((f": {paths[r]} {why}." for r, why in faults.items() if why != MISSING), None)
         raise DataError(
-            f"None of the {len(paths):,} images of {manifest.path} is in {source.root}; "
-            "give the folder or archive that holds them as --images."
+            f"None of the {len(paths):,} images of {manifest.path} is in {source.root}"
+            + (told or "; give the folder or archive that holds them as --images.")
         )
     for row, why in faults.items():
         problems.add(row, f"{paths[row]} {why}")
@@ -324,7 +370,8 @@ def _ids(manifest: Manifest, paths: Sequence[str], problems: Problems) -> list[s
 def _splits(manifest: Manifest, problems: Problems) -> NDArray[np.str_]:
     if "split" not in manifest.columns:
         return np.full(len(manifest), "train")
-    split = np.array([str(s) for s in manifest.columns["split"]])
+    words = [str(s) for s in manifest.columns["split"]]
+    split = np.array([SPLIT_WORDS.get(w, w) for w in words])
     for row in np.flatnonzero(~np.isin(split, SPLITS)):
         problems.add(int(row), f"unknown split '{split[row]}' (expected {', '.join(SPLITS)})")
     return split

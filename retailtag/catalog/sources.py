@@ -22,6 +22,11 @@ from retailtag.catalog.unpack import Members, plain_tar
 from retailtag.errors import DataError, UnreadableImage
 
 MAX_BYTES = 1 << 30
+MISSING = "is missing"
+LINKED = (
+    "lies behind a link that leaves the folder; give the real folder as --images "
+    "(paths are relative to it)"
+)
 ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
 
 
@@ -80,24 +85,27 @@ class FolderImages(PathImages):
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         super().__init__(root, paths)
         self._real = os.path.realpath(self.root)
-        listings: dict[str, dict[str, str]] = {}
+        listings: dict[str, tuple[dict[str, str], str]] = {}
         for i, path in enumerate(self.paths):
             folder, _, name = path.rpartition("/")
             if folder not in listings:
                 listings[folder] = self._scan(folder)
-            fault = listings[folder].get(name, "is missing")
+            faults, otherwise = listings[folder]
+            fault = faults.get(name, otherwise)
             if fault:
                 self.faults[i] = fault
 
-    def _scan(self, folder: str) -> dict[str, str]:
-        """Name to fault (empty: none) of every entry of one folder."""
+    def _scan(self, folder: str) -> tuple[dict[str, str], str]:
+        """Name to fault (empty: none) of every entry of one folder, and the fault of the rest."""
         if not self._inside(folder):
-            return {}
+            return {}, LINKED
         try:
             with os.scandir(f"{self._real}/{folder}") as entries:
-                return {entry.name: self._fault(entry, folder) for entry in entries}
+                return {entry.name: self._fault(entry, folder) for entry in entries}, MISSING
+        except PermissionError:
+            return {}, "lies in a folder that may not be read; mend its permissions"
         except (OSError, ValueError):
-            return {}
+            return {}, MISSING
 
     def _fault(self, entry: os.DirEntry[str], folder: str) -> str:
         if entry.is_symlink() and not self._inside(f"{folder}/{entry.name}"):
@@ -182,7 +190,7 @@ def _locate(paths: Sequence[str], members: Members) -> tuple[list[tuple[int, int
     for i, path in enumerate(paths):
         span = members.spans.get(path)
         if span is None:
-            faults[i] = members.refused.get(path, "is missing")
+            faults[i] = members.refused.get(path, MISSING)
         spans.append(span or (0, 0))
     return spans, faults
 
@@ -201,7 +209,7 @@ class ZipImages(PathImages):
         self._infos: dict[int, zipfile.ZipInfo] = {}
         for i, path in enumerate(self.paths):
             info = infos.get(path)
-            fault = "is missing" if info is None else _zip_fault(info)
+            fault = MISSING if info is None else _zip_fault(info)
             if fault:
                 self.faults[i] = fault
             elif info is not None:

@@ -91,7 +91,9 @@ def split(
         raise UsageError(f"--out {out}: the manifest is written as CSV; end its name in .csv.")
     if out.exists() and not force:
         raise UsageError(f"--out {out} exists; give another name, or --force to overwrite it.")
-    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    catalog = read_catalog(
+        catalogue, attributes=split_list(attributes), images=images, use_split=False
+    )
     divided, unsatisfied = split_catalog(catalog, test=n_test, val=n_val, seed=seed)
     write_catalogue(divided, out)
     sizes = {s: len(divided.rows(s)) for s in ("train", "val", "test")}

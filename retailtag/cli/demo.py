@@ -13,7 +13,9 @@ from retailtag.cli.output import Output
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the catalogue to.")],
-    n_images: Annotated[int, typer.Option("--n-images", min=250, help="Images to draw.")] = 4000,
+    n_images: Annotated[
+        int, typer.Option("--n-images", help="Images to draw, at least 150.")
+    ] = 4000,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")
     ] = None,

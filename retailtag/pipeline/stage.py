@@ -61,9 +61,13 @@ def read_record(folder: Path) -> StageRecord | None:
         value = read_json(folder / RECORD)
         if value.pop("format") != FORMAT:
             return None
-        return StageRecord(**value)
+        record = StageRecord(**value)
     except (DataError, KeyError, TypeError, AttributeError):
         return None
+    objects = (record.inputs, record.outputs, record.facts)
+    numbers = (record.seconds, record.peak_memory_mib)
+    sound = all(isinstance(o, dict) for o in objects)
+    return record if sound and all(isinstance(n, int | float) for n in numbers) else None
 
 
 def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:

@@ -68,9 +68,12 @@ class Probe:
         DataError
             If a file is missing or damaged.
         ArtefactError
-            If it was written by a newer format.
+            If it was written by a newer format or lacks something.
         """
         from safetensors.numpy import load
 
         header, arrays = read_artefact(folder, "probe", FORMAT, "retailtag probe", load)
-        return cls(tags=tuple(header["tags"]), facts=header["facts"], **arrays)
+        names = ("weight", "bias", "thresholds", "C")
+        return cls(
+            tags=tuple(header["tags"]), facts=header["facts"], **{n: arrays[n] for n in names}
+        )

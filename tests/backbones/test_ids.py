@@ -78,6 +78,9 @@ def test_text_is_canonical_whatever_the_order(args, rng):
         ("openclip:RN50", r"unknown library; did you mean open_clip:\?"),
         ("resnet50", "unknown preset; .* known|An id is timm:MODEL.TAG"),
         ("demo:dinov2", r"did you mean dino\?"),
+        ("demo:cnn?foo=1", "demo models take no foo"),
+        ("demo:cnn?sizes=64", r"demo models take no sizes; did you mean size\?"),
+        ("demo:cnn?pool=zzz", "demo models take no pool"),
         ("timm:", "names no model"),
         ("timm:resnet18?size", "write the argument 'size' as name=value"),
         ("timm:resnet18?size=1&size=2", "gives size twice"),
@@ -106,6 +109,14 @@ def test_what_the_library_does_not_know_is_said(text, said):
     random = "banana" in text
     with pytest.raises(UsageError, match=said):
         load_backbone(text, random_weights=random)
+
+
+@pytest.mark.parametrize("query", ["size=1025", "size=9999", "size=64,2000", "crop_pct=0.0001"])
+def test_sizes_that_would_eat_the_memory_are_refused(query):
+    from retailtag.backbones import load_backbone
+
+    with pytest.raises(UsageError, match=r"Backbone demo:cnn\?.*(at most|more than)"):
+        load_backbone(f"demo:cnn?{query}")
 
 
 def test_resolving_imports_no_torch():

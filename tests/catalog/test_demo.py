@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from retailtag.catalog.demo import DemoSummary, contact_sheet, write_demo_catalogue
 from retailtag.catalog.demo.articles import ARTICLES
@@ -15,10 +16,11 @@ from retailtag.catalog.demo.source import CODE_SIZES, sample_source
 from retailtag.catalog.demo.taxonomy import FACETS, TAGS, zipf
 from retailtag.catalog.demo.words import BRANDS, PATTERNS
 from retailtag.catalog.demo.world import Product, sample_product, sample_products, split_products
-from retailtag.catalog.demo.write import tag_counts
-from retailtag.errors import UsageError
+from retailtag.catalog.demo.write import MIN_IMAGES, TEST_SHARE, tag_counts
+from retailtag.cli.main import app
+from retailtag.errors import ArtefactError, UsageError
 
-N_IMAGES = 130
+N_IMAGES = MIN_IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_another_catalogue_in_the_folder_is_refused(demo):
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="something other"):
-        write_demo_catalogue(tmp_path, 10)
+        write_demo_catalogue(tmp_path, N_IMAGES)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -122,14 +124,30 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_demo_catalogue(tmp_path / "shop", 20, workers=1, progress=stop)
+        write_demo_catalogue(tmp_path / "shop", N_IMAGES, workers=1, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_adds_up_and_an_empty_folder_will_do(tmp_path):
     steps: list[int] = []
-    write_demo_catalogue(tmp_path, 12, workers=1, progress=steps.append)
-    assert sum(steps) == 12
+    write_demo_catalogue(tmp_path, N_IMAGES, workers=1, progress=steps.append)
+    assert sum(steps) == N_IMAGES
+
+
+def test_the_fewest_images_still_fill_a_test_split():
+    wanted = round(MIN_IMAGES * TEST_SHARE)
+    for seed in range(30):
+        products = sample_products(seed, MIN_IMAGES)
+        held_out = split_products(products, seed, wanted)
+        n_test = sum(p.n_photos for p, test in zip(products, held_out, strict=True) if test)
+        assert n_test >= 0.8 * wanted
+
+
+def test_fewer_images_are_refused_with_the_number_that_help_names(tmp_path):
+    with pytest.raises(UsageError, match=f"at least {MIN_IMAGES} images"):
+        write_demo_catalogue(tmp_path / "shop", MIN_IMAGES - 1)
+    help_ = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"Images to draw, at least {MIN_IMAGES}." in help_
 
 
 def test_about_a_third_of_the_tags_are_tail_at_40_000_images(big_world):
@@ -190,6 +208,13 @@ def test_every_article_is_drawn_inside_the_picture(article):
     )
     alpha = np.asarray(draw_product(look, np.random.default_rng(0)).flat)[:, :, 3]
     assert 0.03 < (alpha > 128).mean() < 0.75
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"summary": {"n": 1}}', '{"summary": 3}'])
+def test_a_damaged_record_says_so(tmp_path, text):
+    (tmp_path / "demo.json").write_text(text)
+    with pytest.raises(ArtefactError, match=r"demo\.json is damaged; remove"):
+        write_demo_catalogue(tmp_path, N_IMAGES, seed=3, workers=1)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[1:])

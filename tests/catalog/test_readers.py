@@ -1,6 +1,7 @@
 """Every form of catalogue is read alike, and every bad row is told at once."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -107,7 +108,7 @@ def test_folder_per_class_with_and_without_splits(tmp_path, picture):
     assert split.split.tolist() == ["test"] * 3 + ["train"] * 3
 
 
-def hugging_face(path, picture, n, labels, row_group=2):
+def hugging_face(path, picture, n, labels, row_group=2, name="{}.jpg"):
     """Write Parquet as `datasets` does: image structs, class labels as numbers, a note."""
     features = {
         "image": {"_type": "Image"},
@@ -115,7 +116,7 @@ def hugging_face(path, picture, n, labels, row_group=2):
     }
     table = pa.table(
         {
-            "image": [{"bytes": picture(30 * i), "path": f"{i}.jpg"} for i in range(n)],
+            "image": [{"bytes": picture(30 * i), "path": name.format(i)} for i in range(n)],
             "tags": labels,
         }
     )
@@ -130,6 +131,52 @@ def test_hugging_face_parquet_with_bytes_and_class_names(tmp_path, picture):
     assert catalog.table.labels.tolist() == [[0, 1], [1, 0], [1, 1], [0, 0], [1, 0]]
     assert catalog.image_ids.tolist() == list("01234")
     assert [catalog.images.read(i) for i in (4, 0, 3)] == [picture(120), picture(0), picture(90)]
+
+
+def test_a_downloaded_dataset_keeps_its_shards_in_data(tmp_path, picture):
+    (tmp_path / "data").mkdir()
+    hugging_face(tmp_path / "data/train-00000-of-00001.parquet", picture, 2, [[0], [1]])
+    hugging_face(tmp_path / "data/validation-00000-of-00001.parquet", picture, 1, [[0]], name="v{}")
+    catalog = read_catalog(tmp_path)
+    assert catalog.split.tolist() == ["train", "train", "val"]
+    write_catalogue(catalog, tmp_path / "out" / "s.csv")
+    again = read_catalog(tmp_path / "out" / "s.csv", images=tmp_path)
+    assert again.digest == catalog.digest
+    assert [again.images.read(i) for i in range(3)] == [picture(0), picture(30), picture(0)]
+
+
+def test_stored_names_that_repeat_give_way_to_row_numbers(tmp_path, picture):
+    hugging_face(tmp_path / "data.parquet", picture, 3, [[0], [1], []], name="same.jpg")
+    catalog = read_catalog(tmp_path / "data.parquet")
+    assert catalog.image_ids.tolist() == [f"row-{i:09d}" for i in (1, 2, 3)]
+    write_catalogue(catalog, tmp_path / "s.csv")
+    again = read_catalog(tmp_path / "s.csv", images=tmp_path / "data.parquet")
+    assert again.images.read(2) == picture(60)
+
+
+def test_a_path_of_several_parquet_rows_serves_none(manifest, tmp_path, picture):
+    table = {"path": ["a.jpg", "a.jpg"], "image": [picture(1), picture(2)], "tags": ["x", "y"]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(BadCatalogue, match=r"a\.jpg is stored in several rows"):
+        read_catalog(manifest("path,tags", "a.jpg,x"), images=tmp_path / "x.parquet")
+
+
+def test_a_folder_of_images_comes_before_a_parquet_file_in_it(manifest, shop, picture):
+    pq.write_table(pa.table({"path": ["images/1.jpg"], "tags": ["a"]}), shop / "catalogue.parquet")
+    path = manifest("path,tags", "images/1.jpg,a", name="other.csv")
+    assert read_catalog(path, images=shop).images.read(0) == picture(40)
+
+
+@pytest.mark.parametrize("word", ["validation", "valid", "dev"])
+def test_other_words_for_val(manifest, word):
+    assert read_catalog(manifest("path,tags,split", f"images/0.jpg,a,{word}")).split[0] == "val"
+
+
+def test_a_split_that_is_not_used_is_not_looked_at(manifest):
+    path = manifest("path,tags,split", "images/0.jpg,a,", "images/1.jpg,a,holdout")
+    assert read_catalog(path, use_split=False).split.tolist() == ["train", "train"]
+    with pytest.raises(BadCatalogue, match="holdout"):
+        read_catalog(path)
 
 
 def test_parquet_shards_carry_their_split(tmp_path, picture):
@@ -229,11 +276,65 @@ def test_bad_json_lines_and_tags_with_the_separator(shop):
     assert "empty tags" in rows[4][1]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_objects_are_no_tags_and_do_no_harm_elsewhere(shop, kind):
+    records = [
+        {"path": "images/0.jpg", "tags": {"a": 1}, "meta": {"x": 1}},
+        {"path": "images/1.jpg", "tags": {"a": 2}, "meta": {"x": 2}},
+    ]
+    path = shop / f"x.{kind}"
+    if kind == "jsonl":
+        records[1]["tags"] = ["fine", ["deep"]]
+        path.write_text("\n".join(json.dumps(r) for r in records))
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    with pytest.raises(BadCatalogue) as caught:
+        read_catalog(path)
+    said = "tags holds an object where text or a list belongs"
+    assert [p.endswith(said) for p in caught.value.problems] == [True, True]
+
+
+def test_a_nul_is_called_by_its_name(manifest):
+    with pytest.raises(BadCatalogue, match="row 2: tags holds a NUL character; remove it"):
+        read_catalog(manifest("path,tags", "images/0.jpg,a\0b"))
+
+
 def test_a_catalogue_without_any_of_its_images_says_so_once(manifest):
     path = manifest("path,tags", *(f"elsewhere/{i}.jpg,a" for i in range(200)))
     with pytest.raises(DataError, match="None of the 200 images") as caught:
         read_catalog(path)
     assert "--images" in str(caught.value)
+
+
+def test_images_behind_a_link_say_so_rather_than_missing(manifest, shop, tmp_path):
+    (shop / "away").symlink_to(tmp_path)
+    path = manifest("path,tags", *(f"away/{i}.jpg,a" for i in range(200)))
+    with pytest.raises(DataError, match=r"None of the 200 images .* behind a link"):
+        read_catalog(path)
+
+
+def test_a_class_folder_that_cannot_be_listed_stops_the_reading(tmp_path, picture, monkeypatch):
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(picture())
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("blue"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"blue cannot be listed \(Permission denied\)"):
+        read_catalog(tmp_path)
+
+
+def test_a_class_folder_that_is_a_link_is_not_dropped_silently(shop, tmp_path):
+    (tmp_path / "classes" / "red").mkdir(parents=True)
+    (shop / "images" / "0.jpg").rename(tmp_path / "classes" / "red" / "0.jpg")
+    (tmp_path / "classes" / "blue").symlink_to(shop / "images")
+    with pytest.raises(DataError, match="blue is a link to a folder"):
+        read_catalog(tmp_path / "classes")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +345,13 @@ def test_a_catalogue_without_any_of_its_images_says_so_once(manifest):
         (b"file,tags\na,b\n", "no column path"),
         (b"path,label\na,b\n", "--attributes"),
         (b'path,tags\n"a,b\n', "breaks off"),
-        ("path,tags\na,b\n".encode("utf-16"), "UTF-16"),
+        ("path,tags\na,b\n".encode("utf-16"), "is UTF-16"),
+        ("path,tags\na,b\n".encode("utf-32"), "is UTF-32"),
+        ("path,tags\na,b\n".encode("utf-16-le"), "NUL bytes in its first line"),
+        ("path,tags\na,b\n".encode("utf-16-be"), "NUL bytes in its first line"),
+        (b"pa;th\na;b\n", "no column path"),
+        (b'image_id;"path"\na;b\n', "by semicolons where commas are expected"),
+        (b"path\ttags\na\tb\n", "by tabs where commas are expected"),
     ],
 )
 def test_a_manifest_that_is_none_names_itself(shop, content, words):

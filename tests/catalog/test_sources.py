@@ -48,9 +48,18 @@ def test_a_link_out_of_the_folder_is_not_followed(shop, tmp_path, picture):
     source = FolderImages(shop, ["images/out.jpg", "images/in.jpg", "away/secret.jpg", "nope.jpg"])
     assert "leaves" in source.faults[0]
     assert source.read(1) == picture(40)
-    assert source.faults[2] == source.faults[3] == "is missing"
+    assert "behind a link that leaves the folder; give the real folder" in source.faults[2]
+    assert source.faults[3] == "is missing"
     with pytest.raises(UnreadableImage, match="leaves"):
         source.read(0)
+
+
+def test_a_folder_that_may_not_be_read_is_told_from_a_missing_one(shop, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "may not be read" in FolderImages(shop, PATHS).faults[0]
 
 
 def test_a_file_that_becomes_a_link_later_is_not_followed(shop, tmp_path, picture):

@@ -71,6 +71,15 @@ def test_split_writes_a_catalogue_of_exact_sizes(run, shop):
     assert np.array_equal(catalog.table.labels, read_catalog(shop).table.labels)
 
 
+def test_split_ignores_the_split_that_is_there(run, shop):
+    lines = (shop / "catalogue.csv").read_text().splitlines()
+    words = ["split", "", "holdout", *["train"] * 38]
+    text = "\n".join(f"{line},{word}" for line, word in zip(lines, words, strict=True))
+    (shop / "catalogue.csv").write_text(text)
+    assert run("split", shop, "--out", shop / "s.csv", "--test", 8).exit_code == 0
+    assert len(read_catalog(shop / "s.csv").rows("test")) == 8
+
+
 def test_split_tells_where_the_images_stay(run, shop, tmp_path):
     out = tmp_path / "elsewhere" / "split.csv"
     result = run("split", shop, "--out", out, "--test", 8)

@@ -26,7 +26,15 @@ def test_every_reason_to_run_again_is_named(sealed, tmp_path):
     assert why_stale(sealed, {"x": 1}) == "a.txt is missing or damaged"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}', "\x00"])
+WRONG_KINDS = (
+    '{"format":1,"inputs":[],"outputs":{},"seconds":0,"peak_memory_mib":0,"facts":{}}',
+    '{"format":1,"inputs":{},"outputs":{},"seconds":"0","peak_memory_mib":0,"facts":{}}',
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}', "\x00", *WRONG_KINDS]
+)
 def test_a_damaged_record_is_no_record(sealed, text):
     (sealed / "stage.json").write_text(text)
     assert why_stale(sealed, {}) == "not done"

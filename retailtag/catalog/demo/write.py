@@ -22,12 +22,13 @@ from retailtag.catalog.demo.look import Look
 from retailtag.catalog.demo.photo import photograph
 from retailtag.catalog.demo.taxonomy import TAGS
 from retailtag.catalog.demo.world import Product, sample_product, sample_products, split_products
-from retailtag.errors import UsageError
+from retailtag.errors import ArtefactError, UsageError
 
 GENERATOR = "2"
 QUALITY = 88
 TEST_SHARE = 1 / 8
 MAX_TEST = 5000
+MIN_IMAGES = 150  # fewer products share too many tags to hold out an eighth of them
 TAIL, FREQUENT = 50, 500
 _CHUNK = 24  # products to one task: about half a second of drawing
 _RECORD = "demo.json"
@@ -80,7 +81,7 @@ def write_demo_catalogue(
     out : Path
         Folder to make: ``catalogue.csv``, ``taxonomy.csv`` and ``images/``.
     n_images : int
-        Photographs to take, at least 1.
+        Photographs to take, at least `MIN_IMAGES`.
     seed : int
         Seed of the world, 0 or more.
     workers : int, optional
@@ -103,8 +104,11 @@ def write_demo_catalogue(
     Everything is written to a sibling folder that takes its name when it is whole.
     """
     out = Path(out)
-    if n_images < 1 or seed < 0:
-        raise UsageError("a demo catalogue needs at least 1 image and a seed of 0 or more")
+    if n_images < MIN_IMAGES or seed < 0:
+        raise UsageError(
+            f"--n-images {n_images} --seed {seed}: a demo catalogue has at least {MIN_IMAGES} "
+            "images and a seed of 0 or more."
+        )
     asked: dict[str, object] = {"generator": GENERATOR, "n_images": n_images, "seed": seed}
     found = _found(out, asked)
     if found:
@@ -134,14 +138,19 @@ def _found(out: Path, asked: dict[str, object]) -> DemoSummary | None:
         raise UsageError(
             f"{out} holds something other than a demo catalogue; name another folder or empty it"
         )
-    record = json.loads(record_path.read_text())
-    summary = record.pop("summary")
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        found = _summary_at(out, record.pop("summary"), reused=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtefactError(
+            f"{record_path} is damaged; remove {out} and draw the catalogue again."
+        ) from error
     if record != asked:
         made = ", ".join(f"{key} {value}" for key, value in record.items())
         raise UsageError(
             f"{out} holds another demo catalogue ({made}); name another folder or remove this one"
         )
-    return _summary_at(out, summary, reused=True)
+    return found
 
 
 def _summary_at(out: Path, counts: dict[str, object], reused: bool) -> DemoSummary:

@@ -1,0 +1,61 @@
+"""Writing leaves the whole file or what stood there before, and names the user's file."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from retailtag.files import write_text, write_whole
+
+
+def test_a_failed_block_leaves_what_stood_there(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+
+    def half():
+        with write_whole(tmp_path / "a.txt") as handle:
+            handle.write(b"new")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        half()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def refuse_temporary(**names):
+    name = f"{names['dir']}/{names['prefix']}xyz{names['suffix']}"
+    raise PermissionError(13, "Permission denied", name)
+
+
+def refuse_rename(self, target):
+    raise PermissionError(13, "Permission denied", str(self), None, str(target))
+
+
+def refuse_sync(fd):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "refuse"),
+    [
+        (tempfile, "mkstemp", refuse_temporary),
+        (Path, "replace", refuse_rename),
+        (os, "fsync", refuse_sync),
+    ],
+)
+def test_an_error_of_the_system_names_the_users_file(tmp_path, monkeypatch, owner, name, refuse):
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(OSError, match=r"a\.txt") as caught:
+        write_text(tmp_path / "a.txt", "x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert ".part" not in str(caught.value)
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    def read_inside():
+        with write_whole(tmp_path / "a.txt"):
+            (tmp_path / "other.txt").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"other\.txt"):
+        read_inside()
