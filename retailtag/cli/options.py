@@ -25,7 +25,7 @@ AttributesOption = Annotated[
 ]
 ImagesOption = Annotated[
     Path | None,
-    typer.Option("--images", help="Folder or tar/zip of the images, if not beside the manifest."),
+    typer.Option("--images", help="Folder, tar/zip or Parquet of the images, if not beside it."),
 ]
 BackboneOption = Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")]
 WeightsOption = Annotated[
