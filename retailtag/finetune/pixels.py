@@ -68,7 +68,7 @@ class PixelSource:
         UnreadableImage
             If an image no longer decodes; the message names it.
         """
-        slots = np.array([self._slot[int(row)] for row in rows])
+        slots = np.array([self._slot[int(row)] for row in rows], np.intp)
         if self._kept is None:
             yield from self._decode(rows, batch_size)
             return

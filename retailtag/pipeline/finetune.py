@@ -14,7 +14,7 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.catalog.split import stratified_folds
-from retailtag.errors import DataError
+from retailtag.errors import ArtefactError, DataError
 from retailtag.files import write_text
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.head import HeadInit
@@ -65,7 +65,7 @@ def finetune_inputs(
         "catalogue": catalog.digest,
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
-        "C": np.unique(probe.C).tolist(),
+        "C": probe.C.tolist(),
         "settings": config.to_json(),
     }
 
@@ -99,7 +99,7 @@ def run_finetune(
     backbone : Backbone
         Trained in place.
     probe : Probe
-        Gives the strength C of each tag.
+        Gives the strength C of each tag; fitted on this catalogue and this store.
     out : Path
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz`` and ``stage.json``.
@@ -121,8 +121,10 @@ def run_finetune(
     DataError
         If there are too few training images for a validation part, or the loss diverges.
     ArtefactError
-        If the store holds no embedding of the training images.
+        If the store holds no embedding of the training images, or the probe was fitted on
+        another catalogue or store.
     """
+    check_probe(catalog, store, probe)
     config = config or FinetuneConfig()
     inputs = finetune_inputs(catalog, store, probe, config)
     labels, device = catalog.table.labels, str(backbone.device.type)
@@ -136,7 +138,6 @@ def run_finetune(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
         thresholds = tune_thresholds(result.val_logits, labels[val_rows], catalog.table.group)
-    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         **_facts(catalog, store, config, result),
@@ -145,6 +146,8 @@ def run_finetune(
         "n_val": len(val_rows),
     }
     checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
+    checkpoint.save(out)  # hours of training; nothing that follows may lose them
+    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     predictions = Predictions(
         image_ids=catalog.image_ids[test_rows],
         tags=catalog.table.tags,
@@ -153,11 +156,31 @@ def run_finetune(
         fitted_ids=catalog.image_ids[fitted],
         provenance=facts,
     )
-    checkpoint.save(out)
     predictions.save(out / "predictions.npz")
     write_text(out / "history.jsonl", _history_lines(result))
     record = write_record(out, FILES, inputs, cost)
     return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
+    """Raise `ArtefactError` unless `probe` was fitted on this catalogue and this store.
+
+    Its C belongs to its tags in their order, and was chosen on its training images: images that
+    are held out now may have been among them.
+    """
+    differing = []
+    if probe.facts.get("features") != store.spec.digest:
+        fitted_on = probe.facts.get("backbone", "another backbone")
+        differing.append(f"embeddings ({fitted_on} there, {store.spec.backbone} here)")
+    if probe.tags != catalog.table.tags:
+        differing.append(f"tags ({len(probe.tags)} there, {len(catalog.table.tags)} here)")
+    elif probe.facts.get("catalog_digest") != catalog.digest:
+        differing.append("images, labels or splits")
+    if differing:
+        raise ArtefactError(
+            f"The probe was fitted on other {' and other '.join(differing)} than this fine-tune of "
+            f"{catalog.path}; run `retailtag probe` again."
+        )
 
 
 def _facts(
