@@ -82,6 +82,9 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
+    ] = False,
     replicates: ReplicatesOption = 1000,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -111,6 +114,7 @@ def bakeoff(
         batch_size=batch_size,
         workers=default_workers(workers),
         max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
         n_bootstrap=replicates,
         seed=seed,
     )

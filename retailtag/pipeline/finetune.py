@@ -20,6 +20,7 @@ from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.head import HeadInit
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, train
+from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.probe import Features, fit_standardised, load_rows
 from retailtag.pipeline.stage import StageRecord, write_record
@@ -81,6 +82,7 @@ def run_finetune(
     provenance: dict[str, Any] | None = None,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
     progress: Progress = SILENT,
 ) -> FinetuneRun:
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
@@ -110,6 +112,8 @@ def run_finetune(
         Decoding threads.
     max_pixels : int
         Larger images are refused.
+    allow_truncated : bool
+        Accept files that end early. Both limits as the images were extracted with.
     progress : Progress
 
     Returns
@@ -119,7 +123,8 @@ def run_finetune(
     Raises
     ------
     DataError
-        If there are too few training images for a validation part, or the loss diverges.
+        If there are too few training images for a validation part, the loss diverges, or an
+        image that has an embedding cannot be read within the limits given here.
     ArtefactError
         If the store holds no embedding of the training images, or the probe was fitted on
         another catalogue or store.
@@ -128,12 +133,19 @@ def run_finetune(
     config = config or FinetuneConfig()
     inputs = finetune_inputs(catalog, store, probe, config)
     labels, device = catalog.table.labels, str(backbone.device.type)
-    with measured(device) as cost:
+    with measured(device, held=backbone_bytes(backbone)) as cost:
         fit, val_rows = _parts(catalog, store, config.seed)
         test_rows = load_rows(catalog, store, catalog.rows("test"), 0).rows
         start = _start(fit, labels[fit.rows], probe.C, device)
         rows = np.concatenate([fit.rows, val_rows, test_rows]).tolist()
-        pixels = PixelSource(catalog, backbone, rows, workers=workers, max_pixels=max_pixels)
+        pixels = PixelSource(
+            catalog,
+            backbone,
+            rows,
+            workers=workers,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
         result = train(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
@@ -158,8 +170,13 @@ def run_finetune(
     )
     predictions.save(out / "predictions.npz")
     write_text(out / "history.jsonl", _history_lines(result))
-    record = write_record(out, FILES, inputs, cost)
+    record = write_record(out, FILES, inputs, cost, machine=describe_machine(device))
     return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def backbone_bytes(backbone: Backbone) -> int:
+    """Memory of a backbone's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in backbone.module.state_dict().values())
 
 
 def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class StageRecord:
     peak_memory_mib : float
     facts : dict
         What later stages or the report want to know.
+    machine : dict
+        Where the cost was measured, as `describe_machine` gives it; not an input, for the
+        outputs stay good on another machine. Empty where it was not recorded.
     """
 
     inputs: dict[str, Any]
@@ -37,6 +40,7 @@ class StageRecord:
     seconds: float
     peak_memory_mib: float
     facts: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def write_record(
@@ -46,11 +50,14 @@ def write_record(
     cost: Cost | None = None,
     *,
     facts: dict[str, Any] | None = None,
+    machine: dict[str, Any] | None = None,
 ) -> StageRecord:
     """Seal a stage whose `files` are in `folder`; `cost` as measured, 0 where it was not."""
     outputs = {name: file_sha256(folder / name) for name in files}
     cost = cost or Cost()
-    record = StageRecord(inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {})
+    record = StageRecord(
+        inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {}, machine or {}
+    )
     write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
     return record
 
@@ -61,9 +68,11 @@ def read_record(folder: Path) -> StageRecord | None:
         value = read_json(folder / RECORD)
         if value.pop("format") != FORMAT:
             return None
-        return StageRecord(**value)
+        record = StageRecord(**value)
     except (DataError, KeyError, TypeError, AttributeError):
         return None
+    mappings = (record.inputs, record.outputs, record.facts, record.machine)
+    return record if all(isinstance(m, dict) for m in mappings) else None
 
 
 def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
