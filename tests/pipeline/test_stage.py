@@ -1,6 +1,6 @@
 import pytest
 
-from retailtag.pipeline.measure import Cost, measured
+from retailtag.pipeline.measure import Cost
 from retailtag.pipeline.stage import read_record, why_stale, write_record
 
 
@@ -26,19 +26,10 @@ def test_every_reason_to_run_again_is_named(sealed, tmp_path):
     assert why_stale(sealed, {"x": 1}) == "a.txt is missing or damaged"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}', "\x00"])
+LISTS = '{"format":1,"inputs":[],"outputs":{},"seconds":0,"peak_memory_mib":0,"facts":{}}'
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}', "\x00", LISTS])
 def test_a_damaged_record_is_no_record(sealed, text):
     (sealed / "stage.json").write_text(text)
     assert why_stale(sealed, {}) == "not done"
-
-
-def test_peak_memory_sees_what_was_allocated_and_freed():
-    with measured("cpu") as idle:
-        pass
-    with measured("cpu") as busy:
-        block = bytearray(200 * 2**20)
-        block[::4096] = b"x" * len(block[::4096])
-        del block
-        # the watcher looks every 50 ms; the peak lies before the release
-    assert busy.seconds > 0
-    assert busy.peak_memory_mib >= idle.peak_memory_mib
