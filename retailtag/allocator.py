@@ -38,3 +38,17 @@ def keep_freed_memory() -> bool:
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST_INT, M_TOP_PAD: TOP_PAD}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def release_freed_memory() -> bool:
+    """Give the memory that was freed so far back to the system, whatever the policy.
+
+    Returns
+    -------
+    bool
+        Whether any was given back; always False without glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return malloc_trim is not None and malloc_trim(ctypes.c_size_t(0)) == 1

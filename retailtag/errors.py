@@ -30,6 +30,12 @@ class UsageError(RetailtagError):
     exit_code = EXIT_USAGE
 
 
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` unless NumPy and PyTorch both take `seed`: 0 to 2**32 - 1."""
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed {seed} is out of range; use 0 to {2**32 - 1}.")
+
+
 class DataError(RetailtagError):
     """Input data (a catalogue, an image, predictions) that cannot be used as it stands."""
 

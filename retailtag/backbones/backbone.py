@@ -170,7 +170,7 @@ class Backbone:
         names = [n for n, _ in self.module.named_parameters() if n in self._trainable]
         if k == "all":
             return names
-        last = self._last(k)
+        last = last_blocks(self.id, self._layout, k)
         return [name for name in names if any(block.covers(name) for block in last)]
 
     def unfreeze_last(self, k: Blocks) -> list[nn.Parameter]:
@@ -188,7 +188,7 @@ class Backbone:
         self.module.train(k == "all")
         if k == "all":
             return
-        last = self._last(k)
+        last = last_blocks(self.id, self._layout, k)
         for name, module in self.module.named_modules():
             if any(block.covers(name) for block in last):
                 module.train()
@@ -213,7 +213,7 @@ class Backbone:
         UsageError
             If the model cannot be run in two parts.
         """
-        last = self._last(k)
+        last = last_blocks(self.id, self._layout, k)
         layout = self._layout
         if not last or layout is None or layout.stem is None or layout.finish is None:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
@@ -225,19 +225,6 @@ class Backbone:
             return _run(first, stem(self._normalised(pixels)))
 
         return trunk, lambda x: finish(_run(second, x))
-
-    def _last(self, k: Blocks) -> tuple[Block, ...]:
-        if self._layout is None:
-            raise UsageError(
-                f"retailtag does not know which parts of {self.id} are its last blocks; fine-tune "
-                "it whole with --blocks all."
-            )
-        if not isinstance(k, int) or not 0 <= k <= len(self.blocks):
-            raise UsageError(
-                f"{self.id} has {len(self.blocks)} blocks; --blocks {k} must be 0 to "
-                f"{len(self.blocks)}, or all."
-            )
-        return self.blocks[len(self.blocks) - k :]
 
     def _module(self, path: str) -> nn.Module:
         return self.module.get_submodule(path)
@@ -256,6 +243,25 @@ class Backbone:
                 "vector; add a pooling to the id, such as ?pool=avg."
             )
         return shape[1]
+
+
+def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Block, ...]:
+    """Last `k` blocks of a layout.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer, or the layout is not known.
+    """
+    if layout is None:
+        raise UsageError(
+            f"retailtag does not know which parts of {backbone_id} are its last blocks; fine-tune "
+            "it whole with --blocks all."
+        )
+    n = len(layout.blocks)
+    if not isinstance(k, int) or not 0 <= k <= n:
+        raise UsageError(f"{backbone_id} has {n} blocks; --blocks {k} must be 0 to {n}, or all.")
+    return layout.blocks[n - k :]
 
 
 def _run(modules: list[nn.Module], x: Tensor) -> Tensor:

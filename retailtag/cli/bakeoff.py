@@ -83,6 +83,9 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
+    ] = False,
     replicates: ReplicatesOption = N_REPLICATES,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -112,6 +115,7 @@ def bakeoff(
         batch_size=batch_size,
         workers=default_workers(workers),
         max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
         n_bootstrap=replicates,
         seed=seed,
     )

@@ -66,6 +66,9 @@ def finetune(
     augment: AugmentOption = True,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
+    ] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -106,6 +109,7 @@ def finetune(
         provenance=provenance_of(catalogue, args, images),
         workers=default_workers(workers),
         max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
         progress=output.progress,
     )
     output.print(_table(run))

@@ -68,6 +68,7 @@ class Checkpoint:
         from safetensors.torch import load
 
         header, tensors = read_artefact(folder, "checkpoint", FORMAT, "retailtag finetune", load)
-        head = {n: tensors.pop(f"head.{n}").numpy() for n in ("weight", "bias", "thresholds")}
-        state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
+        head = {n: tensors[f"head.{n}"].numpy() for n in ("weight", "bias", "thresholds")}
+        prefix = "backbone."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)

@@ -32,6 +32,8 @@ class PixelSource:
         Decoding threads.
     max_pixels : int
         Larger images are refused.
+    allow_truncated : bool
+        Accept files that end early.
 
     Notes
     -----
@@ -47,11 +49,13 @@ class PixelSource:
         *,
         workers: int,
         max_pixels: int,
+        allow_truncated: bool = False,
     ) -> None:
         self._catalog = catalog
         self._backbone = backbone
         self._workers = workers
         self._max_pixels = max_pixels
+        self._allow_truncated = allow_truncated
         self._slot = {int(row): i for i, row in enumerate(rows)}
         shape = (len(rows), 3, *backbone.preprocess.size)
         fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available
@@ -66,9 +70,9 @@ class PixelSource:
         Raises
         ------
         UnreadableImage
-            If an image no longer decodes; the message names it.
+            If an image cannot be read within the limits; the message names it.
         """
-        slots = np.array([self._slot[int(row)] for row in rows])
+        slots = np.array([self._slot[int(row)] for row in rows], np.intp)
         if self._kept is None:
             yield from self._decode(rows, batch_size)
             return
@@ -91,11 +95,13 @@ class PixelSource:
             batch_size=batch_size,
             workers=self._workers,
             max_pixels=self._max_pixels,
+            allow_truncated=self._allow_truncated,
         ):
             if batch.failures:
                 row, _, reason = batch.failures[0]
                 raise UnreadableImage(
-                    f"{self._catalog.images.name(row)} no longer decodes ({reason}); "
-                    "run extract again so that it is left out."
+                    f"{self._catalog.images.name(row)} has an embedding but cannot be read now "
+                    f"({reason}); give --max-pixels and --allow-truncated as it was extracted "
+                    "with, or leave it out with `retailtag extract --recompute`."
                 )
             yield np.asarray(batch.rows), torch.from_numpy(batch.pixels)

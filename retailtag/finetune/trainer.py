@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.errors import DataError, UsageError
+from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.finetune.augment import flip_and_shift
 from retailtag.finetune.head import Head, HeadInit
 from retailtag.finetune.losses import masked_bce
@@ -69,8 +69,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1:
             raise UsageError("--epochs must be at least 0 and --batch-size at least 1.")
-        if not (self.lr > 0 and self.head_lr > 0):
-            raise UsageError("--lr and --head-lr must be positive.")
+        if not (0 < self.lr < math.inf and 0 < self.head_lr < math.inf):
+            raise UsageError("--lr and --head-lr must be positive and finite.")
+        check_seed(self.seed)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of the settings."""

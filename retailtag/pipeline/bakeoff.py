@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import retailtag
 from retailtag.backbones import load_backbone, resolve_id
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.errors import DataError, UsageError
+from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
 from retailtag.finetune.trainer import FinetuneConfig
-from retailtag.pipeline.extract import ExtractSummary, extract
+from retailtag.pipeline.checks import check_readable, check_request
+from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
+from retailtag.pipeline.pairs import (
+    Pair,
+    finished_pair,
+    latency_inputs,
+    machine_findings,
+    measure_pair,
+    report_inputs,
+)
 from retailtag.pipeline.probe import ProbeSettings, probe_inputs, run_probe
 from retailtag.pipeline.stage import StageRecord, read_record, why_stale, write_record
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
-from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
-from retailtag.report.write import write_report
+from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
+from retailtag.report.write import PICTURES, write_report
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding, often_scored
 from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.score import predictions_digest, score_predictions
-from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import FeatureStore
 
 STRATEGIES = ("probe", "finetune")
-LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
-REPORT_FILES = ("bakeoff.json", "report.html")
+REPORT_FILES = ("bakeoff.json", "report.html", *PICTURES)
 
 
 def pair_folder(run: Path, backbone: str, strategy: str) -> Path:
@@ -72,6 +78,8 @@ class BakeoffSettings:
         Decoding threads.
     max_pixels : int
         Larger images count as unreadable.
+    allow_truncated : bool
+        Accept files that end early.
     n_bootstrap : int
         Replicates behind the intervals.
     seed : int
@@ -90,6 +98,7 @@ class BakeoffSettings:
     batch_size: int = 64
     workers: int = 2
     max_pixels: int = MAX_PIXELS
+    allow_truncated: bool = False
     n_bootstrap: int = N_REPLICATES
     seed: int = 0
 
@@ -102,10 +111,29 @@ class BakeoffSettings:
         unknown = [s for s in self.strategies if s not in STRATEGIES]
         if unknown or not self.strategies:
             raise UsageError(f"--strategies must be some of {', '.join(STRATEGIES)}.")
+        if len(set(self.strategies)) < len(self.strategies):
+            raise UsageError("--strategies names a strategy twice; name each once.")
+        check_extraction(self.batch_size, self.workers, self.dtype)
+        check_seed(self.seed)
 
     def folder(self, backbone: str, strategy: str) -> Path:
         """Folder of one pair in the run."""
         return pair_folder(self.out, backbone, strategy)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """How images are decoded, the same in every stage that reads them."""
+        return {"max_pixels": self.max_pixels, "allow_truncated": self.allow_truncated}
+
+    @property
+    def report_files(self) -> tuple[str, ...]:
+        """What the last stage writes, by its path in the run."""
+        cards = [
+            (self.folder(b, s) / "scorecard.json").relative_to(self.out).as_posix()
+            for b in self.backbones
+            for s in self.strategies
+        ]
+        return (*REPORT_FILES, *cards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +157,6 @@ class BakeoffRun:
     reused: list[str]
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """One finished pair: where it lies and what it cost."""
-
-    backbone: str
-    strategy: str
-    folder: Path
-    cost: PairCost
-
-
 def run_bakeoff(
     catalog: Catalog,
     settings: BakeoffSettings,
@@ -152,7 +170,7 @@ def run_bakeoff(
     Parameters
     ----------
     catalog : Catalog
-        With training and test images.
+        With training and test images, and a tag with a positive in both.
     settings : BakeoffSettings
     provenance : dict, optional
         Recorded in predictions: where the catalogue was read from.
@@ -166,35 +184,27 @@ def run_bakeoff(
 
     Raises
     ------
-    DataError
-        If the catalogue has no test or no training images.
+    DataError, UsageError
+        Before anything runs, if the catalogue or the settings cannot be followed; see
+        `retailtag.pipeline.checks.check_request`.
     RetailtagError
         Whatever a stage raises; stages finished before stand, and the same call continues.
     """
-    check_splits(catalog)
+    check_request(catalog, settings)
     runner = _Runner(catalog, settings, provenance or {}, progress)
     pairs = [pair for backbone in settings.backbones for pair in runner.backbone(backbone)]
-    inputs = _report_inputs(catalog, settings, pairs)
+    inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
     if runner.is_current("report", settings.out, inputs):
         result = BakeoffResult.load(settings.out / "bakeoff.json")
     else:
-        result = _score(catalog, settings, pairs, runner.findings, command)
+        findings = [*runner.findings, *machine_findings(pairs)]
+        result = _score(catalog, settings, pairs, findings, command)
     decision = decide(result)
     report = settings.out / "report.html"
     if "report" in runner.ran:
         report = write_report(result, decision, settings.out)
-        write_record(settings.out, REPORT_FILES, inputs)
+        write_record(settings.out, settings.report_files, inputs)
     return BakeoffRun(result, decision, report, runner.ran, runner.reused)
-
-
-def check_splits(catalog: Catalog) -> None:
-    """Raise `DataError` unless there are training and test images."""
-    for split in ("train", "test"):
-        if not len(catalog.rows(split)):
-            raise DataError(
-                f"{catalog.path} has no {split} images; give it a split column, or make one with "
-                "retailtag catalog split."
-            )
 
 
 class _Runner:
@@ -213,26 +223,28 @@ class _Runner:
         self.reused: list[str] = []
         self.findings: list[Finding] = []
 
-    def backbone(self, backbone_id: str) -> list[_Pair]:
+    def backbone(self, backbone_id: str) -> list[Pair]:
         """Run all stages of one backbone."""
         summary = self.extract(backbone_id)
-        images = len(self.catalog.rows("train"))
-        extract_seconds = images * summary.seconds_total / max(summary.store.n_rows, 1)
-        probe_record = self.probe(backbone_id, summary.store)
-        seconds = {"probe": extract_seconds + probe_record.seconds}
-        records = {"probe": probe_record}
+        check_readable(self.catalog, summary.absent)
+        store = summary.store
+        records = {"probe": self.probe(backbone_id, store)}
         if "finetune" in self.settings.strategies:
-            records["finetune"] = self.finetune(backbone_id, summary.store)
-            seconds["finetune"] = seconds["probe"] + records["finetune"].seconds
-        return [
-            self.pair(backbone_id, summary.store, s, records[s], extract_seconds, seconds[s])
-            for s in self.settings.strategies
-        ]
+            records["finetune"] = self.finetune(backbone_id, store)
+        pairs = []
+        for strategy in self.settings.strategies:
+            folder = self.settings.folder(backbone_id, strategy)
+            name = f"latency {store.spec.backbone} {strategy}"
+            latency = self.latency(name, backbone_id, folder, records[strategy])
+            pairs.append(finished_pair(self.catalog, store, strategy, folder, records, latency))
+        return pairs
 
     def extract(self, backbone_id: str) -> ExtractSummary:
         """Bring the backbone's feature store up to date."""
         s = self.settings
         backbone = self._load(backbone_id)
+        if "finetune" in s.strategies:
+            backbone.trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
         summary = extract(
             self.catalog,
             backbone,
@@ -240,7 +252,7 @@ class _Runner:
             batch_size=s.batch_size,
             workers=s.workers,
             dtype=s.dtype,
-            max_pixels=s.max_pixels,
+            **s.limits,
             progress=self.progress,
         )
         name = f"extract {backbone.id}"
@@ -288,42 +300,19 @@ class _Runner:
             s.finetune,
             provenance=self.provenance,
             workers=s.workers,
-            max_pixels=s.max_pixels,
+            **s.limits,
             progress=self.progress,
         ).record
 
-    def pair(
-        self,
-        backbone_id: str,
-        store: FeatureStore,
-        strategy: str,
-        record: StageRecord,
-        extract_seconds: float,
-        train_seconds: float,
-    ) -> _Pair:
-        """Latency of a finished pair, and with it its whole cost."""
-        folder = self.settings.folder(backbone_id, strategy)
-        name = store.spec.backbone
-        facts = self._latency(f"latency {name} {strategy}", backbone_id, folder, record)
-        cost = PairCost(
-            extract_seconds=extract_seconds,
-            train_seconds=train_seconds,
-            peak_memory_mib=record.peak_memory_mib,
-            **facts,
-        )
-        return _Pair(name, strategy, folder, cost)
-
-    def _latency(
-        self, name: str, backbone_id: str, folder: Path, record: StageRecord
-    ) -> dict[str, Any]:
-        inputs = {"model": record.outputs, "device": describe_machine(self.settings.device)}
-        if self.is_current(name, folder / "latency", inputs):
-            return _sealed(folder / "latency").facts
-        facts = measure_pair(
-            self.catalog, folder, self.settings.weights.get(backbone_id), self.settings.device
-        )
-        write_record(folder / "latency", (), inputs, facts=facts)
-        return facts
+    def latency(self, name: str, backbone_id: str, folder: Path, model: StageRecord) -> StageRecord:
+        """Latency of a finished pair on this machine, unless it stands."""
+        s, place = self.settings, folder / "latency"
+        inputs = latency_inputs(model, s.device)
+        if self.is_current(name, place, inputs):
+            return _sealed(place)
+        local = s.weights.get(backbone_id)
+        facts = measure_pair(self.catalog, folder, local, s.device, **s.limits)
+        return write_record(place, (), inputs, facts=facts, machine=inputs["device"])
 
     def is_current(self, name: str, folder: Path, inputs: dict[str, Any]) -> bool:
         """Whether a stage stands; notes and says which way it goes."""
@@ -341,27 +330,6 @@ class _Runner:
         return load_backbone(backbone_id, weights=weights, device=self.settings.device)
 
 
-def measure_pair(
-    catalog: Catalog, folder: Path, weights: Path | None, device: str
-) -> dict[str, Any]:
-    """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`."""
-    from retailtag.tagger.latency import measure_latency
-    from retailtag.tagger.tagger import Tagger
-
-    tagger = Tagger.load(folder, weights=weights, device=device)
-    known = set(Predictions.load(folder / "predictions.npz").image_ids.tolist())
-    readable = [i for i in catalog.rows("test").tolist() if catalog.image_ids[i] in known]
-    latency = measure_latency(tagger, [catalog.images.read(i) for i in readable[:LATENCY_IMAGES]])
-    size = sum(p.numel() * p.element_size() for p in tagger.backbone.module.parameters())
-    return {
-        "latency_ms_p50": latency.p50_ms,
-        "latency_ms_p95": latency.p95_ms,
-        "images_per_second": latency.images_per_second,
-        "parameters": tagger.parameters,
-        "weights_mib": (size + tagger.weight.nbytes + tagger.bias.nbytes) / 2**20,
-    }
-
-
 def _sealed(folder: Path) -> StageRecord:
     record = read_record(folder)
     if record is None:
@@ -369,29 +337,10 @@ def _sealed(folder: Path) -> StageRecord:
     return record
 
 
-def _report_inputs(
-    catalog: Catalog, settings: BakeoffSettings, pairs: list[_Pair]
-) -> dict[str, Any]:
-    return {
-        "catalogue": catalog.digest,
-        "predictions": {
-            f"{p.backbone} {p.strategy}": predictions_digest(_predictions(p)) for p in pairs
-        },
-        "costs": {f"{p.backbone} {p.strategy}": asdict(p.cost) for p in pairs},
-        "bootstrap": [settings.n_bootstrap, settings.seed],
-        "retailtag": retailtag.__version__,
-        "scorecard": SCORECARD_FORMAT,
-    }
-
-
-def _predictions(pair: _Pair) -> Predictions:
-    return Predictions.load(pair.folder / "predictions.npz")
-
-
 def _score(
     catalog: Catalog,
     settings: BakeoffSettings,
-    pairs: list[_Pair],
+    pairs: list[Pair],
     findings: list[Finding],
     command: str,
 ) -> BakeoffResult:
@@ -401,7 +350,7 @@ def _score(
         "seed": settings.seed,
         "allow_missing": True,
     }
-    models = [_predictions(pair) for pair in pairs]
+    models = [pair.predictions for pair in pairs]
     results = []
     for pair, model in zip(pairs, models, strict=True):
         card = score_predictions(model, catalog, **options)

@@ -217,9 +217,8 @@ def extract(
     Images that could not be read are tried again every time, for a file may have been mended or
     a limit raised; their record is written only when it changes.
     """
-    loading = _loading(batch_size, workers, max_pixels, allow_truncated)
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype} is unknown; use {' or '.join(DTYPES)}.")
+    check_extraction(batch_size, workers, dtype)
+    loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
     start = time.perf_counter()
     store = FeatureStore.create_or_open(features, backbone.spec(dtype=dtype))
     with store.writing(), progress.task(f"extract {backbone.id}", len(catalog)) as advance:
@@ -309,16 +308,19 @@ def _embed(backbone: Embedder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]
     return backbone.embed(torch.from_numpy(pixels)).cpu().numpy().astype(np.float32, copy=False)
 
 
-def _loading(
-    batch_size: int, workers: int | None, max_pixels: int, allow_truncated: bool
-) -> Loading:
+def check_extraction(batch_size: int, workers: int | None, dtype: str) -> None:
+    """Raise `UsageError` naming the option that `extract` could not follow."""
     if not 1 <= batch_size <= BLOCK_ROWS:
         raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {BLOCK_ROWS}.")
-    if workers is None:
-        workers = min(os.cpu_count() or 1, MOST_WORKERS)
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
-    return Loading(batch_size, workers, max_pixels, allow_truncated)
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype} is unknown; use {' or '.join(DTYPES)}.")
+
+
+def _threads(workers: int | None) -> int:
+    """`workers`, or one a core up to 16."""
+    return min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
 
 
 def _new_or_changed(

@@ -14,13 +14,14 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.catalog.split import stratified_folds
-from retailtag.errors import DataError
+from retailtag.errors import ArtefactError, DataError
 from retailtag.files import write_text
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.head import HeadInit
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, train
 from retailtag.pipeline.evidence import copies_of_fitted
+from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.probe import Features, fit_standardised, load_rows
 from retailtag.pipeline.stage import StageRecord, write_record
@@ -66,7 +67,7 @@ def finetune_inputs(
         "catalogue": catalog.digest,
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
-        "C": np.unique(probe.C).tolist(),
+        "C": probe.C.tolist(),
         "settings": config.to_json(),
     }
 
@@ -82,6 +83,7 @@ def run_finetune(
     provenance: dict[str, Any] | None = None,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
     progress: Progress = SILENT,
 ) -> FinetuneRun:
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
@@ -100,7 +102,7 @@ def run_finetune(
     backbone : Backbone
         Trained in place.
     probe : Probe
-        Gives the strength C of each tag.
+        Gives the strength C of each tag; fitted on this catalogue and this store.
     out : Path
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz`` and ``stage.json``.
@@ -111,6 +113,8 @@ def run_finetune(
         Decoding threads.
     max_pixels : int
         Larger images are refused.
+    allow_truncated : bool
+        Accept files that end early. Both limits as the images were extracted with.
     progress : Progress
 
     Returns
@@ -120,24 +124,33 @@ def run_finetune(
     Raises
     ------
     DataError
-        If there are too few training images for a validation part, or the loss diverges.
+        If there are too few training images for a validation part, the loss diverges, or an
+        image that has an embedding cannot be read within the limits given here.
     ArtefactError
-        If the store holds no embedding of the training images.
+        If the store holds no embedding of the training images, or the probe was fitted on
+        another catalogue or store.
     """
+    check_probe(catalog, store, probe)
     config = config or FinetuneConfig()
     inputs = finetune_inputs(catalog, store, probe, config)
     labels, device = catalog.table.labels, str(backbone.device.type)
-    with measured(device) as cost:
+    with measured(device, held=backbone_bytes(backbone)) as cost:
         fit, val_rows = _parts(catalog, store, config.seed)
         test_rows = load_rows(catalog, store, catalog.rows("test"), 0).rows
         start = _start(fit, labels[fit.rows], probe.C, device)
         rows = np.concatenate([fit.rows, val_rows, test_rows]).tolist()
-        pixels = PixelSource(catalog, backbone, rows, workers=workers, max_pixels=max_pixels)
+        pixels = PixelSource(
+            catalog,
+            backbone,
+            rows,
+            workers=workers,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
         result = train(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
         thresholds = tune_thresholds(result.val_logits, labels[val_rows], catalog.table.group)
-    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         **_facts(catalog, store, config, result),
@@ -147,6 +160,8 @@ def run_finetune(
         "copies": copies_of_fitted(store, catalog.image_ids[test_rows], catalog.image_ids[fitted]),
     }
     checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
+    checkpoint.save(out)  # hours of training; nothing that follows may lose them
+    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     predictions = Predictions(
         image_ids=catalog.image_ids[test_rows],
         tags=catalog.table.tags,
@@ -155,11 +170,36 @@ def run_finetune(
         fitted_ids=catalog.image_ids[fitted],
         provenance=facts,
     )
-    checkpoint.save(out)
     predictions.save(out / "predictions.npz")
     write_text(out / "history.jsonl", _history_lines(result))
-    record = write_record(out, FILES, inputs, cost)
+    record = write_record(out, FILES, inputs, cost, machine=describe_machine(device))
     return FinetuneRun(checkpoint, predictions, result.history, result.best_epoch, record)
+
+
+def backbone_bytes(backbone: Backbone) -> int:
+    """Memory of a backbone's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in backbone.module.state_dict().values())
+
+
+def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
+    """Raise `ArtefactError` unless `probe` was fitted on this catalogue and this store.
+
+    Its C belongs to its tags in their order, and was chosen on its training images: images that
+    are held out now may have been among them.
+    """
+    differing = []
+    if probe.facts.get("features") != store.spec.digest:
+        fitted_on = probe.facts.get("backbone", "another backbone")
+        differing.append(f"embeddings ({fitted_on} there, {store.spec.backbone} here)")
+    if probe.tags != catalog.table.tags:
+        differing.append(f"tags ({len(probe.tags)} there, {len(catalog.table.tags)} here)")
+    elif probe.facts.get("catalog_digest") != catalog.digest:
+        differing.append("images, labels or splits")
+    if differing:
+        raise ArtefactError(
+            f"The probe was fitted on other {' and other '.join(differing)} than this fine-tune of "
+            f"{catalog.path}; run `retailtag probe` again."
+        )
 
 
 def _facts(

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from retailtag.backbones import resolve_id
 from retailtag.backbones.cost import Cost, cost_of
 from retailtag.catalog.catalog import Catalog
-from retailtag.pipeline.bakeoff import BakeoffSettings, check_splits
-from retailtag.pipeline.stage import why_stale
+from retailtag.pipeline.bakeoff import STRATEGIES, BakeoffSettings
+from retailtag.pipeline.checks import check_request
+from retailtag.pipeline.finetune import finetune_inputs
+from retailtag.pipeline.pairs import (
+    LATENCY_IMAGES,
+    Pair,
+    finished_pair,
+    latency_inputs,
+    report_inputs,
+)
+from retailtag.pipeline.probe import probe_inputs
+from retailtag.pipeline.stage import read_record, why_stale
+from retailtag.probes.artefact import Probe
 from retailtag.probes.sweep import parse_grid
-from retailtag.store import list_stores
+from retailtag.store import FeatureStore, list_stores
 
 NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reaches
 DECODE_SECONDS = 0.002  # one image of shop size, one core
@@ -48,7 +60,7 @@ class PlannedStage:
 
 
 def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedStage]:
-    """List the stages of `retailtag.pipeline.bakeoff.run_bakeoff` in order.
+    """List the stages of `retailtag.pipeline.bakeoff.run_bakeoff` in order, named as it does.
 
     Parameters
     ----------
@@ -61,25 +73,31 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
 
     Raises
     ------
-    DataError
-        If the catalogue has no test or no training images.
-    UsageError
-        If a backbone is unknown.
+    DataError, UsageError
+        What `run_bakeoff` refuses before its first stage.
 
     Notes
     -----
     Times follow from counted operations (`retailtag.backbones.cost`) and the rate of a matrix
-    product measured here for a fifth of a second. Whether a stage stands is judged without
-    loading weights: a store of the same backbone counts, whatever weights filled it.
+    product measured here for a fifth of a second. A stage stands by the same comparison of
+    inputs as in the run, with two things taken on trust, since neither weights nor images are
+    read: that a store of the same backbone and dtype was filled by the weights that the run will
+    load, and that no image changed since. A stage that may stand, according to what one before
+    it finds, is listed with "may".
     """
-    check_splits(catalog)
+    check_request(catalog, settings)
     rate = matrix_rate(settings.device)
     stages: list[PlannedStage] = []
+    pairs: list[Pair] = []
     for backbone in settings.backbones:
-        stages += _Planner(catalog, settings, backbone, rate).stages()
-    anything = any(stage.why for stage in stages)
-    why = "" if not anything and (settings.out / "bakeoff.json").exists() else "not done"
-    return [*stages, _stage("score and report", why, REPORT_SECONDS, 3e6)]
+        planner = _Planner(catalog, settings, backbone, rate)
+        stages += planner.stages()
+        pairs += [] if any(s.why for s in stages) else planner.finished()
+    why: str | None = "predictions or costs will change"
+    if not any(stage.why for stage in stages):
+        inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
+        why = why_stale(settings.out, inputs)
+    return [*stages, _stage("report", why, REPORT_SECONDS, 3e6)]
 
 
 def matrix_rate(device: str) -> float:
@@ -113,29 +131,83 @@ class _Planner:
     def stages(self) -> list[PlannedStage]:
         """List the stages of this backbone in order."""
         cost, name = cost_of(self.backbone), str(resolve_id(self.backbone))
-        stages = [self._extract(name, cost), self._probe(name, cost)]
+        store = self._store()
+        extract = self._extract(name, cost, store)
+        changed: dict[str, str | None]
+        if extract.why or store is None:
+            changed = dict.fromkeys(STRATEGIES, "embeddings will change")
+        else:
+            changed = self._models(store)
+        rest = [self._probe(name, cost, changed["probe"])]
         if "finetune" in self.settings.strategies:
-            stages.append(self._finetune(name, cost))
-        forced = stages[0].why
-        return [s if s.why or not forced else self._again(s, cost) for s in stages]
+            rest.append(self._finetune(name, cost, changed["finetune"]))
+        latencies = [
+            self._latency(f"latency {name} {strategy}", cost, strategy, changed[strategy])
+            for strategy in self.settings.strategies
+        ]
+        return [extract, *rest, *latencies]
 
-    def _again(self, stage: PlannedStage, cost: Cost) -> PlannedStage:
-        """A stage that stood on embeddings which will change."""
-        seconds = self._probe_seconds(cost)
-        if stage.name.startswith("finetune"):
-            seconds = self._finetune_seconds(cost)
-        return PlannedStage(stage.name, "embeddings will change", seconds, 0.0)
+    def finished(self) -> list[Pair]:
+        """Pairs of this backbone, all of whose stages stand."""
+        store, folder = self._store(), partial(self.settings.folder, self.backbone)
+        records = {s: read_record(folder(s)) for s in STRATEGIES}
+        known = {s: r for s, r in records.items() if r is not None}
+        pairs = []
+        for strategy in self.settings.strategies:
+            latency = read_record(folder(strategy) / "latency")
+            if store is not None and latency is not None:
+                args = (strategy, folder(strategy), known, latency)
+                pairs.append(finished_pair(self.catalog, store, *args))
+        return pairs
+
+    def _store(self) -> FeatureStore | None:
+        """The store that the run would open: of equal backbone and dtype, the fitted one first."""
+        name, ids = str(resolve_id(self.backbone)), self.catalog.image_ids.tolist()
+        record = read_record(self.settings.folder(self.backbone, "probe"))
+        fitted = record.inputs.get("features") if record else None
+        stores = [
+            (store.spec.digest == fitted, len(store.known().keys() & set(ids)), i, store)
+            for i, store in enumerate(list_stores(self.settings.features))
+            if (store.spec.backbone, store.spec.dtype) == (name, self.settings.dtype)
+        ]
+        return max(stores)[-1] if stores else None
+
+    def _models(self, store: FeatureStore) -> dict[str, str | None]:
+        """Why probe and fine-tune would run on embeddings that stand; None where they stand."""
+        s, folder = self.settings, partial(self.settings.folder, self.backbone)
+        inputs = probe_inputs(self.catalog, store, s.probe)
+        probe = why_stale(folder("probe"), inputs)
+        if probe is not None and not self._same_C(inputs):
+            return {"probe": probe, "finetune": "probe will change: C may"}
+        fitted = Probe.load(folder("probe"))
+        known = finetune_inputs(self.catalog, store, fitted, s.finetune)
+        return {"probe": probe, "finetune": why_stale(folder("finetune"), known)}
+
+    def _same_C(self, inputs: dict[str, Any]) -> bool:
+        """Whether a stale probe will choose the C that it has: only its thresholds differ."""
+        folder = self.settings.folder(self.backbone, "probe")
+        record = read_record(folder)
+        if record is None or why_stale(folder, record.inputs) is not None:
+            return False
+        settings = {**record.inputs["settings"], "thresholds": inputs["settings"]["thresholds"]}
+        return {**record.inputs, "settings": settings} == inputs
+
+    def _latency(self, name: str, cost: Cost, strategy: str, model_why: str | None) -> PlannedStage:
+        folder = self.settings.folder(self.backbone, strategy)
+        why: str | None = "model may change"
+        record = read_record(folder)
+        if model_why is None and record is not None:
+            inputs = latency_inputs(record, self.settings.device)
+            why = why_stale(folder / "latency", inputs)
+        return _stage(name, why, self._embed_seconds(2 * LATENCY_IMAGES, cost), 2e3)
 
     def _embed_seconds(self, n: int, cost: Cost) -> float:
         decode = DECODE_SECONDS / max(self.settings.workers, 1)
         return n * (cost.flops / (NETWORK_SHARE * self.rate) + decode)
 
-    def _extract(self, name: str, cost: Cost) -> PlannedStage:
-        known: set[str] = set()
-        for store in list_stores(self.settings.features):
-            if (store.spec.backbone, store.spec.dtype) == (name, self.settings.dtype):
-                known |= store.known().keys()
-        new = len(set(self.catalog.image_ids.tolist()) - known)
+    def _extract(self, name: str, cost: Cost, store: FeatureStore | None) -> PlannedStage:
+        ids = set(self.catalog.image_ids.tolist())
+        new = len(ids - store.known().keys() - store.absent().keys() if store else ids)
         width = 2 if self.settings.dtype == "float16" else 4
         return _stage(
             f"extract {name}",
@@ -149,30 +221,18 @@ class _Planner:
         fits = n_tags * len(parse_grid(self.settings.probe.grid)) * self.settings.probe.folds
         return fits * ITERATIONS * n * (CELL_SECONDS + 4 * cost.dim / self.rate)
 
-    def _probe(self, name: str, cost: Cost) -> PlannedStage:
-        folder = self.settings.folder(self.backbone, "probe")
-        known = {
-            "catalogue": self.catalog.digest,
-            "settings": asdict(self.settings.probe),
-        }
+    def _probe(self, name: str, cost: Cost, why: str | None) -> PlannedStage:
         disk = 4.0 * len(self.catalog.table.tags) * (cost.dim + self._n_held_out())
-        return _stage(f"probe {name}", why_stale(folder, known), self._probe_seconds(cost), disk)
+        return _stage(f"probe {name}", why, self._probe_seconds(cost), disk)
 
     def _finetune_seconds(self, cost: Cost) -> float:
         n, epochs = len(self.catalog.rows("train")), self.settings.finetune.epochs
         forwards = epochs * n * (1 + 2 * TRAINED_SHARE) + self._n_held_out()
         return self._embed_seconds(round(forwards), cost)
 
-    def _finetune(self, name: str, cost: Cost) -> PlannedStage:
-        folder = self.settings.folder(self.backbone, "finetune")
-        known = {
-            "catalogue": self.catalog.digest,
-            "settings": self.settings.finetune.to_json(),
-        }
+    def _finetune(self, name: str, cost: Cost, why: str | None) -> PlannedStage:
         disk = cost.weight_bytes + 4.0 * len(self.catalog.table.tags) * self._n_held_out()
-        return _stage(
-            f"finetune {name}", why_stale(folder, known), self._finetune_seconds(cost), disk
-        )
+        return _stage(f"finetune {name}", why, self._finetune_seconds(cost), disk)
 
     def _n_held_out(self) -> int:
         return len(self.catalog.rows("val", "test"))

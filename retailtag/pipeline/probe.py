@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
-from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
 from retailtag.files import write_whole
+from retailtag.pipeline.checks import none_readable
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
+from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.stage import StageRecord, write_record
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.fit import make_solver
+from retailtag.probes.fit import SOLVERS, make_solver
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.sweep import (
+    CHOICES,
     DEFAULT_GRID,
     OutOfFold,
     choose_C,
@@ -29,10 +32,10 @@ from retailtag.probes.sweep import (
     sweep_out_of_fold,
     sweep_rows,
 )
-from retailtag.probes.thresholds import tune_thresholds
+from retailtag.probes.thresholds import RULES, tune_thresholds
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
-from retailtag.store import FeatureStore
+from retailtag.store import NOT_EXTRACTED, FeatureStore
 
 FILES = ("probe.safetensors", "probe.json", "sweep.parquet", "predictions.npz")
 
@@ -68,6 +71,14 @@ class ProbeSettings:
         if self.folds < 2:
             raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
         parse_grid(self.grid)
+        for option, value, known in (
+            ("--choose-C", self.choose, CHOICES),
+            ("--thresholds", self.thresholds, RULES),
+            ("--solver", self.solver, SOLVERS),
+        ):
+            if value not in known:
+                raise UsageError(f"{option} {value} is unknown; use one of {', '.join(known)}.")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +185,7 @@ def run_probe(
     _write_table(out / "sweep.parquet", sweep_rows(sweep, catalog.table.tags, group))
     findings = sweep_findings(sweep, choice, group)
     found = {"findings": findings, "n_fits": int(sweep.ap.size * len(sweep.fits))}
-    record = write_record(out, FILES, inputs, cost, facts=found)
+    record = write_record(out, FILES, inputs, cost, facts=found, machine=describe_machine(device))
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
 
@@ -215,9 +226,12 @@ def load_rows(
     ArtefactError
         If rows were asked for and the store has none of them.
     DataError
-        If fewer than `at_least` are left.
+        If none of them could be read, or fewer than `at_least` are left.
     """
     view = store.load(catalog.image_ids[rows].tolist())
+    if len(rows) and not view.found.any() and NOT_EXTRACTED not in view.absent.values():
+        splits = " and ".join(np.unique(catalog.split[rows]).tolist())
+        raise DataError(none_readable(catalog, splits, list(view.absent.items())))
     if len(rows) and not view.found.any():
         raise ArtefactError(
             f"{store.path} holds no embedding of this catalogue's images; run retailtag extract "

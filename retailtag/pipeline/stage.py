@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class StageRecord:
     peak_memory_mib : float
     facts : dict
         What later stages or the report want to know.
+    machine : dict
+        Where the cost was measured, as `describe_machine` gives it; not an input, for the
+        outputs stay good on another machine. Empty where it was not recorded.
     """
 
     inputs: dict[str, Any]
@@ -37,6 +40,7 @@ class StageRecord:
     seconds: float
     peak_memory_mib: float
     facts: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def write_record(
@@ -46,11 +50,14 @@ def write_record(
     cost: Cost | None = None,
     *,
     facts: dict[str, Any] | None = None,
+    machine: dict[str, Any] | None = None,
 ) -> StageRecord:
     """Seal a stage whose `files` are in `folder`; `cost` as measured, 0 where it was not."""
     outputs = {name: file_sha256(folder / name) for name in files}
     cost = cost or Cost()
-    record = StageRecord(inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {})
+    record = StageRecord(
+        inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {}, machine or {}
+    )
     write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
     return record
 
@@ -64,7 +71,7 @@ def read_record(folder: Path) -> StageRecord | None:
         record = StageRecord(**value)
     except (DataError, KeyError, TypeError, AttributeError):
         return None
-    objects = (record.inputs, record.outputs, record.facts)
+    objects = (record.inputs, record.outputs, record.facts, record.machine)
     numbers = (record.seconds, record.peak_memory_mib)
     sound = all(isinstance(o, dict) for o in objects)
     return record if sound and all(isinstance(n, int | float) for n in numbers) else None

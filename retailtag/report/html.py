@@ -278,7 +278,8 @@ def _cost(result: BakeoffResult, decision: Decision) -> str:
          "Parameters, M", "Weights, MiB"],
         rows,
         "Measured on this machine. Latency: one image, from its bytes to its tags. Training "
-        "includes embedding the training images where a strategy reads them.",
+        "includes embedding the training images where a strategy reads them. Peak memory: the most "
+        "that training took at one time, the model included, libraries not.",
     )  # fmt: skip
     return _section("cost", figure, f'<div class="scroll">{table}</div>')
 

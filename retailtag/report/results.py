@@ -30,7 +30,8 @@ class PairCost:
     train_seconds : float
         Training cost, extraction of the training images included for a probe.
     peak_memory_mib : float
-        Largest resident (or device) memory while training.
+        Most that training took at one time, model included: above what the process held before
+        it on a CPU, allocated on the device on CUDA; see `retailtag.pipeline.measure`.
     latency_ms_p50, latency_ms_p95 : float
         One image, from its bytes to its tags.
     images_per_second : float

@@ -75,7 +75,8 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     """All pairs, best first: quality, cost, and which are tied or recommended."""
     table = _table(
         "Ranking of the pairs (held-out macro-F1, 95 % interval)",
-        "→ recommended; = not told apart from the leader by these images",
+        "→ recommended; = not told apart from the leader by these images\n"
+        "memory: most that training took at one time, model included, libraries not",
         ("pair", "all tags", "tail", "latency", "training", "memory"),
     )
     for pair in result.ranking:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from retailtag.backbones import load_backbone
 from retailtag.backbones.backbone import Backbone
-from retailtag.catalog.decode import decode_image
+from retailtag.catalog.decode import MAX_PIXELS, decode_image
 from retailtag.errors import ArtefactError, DataError
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
@@ -30,6 +31,10 @@ class Tagger:
     weight : ndarray of float32, shape (n_tags, dim)
         On raw embeddings.
     bias, thresholds : ndarray of float32, shape (n_tags,)
+    max_pixels : int
+        Larger images are refused.
+    allow_truncated : bool
+        Accept files that end early.
     """
 
     backbone: Backbone
@@ -37,9 +42,19 @@ class Tagger:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     thresholds: NDArray[np.float32]
+    max_pixels: int = MAX_PIXELS
+    allow_truncated: bool = False
 
     @classmethod
-    def load(cls, folder: Path, *, weights: Path | None = None, device: str = "cpu") -> Tagger:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        weights: Path | None = None,
+        device: str = "cpu",
+        max_pixels: int = MAX_PIXELS,
+        allow_truncated: bool = False,
+    ) -> Tagger:
         """Load what ``retailtag probe`` or ``retailtag finetune`` wrote to `folder`.
 
         Parameters
@@ -50,6 +65,10 @@ class Tagger:
             them only where their folder says how the model is built.
         device : str
             ``cpu`` or ``cuda``.
+        max_pixels : int
+            Larger images are refused.
+        allow_truncated : bool
+            Accept files that end early.
 
         Raises
         ------
@@ -59,9 +78,11 @@ class Tagger:
             If the backbone here is not the one that was fitted.
         """
         if (folder / "checkpoint.json").exists():
-            return cls._from_checkpoint(Checkpoint.load(folder), folder, weights, device)
+            tagger = cls._from_checkpoint(Checkpoint.load(folder), folder, weights, device)
+            return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
         if (folder / "probe.json").exists():
-            return cls._from_probe(Probe.load(folder), folder, weights, device)
+            tagger = cls._from_probe(Probe.load(folder), folder, weights, device)
+            return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
         raise DataError(
             f"{folder} holds neither a probe nor a fine-tuned checkpoint; name the folder that "
             "retailtag probe or retailtag finetune wrote."
@@ -104,9 +125,12 @@ class Tagger:
         UnreadableImage
             If one does not decode.
         """
-        pixels = np.stack([self.backbone.preprocess(decode_image(data)) for data in images])
+        pixels = np.stack([self.backbone.preprocess(self._decode(data)) for data in images])
         embeddings = self.backbone.embed(torch.from_numpy(pixels)).float().cpu().numpy()
         return embeddings @ self.weight.T + self.bias
+
+    def _decode(self, data: bytes) -> Image:
+        return decode_image(data, max_pixels=self.max_pixels, allow_truncated=self.allow_truncated)
 
     def tag(self, images: Sequence[bytes]) -> list[list[str]]:
         """Tags of each encoded image, those at or above their thresholds, likeliest first."""

@@ -145,7 +145,7 @@ def test_an_image_that_went_bad_is_named(tiny, backbone, monkeypatch):
         return b"not an image"
 
     monkeypatch.setattr(tiny.images, "read", broken, raising=False)
-    with pytest.raises(UnreadableImage, match=r"p000-0\.png.*run extract again"):
+    with pytest.raises(UnreadableImage, match=r"p000-0\.png.*extract --recompute"):
         list(_source(tiny, backbone, tiny.rows("train")[:1]).batches(tiny.rows("train")[:1], 1))
 
 

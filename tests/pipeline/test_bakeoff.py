@@ -1,6 +1,7 @@
 """The whole flow on the small world: stages, resumption, repeatability, leakage."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_p
         backbone = load_backbone("demo:cnn")
         store = FeatureStore.find(root / "features", backbone.spec())
         probe = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
+        probe = replace(probe, facts={**probe.facts, "catalog_digest": catalog.digest})
         config = FinetuneConfig(epochs=0)
         run = run_finetune(catalog, store, backbone, probe, tmp_path / name, config)
         heads.append(run.checkpoint.weight)
