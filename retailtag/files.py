@@ -114,6 +114,10 @@ def read_artefact(
     """
     from safetensors import SafetensorError
 
+    if not (folder / f"{name}.json").exists():
+        raise DataError(
+            f"{folder}/{name}.json does not exist; make it with `{command}`, or name its folder."
+        )
     header = read_json(folder / f"{name}.json")
     if not isinstance(header, dict) or header.get("format") != version:
         raise ArtefactError(f"{folder}/{name}.json has another format; run {command} again.")
