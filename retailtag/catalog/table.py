@@ -95,6 +95,32 @@ class GroupCutoffs:
             raise UsageError(f"Cut-offs {name!r} are unknown; use one of {', '.join(CUTOFFS)}.")
         return CUTOFFS[name]
 
+    @classmethod
+    def parse(cls, text: str) -> GroupCutoffs:
+        """Cut-offs by name, or as ``TAIL,FREQUENT``.
+
+        Raises
+        ------
+        UsageError
+            If it is neither, or the tail does not end before the frequent tags begin.
+
+        Examples
+        --------
+        >>> GroupCutoffs.parse("20,200")
+        GroupCutoffs(tail=20, frequent=200)
+        """
+        parts = text.split(",")
+        if len(parts) != 2:
+            return cls.named(text)
+        if not all(part.strip().isdigit() for part in parts) or not 0 < int(parts[0]) < int(
+            parts[1]
+        ):
+            raise UsageError(
+                f"--cutoffs {text} are no two ascending numbers of training images; write for "
+                f"example 50,500, or one of {', '.join(CUTOFFS)}."
+            )
+        return cls(int(parts[0]), int(parts[1]))
+
 
 # lvis: rare 1-10 training images, common 11-100, frequent above (Gupta, Dollar and Girshick,
 # "LVIS", CVPR 2019). coco-mlt: tail under 20, medium 20-100, head above (Wu et al.,

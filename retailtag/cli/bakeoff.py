@@ -11,6 +11,7 @@ import typer
 
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
+    CUTOFFS,
     GRID,
     AttributesOption,
     AugmentOption,
@@ -18,6 +19,7 @@ from retailtag.cli.options import (
     BlocksOption,
     CatalogArgument,
     ChooseOption,
+    CutoffsOption,
     DeviceOption,
     DtypeOption,
     EpochsOption,
@@ -69,6 +71,7 @@ def bakeoff(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
+    cutoffs: CutoffsOption = CUTOFFS,
     sweep_c: SweepOption = GRID,
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
@@ -94,6 +97,7 @@ def bakeoff(
 ) -> None:
     """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
     from retailtag.catalog.readers import read_catalog
+    from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
     from retailtag.pipeline.plan import plan_bakeoff
@@ -119,14 +123,16 @@ def bakeoff(
         n_bootstrap=replicates,
         seed=seed,
     )
-    catalog = read_catalog(catalogue, attributes=args, images=images)
+    catalog = read_catalog(
+        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+    )
     if plan:
         _show_plan(output, plan_bakeoff(catalog, settings))
         return
     run = run_bakeoff(
         catalog,
         settings,
-        provenance=provenance_of(catalogue, args, images),
+        provenance=provenance_of(catalogue, args, images, cutoffs),
         command=shlex.join(["retailtag", *sys.argv[1:]]),
         progress=output.progress,
     )

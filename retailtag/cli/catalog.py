@@ -10,8 +10,10 @@ import typer
 
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
+    CUTOFFS,
     AttributesOption,
     CatalogArgument,
+    CutoffsOption,
     ImagesOption,
     JsonOption,
     MaxPixelsOption,
@@ -41,6 +43,7 @@ def check(
     catalogue: CatalogArgument,
     attributes: AttributesOption = "",
     images: ImagesOption = None,
+    cutoffs: CutoffsOption = CUTOFFS,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")
     ] = None,
@@ -54,9 +57,15 @@ def check(
     """
     from retailtag.catalog.check import check_catalog
     from retailtag.catalog.readers import read_catalog
+    from retailtag.catalog.table import GroupCutoffs
 
     output = Output(json, quiet)
-    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    catalog = read_catalog(
+        catalogue,
+        attributes=split_list(attributes),
+        images=images,
+        cutoffs=GroupCutoffs.parse(cutoffs),
+    )
     report = check_catalog(
         catalog, workers=workers, progress=output.progress, max_pixels=max_pixels
     )

@@ -11,6 +11,7 @@ import typer
 from retailtag.cli.options import (
     AllowMissingOption,
     JsonOption,
+    NewCutoffsOption,
     QuietOption,
     ReplicatesOption,
     RunsArgument,
@@ -32,6 +33,7 @@ def compare(
     predictions: RunsArgument,
     catalog: ScoredCatalogOption = None,
     attributes: WithAttributesOption = "",
+    cutoffs: NewCutoffsOption = None,
     split: ScoredSplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="CSV of the pairs.")] = Path("pairs.csv"),
     replicates: ReplicatesOption = N_REPLICATES,
@@ -49,7 +51,7 @@ def compare(
     """
     compared = compare_files(
         predictions,
-        reader(),
+        reader(cutoffs),
         out=out,
         catalog=catalog,
         catalog_args={"attributes": split_list(attributes)} if attributes else None,

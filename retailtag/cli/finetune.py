@@ -9,12 +9,14 @@ import typer
 
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
+    CUTOFFS,
     AttributesOption,
     AugmentOption,
     BackboneOption,
     BatchSizeOption,
     BlocksOption,
     CatalogArgument,
+    CutoffsOption,
     DeviceOption,
     DtypeOption,
     EpochsOption,
@@ -58,6 +60,7 @@ def finetune(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
+    cutoffs: CutoffsOption = CUTOFFS,
     dtype: DtypeOption = "float32",
     epochs: EpochsOption = 5,
     batch_size: BatchSizeOption = 64,
@@ -77,6 +80,7 @@ def finetune(
     """Retrain the last blocks, choose epoch and thresholds on a validation part, predict."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
+    from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import pair_folder
     from retailtag.pipeline.finetune import run_finetune
@@ -95,7 +99,9 @@ def finetune(
     )
     device = resolve_device(device)
     fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))
-    catalog = read_catalog(catalogue, attributes=args, images=images)
+    catalog = read_catalog(
+        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+    )
     local = weights_by_backbone(weights, [backbone]).get(backbone)
     model = load_backbone(backbone, weights=local, device=device)
     folder = out or pair_folder(Path("runs"), backbone, "finetune")
@@ -106,7 +112,7 @@ def finetune(
         fitted,
         folder,
         config,
-        provenance=provenance_of(catalogue, args, images),
+        provenance=provenance_of(catalogue, args, images, cutoffs),
         workers=default_workers(workers),
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,

@@ -12,6 +12,7 @@ import typer
 from retailtag.errors import Unavailable, UsageError
 
 GRID = "1e-5:10:13"
+CUTOFFS = "50,500"
 
 CatalogArgument = Annotated[
     Path,
@@ -26,6 +27,22 @@ AttributesOption = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option("--images", help="Folder, tar/zip or Parquet of the images, if not beside it."),
+]
+CutoffsOption = Annotated[
+    str,
+    typer.Option(
+        "--cutoffs",
+        metavar="TAIL,FREQUENT",
+        help="Training images that bound tail and frequent tags; or lvis, or coco-mlt.",
+    ),
+]
+NewCutoffsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cutoffs",
+        metavar="TAIL,FREQUENT",
+        help="Group the tags by these training counts; default: as the predictions record.",
+    ),
 ]
 BackboneOption = Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")]
 WeightsOption = Annotated[
@@ -179,13 +196,16 @@ def resolve_device(name: str) -> str:
     return "cpu"
 
 
-def provenance_of(catalogue: Path, attributes: list[str], images: Path | None) -> dict[str, Any]:
+def provenance_of(
+    catalogue: Path, attributes: list[str], images: Path | None, cutoffs: str
+) -> dict[str, Any]:
     """How the catalogue was read, as predictions record it so that `score` can read it again."""
     return {
         "catalog": str(catalogue),
         "catalog_args": {
             "attributes": attributes,
             "images": None if images is None else str(images),
+            "cutoffs": cutoffs,
         },
     }
 

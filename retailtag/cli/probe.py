@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retailtag.cli.options import (
+    CUTOFFS,
     GRID,
     AttributesOption,
     BackboneOption,
     CatalogArgument,
     ChooseOption,
+    CutoffsOption,
     DeviceOption,
     DtypeOption,
     FeaturesOption,
@@ -49,6 +51,7 @@ def probe(
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
+    cutoffs: CutoffsOption = CUTOFFS,
     dtype: DtypeOption = "float32",
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
@@ -62,6 +65,7 @@ def probe(
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
+    from retailtag.catalog.table import GroupCutoffs
     from retailtag.pipeline.bakeoff import pair_folder
     from retailtag.pipeline.probe import ProbeSettings, run_probe
     from retailtag.store import FeatureStore
@@ -69,7 +73,9 @@ def probe(
     output, args = Output(json, quiet), split_list(attributes)
     settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed)
     device = resolve_device(device)
-    catalog = read_catalog(catalogue, attributes=args, images=images)
+    catalog = read_catalog(
+        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+    )
     folder = out or pair_folder(Path("runs"), backbone, "probe")
     local = weights_by_backbone(weights, [backbone]).get(backbone)
     spec = load_backbone(backbone, weights=local, device=device).spec(dtype=dtype)
@@ -78,7 +84,7 @@ def probe(
         FeatureStore.find(features, spec),
         folder,
         settings,
-        provenance=provenance_of(catalogue, args, images),
+        provenance=provenance_of(catalogue, args, images, cutoffs),
         device=device,
         progress=output.progress,
     )

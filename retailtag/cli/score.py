@@ -11,8 +11,10 @@ import typer
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.cli.options import (
+    CUTOFFS,
     AllowMissingOption,
     JsonOption,
+    NewCutoffsOption,
     QuietOption,
     ReplicatesOption,
     RunsArgument,
@@ -40,6 +42,7 @@ def score(
     predictions: RunsArgument,
     catalog: ScoredCatalogOption = None,
     attributes: WithAttributesOption = "",
+    cutoffs: NewCutoffsOption = None,
     split: ScoredSplitOption = "test",
     out: Annotated[
         Path | None,
@@ -84,7 +87,7 @@ def score(
     """
     gates = [parse_gate(text) for text in gate or []]
     paths = find_predictions(predictions)
-    read = reader()
+    read = reader(cutoffs)
     how = {"attributes": split_list(attributes)} if attributes else None
     declared = (scores, thresholds, tune, tune_split, fitted_split)
     scored = score_files(
@@ -107,17 +110,25 @@ def score(
         raise GateUnmet(unmet)
 
 
-def reader() -> ReadCatalog:
+def reader(new_cutoffs: str | None = None) -> ReadCatalog:
     """Reads catalogues as predictions record them (paths are text there), each only once."""
     known: dict[str, Catalog] = {}
 
-    def read(path: Path, *, attributes: Sequence[str] = (), images: str | None = None) -> Catalog:
+    def read(
+        path: Path,
+        *,
+        attributes: Sequence[str] = (),
+        images: str | None = None,
+        cutoffs: str = CUTOFFS,
+    ) -> Catalog:
         from retailtag.catalog.readers import read_catalog
+        from retailtag.catalog.table import GroupCutoffs
 
-        key = repr((str(path), tuple(attributes), images))
+        key = repr((str(path), tuple(attributes), images, cutoffs))
         if key not in known:
             where = Path(images) if images else None
-            known[key] = read_catalog(path, attributes=attributes, images=where)
+            groups = GroupCutoffs.parse(new_cutoffs or cutoffs)
+            known[key] = read_catalog(path, attributes=attributes, images=where, cutoffs=groups)
         return known[key]
 
     return read

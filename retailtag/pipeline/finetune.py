@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def finetune_inputs(
     """Everything that the outputs of a fine-tune depend on."""
     return {
         "catalogue": catalog.digest,
+        "cutoffs": asdict(catalog.table.cutoffs),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "C": probe.C.tolist(),

@@ -158,6 +158,7 @@ def report_inputs(
     pairs = list(pairs)
     return {
         "catalogue": catalog.digest,
+        "cutoffs": asdict(catalog.table.cutoffs),
         "predictions": {p.name: predictions_digest(p.predictions) for p in pairs},
         "costs": {p.name: asdict(p.cost) for p in pairs},
         "machines": {p.name: p.machines for p in pairs},

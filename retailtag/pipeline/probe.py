@@ -107,6 +107,7 @@ def probe_inputs(catalog: Catalog, store: FeatureStore, settings: ProbeSettings)
     """Everything that the outputs of a probe run depend on."""
     return {
         "catalogue": catalog.digest,
+        "cutoffs": asdict(catalog.table.cutoffs),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "settings": asdict(settings),

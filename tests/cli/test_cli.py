@@ -84,6 +84,21 @@ def test_a_bad_command_line_is_one_sentence_and_one_object(here, capsys, command
     assert "--help" in answer["error"]
 
 
+def test_cutoffs_are_recorded_followed_and_overruled(tiny_csv, here, capsys):
+    csv = str(tiny_csv)
+    assert run(["extract", csv, *SHORT, "--quiet"]) == 0
+    assert run(["probe", csv, *SHORT, "--sweep-C", "0.1", "--folds", "2", "--cutoffs", "5,20"]) == 0
+    score = ["score", "runs/demo-cnn/probe", "--replicates", "100", "--json"]
+    capsys.readouterr()
+    assert run(score) == 0
+    own = _json(capsys)["scorecards"][0]["summaries"]["tail"]
+    assert run([*score, "--cutoffs", "lvis"]) == 0
+    other = _json(capsys)["scorecards"][0]["summaries"]["tail"]
+    assert own["n_tags"] + own["n_undefined"] < other["n_tags"] + other["n_undefined"]
+    assert run([*score, "--cutoffs", "20,5"]) == 2
+    assert "--cutoffs 20,5" in _json(capsys)["error"]
+
+
 def test_bad_rows_are_listed_for_programs(here, capsys):
     (here / "c.csv").write_text("path,tags\n../a.png,x\n/b.png,y\n")
     assert run(["catalog", "check", "c.csv", "--json"]) == 3
