@@ -89,7 +89,14 @@ class DemoCNN(nn.Module):
 
 
 def _vit() -> VisionTransformer:
-    return VisionTransformer(
+    """A small ViT whose patches are embedded by early convolutions: far fewer steps to train.
+
+    References
+    ----------
+    Xiao, Singh, Mintun, Darrell, Dollár and Girshick (2021), Early convolutions help
+    transformers see better, NeurIPS.
+    """
+    vit = VisionTransformer(
         img_size=64,
         patch_size=8,
         embed_dim=128,
@@ -99,6 +106,8 @@ def _vit() -> VisionTransformer:
         global_pool="token",
         dynamic_img_size=True,
     )
+    vit.patch_embed.proj = _early_convolutions()
+    return vit
 
 
 def _early_convolutions() -> nn.Sequential:
@@ -111,23 +120,12 @@ def _early_convolutions() -> nn.Sequential:
 
 
 class DemoDINO(nn.Module):
-    """A ViT whose embedding is its class token, after the last norm.
-
-    Notes
-    -----
-    Its patches are embedded by early convolutions, with which a ViT needs far fewer steps.
-
-    References
-    ----------
-    Xiao, Singh, Mintun, Darrell, Dollár and Girshick (2021), Early convolutions help
-    transformers see better, NeurIPS.
-    """
+    """A ViT whose embedding is its class token, after the last norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dim = DEMO_ARCHITECTURES["dino"].dim
         self.trunk = _vit()
-        self.trunk.patch_embed.proj = _early_convolutions()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed normalised images, float (n, 3, 64, 64), as float (n, 128)."""
