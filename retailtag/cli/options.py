@@ -127,7 +127,8 @@ QuietOption = Annotated[
 def with_bare_sweep(args: Sequence[str]) -> list[str]:
     """Give a bare ``--sweep-C`` the default grid, so that its value is optional.
 
-    It is bare at the end of the line, before another option, and before an existing file.
+    It is bare at the end of the line, before another option, and before what exists or is named
+    like a file.
 
     Examples
     --------
@@ -139,7 +140,8 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
     given: list[str] = []
     for word, following in zip(args, [*args, ""][1:], strict=True):
         given.append(word)
-        bare = following[:1] in ("", "-") or Path(following).exists()
+        path = Path(following)
+        bare = following[:1] in ("", "-") or path.exists() or path.suffix[1:].isalpha()
         if word == "--sweep-C" and bare:
             given.append(GRID)
     return given

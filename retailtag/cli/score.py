@@ -124,6 +124,8 @@ def reader(new_cutoffs: str | None = None) -> ReadCatalog:
         from retailtag.catalog.readers import read_catalog
         from retailtag.catalog.table import GroupCutoffs
 
+        if not path.exists():
+            raise UsageError(f"The catalogue {path} is not there; name it with --catalog.")
         key = repr((str(path), tuple(attributes), images, cutoffs))
         if key not in known:
             where = Path(images) if images else None

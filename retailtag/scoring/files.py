@@ -315,11 +315,6 @@ def _read_once(
         how = catalog_args or ({} if catalog else model.provenance.get("catalog_args")) or {}
         if where is None:
             raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
-        if catalog is None and not Path(where).exists():
-            raise UsageError(
-                f"{path} was made with the catalogue {where}, which is not there now; name it "
-                "with --catalog."
-            )
         key = json.dumps([str(where), how], sort_keys=True)
         if key not in known:
             known[key] = read(Path(where), **how)
