@@ -38,9 +38,9 @@ def threshold_f1(
     ----------
     catalog : Catalog
     rows : ndarray of intp, shape (n_images,)
-        Training images behind the scores.
+        Images behind the scores: training images, or a validation part.
     logits : ndarray of float32, shape (n_images, n_tags)
-        Out-of-fold scores.
+        Out-of-fold or validation scores.
     thresholds : ndarray of float32, shape (n_tags,)
         Tuned by `rule` on all of `logits`.
     rule : str
@@ -53,8 +53,11 @@ def threshold_f1(
     dict
         By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1. Cross-fit: the
         images are halved, product by product, and each half is given tags by the thresholds
-        tuned on the other. A scope without a positive is left out.
+        tuned on the other. A scope without a positive is left out; empty for a single product,
+        which cannot be halved.
     """
+    if len(np.unique(catalog.group[rows])) < 2:
+        return {}
     labels, group = catalog.table.labels[rows], catalog.table.group
     half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, seed)
     crossed = np.zeros(logits.shape, bool)

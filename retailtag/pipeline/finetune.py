@@ -20,7 +20,7 @@ from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.head import HeadInit
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, train
-from retailtag.pipeline.evidence import copies_of_fitted
+from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.probe import Features, fit_standardised, load_rows
@@ -34,6 +34,7 @@ from retailtag.scoring.metrics import average_precision_per_tag, macro
 from retailtag.store import FeatureStore
 
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
+THRESHOLDS = "shrunk"  # rule of the thresholds, tuned on the validation part
 VALIDATION_SHARE = 0.1  # of the training images, when the catalogue has no val split
 
 
@@ -151,7 +152,9 @@ def run_finetune(
         result = train(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
-        thresholds = tune_thresholds(result.val_logits, labels[val_rows], catalog.table.group)
+        thresholds = tune_thresholds(
+            result.val_logits, labels[val_rows], catalog.table.group, THRESHOLDS
+        )
     fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         **_facts(catalog, store, config, result),
@@ -159,6 +162,9 @@ def run_finetune(
         "n_fit": len(fit.rows),
         "n_val": len(val_rows),
         "copies": copies_of_fitted(store, catalog.image_ids[test_rows], catalog.image_ids[fitted]),
+        "threshold_f1": threshold_f1(
+            catalog, val_rows, result.val_logits, thresholds, THRESHOLDS, config.seed
+        ),
     }
     checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
     checkpoint.save(out)  # hours of training; nothing that follows may lose them

@@ -65,7 +65,7 @@ def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.flo
 
 
 def _optimism(provenance: dict[str, Any]) -> Iterator[found.Finding | None]:
-    """From what the probe recorded, by scope: F1 in sample and cross-fit."""
+    """From what the fitting stage recorded, by scope: F1 in sample and cross-fit."""
     recorded = provenance.get("threshold_f1")
     for scope, values in recorded.items() if isinstance(recorded, dict) else ():
         pair = values.get("in_sample"), values.get("cross_fit")

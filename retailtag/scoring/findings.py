@@ -177,7 +177,7 @@ def threshold_optimism(scope: str, in_sample: float, cross_fit: float) -> Findin
     return Finding(
         "threshold-optimism",
         f"Over {scope} tags the thresholds earn {100 * in_sample:.1f} points of macro-F1 on the "
-        f"out-of-fold scores they were tuned on and {100 * cross_fit:.1f} on the half that they "
+        f"scores they were tuned on and {100 * cross_fit:.1f} on the half that they "
         "were not: the figures of the tuning overstate.",
         "Quote held-out or cross-fit figures, and shrink the thresholds of rare tags "
         "(`--thresholds shrunk` or `group`).",

@@ -29,6 +29,8 @@ def test_a_catalogue_without_test_images_is_trained_and_saved(tiny, tiny_store, 
     run = run_finetune(catalog, tiny_store, load_backbone("demo:cnn"), probe, out, NO_EPOCH)
     assert run.predictions.logits.shape == (0, len(catalog.table.tags))
     assert Checkpoint.load(out).tags == catalog.table.tags
+    seen = run.predictions.provenance["threshold_f1"]["all"]
+    assert 0 <= seen["cross_fit"] <= seen["in_sample"] <= 1
 
 
 def test_the_checkpoint_is_kept_when_predicting_fails(
