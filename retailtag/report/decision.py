@@ -16,11 +16,10 @@ SAME_LATENCY = 1.10  # latencies within 10 % of the lowest are the same measurem
 
 RULE = (
     "(1) Pairs are ranked by macro-F1 over all tags with a positive in the held-out split. "
-    "(2) A pair is tied with the leader unless the paired-bootstrap 95 % interval of their "
-    "difference excludes 0 and the p of random swaps of their images, Holm-adjusted over all "
-    "pairs, is under 0.05. "
-    "(3) Among the tied, the best tail macro-F1 wins against every pair that it is not tied with "
-    "on the tail, by the same test. "
+    "(2) A pair is tied with the leader if the paired-bootstrap 95 % interval of their difference "
+    "includes 0. "
+    "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
+    "tail has an interval above 0. "
     "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
     "equal), then the shortest training."
 )
@@ -123,13 +122,12 @@ def _tied_with_leader(
     if len(ranking) == 1:
         return [leader], [f"{lead}; there is no other pair to compare it with."]
     gaps = [_gap(result, leader, other) for other in ranking[1:]]
-    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.is_tie]
+    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.difference.is_tie]
     difference = gaps[0].difference
     if len(tied) > 1:
         names = _listed([p.name for p in tied[1:]])
         verdict = (
-            f"The data do not tell it from {names}: the interval of the difference includes 0, or "
-            "the adjusted p is 0.05 or more."
+            f"The data do not tell it from {names}: the interval of the difference includes 0."
         )
     else:
         verdict = (
@@ -158,7 +156,7 @@ def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[P
     left = [best]
     for other in (p for p in tied if p is not best):
         c = result.comparison(best.name, other.name, "tail")
-        if c is None or c.is_tie:
+        if c is None or c.difference.is_tie:
             left.append(other)
     head = f"On the tail {best.name} is best with macro-F1 {_score(best, 'tail')}"
     if len(left) == len(tied):
