@@ -133,8 +133,10 @@ def prior_logit(
     Half a positive and half a negative are added (Jeffreys), so that it is finite for a tag that
     is never or always on.
     """
-    weight = np.ones(len(Y)) if sample_weight is None else np.asarray(sample_weight)
-    positive, negative = weight @ (Y == 1), weight @ (Y == 0)
+    if sample_weight is None:
+        positive, negative = (Y == 1).sum(axis=0), (Y == 0).sum(axis=0)
+    else:
+        positive, negative = sample_weight @ (Y == 1), sample_weight @ (Y == 0)
     return np.log((positive + 0.5) / (negative + 0.5)).astype(np.float32)
 
 
