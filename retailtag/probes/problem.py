@@ -1,12 +1,13 @@
 """Objective, gradient and curvature of a batch of tags over one set of features.
 
-For each tag, ½‖w‖² + C·Σ log(1 + exp(-s(w·x + b))) over (w, b), s = ±1. Parameters of the batch
-lie in one tensor (tags, dim + 1), the intercept last.
+For each tag, ½‖w‖² + C·Σ_i m_i·log(1 + exp(-s_i(w·z_i + b))) over (w, b), s = ±1, where m_i is the
+image's weight, 0 where the label is unknown. Parameters of the batch lie in one tensor
+(tags, dim + 1), the intercept last.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,101 +15,214 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from retailtag.probes.rotated import Rotated
+
 NEGLIGIBLE = 1e-4  # of the largest curvature: images under it are left to the diagonal
+JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal, the least that is enough is added
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one pass over the images gives for each tag, at some parameters.
+
+    Parameters
+    ----------
+    loss : Tensor, float64, shape (tags,)
+        Σ m·log-loss.
+    slope : Tensor, shape (tags, dim + 1)
+        Its gradient.
+    weight : Tensor, shape (tags,)
+        Curvature Σ m·p(1-p).
+    spread : Tensor, shape (tags,)
+        Σ m·p(1-p)·‖z‖².
+    """
+
+    loss: Tensor
+    slope: Tensor
+    weight: Tensor
+    spread: Tensor
+
+    @classmethod
+    def zero(cls, n_tags: int, like: Tensor, dim: int) -> Sums:
+        """Sums over no image."""
+        scalar = like.new_zeros(n_tags)
+        return cls(scalar.double(), like.new_zeros(n_tags, dim + 1), scalar, scalar.clone())
+
+    def take(self, rows: Tensor) -> Sums:
+        """Only the tags in `rows`."""
+        return Sums(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def put(self, rows: Tensor, other: Sums) -> None:
+        """Overwrite the tags in `rows`."""
+        for f in fields(self):
+            getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Labels and features of a batch of tags; rows of every matrix are tags.
+    """Labels of a batch of tags on rotated features; rows of every matrix are tags.
 
     Parameters
     ----------
-    Z : Tensor, float32, shape (n_images, dim)
-        Features in the eigenbasis of their Gram matrix.
-    eigenvalues : Tensor, float32, shape (dim,)
-        Of the Gram matrix; the columns of Z have these squared norms.
-    target : Tensor, float32, shape (tags, n_images)
-        1 present, 0 otherwise.
-    known : Tensor or None, float32, shape (tags, n_images)
-        1 where the label is known; None when all are.
-    curvature : Tensor, float32, shape (tags,)
+    features : Rotated
+        n_images of them.
+    away : Tensor, shape (tags, n_images)
+        -1 present, 1 otherwise: -s. The loss is softplus(away·u), its slope away·sigmoid(away·u);
+        neither cancels where an image is far on its side.
+    mass : Tensor or None, shape (tags, n_images) or (1, n_images)
+        Weight of each label, 0 where it is unknown; None when all are 1.
+    tag_weight : Tensor, shape (tags,)
+        Factor of C.
+    curvature : Tensor, shape (tags,)
         π(1-π) at the prevalence π.
-    n_known : Tensor, float32, shape (tags,)
+    total : Tensor, shape (tags,)
+        Sum of the masses.
     """
 
-    Z: Tensor
-    eigenvalues: Tensor
-    target: Tensor
-    known: Tensor | None
+    features: Rotated
+    away: Tensor
+    mass: Tensor | None
+    tag_weight: Tensor
     curvature: Tensor
-    n_known: Tensor
+    total: Tensor
 
     @classmethod
-    def make(cls, Z: Tensor, eigenvalues: Tensor, Y: NDArray[np.int8]) -> Problem:
-        """Lay out labels Y (n_images, tags) for products with Z."""
-        labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(Z.device)
-        known = None if (Y >= 0).all() else (labels >= 0).float()
-        n_known = (labels >= 0).sum(dim=1).float()
-        prevalence = (labels == 1).sum(dim=1) / n_known
-        curvature = prevalence * (1 - prevalence)
-        return cls(Z, eigenvalues, (labels == 1).float(), known, curvature, n_known)
+    def make(
+        cls,
+        features: Rotated,
+        Y: NDArray[np.int8],
+        sample_weight: Tensor | None,
+        tag_weight: NDArray[np.float64],
+    ) -> Problem:
+        """Lay out labels Y (n_images, tags); `sample_weight` (n_images,), `tag_weight` (tags,)."""
+        dtype, device = features.V.dtype, features.device
+        labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(device)
+        away = torch.where(labels == 1, -1.0, 1.0).to(dtype)
+        mass = None if sample_weight is None else sample_weight.to(dtype)[None]
+        if not (Y >= 0).all():
+            known = (labels >= 0).to(dtype)
+            mass = known if mass is None else known * mass
+        weighed = torch.ones_like(away[:1]) if mass is None else mass
+        total = weighed.sum(dim=1).expand(len(away))
+        prevalence = ((away < 0) * weighed).sum(dim=1) / total
+        curvature = (prevalence * (1 - prevalence)).clamp_min(1e-12)
+        factor = torch.from_numpy(np.asarray(tag_weight)).to(device, dtype)
+        return cls(features, away, mass, factor, curvature, total)
 
     def keep(self, rows: Tensor) -> Problem:
         """Only the tags in `rows`."""
+        shared = self.mass is None or len(self.mass) == 1
         return replace(
             self,
-            target=self.target[rows],
-            known=None if self.known is None else self.known[rows],
+            away=self.away[rows],
+            mass=self.mass if shared else self.mass[rows],  # type: ignore[index]
+            tag_weight=self.tag_weight[rows],
             curvature=self.curvature[rows],
-            n_known=self.n_known[rows],
+            total=self.total[rows],
         )
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits (tags, n_images) of parameters, or their change along a direction."""
-        return torch.addmm(x[:, -1:], x[:, :-1], self.Z.T)
+    def double(self) -> Problem:
+        """The same in float64."""
+        return Problem(
+            self.features.double(),
+            self.away.double(),
+            None if self.mass is None else self.mass.double(),
+            self.tag_weight.double(),
+            self.curvature.double(),
+            self.total.double(),
+        )
 
-    def objective(self, u: Tensor, x: Tensor, C: float) -> Tensor:
-        """½‖w‖² + C·Σ log-loss at parameters x with logits u, shape (tags,)."""
-        cells = softplus(u) - self.target * u
-        loss = (cells if self.known is None else cells * self.known).sum(dim=1)
-        w = x[:, :-1]
-        return C * loss + 0.5 * (w * w).sum(dim=1)
+    def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
+        """One pass: `du` becomes the logits of `d`, and the sums are of u + du.
 
-    def gradient(self, u: Tensor, x: Tensor, C: float) -> tuple[Tensor, Tensor]:
-        """Gradient (tags, dim + 1) and Σ p(1-p) (tags,)."""
-        p = torch.sigmoid(u)
-        weight = p * (1 - p)
-        r = p.sub_(self.target)
-        if self.known is not None:
-            r, weight = r * self.known, weight * self.known
-        g = torch.cat([x[:, :-1] + C * (r @ self.Z), C * r.sum(dim=1, keepdim=True)], dim=1)
-        return g, weight.sum(dim=1)
+        Parameters
+        ----------
+        u : Tensor or None, shape (tags, n_images)
+            Logits to start from; None for 0.
+        d : Tensor, shape (tags, dim + 1)
+            Direction in the parameters.
+        du : Tensor, shape (tags, n_images)
+            Written.
+        """
+        total = Sums.zero(len(d), d, d.shape[1] - 1)
+        for at, Z in self.features.blocks(len(d)):
+            step = torch.addmm(d[:, -1:], d[:, :-1], Z.T)
+            du[:, at] = step
+            self._add(total, step if u is None else step.add_(u[:, at]), at, Z)
+        return total
 
-    def prior_diagonal(self, C: float) -> Tensor:
-        """Inverse diagonal of the Hessians at the prevalence, (tags, dim + 1)."""
-        w = 1 / (1 + C * self.curvature[:, None] * self.eigenvalues)
-        b = 1 / (C * self.curvature * self.n_known)
+    def sums_at(self, u: Tensor) -> Sums:
+        """Sums at logits u (tags, n_images)."""
+        total = Sums.zero(len(u), self.features.V, self.features.V.shape[0])
+        for at, Z in self.features.blocks(len(u)):
+            self._add(total, u[:, at], at, Z)
+        return total
+
+    def _add(self, total: Sums, u: Tensor, at: slice, Z: Tensor) -> None:
+        """Add the images `at`, with features Z and logits u (tags, len), to the sums."""
+        away = self.away[:, at]
+        m = away * u
+        loss, q = softplus(m), torch.sigmoid(m)
+        weight = torch.addcmul(q, q, q, value=-1)
+        r = q.mul_(away)
+        if self.mass is not None:
+            mass = self.mass[:, at]
+            loss, weight, r = loss * mass, weight * mass, r * mass
+        total.loss.add_(loss.sum(dim=1))
+        total.weight.add_(weight.sum(dim=1))
+        total.spread.add_(weight @ self.features.norms[at])
+        total.slope[:, :-1].addmm_(r, Z)
+        total.slope[:, -1].add_(r.sum(dim=1))
+
+    def loss(self, u: Tensor) -> Tensor:
+        """Σ m·log-loss at logits u (tags, n_images), float64 (tags,)."""
+        cells = softplus(self.away * u)
+        return (cells if self.mass is None else cells * self.mass).sum(dim=1, dtype=torch.float64)
+
+    def separated(self, u: Tensor) -> Tensor:
+        """Whether logits u (tags, n_images) put every known label on its side of 0, (tags,)."""
+        wrong = self.away * u >= 0
+        if self.mass is not None:
+            wrong &= self.mass > 0
+        return ~wrong.any(dim=1)
+
+    def prior_diagonal(self, C: Tensor) -> Tensor:
+        """Inverse diagonal of the Hessians at the prevalence, (tags, dim + 1); C is (tags,)."""
+        w = 1 / (1 + (C * self.curvature)[:, None] * self.features.eigenvalues)
+        b = 1 / (C * self.curvature * self.total)
         return torch.cat([w, b[:, None]], dim=1)
 
-    def hessian_factor(self, tag: int, u: Tensor, C: float, size: int) -> Tensor:
-        """Cholesky factor (dim + 1, dim + 1) of one tag's Hessian, nearly.
+    def hessian_factors(self, u: Tensor, C: Tensor, size: int) -> Tensor:
+        """Cholesky factors (tags, dim + 1, dim + 1) of the tags' Hessians, nearly.
 
-        Its curvature p(1-p) at logits u (n_images,) is exact for the `size` images that have most
-        of it. That of the others is spread over them all, where the Hessian is diagonal in this
-        basis. Rare tags have nearly all their curvature in few images.
+        The curvature p(1-p) at logits u (tags, n_images) is exact for the `size` images that have
+        most of it. That of the others is spread over them all, where the Hessian is diagonal in
+        this basis. Rare tags have nearly all their curvature in few images.
         """
-        p = torch.sigmoid(u)
-        weight = p.mul_(1 - p)
-        if self.known is not None:
-            weight = weight * self.known[tag]
-        top, rows = torch.topk(weight, min(size, len(u)), sorted=False)
-        much = top > NEGLIGIBLE * top.max()
-        top, rows = top[much], rows[much]
-        rest = C * (weight.sum() - top.sum()).clamp_min(0)
-        A = torch.cat([self.Z[rows], torch.ones_like(top)[:, None]], dim=1)
-        A *= (C * top).sqrt()[:, None]
-        H = A.T @ A
-        diagonal = H.diagonal()
-        diagonal[:-1] += 1 + rest / len(u) * self.eigenvalues
-        diagonal[-1] += rest + 1e-6 * diagonal[-1]  # positive definite in float32 too
-        return torch.linalg.cholesky(H)
+        q = torch.sigmoid(self.away * u)
+        weight = q.mul_(1 - q)
+        if self.mass is not None:
+            weight = weight * self.mass
+        top, rows = torch.topk(weight, min(size, weight.shape[1]), dim=1)
+        much = int((top > NEGLIGIBLE * top[:, :1]).any(dim=0).sum())
+        top, rows = top[:, :much], rows[:, :much]
+        rest = C * (weight.sum(dim=1) - top.sum(dim=1)).clamp_min(0)
+        A = torch.cat([self.features.rows(rows), torch.ones_like(top)[:, :, None]], dim=2)
+        A *= (C[:, None] * top).sqrt()[:, :, None]
+        H = A.mT @ A
+        share = (rest / self.total)[:, None] * self.features.eigenvalues
+        H.diagonal(dim1=1, dim2=2)[:, :-1] += 1 + share
+        H.diagonal(dim1=1, dim2=2)[:, -1] += rest
+        return _factored(H)
+
+
+def _factored(H: Tensor) -> Tensor:
+    """Cholesky factors of H (tags, m, m), whose diagonals may differ by many powers of ten."""
+    scale = H.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(H.dtype).tiny).sqrt()
+    unit = H / (scale[:, :, None] * scale[:, None, :])
+    for jitter in JITTER:  # rounding may leave the matrix indefinite
+        unit.diagonal(dim1=1, dim2=2).fill_(1 + jitter)
+        factor, failed = torch.linalg.cholesky_ex(unit)
+        if not failed.any():
+            break
+    return factor * scale[:, :, None]

@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import Unavailable
-from retailtag.probes.fits import CONVERGED, STEP_LIMIT, ProbeFits, has_both_classes, prior_logit
+from retailtag.probes.fits import (
+    OnBlock,
+    ProbeFits,
+    Start,
+    fittable,
+    ignore,
+    prior_logit,
+    statuses,
+)
+from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
 
 Estimator = Callable[[float], Any]
@@ -34,21 +43,24 @@ class SklearnSolver:
 
     def __call__(
         self,
-        X: NDArray[np.float32],
+        X: FeatureRows,
         Y: NDArray[np.int8],
         C: NDArray[np.float64],
         advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+        tag_weight: NDArray[np.float64] | None = None,
+        start: Start | None = None,
+        on_block: OnBlock = ignore,
     ) -> ProbeFits:
-        """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
+        """Fit every (C, tag); see `retailtag.probes.fits.Solver`. `start` is not used."""
         from sklearn.linear_model import LogisticRegression
 
-        return _one_by_one(
+        job = _Job(X[:], Y, C, sample_weight, tag_weight, self.max_iter)
+        return job.run(
             lambda c: LogisticRegression(C=c, tol=self.tol, max_iter=self.max_iter),
-            X,
-            Y,
-            C,
-            self.max_iter,
             advance,
+            on_block,
         )
 
 
@@ -78,14 +90,20 @@ class CumlSolver:
 
     def __call__(
         self,
-        X: NDArray[np.float32],
+        X: FeatureRows,
         Y: NDArray[np.int8],
         C: NDArray[np.float64],
         advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+        tag_weight: NDArray[np.float64] | None = None,
+        start: Start | None = None,
+        on_block: OnBlock = ignore,
     ) -> ProbeFits:
-        """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
+        """Fit every (C, tag); see `retailtag.probes.fits.Solver`. `start` is not used."""
         estimator = _cuml_logistic_regression()
-        return _one_by_one(
+        job = _Job(X[:], Y, C, sample_weight, tag_weight, self.max_iter)
+        return job.run(
             lambda c: estimator(
                 C=c,
                 tol=self.tol,
@@ -93,11 +111,8 @@ class CumlSolver:
                 penalty_normalized=False,
                 output_type="numpy",
             ),
-            X,
-            Y.astype(np.float32),
-            C,
-            self.max_iter,
             advance,
+            on_block,
         )
 
 
@@ -116,44 +131,46 @@ def _cuml_logistic_regression() -> Any:
     return LogisticRegression
 
 
-def _one_by_one(
-    estimator: Estimator,
-    X: NDArray[np.float32],
-    Y: NDArray[Any],
-    C: NDArray[np.float64],
-    max_iter: int,
-    advance: Advance,
-) -> ProbeFits:
-    """Fit an estimator of scikit-learn's interface to each (C, tag) on its known labels."""
-    start = time.perf_counter()
-    fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
-    fits.bias[:] = prior_logit(Y)
-    tags = np.flatnonzero(has_both_classes(Y)).tolist()
-    advance(len(C) * (Y.shape[1] - len(tags)))
-    for tag in tags:
-        known = np.flatnonzero(Y[:, tag] >= 0)
-        x, y = (X, Y[:, tag]) if len(known) == len(X) else (X[known], Y[known, tag])
-        for k, c in enumerate(C):
-            model = estimator(float(c)).fit(x, y)
-            _record(fits, k, tag, model, x, y, max_iter)
-            advance(1)
-    return replace(fits, seconds=time.perf_counter() - start)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Every (C, tag) of one training set, for an estimator of scikit-learn's interface."""
 
+    X: NDArray[np.float32]
+    Y: NDArray[np.int8]
+    C: NDArray[np.float64]
+    sample_weight: NDArray[np.float64] | None
+    tag_weight: NDArray[np.float64] | None
+    max_iter: int
 
-def _record(
-    fits: ProbeFits,
-    k: int,
-    tag: int,
-    model: Any,
-    x: NDArray[np.float32],
-    y: NDArray[Any],
-    max_iter: int,
-) -> None:
-    w = np.asarray(model.coef_, np.float64).reshape(-1)
-    b = float(np.asarray(model.intercept_).reshape(-1)[0])
-    steps = int(np.max(model.n_iter_))
-    u = x @ w + b
-    fits.weight[k, tag], fits.bias[k, tag] = w, b
-    fits.objective[k, tag] = 0.5 * w @ w + fits.C[k] * (np.logaddexp(0, u) - y * u).sum()
-    fits.iterations[k, tag] = steps
-    fits.status[k, tag] = CONVERGED if steps < max_iter else STEP_LIMIT
+    def run(self, estimator: Estimator, advance: Advance, on_block: OnBlock) -> ProbeFits:
+        """Fit one after the other, on each tag's known labels."""
+        begun = time.perf_counter()
+        n_tags = self.Y.shape[1]
+        fits = ProbeFits.empty(self.C, n_tags, self.X.shape[1])
+        fits.bias[:] = prior_logit(self.Y, self.sample_weight)
+        factor = np.ones(n_tags) if self.tag_weight is None else self.tag_weight
+        tags = np.flatnonzero(fittable(self.Y, self.sample_weight)).tolist()
+        for k, c in enumerate(self.C):
+            advance(n_tags - len(tags))
+            for tag in tags:
+                self._fit(fits, k, tag, estimator(float(c * factor[tag])), c * factor[tag])
+                advance(1)
+            on_block(k, fits)
+        return replace(fits, seconds=time.perf_counter() - begun)
+
+    def _fit(self, fits: ProbeFits, k: int, tag: int, model: Any, C: float) -> None:
+        """Fit one tag on its known labels, and write down what came of it."""
+        known = self.Y[:, tag] >= 0
+        x, y = (self.X, self.Y[:, tag]) if known.all() else (self.X[known], self.Y[known, tag])
+        mass = None if self.sample_weight is None else self.sample_weight[known]
+        model.fit(x, y.astype(np.float32), sample_weight=mass)
+        w = np.asarray(model.coef_, np.float64).reshape(-1)
+        b = float(np.asarray(model.intercept_).reshape(-1)[0])
+        steps = int(np.max(model.n_iter_))
+        u = x @ w + b
+        loss = np.logaddexp(0, u) - y * u
+        fits.weight[k, tag], fits.bias[k, tag] = w, b
+        fits.objective[k, tag] = 0.5 * w @ w + C * (loss if mass is None else loss * mass).sum()
+        fits.iterations[k, tag] = steps
+        ended, separated = np.array([steps < self.max_iter]), np.array([((u > 0) == y).all()])
+        fits.status[k, tag] = statuses(ended, separated, y[:, None])[0]

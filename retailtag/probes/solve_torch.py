@@ -5,33 +5,45 @@
   Hessian guess of every L-BFGS direction, so that conditioning does not depend on the spectrum.
 * From the strength on where that guess no longer does (large C, rare tags, nearly separable), the
   guess is the factored Hessian of the images that hold most of the tag's curvature.
-* Logits are linear in the step: a line search costs no matrix product.
-* Strengths are solved in ascending order, each from the solution of the one before, and tags
-  that have converged leave the batch.
+* Logits are linear in the step: one pass over the images gives a trial point and its gradient, and
+  a shorter step costs no product with the features.
+* Strengths are solved in ascending order, each from the solution of the one before, whose sums
+  serve the next strength too; tags that have converged leave the batch.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.probes.fits import CONVERGED, STEP_LIMIT, ProbeFits, has_both_classes, prior_logit
-from retailtag.probes.problem import Problem
+from retailtag.probes.fits import (
+    OnBlock,
+    ProbeFits,
+    Start,
+    fittable,
+    ignore,
+    prior_logit,
+    statuses,
+)
+from retailtag.probes.problem import Problem, Sums
+from retailtag.probes.quasi_newton import Diagonal, Factors, Guess, Memory, dot
+from retailtag.probes.rotated import Rotated
+from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
 
-HISTORY = 12  # pairs kept by L-BFGS
 CELLS = 48_000_000  # (tag, image) cells in flight: 0.2 GB a float32 matrix of logits
-FACTORS = 150_000_000  # numbers of factored Hessians in flight: 0.6 GB
 ARMIJO = 1e-4
+RETURNED = 2e-6  # of the objective: what rounding the head to float32 may add
+SINGLE = 50  # iterations after which a (tag, C) goes on in float64
 ROUNDING = 2e-7  # relative noise of a float32 objective
-EASY = 8  # iterations a tag may take with the diagonal guess, and between two factorings
-STALE = 3.5  # ratio of strengths from which a factored Hessian is made anew
+SHORTER = 25  # times a step may be shortened
+EASY = 8  # iterations a tag may take with the diagonal guess
 
 
 @dataclass(frozen=True)
@@ -46,247 +58,308 @@ class TorchSolver:
         Stop a tag when its bound on (objective - optimum) / objective is below this.
     max_iter : int
         Iterations allowed for one (tag, C).
+    memory : int, optional
+        Bytes that the rotated features may take before they go to a scratch file that is
+        streamed; by default half of what is free on the device.
 
     Notes
     -----
-    The bound: for fixed w let b minimise the objective; the remaining function of w is
-    1-strongly convex, so its gap is at most ½‖∇_w‖². The intercept adds its Newton decrement.
-    The cost of an iteration is two products of (n_images, dim) by (dim, n_tags).
+    The bound: where the intercept minimises the objective for the given w, what remains is a
+    1-strongly convex function of w, so its gap is at most ½‖∇_w‖². How far the intercept is off
+    enters by its Newton step, which moves the gradient by at most |∇_b|·R, R² being the mean of
+    ‖z‖² weighted by curvature; and by its Newton decrement.
+
+    The cost of an iteration is two products of (n_images, dim) by (dim, n_tags). Features whose
+    scales differ by more than a hundred are solved in float64.
     """
 
     device: str = "cpu"
     tol: float = 1e-4
     max_iter: int = 300
+    memory: int | None = None
 
     def __call__(
         self,
-        X: NDArray[np.float32],
+        X: FeatureRows,
         Y: NDArray[np.int8],
         C: NDArray[np.float64],
         advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+        tag_weight: NDArray[np.float64] | None = None,
+        start: Start | None = None,
+        on_block: OnBlock = ignore,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.fits.Solver`."""
-        start = time.perf_counter()
+        begun = time.perf_counter()
+        features, blocks = self._prepare(X, Y, sample_weight, tag_weight, start)
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
-        fits.bias[:] = prior_logit(Y)
-        tags = np.flatnonzero(has_both_classes(Y))
-        advance(len(C) * (Y.shape[1] - len(tags)))
-        Z, V, eigenvalues = _rotate(torch.from_numpy(X).to(self.device))
-        at_once = max(1, min(CELLS // len(X), FACTORS // (X.shape[1] + 1) ** 2))
-        for block in np.array_split(tags, -(-len(tags) // at_once) or 1):
-            if len(block):
-                path = _Path(Problem.make(Z, eigenvalues, Y[:, block]), self.tol, self.max_iter)
-                self._solve(fits, path, V, block, advance)
-        return replace(fits, seconds=time.perf_counter() - start)
+        fits.bias[:] = prior_logit(Y, sample_weight)
+        n_single = Y.shape[1] - sum(len(tags) for tags, _ in blocks)
+        for k, c in enumerate(C):
+            for tags, path in blocks:
+                at = path.minimise(float(c))
+                weight, bias = features.restore(at.x)
+                fits.weight[k, tags], fits.bias[k, tags] = weight.cpu(), bias.cpu()
+                fits.objective[k, tags], gap = at.objective.cpu(), at.gap.cpu().numpy()
+                fits.gap[k, tags], fits.iterations[k, tags] = gap, at.steps.cpu()
+                separated = at.separated.cpu().numpy()
+                fits.status[k, tags] = statuses(gap <= self.tol, separated, Y[:, tags])
+                advance(len(tags))
+            advance(n_single)
+            on_block(k, fits)
+        return replace(fits, seconds=time.perf_counter() - begun)
 
-    def _solve(
-        self, fits: ProbeFits, path: _Path, V: Tensor, tags: NDArray[np.intp], advance: Advance
-    ) -> None:
-        """Solve all strengths for some tags, each from the solution of the one before."""
-        b = torch.from_numpy(fits.bias[0, tags]).to(V.device)
-        x = torch.cat([torch.zeros(len(tags), V.shape[0], device=V.device), b[:, None]], dim=1)
-        for k, C in enumerate(fits.C):
-            at = path.minimise(x, float(C))
-            x = at.x
-            fits.weight[k, tags] = (x[:, :-1] @ V.T).cpu().numpy()
-            fits.bias[k, tags] = x[:, -1].cpu().numpy()
-            fits.objective[k, tags] = at.objective.cpu().numpy()
-            gap = fits.gap[k, tags] = at.gap.cpu().numpy()
-            fits.iterations[k, tags] = at.steps.cpu().numpy()
-            fits.status[k, tags] = np.where(gap <= self.tol, CONVERGED, STEP_LIMIT)
-            advance(len(tags))
+    def _prepare(
+        self,
+        X: FeatureRows,
+        Y: NDArray[np.int8],
+        sample_weight: NDArray[np.float64] | None,
+        tag_weight: NDArray[np.float64] | None,
+        start: Start | None,
+    ) -> tuple[Rotated, list[tuple[NDArray[np.intp], _Path]]]:
+        """Rotate the features, and open the path of each block of tags that can be fitted."""
+        device = torch.device(self.device)
+        mass = None
+        if sample_weight is not None:
+            mass = torch.from_numpy(np.asarray(sample_weight, np.float64)).to(device)
+        features = Rotated.make(X, mass, device, self.memory or _free(device) // 2)
+        tags = np.flatnonzero(fittable(Y, sample_weight))
+        factor = np.ones(Y.shape[1]) if tag_weight is None else np.asarray(tag_weight)
+        weight, bias = start or (
+            np.zeros((Y.shape[1], X.shape[1]), np.float32),
+            prior_logit(Y, sample_weight),
+        )
+        n_blocks = -(-len(tags) * len(Y) // CELLS)
+        paths = []
+        for block in np.array_split(tags, n_blocks) if n_blocks else ():
+            problem = Problem.make(features, Y[:, block], mass, factor[block])
+            x = features.adopt(torch.from_numpy(weight[block]), torch.from_numpy(bias[block]))
+            path = _Path(problem, x, self.tol, self.max_iter, keep_logits=n_blocks == 1)
+            paths.append((block, path))
+        return features, paths
 
 
-def _rotate(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X (n, dim) in the eigenbasis of X'X: Z = XV (n, dim), V (dim, dim), eigenvalues (dim,)."""
-    values, vectors = torch.linalg.eigh((X.T @ X).double())
-    V = vectors.float()
-    return X @ V, V, values.clamp_min(0).float()
-
-
-class _Path:
-    """Minimises at ascending strengths and remembers what helps: tags' factored Hessians."""
-
-    def __init__(self, problem: Problem, tol: float, max_iter: int) -> None:
-        self.problem, self.tol, self.max_iter = problem, tol, max_iter
-        n_tags, device = len(problem.target), problem.Z.device
-        self.hard = torch.zeros(n_tags, dtype=torch.bool, device=device)
-        self.factors = _Factors(max(4 * problem.Z.shape[1], 1000), n_tags, device)
-
-    def minimise(self, x: Tensor, C: float) -> _Solution:
-        """Minimise for every tag from x (tags, dim + 1)."""
-        at = _Solution.start(x)
-        easy = torch.nonzero(~self.hard).flatten()
-        if len(easy):
-            diagonal = _Diagonal(self.problem.prior_diagonal(C))
-            _descend(self.problem, at, easy, C, diagonal, self.tol, min(EASY, self.max_iter))
-        hard = torch.nonzero(self.hard | (at.gap > self.tol)).flatten()
-        self.hard[hard] = True
-        if len(hard) and self.max_iter > EASY:
-            _descend(self.problem, at, hard, C, self.factors, self.tol, self.max_iter)
-        return at
+def _free(device: torch.device) -> int:
+    """Bytes free on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 @dataclass
+class _State:
+    """Where each tag of a batch stands; rows are tags.
+
+    x (tags, dim + 1), u (tags, n_images) the logits there, `sums` of them; the rest (tags,).
+    """
+
+    x: Tensor
+    u: Tensor
+    sums: Sums
+    steps: Tensor
+
+    @classmethod
+    def at(cls, problem: Problem, x: Tensor) -> _State:
+        u = torch.empty_like(problem.away)
+        sums = problem.sums(None, x, u)
+        return cls(x, u, sums, torch.zeros(len(x), dtype=torch.int32, device=x.device))
+
+    def take(self, rows: Tensor) -> _State:
+        return _State(self.x[rows], self.u[rows], self.sums.take(rows), self.steps[rows])
+
+    def put(self, rows: Tensor, other: _State) -> None:
+        self.x[rows], self.u[rows], self.steps[rows] = other.x, other.u, other.steps
+        self.sums.put(rows, other.sums)
+
+
+@dataclass(frozen=True)
 class _Solution:
-    """Where each tag of a batch stands: x (tags, dim + 1), the rest (tags,)."""
+    """Parameters x float64 (tags, dim + 1) of a batch at one strength; the rest (tags,)."""
 
     x: Tensor
     objective: Tensor
     gap: Tensor
     steps: Tensor
+    separated: Tensor
 
-    @classmethod
-    def start(cls, x: Tensor) -> _Solution:
-        """At parameters x, nothing known of them yet."""
-        unknown = torch.full_like(x[:, 0], torch.inf)
-        return cls(x.clone(), unknown, unknown.clone(), torch.zeros_like(unknown).int())
-
-
-class _Guess(Protocol):
-    """First guess of the inverse Hessian of each tag."""
-
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: float, step: int) -> None:
-        """Follow the tags, whose rows make up `problem`, to their logits u (tags, n_images)."""
-
-    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """Inverse Hessian times q, (tags, dim + 1)."""
-        ...
+    def put(self, rows: Tensor, other: _Solution) -> None:
+        for f in fields(self):
+            getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
-@dataclass(frozen=True)
-class _Diagonal:
-    inverse: Tensor  # (n_tags, dim + 1)
+class _Path:
+    """Minimises at ascending strengths and remembers what helps the next."""
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: float, step: int) -> None:
-        """Stays as it is."""
+    def __init__(
+        self, problem: Problem, x: Tensor, tol: float, max_iter: int, keep_logits: bool
+    ) -> None:
+        self.problem, self.tol, self.max_iter = problem, tol, max_iter
+        self.keep_logits = keep_logits
+        self.x = x
+        self.state: _State | None = None
+        self.hard = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.factors = Factors(problem.features.V.shape[0], len(x), x.device)
 
-    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        return q * self.inverse[tags]
+    def minimise(self, C: float) -> _Solution:
+        """Minimise for every tag, from the last solution."""
+        problem, tol = self.problem, self.tol
+        state = self.state or _State.at(problem, self.x)
+        state.steps.zero_()
+        strength = C * problem.tag_weight
+        easy = torch.nonzero(~self.hard).flatten()
+        if len(easy):
+            diagonal = Diagonal(problem.prior_diagonal(strength))
+            _descend(problem, state, easy, strength, diagonal, tol, min(EASY, self.max_iter))
+        hard = torch.nonzero(self.hard | (_gap(state, strength) > tol)).flatten()
+        self.hard[hard] = True
+        for some in hard.split(self.factors.capacity):
+            _descend(problem, state, some, strength, self.factors, tol, min(SINGLE, self.max_iter))
+        found = _solution(problem, state, strength)
+        stuck = torch.nonzero(found.gap > tol).flatten()
+        if len(stuck) and self.max_iter > SINGLE:
+            found.put(stuck, self._in_double(stuck, state, strength))
+            state.put(stuck, _State.at(problem.keep(stuck), found.x[stuck].to(state.x.dtype)))
+        self.x, self.state = state.x, state if self.keep_logits else None
+        return found
 
-
-class _Factors:
-    """Factored Hessians, each kept until the strength or the iterations have gone far."""
-
-    def __init__(self, size: int, n_tags: int, device: torch.device) -> None:
-        self.size = size
-        self.factor: dict[int, Tensor] = {}
-        self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)
-
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: float, step: int) -> None:
-        stale = self.made_at[tags] * STALE < C
-        if step and step % EASY == 0:
-            stale[:] = True
-        for row in torch.nonzero(stale).flatten().tolist():
-            self.factor[int(tags[row])] = problem.hessian_factor(row, u[row], C, self.size)
-        self.made_at[tags[stale]] = C
-
-    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        solved = [
-            torch.cholesky_solve(column[:, None], self.factor[tag])[:, 0]
-            for tag, column in zip(tags.tolist(), q, strict=True)
-        ]
-        return torch.stack(solved)
-
-
-@dataclass
-class _Memory:
-    """L-BFGS pairs of a batch; s and y are (pairs, tags, dim + 1)."""
-
-    s: list[Tensor]
-    y: list[Tensor]
-
-    def add(self, s: Tensor, y: Tensor) -> None:
-        self.s.append(s)
-        self.y.append(y)
-        if len(self.s) > HISTORY:
-            del self.s[0], self.y[0]
-
-    def keep(self, rows: Tensor) -> None:
-        self.s = [s[rows] for s in self.s]
-        self.y = [y[rows] for y in self.y]
-
-    def direction(self, g: Tensor, guess: _Guess, tags: Tensor) -> Tensor:
-        """Two-loop recursion (Nocedal 1980) from a first guess; -Hg, (tags, dim + 1)."""
-        q = g.clone()
-        kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for s, y in zip(reversed(self.s), reversed(self.y), strict=True):
-            sy = _dot(s, y)
-            # A step that rounding spoiled (no curvature seen) must not enter the recursion.
-            rho = torch.where(sy > 0, 1 / sy, torch.zeros_like(sy))
-            a = rho * _dot(s, q)
-            q -= a[:, None] * y
-            kept.append((s, y, rho, a))
-        q = guess.apply(tags, q)
-        for s, y, rho, a in reversed(kept):
-            q += (a - rho * _dot(y, q))[:, None] * s
-        return -q
+    def _in_double(self, tags: Tensor, state: _State, C: Tensor) -> _Solution:
+        """Go on in float64 with tags that float32 leaves above the tolerance."""
+        problem, C = self.problem.keep(tags).double(), C[tags].double()
+        exact = _State.at(problem, state.x[tags].double())
+        exact.steps += state.steps[tags]
+        everyone = torch.arange(len(tags), device=tags.device)
+        factors = Factors(problem.features.V.shape[0], len(tags), tags.device)
+        for some in everyone.split(factors.capacity):
+            _descend(problem, exact, some, C, factors, self.tol, self.max_iter)
+        return _solution(problem, exact, C)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=1)
+def _solution(problem: Problem, state: _State, C: Tensor) -> _Solution:
+    return _Solution(
+        x=state.x.double(),
+        objective=_objective(state.x, state.sums.loss, C),
+        gap=_gap(state, C),
+        steps=state.steps.clone(),
+        separated=problem.separated(state.u),
+    )
 
 
 def _descend(
-    whole: Problem,
-    at: _Solution,
+    problem: Problem,
+    whole: _State,
     tags: Tensor,
-    C: float,
-    guess: _Guess,
+    C: Tensor,
+    guess: Guess,
     tol: float,
     max_iter: int,
 ) -> None:
-    """Minimise for some tags of the batch, from `at` and into it."""
-    problem = whole if len(tags) == len(whole.target) else whole.keep(tags)
-    x = at.x[tags]
-    u = problem.logits(x)
-    f = problem.objective(u, x, C)
-    g, weight = problem.gradient(u, x, C)
-    memory = _Memory([], [])
+    """Minimise for some tags of the batch, from `whole` and into it; C is (all tags,)."""
+    problem, state, C = problem.keep(tags), whole.take(tags), C[tags]
+    memory = Memory([], [])
     for step in range(max_iter + 1):
-        gap = _gap(g, weight, C, f)
-        at.x[tags], at.objective[tags], at.gap[tags] = x, f, gap
-        going = torch.nonzero((gap > tol) & (at.steps[tags] < max_iter)).flatten()
-        if not len(going):
-            break
-        if len(going) < len(tags):
-            problem, tags = problem.keep(going), tags[going]
-            x, u, f, g = x[going], u[going], f[going], g[going]
+        done = (_gap(state, C) <= tol) | (state.steps >= max_iter)
+        if done.any():
+            ended, going = torch.nonzero(done).flatten(), torch.nonzero(~done).flatten()
+            whole.put(tags[ended], state.take(ended))
+            problem, tags, state, C = problem.keep(going), tags[going], state.take(going), C[going]
             memory.keep(going)
-        guess.renew(problem, tags, u, C, step)
-        d = memory.direction(g, guess, tags)
-        x, u, f, g_new, weight, s = _step(problem, C, x, u, f, g, d)
-        memory.add(s, g_new - g)
-        g = g_new
-        at.steps[tags] += 1
-
-
-def _gap(g: Tensor, weight: Tensor, C: float, f: Tensor) -> Tensor:
-    """Bound on the relative suboptimality of each tag, (tags,)."""
-    w, b = g[:, :-1], g[:, -1]
-    return (0.5 * _dot(w, w) + b * b / (C * weight).clamp_min(1e-30)) / f.clamp_min(1e-30)
-
-
-def _step(
-    problem: Problem, C: float, x: Tensor, u: Tensor, f: Tensor, g: Tensor, d: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Backtrack along d until the decrease is sufficient; logits move linearly with the step."""
-    slope = _dot(g, d)
-    uphill = slope >= 0
-    if uphill.any():
-        d = torch.where(uphill[:, None], -g / _dot(g, g).sqrt().clamp_min(1)[:, None], d)
-        slope = _dot(g, d)
-    du = problem.logits(d)
-    alpha = torch.ones_like(f)
-    for _ in range(25):
-        x_trial = x + alpha[:, None] * d
-        u_trial = torch.addcmul(u, du, alpha[:, None])
-        f_trial = problem.objective(u_trial, x_trial, C)
-        bad = f_trial > f + ARMIJO * alpha * slope + ROUNDING * f.abs()
-        if not bad.any():
+        if not len(tags):
             break
-        # Minimum of the parabola through f, its slope and f_trial, kept within [0.1, 0.5].
-        shrink = -slope * alpha / (2 * (f_trial - f - slope * alpha))
-        alpha = torch.where(bad, alpha * shrink.clamp(0.1, 0.5), alpha)
-    g_new, weight = problem.gradient(u_trial, x_trial, C)
-    return x_trial, u_trial, f_trial, g_new, weight, x_trial - x
+        guess.renew(problem, tags, state.u, C, step)
+        before = _gradient(state, C)
+        d = _downhill(memory.direction(before, guess, tags), before)
+        alpha = _step(problem, state, d, before, C)
+        memory.add(alpha[:, None] * d, _gradient(state, C) - before)
+        state.steps += 1
+
+
+def _objective(x: Tensor, loss: Tensor, C: Tensor) -> Tensor:
+    """½‖w‖² + C·loss, float64 (tags,)."""
+    w = x[:, :-1].double()
+    return 0.5 * dot(w, w) + C.double() * loss
+
+
+def _gradient(state: _State, C: Tensor) -> Tensor:
+    """Gradient of the objective, (tags, dim + 1)."""
+    g = C[:, None] * state.sums.slope
+    g[:, :-1] += state.x[:, :-1]
+    return g
+
+
+def _gap(state: _State, C: Tensor) -> Tensor:
+    """Bound on the relative suboptimality of each tag, float64 (tags,); see `TorchSolver`."""
+    g = _gradient(state, C).double()
+    w, b = g[:, :-1], g[:, -1].abs()
+    weight = state.sums.weight.double().clamp_min(1e-300)
+    reach = (state.sums.spread.double() / weight).sqrt()
+    f = _objective(state.x, state.sums.loss, C)
+    bound = 0.5 * (dot(w, w).sqrt() + b * reach).square() + b * b / (C.double() * weight)
+    return bound / f.clamp_min(1e-300) + RETURNED
+
+
+def _downhill(d: Tensor, g: Tensor) -> Tensor:
+    """The direction d, or the steepest descent where d does not go down."""
+    steepest = -g / dot(g, g).sqrt().clamp_min(1)[:, None]
+    return torch.where((dot(g, d) < 0)[:, None], d, steepest)
+
+
+def _step(problem: Problem, state: _State, d: Tensor, g: Tensor, C: Tensor) -> Tensor:
+    """Move along d until the decrease is sufficient; how far, (tags,)."""
+    du = torch.empty_like(state.u)
+    sums = problem.sums(state.u, d, du)
+    alpha = torch.ones_like(C)
+    line = _Line(problem, state.x, state.u, d, du, C, dot(g, d).double(), state.sums.loss)
+    reached = _objective(state.x + d, sums.loss, C)
+    long = torch.nonzero(line.too_high(alpha, reached)).flatten()
+    if len(long):
+        alpha[long] = line.keep(long).backtrack(alpha[long], reached[long])
+    state.x += alpha[:, None] * d
+    state.u.addcmul_(du, alpha[:, None])
+    state.sums = sums
+    if len(long):
+        sums.put(long, problem.keep(long).sums_at(state.u[long]))
+    return alpha
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The objective along d (tags, dim + 1), whose logits are du (tags, n_images)."""
+
+    problem: Problem
+    x: Tensor
+    u: Tensor
+    d: Tensor
+    du: Tensor
+    C: Tensor
+    slope: Tensor
+    loss: Tensor
+
+    def keep(self, rows: Tensor) -> _Line:
+        """Only the tags in `rows`."""
+        rest = (self.x, self.u, self.d, self.du, self.C, self.slope, self.loss)
+        return _Line(self.problem.keep(rows), *(t[rows] for t in rest))
+
+    def too_high(self, alpha: Tensor, reached: Tensor) -> Tensor:
+        """Whether the objective `reached` at alpha has not sunk enough (Armijo), (tags,)."""
+        f = _objective(self.x, self.loss, self.C)
+        return ~(reached <= f + ARMIJO * alpha.double() * self.slope + ROUNDING * f)
+
+    def backtrack(self, alpha: Tensor, reached: Tensor) -> Tensor:
+        """Shorten alpha (tags,) until the objective, `reached` at first, has sunk enough.
+
+        Next comes the minimum of the parabola through the objective, its slope and the trial,
+        kept within [0.1, 0.5] of the trial.
+        """
+        f = _objective(self.x, self.loss, self.C)
+        for _ in range(SHORTER):
+            high = self.too_high(alpha, reached)
+            if not high.any():
+                break
+            rise = self.slope * alpha.double()
+            shrink = (-rise / (2 * (reached - f - rise))).nan_to_num(0.1).clamp(0.1, 0.5)
+            alpha = torch.where(high, alpha * shrink.to(alpha.dtype), alpha)
+            u = torch.addcmul(self.u, self.du, alpha[:, None])
+            x = self.x + alpha[:, None] * self.d
+            reached = _objective(x, self.problem.loss(u), self.C)
+        return alpha

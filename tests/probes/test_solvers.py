@@ -28,7 +28,7 @@ def test_objective_reaches_the_reference_within_its_own_bound(world):
     for k in range(len(GRID)):
         for tag in range(6):
             gap = _gap(fits, k, tag, X, Y)
-            assert fits.status[k, tag] == CONVERGED
+            assert fits.gap[k, tag] <= 1e-4
             assert -1e-6 < gap <= fits.gap[k, tag] + 1e-6
             assert fits.gap[k, tag] <= 1e-4
 
@@ -52,7 +52,7 @@ def test_certificate_holds_on_odd_problems(n, dim, positives, scale, c, seed):
     y[rng.choice(n, positives, replace=False)] = 1
     Z = Standardiser.fit(X.astype(np.float32)).transform(X.astype(np.float32))
     fits = fit_probes(Z, y, [c])
-    assert fits.status[0, 0] == CONVERGED
+    assert fits.gap[0, 0] <= 1e-4
     assert _gap(fits, 0, 0, Z, y) <= fits.gap[0, 0] + 1e-5
 
 
@@ -64,7 +64,7 @@ def test_separable_tags_take_few_iterations_at_large_strengths():
     for tag, positives in enumerate((3, 8, 20, 40)):
         Y[rng.choice(3000, positives, replace=False), tag] = 1
     fits = fit_probes(X, Y, np.logspace(0, 5, 11))
-    assert (fits.status == CONVERGED).all()
+    assert (fits.gap <= 1e-4).all()
     assert fits.iterations.mean() < 12
     for k in (5, 10):
         for tag in range(4):
@@ -140,10 +140,10 @@ class RecordedCuml:
 
         self._model = LogisticRegression(C=C, tol=tol, max_iter=max_iter)
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None, convert_dtype=True):
         assert X.dtype == np.float32
         assert y.ndim == 1
-        self._model.fit(X, y)
+        self._model.fit(X, y, sample_weight)
         self.coef_, self.intercept_ = self._model.coef_, self._model.intercept_
         self.n_iter_ = self._model.n_iter_
         return self

@@ -1,0 +1,142 @@
+"""Limited-memory BFGS for a batch of tags, from a first guess of each inverse Hessian."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from retailtag.probes.problem import Problem
+
+HISTORY = 12  # pairs kept
+STALE = 3.5  # ratio of strengths from which a factored Hessian is made anew
+RENEW = 8  # iterations between two factorings
+FACTORS = 400_000_000  # numbers of factored Hessians kept: 1.6 GB
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise inner products of (tags, m), shape (tags,)."""
+    return (a * b).sum(dim=1)
+
+
+class Guess(Protocol):
+    """First guess of the inverse Hessian of each tag."""
+
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+        """Follow the tags, whose rows make up `problem`, to their logits u (tags, n_images)."""
+
+    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
+        """Inverse Hessian times q, (tags, dim + 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The Hessian at the prevalence, diagonal in the eigenbasis: (n_tags, dim + 1) inverted."""
+
+    inverse: Tensor
+
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+        """Stays as it is."""
+
+    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
+        """See `Guess.apply`."""
+        return q * self.inverse[tags]
+
+
+class Factors:
+    """Factored Hessians, each kept until the strength or the iterations have gone far.
+
+    Parameters
+    ----------
+    dim : int
+        Of the features.
+    n_tags : int
+        In the batch.
+    device : torch.device
+    """
+
+    def __init__(self, dim: int, n_tags: int, device: torch.device) -> None:
+        self.size = max(4 * dim, 1000)
+        self.capacity = max(FACTORS // (dim + 1) ** 2, 1)
+        # A CPU factors one at a time; a GPU wants many small ones at once.
+        self.at_once = 1 if device.type == "cpu" else max(FACTORS // (self.size * (dim + 1)), 1)
+        self.factor: OrderedDict[int, Tensor] = OrderedDict()
+        self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)
+
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+        """Factor anew what is stale or was given up for want of room."""
+        for tag in tags.tolist():
+            if tag in self.factor:
+                self.factor.move_to_end(tag)
+        stale = self.made_at[tags] * STALE < C
+        if step and step % RENEW == 0:
+            stale[:] = True
+        for rows in torch.nonzero(stale).flatten().split(self.at_once):
+            made = problem.keep(rows).hessian_factors(u[rows], C[rows], self.size)
+            self._remember(tags[rows].tolist(), made)
+        self.made_at[tags[stale]] = C[stale].double()
+
+    def _remember(self, tags: list[int], made: Tensor) -> None:
+        for tag, factor in zip(tags, made, strict=True):
+            self.factor[tag] = factor.clone() if len(made) > 1 else factor
+            self.factor.move_to_end(tag)
+        while len(self.factor) > self.capacity:
+            gone, _ = self.factor.popitem(last=False)
+            self.made_at[gone] = 0
+
+    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
+        """See `Guess.apply`; at most `capacity` tags, and renewed before."""
+        if q.device.type != "cpu":
+            stacked = torch.stack([self.factor[tag] for tag in tags.tolist()])
+            return torch.cholesky_solve(q[:, :, None], stacked)[:, :, 0]
+        solved = [
+            torch.cholesky_solve(column[:, None], self.factor[tag])[:, 0]
+            for tag, column in zip(tags.tolist(), q, strict=True)
+        ]
+        return torch.stack(solved)
+
+
+@dataclass
+class Memory:
+    """L-BFGS pairs of a batch: steps s and changes of the gradient y, each (tags, dim + 1)."""
+
+    s: list[Tensor]
+    y: list[Tensor]
+
+    def add(self, s: Tensor, y: Tensor) -> None:
+        """Remember a step, and forget the oldest beyond `HISTORY`."""
+        self.s.append(s)
+        self.y.append(y)
+        if len(self.s) > HISTORY:
+            del self.s[0], self.y[0]
+
+    def keep(self, rows: Tensor) -> None:
+        """Only the tags in `rows`."""
+        self.s = [s[rows] for s in self.s]
+        self.y = [y[rows] for y in self.y]
+
+    def direction(self, g: Tensor, guess: Guess, tags: Tensor) -> Tensor:
+        """Two-loop recursion from a first guess: -Hg, (tags, dim + 1).
+
+        References
+        ----------
+        Nocedal (1980), Updating quasi-Newton matrices with limited storage, Mathematics of
+        Computation 35.
+        """
+        q = g.clone()
+        kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for s, y in zip(reversed(self.s), reversed(self.y), strict=True):
+            sy = dot(s, y)
+            # A step that rounding spoiled (no curvature seen) must not enter the recursion.
+            rho = torch.where(sy > 0, 1 / sy, torch.zeros_like(sy))
+            a = rho * dot(s, q)
+            q -= a[:, None] * y
+            kept.append((s, y, rho, a))
+        q = guess.apply(tags, q)
+        for s, y, rho, a in reversed(kept):
+            q += (a - rho * dot(y, q))[:, None] * s
+        return -q
