@@ -181,10 +181,12 @@ def row_of(method: str, found: list[Measured], seconds: float, bench: Bench, **m
         "median_suboptimality": float(np.median(gaps)),
         "max_suboptimality": float(gaps.max()),
         "within_certificate": float((gaps <= CERTIFICATE + ROUNDING).mean()),
+        "false_gaps": 0,
         "peak_rss_mib": float("nan"),
         "peak_device_mib": float("nan"),
         "note": "",
     }
+    say(f"{method}: {n_fits / seconds:.4g} fits/s")
     return {**row, **more}
 
 
@@ -194,12 +196,12 @@ def listed(status: dict[str, int]) -> str:
 
 
 def our_row(bench: Bench, audit: bool) -> Row:
-    """Our grid; the note says whether a stated gap is below the truth."""
+    """Our grid; `false_gaps` counts the sampled fits whose stated gap is below the truth."""
     found = bench.ours_checked()
     stated = [float(bench.fits["gap"][one.pair.k, one.pair.tag]) for one in found]
     false = sum(m.suboptimality > g + ROUNDING for m, g in zip(found, stated, strict=True))
     gap = np.nanmax(bench.fits["gap"])
-    note = f"largest stated gap {gap:.3g}; {false} of {len(found)} gaps false"
+    note = f"largest stated gap {gap:.3g}"
     note += f"; {bench.ours['iterations']:.1f} iterations a fit; {listed(bench.ours['status'])}"
     if audit:
         bounds = [
@@ -208,7 +210,9 @@ def our_row(bench: Bench, audit: bool) -> Row:
         ]
         note += f"; largest float64 bound of all fits {max(b.max() for _, b in bounds):.3g}"
     peaks = {name: v for name, v in bench.ours.items() if name.startswith("peak")}
-    return row_of("retailtag", found, bench.ours["seconds"], bench, note=note, **peaks)
+    return row_of(
+        "retailtag", found, bench.ours["seconds"], bench, false_gaps=false, note=note, **peaks
+    )
 
 
 def sklearn_rows(bench: Bench, pairs: list[Pair], estimator: Estimator, name: str) -> Iterator[Row]:
@@ -244,9 +248,8 @@ def joint_row(bench: Bench, device: str, max_iter: int) -> Row:
 def other_rows(bench: Bench, args: argparse.Namespace, libraries: Estimators) -> Iterator[Row]:
     """Everyone but scikit-learn's lbfgs."""
     few = one_per_stratum(bench.pairs)
-    found = bench.measure(
-        few, lambda pair: bench.fit_pair(scikit_learn, pair, solver="liblinear"), "liblinear"
-    )
+    fit = partial(bench.fit_pair, scikit_learn, solver="liblinear", max_iter=1000)
+    found = bench.measure(few, fit, "liblinear")
     note = "penalises the intercept"
     yield row_of("liblinear, default", found, grid_seconds(found)[0], bench, note=note)
     yield joint_row(bench, args.device, args.joint_iterations)
@@ -286,6 +289,7 @@ def fold_row(ours: dict, whole: dict, folds: int) -> Row:
         "median_suboptimality": nothing,
         "max_suboptimality": nothing,
         "within_certificate": nothing,
+        "false_gaps": 0,
         "peak_rss_mib": ours["peak_rss_mib"],
         "peak_device_mib": ours.get("peak_device_mib", nothing),
         "note": note,
@@ -338,6 +342,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         **speedups,
         "fits_per_second": ours["fits_per_second"],
         "max_relative_suboptimality": ours["max_suboptimality"],
+        "false_gaps": ours["false_gaps"],
         "peak_rss_mib": ours["peak_rss_mib"],
         "rows": rows,
     }
