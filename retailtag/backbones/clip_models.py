@@ -234,6 +234,7 @@ def _text_encoder(model: Any, tokenizer_name: str) -> EncodeText:
     """Texts to embeddings in batches; the text tower moves to the device when first used."""
 
     def encode(texts: list[str], device: torch.device) -> Tensor:
+        """Embed texts on the device, float32 (n_texts, dim)."""
         tokenize = _tokenizer(tokenizer_name)
         model.to(device)  # the image tower, which is shared, is there already
         for name, part in model.named_children():

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from retailtag.cli.catalogs import reader
 from retailtag.cli.options import (
     AllowMissingOption,
     JsonOption,
@@ -22,9 +23,9 @@ from retailtag.cli.options import (
     split_list,
 )
 from retailtag.cli.output import Output
-from retailtag.cli.score import reader, reused_split
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.files import compare_files
+from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.strict_json import plain
 

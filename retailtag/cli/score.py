@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from retailtag.catalog.catalog import Catalog
+from retailtag.cli.catalogs import reader
 from retailtag.cli.options import (
-    CUTOFFS,
     AllowMissingOption,
     JsonOption,
     NewCutoffsOption,
@@ -29,10 +28,10 @@ from retailtag.errors import GateUnmet, UsageError
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.files import ReadCatalog, ScoredFiles, find_predictions, score_files
-from retailtag.scoring.findings import Finding, often_scored
+from retailtag.scoring.findings import Finding
 from retailtag.scoring.foreign import is_foreign
 from retailtag.scoring.gates import Gate, parse_gate, unmet_gates
-from retailtag.scoring.ledger import record_scored
+from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.strict_json import plain
 
 FOREIGN = "Another tool's scores"
@@ -110,32 +109,6 @@ def score(
         raise GateUnmet(unmet)
 
 
-def reader(new_cutoffs: str | None = None) -> ReadCatalog:
-    """Reads catalogues as predictions record them (paths are text there), each only once."""
-    known: dict[str, Catalog] = {}
-
-    def read(
-        path: Path,
-        *,
-        attributes: Sequence[str] = (),
-        images: str | None = None,
-        cutoffs: str = CUTOFFS,
-    ) -> Catalog:
-        from retailtag.catalog.readers import read_catalog
-        from retailtag.catalog.table import GroupCutoffs
-
-        if not path.exists():
-            raise UsageError(f"The catalogue {path} is not there; name it with --catalog.")
-        key = repr((str(path), tuple(attributes), images, cutoffs))
-        if key not in known:
-            where = Path(images) if images else None
-            groups = GroupCutoffs.parse(new_cutoffs or cutoffs)
-            known[key] = read_catalog(path, attributes=attributes, images=where, cutoffs=groups)
-        return known[key]
-
-    return read
-
-
 def _foreign(
     paths: Sequence[Path],
     read: ReadCatalog,
@@ -159,18 +132,6 @@ def _foreign(
 
     shop = read(catalog, **(catalog_args or {}))
     return {path: foreign_predictions(path, shop, Declared(*declared), split) for path in found}
-
-
-def reused_split(digests: Sequence[tuple[str, str]], split: str) -> list[Finding]:
-    """Note (catalogue, predictions) as scored; say how many models each catalogue's split saw."""
-    by_catalog: dict[str, set[str]] = {}
-    for catalog, digest in digests:
-        by_catalog.setdefault(catalog, set()).add(digest)
-    maybe = [
-        often_scored(record_scored(catalog, split, models), len(models), split)
-        for catalog, models in by_catalog.items()
-    ]
-    return [finding for finding in maybe if finding is not None]
 
 
 def _show(output: Output, scored: ScoredFiles, reused: Sequence[Finding]) -> None:

@@ -28,7 +28,6 @@ from retailtag.pipeline.pairs import (
 )
 from retailtag.pipeline.probe import ProbeSettings, probe_inputs, run_probe
 from retailtag.pipeline.stage import StageRecord, read_record, why_stale, write_record
-from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
@@ -36,8 +35,8 @@ from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
 from retailtag.report.write import PICTURES, write_report
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import compare_predictions
-from retailtag.scoring.findings import Finding, often_scored
-from retailtag.scoring.ledger import record_scored
+from retailtag.scoring.findings import Finding
+from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.store import FeatureStore
 
@@ -357,6 +356,7 @@ def _score(
         card.save(pair.folder)
         results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
     named = {r.name: model for r, model in zip(results, models, strict=True)}
+    scored = [(catalog.digest, predictions_digest(model)) for model in models]
     return BakeoffResult(
         catalog=describe_catalog(catalog),
         pairs=tuple(results),
@@ -364,16 +364,8 @@ def _score(
         machine=describe_machine(settings.device),
         command=command,
         seed=settings.seed,
-        findings=(*findings, *_often_scored(catalog, models)),
+        findings=(*findings, *reused_split(scored, "test")),
     )
-
-
-def _often_scored(catalog: Catalog, models: list[Predictions]) -> list[Finding]:
-    """Note that the models were scored; say so if the test split has seen several."""
-    digests = {predictions_digest(model) for model in models}
-    n = record_scored(catalog.digest, "test", digests)
-    finding = often_scored(n, len(digests), "test")
-    return [] if finding is None else [finding]
 
 
 def _absent(summary: ExtractSummary, n_images: int) -> Finding:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retailtag.probes.rows import FeatureRows
 
-READ_CELLS = 16_000_000  # numbers read at once while rotating: 64 MB in float32
+READ_CELLS = 16_000_000  # numbers read at once: 64 MB in float32
 CACHED_CELLS = 1_000_000  # (tag, image) cells a pass works on at once: they stay in the cache
 WIDE = 100.0  # ratio of feature scales from which float32 loses the small ones
 
@@ -39,6 +39,10 @@ class Rotated:
         Squared norms of the rows of Z.
     device : torch.device
         Where blocks are worked on.
+    cells : int
+        Numbers that a block of a streamed Z holds.
+    streamed : bool
+        Whether Z lies in a scratch file.
 
     Notes
     -----
@@ -51,6 +55,8 @@ class Rotated:
     eigenvalues: Tensor
     norms: Tensor
     device: torch.device
+    cells: int
+    streamed: bool
 
     @classmethod
     def make(
@@ -66,29 +72,35 @@ class Rotated:
         memory : int
             Bytes that Z may take; above, it goes to a scratch file.
         """
-        mean, gram = _moments(X, sample_weight, torch.float32, device)
+        cells = max(min(READ_CELLS, memory // 16), X.shape[1])
+        mean, gram = _moments(X, sample_weight, torch.float32, device, cells)
         scale = gram.diagonal().sqrt()
         seen = scale > 1e-7 * scale.max()
         dtype = torch.float32
         if seen.any() and scale.max() > WIDE * scale[seen].min():
             dtype = torch.float64
-            mean, gram = _moments(X, sample_weight, dtype, device)
+            mean, gram = _moments(X, sample_weight, dtype, device, cells)
         values, vectors = torch.linalg.eigh(gram)
         V = vectors.to(dtype)
-        Z = _room(X.shape, dtype, device, memory)
+        streamed = X.shape[0] * X.shape[1] * dtype.itemsize > memory
+        Z = (
+            _scratch(X.shape, dtype)
+            if streamed
+            else torch.empty(X.shape, dtype=dtype, device=device)
+        )
         norms = torch.empty(X.shape[0], dtype=dtype, device=device)
-        for at, block in _read(X, dtype, device):
+        for at, block in _read(X, dtype, device, cells):
             rotated = (block - mean.to(dtype)) @ V
             norms[at] = (rotated * rotated).sum(dim=1)
             Z[at] = rotated.to(Z.device)
-        return cls(Z, V, mean, values.clamp_min(0).to(dtype), norms, device)
+        return cls(Z, V, mean, values.clamp_min(0).to(dtype), norms, device, cells, streamed)
 
     def blocks(self, n_tags: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive rows of Z, as many as `n_tags` tags want at once, on the device."""
         n = len(self.Z)
         size = max(CACHED_CELLS // max(n_tags, 1), 256) if self.device.type == "cpu" else n
-        if self.Z.device != self.device:
-            size = min(size, READ_CELLS // self.Z.shape[1])
+        if self.streamed:
+            size = min(size, max(self.cells // self.Z.shape[1], 1))
         for start in range(0, n, size):
             at = slice(start, min(start + size, n))
             yield at, self.Z[at].to(self.device, non_blocking=True)
@@ -102,6 +114,8 @@ class Rotated:
             eigenvalues=self.eigenvalues.double(),
             norms=self.norms.double(),
             device=self.device,
+            cells=self.cells,
+            streamed=self.streamed,
         )
 
     def rows(self, index: Tensor) -> Tensor:
@@ -121,10 +135,10 @@ class Rotated:
 
 
 def _read(
-    X: FeatureRows, dtype: torch.dtype, device: torch.device
+    X: FeatureRows, dtype: torch.dtype, device: torch.device, cells: int
 ) -> Iterator[tuple[slice, Tensor]]:
     n, dim = X.shape
-    size = max(READ_CELLS // dim, 1)
+    size = max(cells // dim, 1)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         block = np.array(X[at], dtype=np.float64 if dtype == torch.float64 else np.float32)
@@ -132,7 +146,11 @@ def _read(
 
 
 def _moments(
-    X: FeatureRows, sample_weight: Tensor | None, dtype: torch.dtype, device: torch.device
+    X: FeatureRows,
+    sample_weight: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    cells: int,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean (dim,) and centred Gram matrix (dim, dim), float64."""
     dim = X.shape[1]
@@ -140,7 +158,7 @@ def _moments(
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     shift = None
     total = 0.0
-    for at, raw in _read(X, dtype, device):
+    for at, raw in _read(X, dtype, device, cells):
         if shift is None:
             # Sums of squares about a point near the mean do not cancel when it is far from 0.
             shift = raw.mean(dim=0)
@@ -158,12 +176,8 @@ def _moments(
     return mean if shift is None else mean + shift, gram
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, memory: int) -> Tensor:
-    """An empty matrix on the device, or, where it would be too large, in a scratch file."""
-    width = 8 if dtype == torch.float64 else 4
-    if shape[0] * shape[1] * width <= memory:
-        return torch.empty(shape, dtype=dtype, device=device)
-    # The name is gone at once; the disk is given back with the last view of the map.
+def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A matrix in a file without a name; the disk is given back with the last view of it."""
     with tempfile.TemporaryFile(prefix="retailtag-") as handle:
         flat = np.float64 if dtype == torch.float64 else np.float32
         return torch.from_numpy(np.memmap(handle, dtype=flat, mode="w+", shape=shape))

@@ -60,7 +60,7 @@ class TorchSolver:
         Iterations allowed for one (tag, C).
     memory : int, optional
         Bytes that the rotated features may take before they go to a scratch file that is
-        streamed; by default half of what is free on the device.
+        streamed; by default 60 % of what is free on the device.
 
     Notes
     -----
@@ -123,7 +123,7 @@ class TorchSolver:
         mass = None
         if sample_weight is not None:
             mass = torch.from_numpy(np.asarray(sample_weight, np.float64)).to(device)
-        features = Rotated.make(X, mass, device, self.memory or _free(device) // 2)
+        features = Rotated.make(X, mass, device, self.memory or _free(device) * 6 // 10)
         tags = np.flatnonzero(fittable(Y, sample_weight))
         factor = np.ones(Y.shape[1]) if tag_weight is None else np.asarray(tag_weight)
         weight, bias = start or (
@@ -196,6 +196,8 @@ class _Path:
     ) -> None:
         self.problem, self.tol, self.max_iter = problem, tol, max_iter
         self.keep_logits = keep_logits
+        # A second copy of streamed features, in float64, may be more than the disk holds.
+        self.single = max_iter if problem.features.streamed else min(SINGLE, max_iter)
         self.x = x
         self.state: _State | None = None
         self.hard = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -217,7 +219,7 @@ class _Path:
             _descend(problem, state, some, strength, self.factors, tol, min(SINGLE, self.max_iter))
         found = _solution(problem, state, strength)
         stuck = torch.nonzero(found.gap > tol).flatten()
-        if len(stuck) and self.max_iter > SINGLE:
+        if len(stuck) and self.max_iter > self.single:
             found.put(stuck, self._in_double(stuck, state, strength))
             state.put(stuck, _State.at(problem.keep(stuck), found.x[stuck].to(state.x.dtype)))
         self.x, self.state = state.x, state if self.keep_logits else None

@@ -170,7 +170,7 @@ def score_files(
     paths = find_predictions(paths)
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
     names = _distinct_names(paths, models)
-    catalogs = _read_once(paths, models, read, catalog, catalog_args)
+    catalogs = _catalogs(paths, models, read, catalog, catalog_args)
     settings: dict[str, Any] = {
         "split": split,
         "n_bootstrap": n_bootstrap,
@@ -231,7 +231,7 @@ def compare_files(
     groups = seed_groups(models, _distinct_names(paths, models))
     if len(groups) < 2:
         raise UsageError("There is one model only; name the predictions of two or more.")
-    catalogs = _read_once(paths, models, read, catalog, catalog_args)
+    catalogs = _catalogs(paths, models, read, catalog, catalog_args)
     if len({c.digest for c in catalogs}) > 1:
         raise UsageError("The predictions come from several catalogues; give one with --catalog.")
     for model in models:
@@ -300,7 +300,20 @@ def _distinct_names(paths: Sequence[Path], models: Sequence[Predictions]) -> lis
     return [n if seen[n] == 1 else f"{n} ({p})" for n, p in zip(names, paths, strict=True)]
 
 
-def _read_once(
+def once(read: ReadCatalog) -> ReadCatalog:
+    """The same reader, which reads each distinct catalogue once."""
+    known: dict[str, Catalog] = {}
+
+    def remembered(path: Path, **how: Any) -> Catalog:
+        key = json.dumps([str(path), how], sort_keys=True)
+        if key not in known:
+            known[key] = read(path, **how)
+        return known[key]
+
+    return remembered
+
+
+def _catalogs(
     paths: Sequence[Path],
     models: Sequence[Predictions],
     read: ReadCatalog,
@@ -308,15 +321,11 @@ def _read_once(
     catalog_args: dict[str, Any] | None,
 ) -> list[Catalog]:
     """Catalogue of each model; each distinct one is read once."""
-    known: dict[str, Catalog] = {}
-    found = []
+    read, found = once(read), []
     for path, model in zip(paths, models, strict=True):
         where = catalog or model.provenance.get("catalog")
         how = catalog_args or ({} if catalog else model.provenance.get("catalog_args")) or {}
         if where is None:
             raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
-        key = json.dumps([str(where), how], sort_keys=True)
-        if key not in known:
-            known[key] = read(Path(where), **how)
-        found.append(known[key])
+        found.append(read(Path(where), **how))
     return found

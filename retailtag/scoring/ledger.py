@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from retailtag.scoring.findings import Finding, often_scored
 
 NAME = "scored.jsonl"
 
@@ -66,6 +68,24 @@ def record_scored(
     except OSError:  # a read-only home: what is known still counts
         return len(known | new) if known else None
     return len(known | new)
+
+
+def reused_split(digests: Sequence[tuple[str, str]], split: str) -> list[Finding]:
+    """Note what was scored; say how many models each catalogue's split has seen.
+
+    Parameters
+    ----------
+    digests : sequence of (catalogue, predictions)
+    split : str
+    """
+    by_catalog: dict[str, set[str]] = {}
+    for catalog, digest in digests:
+        by_catalog.setdefault(catalog, set()).add(digest)
+    maybe = [
+        often_scored(record_scored(catalog, split, models), len(models), split)
+        for catalog, models in by_catalog.items()
+    ]
+    return [finding for finding in maybe if finding is not None]
 
 
 def _line(catalog: str, split: str, digest: str) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.probes.fit import fit_probes, make_solver
-from retailtag.probes.fits import CONVERGED, SINGLE_CLASS, STEP_LIMIT
+from retailtag.probes.fits import SINGLE_CLASS, STEP_LIMIT
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.solve_torch import TorchSolver
 

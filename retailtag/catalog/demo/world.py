@@ -141,6 +141,7 @@ def split_products(products: Sequence[Product], seed: int, n_test: int) -> np.nd
     left = n_test
 
     def hold_out(row: int) -> None:
+        """Move a product to the test split if every tag of it stays in training."""
         nonlocal left
         if left > 0 and not test[row] and all(in_train[tag] > 1 for tag in products[row].tags):
             test[row] = True
