@@ -28,7 +28,7 @@ def scikit_learn(**settings: Any) -> Any:
     """scikit-learn's estimator."""
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=MAX_ITER, **settings)
+    return LogisticRegression(**{"max_iter": MAX_ITER, **settings})
 
 
 def intelex(**settings: Any) -> Any:
@@ -41,7 +41,7 @@ def intelex(**settings: Any) -> Any:
     """
     from sklearnex.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=MAX_ITER, **settings)
+    return LogisticRegression(**{"max_iter": MAX_ITER, **settings})
 
 
 def cuml(**settings: Any) -> Any:
@@ -56,7 +56,7 @@ def cuml(**settings: Any) -> Any:
 
     # Without this cuML divides the penalty by the number of images, and C means another thing.
     plain = {"penalty_normalized": False, "output_type": "numpy"}
-    return LogisticRegression(max_iter=MAX_ITER, **plain, **settings)
+    return LogisticRegression(**{"max_iter": MAX_ITER, **plain, **settings})
 
 
 def fit_timed(model: Any, X: NDArray[Any], y: NDArray[Any]) -> Timed:

@@ -1,0 +1,172 @@
+"""What do the choices after the sweep give? Thresholds by four rules, C for all or by group.
+
+    python benchmarks/sweep_choices.py CATALOGUE --features FOLDER --backbones a,b [--dry]
+
+For each backbone, from its feature store: one out-of-fold sweep as `retailtag probe` runs it, then
+for every way to choose C (one for all, per group) and every threshold rule (fixed at
+probability 0.5, global, per tag, the rule that the product takes) macro-F1 over all tags and over
+the tail, out of fold and on the test split. Out of fold, thresholds are cross-fit: tuned on the
+scores of the other folds and counted on one, the counts pooled over folds; C was chosen by AP on
+the same scores, which favours all rows alike. For the test split thresholds are tuned on all
+out-of-fold scores and the probe is fitted to all training images. Tags without a positive in what
+is counted are left out of its averages. Appends to ``results/sweep_choices.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from record import append, stamp
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.readers import read_catalog
+from retailtag.catalog.split import k_folds
+from retailtag.pipeline.probe import Features, fit_at, load_rows
+from retailtag.probes.fit import make_solver
+from retailtag.probes.sweep import OutOfFold, choose_C, parse_grid, sweep_out_of_fold
+from retailtag.probes.thresholds import tune_thresholds
+from retailtag.scoring.metrics import (
+    average_precision_per_tag,
+    f1_from_counts,
+    macro,
+    tag_counts,
+)
+from retailtag.store import FeatureStore, list_stores
+
+CHOICES = ("global", "per-group")
+RULES = {"fixed 0.5": "fixed", "global": "global", "per-tag": "per-tag", "chosen": "shrunk"}
+
+Logits = NDArray[np.float32]
+Labels = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits (n_images, n_tags) with their labels, and the folds where they are out of fold."""
+
+    logits: Logits
+    labels: Labels
+    fold: NDArray[np.intp]
+
+    def where(self, rows: NDArray[np.bool_]) -> Scores:
+        """Only some images."""
+        return Scores(self.logits[rows], self.labels[rows], self.fold[rows])
+
+
+Tune = Callable[[Scores], NDArray[np.float32]]
+
+
+def tuner(name: str, group: NDArray[np.str_]) -> Tune:
+    """Thresholds (n_tags,) from scores, by a rule of this table."""
+    return lambda scores: tune_thresholds(scores.logits, scores.labels, group, RULES[name])
+
+
+def cross_fit(scores: Scores, tune: Tune) -> NDArray[np.bool_]:
+    """Tags given (n_images, n_tags) by thresholds tuned on the other folds."""
+    given = np.zeros(scores.logits.shape, bool)
+    for k in np.unique(scores.fold):
+        inside = scores.fold == k
+        given[inside] = scores.logits[inside] >= tune(scores.where(~inside))
+    return given
+
+
+def macro_f1(
+    given: NDArray[np.bool_], labels: Labels, group: NDArray[np.str_], where: str
+) -> dict[str, float | int]:
+    """Macro-F1 over all tags and over the tail, and how many tags each is of."""
+    f1, row = f1_from_counts(tag_counts(given, labels)), {}
+    has_positive = (labels == 1).any(axis=0)
+    for scope, inside in (("", has_positive), ("tail_", has_positive & (group == "tail"))):
+        row[f"{where}_{scope}macro_f1"] = round(macro(f1, inside), 4) if inside.any() else np.nan
+        row[f"{where}_{scope}tags"] = int(inside.sum())
+    return row
+
+
+def sweep(catalog: Catalog, train: Features, args: argparse.Namespace) -> OutOfFold:
+    """The out-of-fold sweep of the product."""
+    labels, products = catalog.table.labels[train.rows], catalog.group[train.rows]
+    fold = k_folds(labels, products, catalog.image_ids[train.rows], args.folds, args.seed)
+    C, solver = parse_grid(args.grid), make_solver("torch", args.device)
+    return sweep_out_of_fold(train.X, labels, fold, C, solver, average_precision_per_tag)
+
+
+def rows_of(
+    catalog: Catalog, store: FeatureStore, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """All rows of a backbone."""
+    train = load_rows(catalog, store, catalog.rows("train"), args.folds)
+    test = load_rows(catalog, store, catalog.rows("test"), 0)
+    group, labels = catalog.table.group, catalog.table.labels
+    found, rows = sweep(catalog, train, args), []
+    for choose in CHOICES:
+        choice = choose_C(found.ap, group, choose)
+        scores = Scores(found.logits(choice), labels[train.rows], found.fold)
+        weight, bias = fit_at(train.X, scores.labels, found.C[choice], "torch", args.device)
+        test_logits = test.X @ weight.T + bias
+        ap = macro(found.ap[choice, np.arange(len(choice))])
+        for name in RULES:
+            tune = tuner(name, group)
+            rows.append(
+                {
+                    "backbone": store.spec.backbone,
+                    "choose_C": choose,
+                    "C": " ".join(f"{c:.3g}" for c in np.unique(found.C[choice])),
+                    "out_of_fold_macro_ap": round(ap, 4),
+                    "thresholds": name,
+                    **macro_f1(cross_fit(scores, tune), scores.labels, group, "out_of_fold"),
+                    **macro_f1(test_logits >= tune(scores), labels[test.rows], group, "test"),
+                }
+            )
+    return rows
+
+
+def store_of(features: Path, backbone: str) -> FeatureStore:
+    """The one store of a backbone.
+
+    Raises
+    ------
+    SystemExit
+        If there is none, or several.
+    """
+    stores = [store for store in list_stores(features) if store.spec.backbone == backbone]
+    if len(stores) != 1:
+        raise SystemExit(f"{features} holds {len(stores)} stores of {backbone}; one is needed.")
+    return stores[0]
+
+
+def main() -> None:
+    """Sweep, print and record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("catalogue", type=Path)
+    parser.add_argument("--features", type=Path, default=Path("features"))
+    parser.add_argument("--backbones", required=True, help="comma-separated")
+    parser.add_argument("--grid", default="1e-6:1e5:45")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--dry", action="store_true", help="record nothing")
+    args = parser.parse_args()
+    catalog, facts = read_catalog(args.catalogue), stamp()
+    size = {"images": len(catalog.rows("train")), "folds": args.folds, "grid": args.grid}
+    stores = [store_of(args.features, backbone) for backbone in args.backbones.split(",")]
+    rows = [{**facts, **size, **row} for store in stores for row in rows_of(catalog, store, args)]
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        shown = [name for name in rows[0] if name not in facts and name not in size]
+        for line in (dict(zip(shown, shown, strict=True)), *rows):
+            print(*(str(line[name]).ljust(22) for name in shown))
+    if not args.dry:
+        append("sweep_choices.csv", rows)
+
+
+if __name__ == "__main__":
+    main()
