@@ -82,8 +82,8 @@ class RankedTag:
 
     def keep(self, images: NDArray[np.bool_]) -> RankedTag:
         """The cells of some images, (n_images,) of bool, still ranked."""
-        kept = images[self.image]
-        return RankedTag(self.negated[kept], self.present[kept], self.image[kept])
+        kept = np.flatnonzero(images.take(self.image))  # taking indices is 3 times a bool mask
+        return RankedTag(self.negated.take(kept), self.present.take(kept), self.image.take(kept))
 
 
 @dataclass(frozen=True, eq=False)

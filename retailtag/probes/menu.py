@@ -23,9 +23,9 @@ from retailtag.probes.shared_cuts import (
     pooled_curve,
 )
 
-RULES = ("fixed", "global", "group", "per-tag", "shrunk", "smoothed", "bagged")  # simplest first
-PRECISION_RULES = RULES[:5]  # those that mean something where a precision is to be reached
-SHRINK = 20.0  # positives, or cells given, at which a tag's own evidence and its group's weigh alike
+SHRINK = (
+    20.0  # positives, or cells given, at which a tag's own evidence and its group's weigh alike
+)
 
 Floats = NDArray[np.float64]
 
@@ -51,11 +51,11 @@ class Menu:
         replicates: Replicates,
     ) -> None:
         self._tags, self._group, self._objective = tags, group, objective
-        self._replicates = replicates
+        self._replicates, self._precision = replicates, objective.precision or 0.0
         self._positives = np.array([tag.positives for tag in tags])
 
     def thresholds(self, rule: str) -> NDArray[np.float32]:
-        """Thresholds (n_tags,) by one of `RULES`."""
+        """Thresholds (n_tags,) by one of `retailtag.probes.thresholds.RULES`."""
         by_rule: dict[str, Callable[[], Floats]] = {
             "fixed": lambda: np.zeros(len(self._tags)),
             "global": lambda: np.full(len(self._tags), self._everyone),
@@ -71,15 +71,13 @@ class Menu:
     def _everyone(self) -> float:
         """One threshold for all tags: 0, or ``inf`` under a precision, without any positive."""
         shared = self._shared(self._tags)
-        return shared if not np.isnan(shared) else self._without_evidence
-
-    @property
-    def _without_evidence(self) -> float:
-        return 0.0 if self._objective.precision is None else float("inf")
+        if np.isnan(shared):
+            return float("inf") if self._precision else 0.0
+        return shared
 
     def _shared(self, tags: Sequence[RankedTag]) -> float:
-        if self._objective.precision is not None:
-            return lowest_precise_threshold(tags, self._objective.precision)
+        if self._precision:
+            return lowest_precise_threshold(tags, self._precision)
         return best_shared_threshold(tags, self._objective)
 
     @cached_property
@@ -91,32 +89,32 @@ class Menu:
     @cached_property
     def _own(self) -> Floats:
         """Each tag's own best, its group's without a positive."""
-        precision = self._objective.precision
 
         def best(tag: RankedTag) -> float:
-            if precision is not None:
-                return lowest_own_threshold(tag, precision)
+            if self._precision:
+                return lowest_own_threshold(tag, self._precision)
             return best_own_threshold(tag.cuts, tag.positives, self._objective)
 
         return self._where_positive(best)
 
     def _shrunk(self) -> Floats:
-        if self._objective.precision is not None:
+        if self._precision:
             own = self._by_group(self._shrunken_precision)
             return np.where(self._positives > 0, own, self._grouped)
         return self._blend(self._own, self._grouped)
 
     def _shrunken_precision(self, tags: Sequence[RankedTag]) -> Floats:
-        """Lowest thresholds by a precision that counts the group's as 20 cells, (n_tags,)."""
-        assert self._objective.precision is not None
-        own = np.full(len(tags), np.nan)
-        if any(tag.positives for tag in tags):
-            score, tp, given = pooled_curve([tag for tag in tags if tag.positives])
-        for k, tag in enumerate(tags):
-            if tag.positives:
-                at = score.searchsorted(tag.negated[tag.cuts.given - 1])
-                prior = tp[at] / given[at], SHRINK
-                own[k] = lowest_own_threshold(tag, self._objective.precision, prior)
+        """Lowest thresholds by precisions with at most 20 cells of the other tags, (n_tags,)."""
+        own, scored = np.full(len(tags), np.nan), [k for k, t in enumerate(tags) if t.positives]
+        if scored:
+            score, tp, given = pooled_curve([tags[k] for k in scored])
+        for k in scored:
+            cuts = tags[k].cuts
+            at = score.searchsorted(tags[k].negated[cuts.given - 1])
+            others = given[at] - cuts.given
+            cells = np.minimum(others, SHRINK)
+            hits = cells * (tp[at] - cuts.tp) / np.maximum(others, 1)
+            own[k] = lowest_own_threshold(tags[k], self._precision, (hits, cells))
         return own
 
     def _smoothed(self) -> Floats:
@@ -152,7 +150,7 @@ class Menu:
     def _where_positive(self, threshold: Callable[[RankedTag], float]) -> Floats:
         """A threshold of its own for each tag with a positive, its group's for the others."""
         own = self._grouped.copy()
-        for k in np.flatnonzero(self._positives):
+        for k in np.flatnonzero(self._positives).tolist():
             own[k] = threshold(self._tags[k])
         return own
 
@@ -161,5 +159,5 @@ class Menu:
         found = np.full(len(self._tags), np.nan)
         for name in np.unique(self._group):
             members = np.flatnonzero(self._group == name)
-            found[members] = thresholds([self._tags[k] for k in members])
+            found[members] = thresholds([self._tags[k] for k in members.tolist()])
         return found

@@ -24,7 +24,7 @@ def best_own_threshold(cuts: Cuts, positives: int, objective: Objective) -> floa
 
 
 def lowest_own_threshold(
-    tag: RankedTag, precision: float, prior: tuple[Floats, float] | None = None
+    tag: RankedTag, precision: float, prior: tuple[Floats, Floats] | None = None
 ) -> float:
     """Lowest threshold of one tag at which the precision is reached, ``inf`` if it never is.
 
@@ -33,9 +33,8 @@ def lowest_own_threshold(
     tag : RankedTag
         With a positive.
     precision : float
-    prior : (ndarray of float64 (n_cuts,), float), optional
-        Precision expected at each cut, and the cells it counts for: the estimate becomes
-        (TP + m·prior)/(k + m).
+    prior : (ndarray of float64 (n_cuts,), ndarray of float64 (n_cuts,)), optional
+        Positives and cells that are added to those above each cut.
 
     Notes
     -----
@@ -43,8 +42,8 @@ def lowest_own_threshold(
     would lower the precision and not raise the recall.
     """
     cuts = tag.cuts
-    expected, cells = prior or (np.zeros(len(cuts.tp)), 0.0)
-    reached = np.flatnonzero(cuts.tp + cells * expected >= precision * (cuts.given + cells))
+    hits, cells = prior or (0, 0)
+    reached = np.flatnonzero(cuts.tp + hits >= precision * (cuts.given + cells))
     return float(cuts.threshold[reached[-1]]) if len(reached) else float("inf")
 
 
@@ -76,16 +75,14 @@ class Replicates:
         self._total = np.cumsum(self._weight, axis=1, dtype=np.int32)
 
     def threshold(self, tag: RankedTag, objective: Objective) -> float:
-        """Mean of the replicates' best thresholds; NaN if none of them drew a positive."""
+        """Mean of the replicates' best finite thresholds; NaN if none of them has one."""
         cuts = tag.cuts
         found = np.cumsum(self._weight[:, tag.hits], axis=1, dtype=np.int32)
         positives = found[:, -1:]
         value = objective.f(found[:, cuts.tp - 1], self._total[:, cuts.given - 1], positives)
-        drawn = positives[:, 0] > 0
-        if not drawn.any():
-            return float("nan")
-        best = cuts.threshold[np.argmax(value, axis=1)[drawn]]
-        return float(best.astype(np.float64).mean())
+        best = cuts.threshold[np.argmax(value, axis=1)[positives[:, 0] > 0]]
+        best = best[np.isfinite(best)]
+        return float(best.mean(dtype=np.float64)) if len(best) else float("nan")
 
 
 def smoothed_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Floats:
@@ -149,6 +146,6 @@ def _smoothed(tag: RankedTag, h: float, objective: Objective) -> float:
     tp, given = tag.counts_at(points.astype(np.float32))
     kernel = np.exp(-0.5 * (step / h * np.arange(-reach, reach + 1)) ** 2)
     kernel /= kernel.sum()
-    blurred = (np.convolve(counts, kernel, mode="valid") for counts in (tp, given))
-    best = int(np.argmax(objective.f(*blurred, tag.positives)))
+    tp_h, given_h = (np.convolve(counts, kernel, mode="valid") for counts in (tp, given))
+    best = int(np.argmax(objective.f(tp_h, given_h, tag.positives)))
     return float(points[reach + best])

@@ -176,9 +176,9 @@ def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Float
         return np.full(len(tags), np.nan)
     expected = histogram.cells * expit(slope * histogram.score + offset)
     given = np.cumsum(histogram.cells, axis=1)
-    best = objective.f(
-        np.cumsum(expected, axis=1), given, expected.sum(axis=1, keepdims=True)
-    ).max(axis=1)
+    best = objective.f(np.cumsum(expected, axis=1), given, expected.sum(axis=1, keepdims=True)).max(
+        axis=1
+    )
     p = best / (1 + objective.beta2)
     thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope
     return thresholds

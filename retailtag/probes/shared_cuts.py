@@ -62,9 +62,9 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
         tp, given = _counts(scored, candidates, edges)
         value = objective.f(tp, given, positives).mean(axis=0)
         best, best_at = _better(best, best_at, value, edges)
-        bound = objective.f(
-            tp[..., 1:], tp[..., 1:] + (given - tp)[..., :-1], positives
-        ).mean(axis=0)
+        bound = objective.f(tp[..., 1:], tp[..., 1:] + (given - tp)[..., :-1], positives).mean(
+            axis=0
+        )
         open_ = (bound >= best * (1 - _ROUNDING)) & (np.diff(edges) > 1)
         low, high = edges[:, :-1][open_], edges[:, 1:][open_]
     return _just_below(scored, candidates[best_at])
@@ -113,10 +113,10 @@ def _divide(low: Indices, high: Indices) -> Indices:
 def _counts(
     tags: Sequence[RankedTag], candidates: NDArray[np.float32], edges: Indices
 ) -> tuple[Counts, Counts]:
-    """Positives and cells of each tag at each edge, (n_tags, *edges.shape)."""
+    """Positives and cells of each tag at each edge, both (n_tags, *edges.shape)."""
     at, back = np.unique(edges, return_inverse=True)
-    pairs = [tag.counts_at(-candidates[at]) for tag in tags]
-    tp, given = (np.stack(column)[:, back.reshape(edges.shape)] for column in zip(*pairs))
+    counts = np.array([tag.counts_at(-candidates[at]) for tag in tags])
+    tp, given = counts[:, :, back.reshape(edges.shape)].swapaxes(0, 1)
     return tp, given
 
 

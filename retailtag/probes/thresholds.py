@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
 from retailtag.probes.curves import Labels, Logits, RankedTag, keep_images, rank_tags
-from retailtag.probes.menu import PRECISION_RULES, RULES, Menu
+from retailtag.probes.menu import Menu
 from retailtag.probes.objectives import F1, Objective
 from retailtag.probes.own_cuts import Replicates
 
+RULES = ("fixed", "global", "group", "per-tag", "shrunk", "smoothed", "bagged")  # simplest first
+PRECISION_RULES = RULES[:5]  # those that have a form where a precision is to be reached
 AUTO = "auto"
 FALLBACK = "shrunk"  # rule taken where none can be chosen by cross-fit
 FEW = 2  # positives of the median tail tag up to which a validation part supports its group only
@@ -173,9 +175,9 @@ def tune_thresholds(
         the expected F-beta under probabilities from Platt scaling pooled over the group.
     objective : Objective
         Under a precision: the lowest threshold that reaches it, on the pooled cells of all tags or
-        of the group, or on the tag's own; ``shrunk`` counts the group's precision at the same
-        score as 20 more cells of the tag. ``inf`` where it is never reached: the tag is never
-        given.
+        of the group, or on the tag's own; ``shrunk`` adds to the cells of the tag above a score
+        at most 20 with the precision of the group's other tags there. ``inf`` where it is never
+        reached: the tag is never given.
     seed : int
         Of the replicates.
 
@@ -267,12 +269,13 @@ def _cross_fit(
     tp, given = np.zeros((2, len(RULES), len(tags)), np.int64)
     replicates = _replicates(tags, seed)
     for k in np.unique(fold):
-        menu = Menu(keep_images(tags, fold != k), group, objective, replicates)
+        others = keep_images(tags, fold != k)
+        menu = Menu(others, group, objective, replicates)
         thresholds = np.stack([menu.thresholds(rule) for rule in RULES])
-        for j, held in enumerate(keep_images(tags, fold == k)):
-            found = held.counts_at(thresholds[:, j])
-            tp[:, j] += found[0]
-            given[:, j] += found[1]
+        for j, (whole, seen) in enumerate(zip(tags, others, strict=True)):
+            in_all, in_seen = whole.counts_at(thresholds[:, j]), seen.counts_at(thresholds[:, j])
+            tp[:, j] += in_all[0] - in_seen[0]  # the counts of the fold itself
+            given[:, j] += in_all[1] - in_seen[1]
     scored = positives > 0
     f = objective.f(tp, given, positives)[:, scored]
     return _simplest_of_the_best(f, (group == "tail")[scored])
