@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
 from retailtag.probes.curves import keep_images, rank_tags
-from retailtag.probes.thresholds import Tuning
+from retailtag.probes.thresholds import AUTO, Tuning
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import FeatureStore
 
@@ -68,6 +68,7 @@ def threshold_f1(
     labels, group = catalog.table.labels[rows], catalog.table.group
     half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, tuning.seed)
     tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
+    fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
     for side in (0, 1):
         other = half != side
         tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)
