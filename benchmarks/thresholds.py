@@ -64,7 +64,7 @@ class World:
         slope = (1 - 0.6 * rare) * rng.lognormal(0, 0.1, n_tags)
         return cls(prevalence, d, rng.uniform(0.9, 1.4, n_tags), slope, rng.normal(0, 0.3, n_tags))
 
-    def score(self, x: Floats) -> Floats:
+    def score(self, x: NDArray[np.floating]) -> Floats:
         """Logits of evidence x (..., n_tags)."""
         prior = np.log(self.prevalence / (1 - self.prevalence))
         return self.slope * (self.d * x - self.d**2 / 2) + prior + self.offset
@@ -134,9 +134,9 @@ def table(n_images: int, n_tags: int, draws: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for rule in found[0]:
         row: dict[str, object] = {"images": n_images, "tags": n_tags, "draws": draws, "rule": rule}
-        row["seconds"] = round(min(f[rule].get("seconds", np.nan) for f in found), 4)
-        for name in ("all_f1", "tail_f1"):
-            row[name] = round(float(np.mean([f[rule].get(name, np.nan) for f in found])), 4)
+        for name, over in (("seconds", np.min), ("all_f1", np.mean), ("tail_f1", np.mean)):
+            known = name in found[0][rule]
+            row[name] = round(float(over([f[rule][name] for f in found])), 4) if known else None
         rows.append({**row, "peak_rss_mib": round(peak, 1)})
     return rows
 

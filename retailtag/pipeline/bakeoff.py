@@ -31,7 +31,6 @@ from retailtag.pipeline.stage import StageRecord, read_record, why_stale, write_
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.thresholds import Tuning
-from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
