@@ -26,8 +26,10 @@ from retailtag.cli.options import (
     JsonOption,
     LrOption,
     MaxPixelsOption,
+    ObjectiveOption,
     QuietOption,
     SeedOption,
+    ValidationThresholdsOption,
     WeightsOption,
     WorkersOption,
     default_workers,
@@ -67,6 +69,8 @@ def finetune(
     lr: LrOption = 3e-4,
     head_lr: HeadLrOption = 1e-3,
     augment: AugmentOption = True,
+    thresholds: ValidationThresholdsOption = "auto",
+    objective: ObjectiveOption = "f1",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     allow_truncated: Annotated[
@@ -96,6 +100,8 @@ def finetune(
         head_lr=head_lr,
         augment=augment,
         seed=seed,
+        thresholds=thresholds,
+        objective=objective,
     )
     device = resolve_device(device)
     fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))

@@ -81,7 +81,28 @@ ChooseOption = Annotated[
     str, typer.Option("--choose-C", help="One C per-group of tags, or global.")
 ]
 ThresholdsOption = Annotated[
-    str, typer.Option("--thresholds", help="fixed, global, group, per-tag or shrunk.")
+    str,
+    typer.Option(
+        "--thresholds",
+        metavar="RULE",
+        help="fixed, global, group, per-tag, shrunk, smoothed, bagged; auto: by cross-fit.",
+    ),
+]
+ValidationThresholdsOption = Annotated[
+    str,
+    typer.Option(
+        "--thresholds",
+        metavar="RULE",
+        help="As for a probe; auto: shrunk, or group where the tail has too few positives.",
+    ),
+]
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="WHAT",
+        help="What thresholds aim at: f1, fbeta:B, or at least precision:P for every tag.",
+    ),
 ]
 SolverOption = Annotated[str, typer.Option("--solver", help="torch, cuml or sklearn.")]
 

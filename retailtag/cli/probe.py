@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from retailtag.cli.options import (
     FoldsOption,
     ImagesOption,
     JsonOption,
+    ObjectiveOption,
     QuietOption,
     SeedOption,
     SolverOption,
@@ -55,7 +56,8 @@ def probe(
     dtype: DtypeOption = "float32",
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
-    thresholds: ThresholdsOption = "shrunk",
+    thresholds: ThresholdsOption = "auto",
+    objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -71,7 +73,7 @@ def probe(
     from retailtag.store import FeatureStore
 
     output, args = Output(json, quiet), split_list(attributes)
-    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed)
+    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, objective)
     device = resolve_device(device)
     catalog = read_catalog(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
@@ -89,6 +91,8 @@ def probe(
         progress=output.progress,
     )
     output.print(_table(run))
+    if run.probe.facts["thresholds"]["cross_fit"]:
+        output.print(_rules(run.probe.facts["thresholds"]))
     for _, sentence, remedy in run.findings:
         output.print(f"Finding: {sentence} {remedy}")
     output.result(_summary(run, folder))
@@ -108,11 +112,28 @@ def _table(run: ProbeRun) -> Table:
     return table
 
 
+def _rules(thresholds: dict[str, Any]) -> Table:
+    """One row a threshold rule, the chosen one marked: cross-fit macro-F."""
+    from rich.table import Table
+
+    table = Table(title=f"Threshold rules, cross-fit macro-{thresholds['objective']}")
+    table.add_column("rule")
+    for column in ("all", "tail", "behind the best (standard error)"):
+        table.add_column(column, justify="right")
+    for name, row in thresholds["cross_fit"].items():
+        mark = " *" if name == thresholds["rule"] else ""
+        tail = f"{100 * row['tail']:.2f}" if "tail" in row else "-"
+        behind = f"{100 * row['behind']:.2f} ({100 * row['se']:.2f})"
+        table.add_row(f"{name}{mark}", f"{100 * row['all']:.2f}", tail, behind)
+    return table
+
+
 def _summary(run: ProbeRun, out: Path) -> dict[str, object]:
     return {
         "out": str(out),
         "backbone": run.probe.facts["backbone"],
         "out_of_fold": run.probe.facts["out_of_fold"],
+        "thresholds": run.probe.facts["thresholds"],
         "n_fits": run.record.facts["n_fits"],
         "n_absent": run.n_absent,
         "seconds": run.record.seconds,

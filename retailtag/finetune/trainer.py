@@ -53,6 +53,8 @@ class FinetuneConfig:
         Mirror and shift (`flip_and_shift`).
     seed : int
         Order of images and augmentation.
+    thresholds, objective : str
+        How the thresholds of the trained model are tuned on the validation part, and what for.
     """
 
     blocks: Blocks = 4
@@ -65,6 +67,8 @@ class FinetuneConfig:
     clip_norm: float = 1.0
     augment: bool = True
     seed: int = 0
+    thresholds: str = "auto"
+    objective: str = "f1"
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1:

@@ -29,6 +29,7 @@ from retailtag.pipeline.pairs import (
 from retailtag.pipeline.probe import ProbeSettings, probe_inputs, run_probe
 from retailtag.pipeline.stage import StageRecord, read_record, why_stale, write_record
 from retailtag.probes.artefact import Probe
+from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
@@ -114,6 +115,7 @@ class BakeoffSettings:
             raise UsageError("--strategies names a strategy twice; name each once.")
         check_extraction(self.batch_size, self.workers, self.dtype)
         check_seed(self.seed)
+        Tuning(self.finetune.thresholds, self.finetune.objective)  # refuses what is unknown
 
     def folder(self, backbone: str, strategy: str) -> Path:
         """Folder of one pair in the run."""

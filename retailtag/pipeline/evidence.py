@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
-from retailtag.probes.thresholds import tune_thresholds
+from retailtag.probes.curves import keep_images, rank_tags
+from retailtag.probes.thresholds import AUTO, Tuning
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import FeatureStore
 
@@ -29,8 +30,8 @@ def threshold_f1(
     rows: NDArray[np.intp],
     logits: NDArray[np.float32],
     thresholds: NDArray[np.float32],
-    rule: str,
-    seed: int,
+    tuning: Tuning,
+    fold: NDArray[np.intp] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Macro-F1 of tuned thresholds on the scores they were tuned on, and cross-fit.
 
@@ -42,29 +43,36 @@ def threshold_f1(
     logits : ndarray of float32, shape (n_images, n_tags)
         Out-of-fold or validation scores.
     thresholds : ndarray of float32, shape (n_tags,)
-        Tuned by `rule` on all of `logits`.
-    rule : str
-        See `retailtag.probes.thresholds.tune_thresholds`.
-    seed : int
-        Of the two halves.
+        Tuned by `tuning` on all of `logits`.
+    tuning : Tuning
+        Its seed divides the halves too.
+    fold : ndarray of int, shape (n_images,), optional
+        Folds by which `tuning` chose its rule, if it did.
 
     Returns
     -------
     dict
-        By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1. Cross-fit: the
-        images are halved, product by product, and each half is given tags by the thresholds
-        tuned on the other. A scope without a positive is left out; empty for a single product,
-        which cannot be halved.
+        By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1, whatever the
+        objective. Cross-fit: the images are halved, product by product, and each half is given
+        tags by the thresholds tuned on the other. A scope without a positive is left out; empty
+        for a single product, which cannot be halved.
+
+    Notes
+    -----
+    Nested: where `tuning` chooses its rule, each half chooses its own, by the same folds within
+    the half, so the choice of the rule is cross-fit with the thresholds. Not nested is what made
+    the scores: C (or the epoch) was chosen on the same images, for all thresholds alike.
     """
     if len(np.unique(catalog.group[rows])) < 2:
         return {}
     labels, group = catalog.table.labels[rows], catalog.table.group
-    half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, seed)
-    crossed = np.zeros(logits.shape, bool)
+    half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, tuning.seed)
+    tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
+    fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
     for side in (0, 1):
         other = half != side
-        tuned = tune_thresholds(logits[other], labels[other], group, rule)
-        crossed[~other] = logits[~other] >= tuned
+        tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)
+        crossed[~other] = logits[~other] >= tuned.thresholds
     given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
     f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
     scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}

@@ -28,13 +28,12 @@ from retailtag.pipeline.stage import StageRecord, write_record
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.thresholds import tune_thresholds
+from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
 from retailtag.store import FeatureStore
 
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
-THRESHOLDS = "shrunk"  # rule of the thresholds, tuned on the validation part
 VALIDATION_SHARE = 0.1  # of the training images, when the catalogue has no val split
 
 
@@ -134,6 +133,7 @@ def run_finetune(
     """
     check_probe(catalog, store, probe)
     config = config or FinetuneConfig()
+    tuning = Tuning(config.thresholds, config.objective, config.seed)
     inputs = finetune_inputs(catalog, store, probe, config)
     labels, device = catalog.table.labels, str(backbone.device.type)
     with measured(device, held=backbone_bytes(backbone)) as cost:
@@ -152,9 +152,7 @@ def run_finetune(
         result = train(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
-        thresholds = tune_thresholds(
-            result.val_logits, labels[val_rows], catalog.table.group, THRESHOLDS
-        )
+        tuned = tuning.tune(result.val_logits, labels[val_rows], catalog.table.group)
     fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         **_facts(catalog, store, config, result),
@@ -162,18 +160,19 @@ def run_finetune(
         "n_fit": len(fit.rows),
         "n_val": len(val_rows),
         "copies": copies_of_fitted(store, catalog.image_ids[test_rows], catalog.image_ids[fitted]),
+        "thresholds": tuned.facts,
         "threshold_f1": threshold_f1(
-            catalog, val_rows, result.val_logits, thresholds, THRESHOLDS, config.seed
+            catalog, val_rows, result.val_logits, tuned.thresholds, tuning
         ),
     }
-    checkpoint = _checkpoint(backbone, result, catalog.table.tags, thresholds, facts)
+    checkpoint = _checkpoint(backbone, result, catalog.table.tags, tuned.thresholds, facts)
     checkpoint.save(out)  # hours of training; nothing that follows may lose them
     logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     predictions = Predictions(
         image_ids=catalog.image_ids[test_rows],
         tags=catalog.table.tags,
         logits=logits,
-        thresholds=thresholds,
+        thresholds=tuned.thresholds,
         fitted_ids=catalog.image_ids[fitted],
         provenance=facts,
     )

@@ -12,7 +12,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.errors import UsageError
 from retailtag.files import file_sha256
 from retailtag.predictions import Predictions
-from retailtag.probes.thresholds import RULES, tune_thresholds
+from retailtag.probes.thresholds import AUTO, RULES, Tuning
 from retailtag.scoring.foreign import (
     SCALES,
     ForeignScores,
@@ -36,7 +36,7 @@ class Declared:
     thresholds : Path, optional
         CSV of tag and threshold, on the same scale as the scores.
     tune : str, optional
-        Rule that tunes thresholds; see `retailtag.probes.thresholds.tune_thresholds`.
+        Rule that tunes thresholds for F1; see `retailtag.probes.thresholds.Tuning`.
     tune_split : str
         Split that the rule sees.
     fitted_split : str
@@ -92,7 +92,7 @@ def foreign_predictions(
         thresholds=np.zeros(len(found.tags), np.float32),
         fitted_ids=catalog.image_ids[catalog.rows(*fitted)],
     )
-    thresholds = _thresholds(found, undecided, catalog, declared)
+    thresholds, rule = _thresholds(found, undecided, catalog, declared)
     return Predictions(
         image_ids=undecided.image_ids,
         tags=undecided.tags,
@@ -100,7 +100,7 @@ def foreign_predictions(
         thresholds=thresholds,
         fitted_ids=undecided.fitted_ids,
         provenance={
-            "thresholds": declared.tune or "given",
+            "thresholds": rule,
             "file": {"name": path.name, "sha256": file_sha256(path)},
             "declared": {
                 **asdict(declared),
@@ -121,8 +121,9 @@ def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:
     for option, split in (("tune", declared.tune_split), ("fitted", declared.fitted_split)):
         if split not in SPLITS:
             raise UsageError(f"--{option}-split {split} is unknown; use one of {SPLITS}.")
-    if declared.tune is not None and declared.tune not in RULES:
-        raise UsageError(f"--tune {declared.tune} is unknown; use one of {', '.join(RULES)}.")
+    if declared.tune is not None and declared.tune not in (AUTO, *RULES):
+        known = ", ".join((AUTO, *RULES))
+        raise UsageError(f"--tune {declared.tune} is unknown; use one of {known}.")
     if declared.tune is not None and declared.tune_split == scored_split:
         raise UsageError(
             f"--tune-split {scored_split} is the split being scored, so the thresholds would be "
@@ -132,24 +133,24 @@ def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:
 
 def _thresholds(
     found: ForeignScores, undecided: Predictions, catalog: Catalog, declared: Declared
-) -> NDArray[np.float32]:
-    """Threshold of each of the file's tags, as a logit."""
+) -> tuple[NDArray[np.float32], str]:
+    """Threshold of each of the file's tags, as a logit, and the rule behind them."""
     scale = str(declared.scores)
     if declared.thresholds is not None:
-        return threshold_logits(read_thresholds(declared.thresholds, found.tags), scale)
+        return threshold_logits(read_thresholds(declared.thresholds, found.tags), scale), "given"
     if declared.tune is None:
         if found.thresholds is None:
             raise UsageError(
                 f"{found.path} has no thresholds; give them with --thresholds FILE, or tune them "
                 "with --tune RULE on a split of its own."
             )
-        return threshold_logits(found.thresholds, scale)
+        return threshold_logits(found.thresholds, scale), "given"
     if not len(catalog.rows(declared.tune_split)):
         raise UsageError(
             f"{catalog.path} has no image in its {declared.tune_split} split to tune thresholds "
             "on; choose another --tune-split."
         )
     seen = align(undecided, catalog, declared.tune_split)
-    tuned = tune_thresholds(seen.logits, seen.labels, catalog.table.group, declared.tune)
-    by_tag = dict(zip(catalog.table.tags, tuned.tolist(), strict=True))
-    return np.array([by_tag[tag] for tag in found.tags], np.float32)
+    tuned = Tuning(declared.tune).tune(seen.logits, seen.labels, catalog.table.group)
+    by_tag = dict(zip(catalog.table.tags, tuned.thresholds.tolist(), strict=True))
+    return np.array([by_tag[tag] for tag in found.tags], np.float32), tuned.rule

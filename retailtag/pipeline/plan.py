@@ -189,7 +189,8 @@ class _Planner:
         record = read_record(folder)
         if record is None or why_stale(folder, record.inputs) is not None:
             return False
-        settings = {**record.inputs["settings"], "thresholds": inputs["settings"]["thresholds"]}
+        tuning = {name: inputs["settings"][name] for name in ("thresholds", "objective")}
+        settings = {**record.inputs["settings"], **tuning}
         return {**record.inputs, "settings": settings} == inputs
 
     def _latency(self, name: str, cost: Cost, strategy: str, model_why: str | None) -> PlannedStage:

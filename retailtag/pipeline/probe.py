@@ -32,7 +32,7 @@ from retailtag.probes.sweep import (
     sweep_out_of_fold,
     sweep_rows,
 )
-from retailtag.probes.thresholds import RULES, tune_thresholds
+from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
 from retailtag.store import NOT_EXTRACTED, FeatureStore
@@ -53,19 +53,22 @@ class ProbeSettings:
     choose : str
         How C is chosen: ``per-group`` or ``global``.
     thresholds : str
-        Threshold rule; see `retailtag.probes.thresholds.tune_thresholds`.
+        Threshold rule, or ``auto``; see `retailtag.probes.thresholds.Tuning`.
     solver : str
         ``torch``, ``cuml`` or ``sklearn``.
     seed : int
-        Of the folds.
+        Of the folds and of bagged thresholds.
+    objective : str
+        What thresholds are tuned for: ``f1``, ``fbeta:B`` or ``precision:P``.
     """
 
     grid: str = DEFAULT_GRID
     folds: int = 5
     choose: str = "per-group"
-    thresholds: str = "shrunk"
+    thresholds: str = "auto"
     solver: str = "torch"
     seed: int = 0
+    objective: str = "f1"
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -73,12 +76,17 @@ class ProbeSettings:
         parse_grid(self.grid)
         for option, value, known in (
             ("--choose-C", self.choose, CHOICES),
-            ("--thresholds", self.thresholds, RULES),
             ("--solver", self.solver, SOLVERS),
         ):
             if value not in known:
                 raise UsageError(f"{option} {value} is unknown; use one of {', '.join(known)}.")
         check_seed(self.seed)
+        _ = self.tuning  # refuses an unknown rule or objective
+
+    @property
+    def tuning(self) -> Tuning:
+        """How thresholds are tuned."""
+        return Tuning(self.thresholds, self.objective, self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +168,7 @@ def run_probe(
         sweep, choice = _sweep(catalog, train, settings, device, progress)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
         scores = sweep.logits(choice)
-        thresholds = tune_thresholds(scores, labels, group, settings.thresholds)
+        tuned = settings.tuning.tune(scores, labels, group, sweep.fold)
         weight, bias = fit_at(train.X, labels, sweep.C[choice], settings.solver, device)
     facts = {
         **_provenance(catalog, store, settings, provenance),
@@ -168,16 +176,17 @@ def run_probe(
         "copies": copies_of_fitted(
             store, catalog.image_ids[rest.rows], catalog.image_ids[train.rows]
         ),
+        "thresholds": tuned.facts,
         "threshold_f1": threshold_f1(
-            catalog, train.rows, scores, thresholds, settings.thresholds, settings.seed
+            catalog, train.rows, scores, tuned.thresholds, settings.tuning, sweep.fold
         ),
     }
-    probe = Probe(catalog.table.tags, weight, bias, thresholds, sweep.C[choice], facts)
+    probe = Probe(catalog.table.tags, weight, bias, tuned.thresholds, sweep.C[choice], facts)
     predictions = Predictions(
         image_ids=catalog.image_ids[rest.rows],
         tags=probe.tags,
         logits=probe.logits(rest.X),
-        thresholds=thresholds,
+        thresholds=tuned.thresholds,
         fitted_ids=catalog.image_ids[train.rows],
         provenance=facts,
     )

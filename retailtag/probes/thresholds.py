@@ -1,24 +1,162 @@
-"""Decision thresholds on logits, chosen on images that the scores were not fitted on."""
+"""Decision thresholds on logits, tuned and chosen on images that the scores were not fitted on."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.probes.curves import Labels, Logits, RankedTag, keep_images, rank_tags
+from retailtag.probes.menu import Menu
+from retailtag.probes.objectives import F1, Objective
+from retailtag.probes.own_cuts import Replicates
 
-RULES = ("fixed", "global", "group", "per-tag", "shrunk")
-SHRINK = 20.0  # positives at which a tag's own threshold and its group's weigh the same
-CANDIDATES = 400  # logits tried for a threshold that several tags share
+RULES = ("fixed", "global", "group", "per-tag", "shrunk", "smoothed", "bagged")  # simplest first
+PRECISION_RULES = RULES[:5]  # those that have a form where a precision is to be reached
+AUTO = "auto"
+FALLBACK = "shrunk"  # rule taken where none can be chosen by cross-fit
+FEW = 2  # positives of the median tail tag up to which a validation part supports its group only
 
-Logits = NDArray[np.float32]
-Labels = NDArray[np.int8]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How thresholds are tuned: the rule or ``auto``, what for, and the seed of the replicates.
+
+    Parameters
+    ----------
+    rule : str
+        One of `RULES`, or ``auto``: with folds the rule is chosen by cross-fit (`choose_rule`);
+        without, on a small validation part, ``shrunk``, or ``group`` where the median tail tag
+        has at most 2 positives. Under a precision, ``auto`` is ``shrunk``.
+    objective : str
+        ``f1``, ``fbeta:B`` or ``precision:P``.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If the rule or the objective is unknown, or the rule has no form for a precision.
+    """
+
+    rule: str = AUTO
+    objective: str = "f1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = (AUTO, *RULES)
+        if self.rule not in known:
+            raise UsageError(f"--thresholds {self.rule} is unknown; use one of {', '.join(known)}.")
+        if self.goal.precision is not None and self.rule not in (AUTO, *PRECISION_RULES):
+            raise UsageError(
+                f"--thresholds {self.rule} maximises F-beta and cannot aim at --objective "
+                f"{self.objective}; use one of {', '.join((AUTO, *PRECISION_RULES))}."
+            )
+
+    @property
+    def goal(self) -> Objective:
+        """The objective, parsed."""
+        return Objective.parse(self.objective)
+
+    def tune(
+        self,
+        logits: Logits,
+        labels: Labels,
+        group: NDArray[np.str_],
+        fold: NDArray[np.intp] | None = None,
+    ) -> Tuned:
+        """Thresholds of every tag, and the cross-fit scores of every rule where there are folds.
+
+        Parameters
+        ----------
+        logits : ndarray of float32, shape (n_images, n_tags)
+            Out-of-fold or validation scores, never scores of images that were fitted.
+        labels : ndarray of int8, shape (n_images, n_tags)
+            -1 cells are left out.
+        group : ndarray of str, shape (n_tags,)
+            Frequency group of each tag.
+        fold : ndarray of int, shape (n_images,), optional
+            The folds of the scores.
+        """
+        return self.tune_ranked(rank_tags(logits, labels), group, fold)
+
+    def tune_ranked(
+        self,
+        tags: Sequence[RankedTag],
+        group: NDArray[np.str_],
+        fold: NDArray[np.intp] | None = None,
+    ) -> Tuned:
+        """As `tune`, of cells that are ranked already; `fold` is indexed by their images."""
+        scores: dict[str, dict[str, float]] = {}
+        rule = FALLBACK if self.rule == AUTO else self.rule
+        if self.goal.precision is None:
+            if fold is not None:
+                chosen, scores = _cross_fit(tags, group, fold, self.goal, self.seed)
+                rule = chosen if self.rule == AUTO else rule
+            elif self.rule == AUTO:
+                rule = _validation_rule(tags, group)
+        menu = Menu(tags, group, self.goal, _replicates(tags, self.seed))
+        return Tuned(menu.thresholds(rule), rule, self.objective, scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """Thresholds and how they came about.
+
+    Parameters
+    ----------
+    thresholds : ndarray of float32, shape (n_tags,)
+        A tag is given where its logit is at least its threshold; ``inf``: never.
+    rule : str
+        One of `RULES`.
+    objective : str
+    cross_fit : dict
+        See `RuleChoice.scores`; empty where no cross-fit was made.
+    """
+
+    thresholds: NDArray[np.float32]
+    rule: str
+    objective: str
+    cross_fit: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What artefacts record, JSON-able."""
+        return {"rule": self.rule, "objective": self.objective, "cross_fit": self.cross_fit}
+
+
+@dataclass(frozen=True)
+class RuleChoice:
+    """The rule that cross-fit supports.
+
+    Parameters
+    ----------
+    rule : str
+    scores : dict
+        By rule: ``all`` and ``tail``, the cross-fit macro F-beta over all tags and over the tail
+        (left out where it has no positive); ``behind``, how far ``all`` lies behind the best rule,
+        and ``se``, the standard error of that.
+    """
+
+    rule: str
+    scores: dict[str, dict[str, float]]
 
 
 def tune_thresholds(
-    logits: Logits, labels: Labels, group: NDArray[np.str_], rule: str = "shrunk"
+    logits: Logits,
+    labels: Labels,
+    group: NDArray[np.str_],
+    rule: str = FALLBACK,
+    *,
+    objective: Objective = F1,
+    seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Thresholds that maximise F1, per tag, per group or for all.
+    """Thresholds that maximise F-beta or reach a precision, by one rule.
 
     Parameters
     ----------
@@ -28,10 +166,20 @@ def tune_thresholds(
         -1 cells are left out.
     group : ndarray of str, shape (n_tags,)
         Frequency group of each tag.
-    rule : {"fixed", "global", "group", "per-tag", "shrunk"}
+    rule : str
         ``fixed``: logit 0 (probability 0.5). ``global``, ``group``: one threshold for all tags or
-        for each group, maximising the mean of its tags' F1. ``per-tag``: each tag's own best.
+        for each group, maximising the mean of its tags' F-beta. ``per-tag``: each tag's own best.
         ``shrunk``: (P·per-tag + 20·group) / (P + 20) for a tag with P positives here.
+        ``smoothed``: each tag's own best on a kernel-smoothed curve. ``bagged``: mean of the own
+        best over 25 Poisson replicates, shrunk in the same way to the threshold that maximises
+        the expected F-beta under probabilities from Platt scaling pooled over the group.
+    objective : Objective
+        Under a precision: the lowest threshold that reaches it, on the pooled cells of all tags or
+        of the group, or on the tag's own; ``shrunk`` adds to the cells of the tag above a score
+        at most 20 with the precision of the group's other tags there. ``inf`` where it is never
+        reached: the tag is never given.
+    seed : int
+        Of the replicates.
 
     Returns
     -------
@@ -40,103 +188,123 @@ def tune_thresholds(
     Raises
     ------
     UsageError
-        If the rule is unknown.
+        If the rule is unknown or has no form for a precision.
 
     Notes
     -----
-    A tag without positives here takes its group's threshold. Averages are of logits, so that a
-    threshold and its shrunken version are on one scale for all tags.
+    A tag without positives here takes its group's threshold, a group without any that of all
+    tags. Averages are of logits, so that a threshold and its shrunken version are on one scale
+    for all tags. No rule depends on the order of the images.
 
     References
     ----------
-    Lipton, Elkan & Naryanaswamy (2014), Optimal thresholding of classifiers to maximize F1.
-    """
-    if rule not in RULES:
-        raise UsageError(f"--thresholds {rule} is unknown; use one of {', '.join(RULES)}.")
-    if rule == "fixed":
-        return np.zeros(labels.shape[1], np.float32)
-    everyone = np.zeros_like(group) if rule == "global" else group
-    shared = _shared_thresholds(logits, labels, everyone)
-    if rule in ("global", "group"):
-        return shared
-    own = np.array([best_f1_threshold(z, y) for z, y in zip(logits.T, labels.T, strict=True)])
-    positives = (labels == 1).sum(axis=0)
-    own = np.where(positives > 0, own, shared)
-    if rule == "per-tag":
-        return own.astype(np.float32)
-    return ((positives * own + SHRINK * shared) / (positives + SHRINK)).astype(np.float32)
-
-
-def best_f1_threshold(logits: Logits, labels: Labels) -> float:
-    """Threshold of one tag with the largest F1 = 2TP/(k + P) among its k highest scores.
-
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (n_images,)
-    labels : ndarray of int8, shape (n_images,)
-        -1 cells are left out.
-
-    Returns
-    -------
-    float
-        Midpoint between the last score taken and the next lower one; the lowest score where
-        everything is taken; ``inf`` for a tag without positives. Of equal F1, the higher
-        threshold (fewer predictions).
+    Lipton, Elkan & Naryanaswamy (2014), Optimal thresholding of classifiers to maximize F1
+    measure, ECML; the other sources stand with `best_shared_threshold`, `plug_in_thresholds`,
+    `Replicates` and `smoothed_thresholds`.
 
     Examples
     --------
-    >>> best_f1_threshold(np.array([2.0, 1.0, 0.0, -1.0]), np.array([1, 1, 0, 0]))
-    0.5
+    >>> logits = np.array([[2.0], [1.0], [0.0], [-1.0]], np.float32)
+    >>> labels = np.array([[1], [1], [0], [0]], np.int8)
+    >>> tune_thresholds(logits, labels, np.array(["tail"]), "per-tag").tolist()
+    [0.5]
     """
-    known = labels >= 0
-    z, y = logits[known], labels[known]
-    positives = int(y.sum())
-    if positives == 0:
-        return float("inf")
-    order = np.argsort(-z, kind="stable")
-    z, hits = z[order], np.cumsum(y[order], dtype=np.int64)
-    last = np.flatnonzero(np.append(z[:-1] > z[1:], True))  # a cut never separates equal scores
-    f1 = 2 * hits[last] / (last + 1 + positives)
-    cut = last[int(np.argmax(f1))]
-    if cut == len(z) - 1:
-        return float(z[cut])
-    return _between(z[cut + 1], z[cut])
+    known = RULES if objective.precision is None else PRECISION_RULES
+    if rule not in known:
+        raise UsageError(f"--thresholds {rule} is unknown here; use one of {', '.join(known)}.")
+    tags = rank_tags(logits, labels)
+    return Menu(tags, group, objective, _replicates(tags, seed)).thresholds(rule)
 
 
-def _between(low: np.float32, high: np.float32) -> float:
-    """A float32 number t with low < t <= high; the midpoint where one exists."""
-    middle = np.float32((np.float64(low) + np.float64(high)) / 2)
-    return float(middle if middle > low else high)
+def choose_rule(
+    logits: Logits,
+    labels: Labels,
+    group: NDArray[np.str_],
+    fold: NDArray[np.intp],
+    *,
+    objective: Objective = F1,
+    seed: int = 0,
+) -> RuleChoice:
+    """The simplest rule within one standard error of the best cross-fit macro F-beta.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (n_images, n_tags)
+        Out-of-fold scores.
+    labels : ndarray of int8, shape (n_images, n_tags)
+    group : ndarray of str, shape (n_tags,)
+    fold : ndarray of int, shape (n_images,)
+        The folds of the scores.
+    objective : Objective
+        An F-beta: reaching a precision is no score that rules could be ranked by.
+    seed : int
+
+    Returns
+    -------
+    RuleChoice
+
+    Notes
+    -----
+    Each rule tunes thresholds on the scores of all folds but one and counts on that one; a tag's
+    F-beta is of its counts over all folds. In sample the freest rule always wins. The standard
+    error is that of the mean over tags of the difference to the best rule, tag by tag; rules
+    are simple in the order of `RULES`.
+
+    References
+    ----------
+    Breiman, Friedman, Olshen & Stone (1984), Classification and Regression Trees, sec. 3.4.3, for
+    the rule of one standard error.
+    """
+    return RuleChoice(*_cross_fit(rank_tags(logits, labels), group, fold, objective, seed))
 
 
-def _shared_thresholds(
-    logits: Logits, labels: Labels, group: NDArray[np.str_]
-) -> NDArray[np.float32]:
-    """For each group, the candidate logit with the largest mean F1 of its tags, (n_tags,)."""
-    shared = np.zeros(labels.shape[1], np.float32)
-    for name in np.unique(group):
-        tags = np.flatnonzero(group == name)
-        scored = tags[(labels[:, tags] == 1).any(axis=0)]
-        if len(scored) == 0:
-            continue
-        candidates = _candidates(logits[:, scored], labels[:, scored])
-        curves = [_f1_curve(logits[:, t], labels[:, t], candidates) for t in scored]
-        shared[tags] = candidates[int(np.argmax(np.mean(curves, axis=0)))]
-    return shared
+def _cross_fit(
+    tags: Sequence[RankedTag],
+    group: NDArray[np.str_],
+    fold: NDArray[np.intp],
+    objective: Objective,
+    seed: int,
+) -> tuple[str, dict[str, dict[str, float]]]:
+    positives = np.array([tag.positives for tag in tags])
+    tp, given = np.zeros((2, len(RULES), len(tags)), np.int64)
+    replicates = _replicates(tags, seed)
+    for k in np.unique(fold):
+        others = keep_images(tags, fold != k)
+        menu = Menu(others, group, objective, replicates)
+        thresholds = np.stack([menu.thresholds(rule) for rule in RULES])
+        for j, (whole, seen) in enumerate(zip(tags, others, strict=True)):
+            in_all, in_seen = whole.counts_at(thresholds[:, j]), seen.counts_at(thresholds[:, j])
+            tp[:, j] += in_all[0] - in_seen[0]  # the counts of the fold itself
+            given[:, j] += in_all[1] - in_seen[1]
+    scored = positives > 0
+    f = objective.f(tp, given, positives)[:, scored]
+    return _simplest_of_the_best(f, (group == "tail")[scored])
 
 
-def _candidates(logits: Logits, labels: Labels) -> NDArray[np.float32]:
-    """Evenly spaced logits over the range where positives lie, (CANDIDATES,)."""
-    low, high = np.quantile(logits[labels == 1], [0.0, 1.0])
-    return np.linspace(low, high, CANDIDATES, dtype=np.float32)
+def _simplest_of_the_best(
+    f: Floats, tail: NDArray[np.bool_]
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """Rule and table from the F-beta of each rule and tag with a positive, f (n_rules, n_tags)."""
+    if not f.shape[1]:
+        return FALLBACK, {}
+    mean = f.mean(axis=1)
+    behind = f[int(np.argmax(mean))] - f
+    spread = behind.std(axis=1, ddof=1) if f.shape[1] > 1 else np.zeros(len(f))
+    se = spread / np.sqrt(f.shape[1])
+    table = {}
+    for k, rule in enumerate(RULES):
+        row = {"all": mean[k], "behind": behind[k].mean(), "se": se[k]}
+        if tail.any():
+            row["tail"] = f[k, tail].mean()
+        table[rule] = {name: float(value) for name, value in row.items()}
+    return RULES[int(np.argmax(behind.mean(axis=1) <= se))], table
 
 
-def _f1_curve(
-    logits: Logits, labels: Labels, candidates: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """F1 of one tag at each candidate threshold, (n_candidates,)."""
-    positive = np.sort(logits[labels == 1])
-    known = np.sort(logits[labels >= 0])
-    tp = len(positive) - np.searchsorted(positive, candidates)
-    predicted = len(known) - np.searchsorted(known, candidates)
-    return 2 * tp / (predicted + len(positive))
+def _validation_rule(tags: Sequence[RankedTag], group: NDArray[np.str_]) -> str:
+    """``group`` where the median tail tag has too few positives for a threshold of its own."""
+    tail = [tag.positives for tag, name in zip(tags, group, strict=True) if name == "tail"]
+    return "group" if tail and np.median(tail) <= FEW else FALLBACK
+
+
+def _replicates(tags: Sequence[RankedTag], seed: int) -> Replicates:
+    return Replicates(max((len(tag.negated) for tag in tags), default=0), seed)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
 from retailtag.report import plots
 from retailtag.report.decision import Decision
+from retailtag.report.elements import breakable, esc, html_row, html_table
 from retailtag.report.results import BakeoffResult, PairResult
+from retailtag.report.rules import rules_table
 from retailtag.report.tables import duration, milliseconds, points
 from retailtag.report.theme import short_backbones, short_names, strategy_name, style, to_svg
 from retailtag.scoring.findings import Finding
@@ -53,22 +54,6 @@ def render_html(result: BakeoffResult, decision: Decision) -> str:
     )
 
 
-def esc(value: object) -> str:
-    """Text for element content and quoted attributes.
-
-    Examples
-    --------
-    >>> esc('<script> & "quotes"')
-    '&lt;script&gt; &amp; &quot;quotes&quot;'
-    """
-    return escape(str(value), quote=True)
-
-
-def breakable(name: str) -> str:
-    """Escaped id that may break after an underscore."""
-    return esc(name).replace("_", "_<wbr>")
-
-
 def _asset(name: str) -> str:
     return files("retailtag.report").joinpath("assets", name).read_text(encoding="utf-8")
 
@@ -96,29 +81,6 @@ def _figure(
             return ""
         svg = to_svg(figure, esc(title), esc(caption))
     return f"<figure>\n{svg}\n<figcaption>{esc(caption)}</figcaption>\n</figure>"
-
-
-def _table(
-    head: Sequence[str],
-    rows: Iterable[str],
-    caption: str,
-    *,
-    attributes: str = "",
-    sortable: bool = False,
-) -> str:
-    """Table from escaped column heads and finished rows."""
-    cells = "".join(
-        f'<th scope="col">{f"<button>{h}</button>" if sortable else h}</th>' for h in head
-    )
-    return (
-        f"<table{attributes}>\n<caption>{caption}</caption>\n<thead><tr>{cells}</tr></thead>\n"
-        f"<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>"
-    )
-
-
-def _row(head: str, cells: Iterable[str], css: str = "") -> str:
-    opening = f'<tr class="{css}">' if css else "<tr>"
-    return f'{opening}<th scope="row">{head}</th>{"".join(cells)}</tr>'
 
 
 def _interval(s: GroupSummary) -> str:
@@ -215,7 +177,7 @@ def _css(pair: PairResult, decision: Decision) -> str:
 
 def _ranking(result: BakeoffResult, decision: Decision) -> str:
     rows = [
-        _row(
+        html_row(
             _pair_head(pair, result, decision),
             [
                 *(_interval(pair.scorecard.summaries[scope]) for scope in SCOPES),
@@ -228,7 +190,7 @@ def _ranking(result: BakeoffResult, decision: Decision) -> str:
     ]
     counts = result.pairs[0].scorecard.summaries
     head = ["Pair", *(f"{s.capitalize()}<br>{counts[s].n_tags} tags" for s in SCOPES)]
-    table = _table(
+    table = html_table(
         [*head, "Macro-AP", "Micro-F1"],
         rows,
         "Macro-F1 × 100 with 95 % intervals (products are the unit; the bias of F1 from few "
@@ -257,7 +219,7 @@ def _cost(result: BakeoffResult, decision: Decision) -> str:
         "beats all.",
     )
     rows = [
-        _row(
+        html_row(
             _pair_head(pair, result, decision),
             [
                 f"<td>{points(pair.scorecard.summaries['all'].macro_f1)}</td>",
@@ -273,7 +235,7 @@ def _cost(result: BakeoffResult, decision: Decision) -> str:
         )
         for pair in result.ranking
     ]
-    table = _table(
+    table = html_table(
         ["Pair", "Macro-F1", "Latency, ms", "Images / s", "Training", "Peak memory, MiB",
          "Parameters, M", "Weights, MiB"],
         rows,
@@ -309,7 +271,7 @@ def _tail(result: BakeoffResult, decision: Decision) -> str:
         if smallest is not None
         else ""
     )
-    return _section("tail", note, curve, gaps)
+    return _section("tail", note, curve, gaps, rules_table(result))
 
 
 # Tag by tag ----------------------------------------------------------------------------------
@@ -325,7 +287,7 @@ def _tags(result: BakeoffResult, decision: Decision) -> str:
     head = ["Tag", "Group", "Training<br>images", "Held-out<br>positives", "AP of the<br>winner"]
     columns = [p.scorecard.tags for p in (winner, *others)]
     rows = [_tag_row(row, tuple(c[j] for c in columns)) for j, row in enumerate(columns[0])]
-    table = _table(
+    table = html_table(
         [*head, *names],
         rows,
         "F1 × 100 of every pair, the recommended one first. Grey: fewer than 10 held-out "
@@ -348,7 +310,7 @@ def _tag_row(row: TagRow, pairs: Sequence[TagRow]) -> str:
         f'<td data-value="{row.support}">{row.support:,}</td>',
         *(_value_cell(value, css) for value in (row.ap, *(p.f1 for p in pairs))),
     ]
-    return _row(esc(row.tag), cells)
+    return html_row(esc(row.tag), cells)
 
 
 def _value_cell(value: float, css: str) -> str:

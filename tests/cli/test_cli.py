@@ -41,6 +41,7 @@ def test_the_four_verbs_in_a_row(tiny_csv, here, capsys):
     assert run(["probe", csv, *SHORT, "--sweep-C", "0.01:1:2", "--folds", "3", "--json"]) == 0
     probe = _json(capsys)
     assert probe["n_fits"] == 3 * 2 * 9
+    assert probe["thresholds"]["rule"] in probe["thresholds"]["cross_fit"]
     assert run(["finetune", csv, *SHORT, "--epochs", "1", "--blocks", "2", "--json"]) == 0
     assert len(_json(capsys)["history"]) == 2
     files = [f"runs/demo-cnn/{s}/predictions.npz" for s in ("probe", "finetune")]

@@ -8,10 +8,12 @@ import pytest
 
 from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
+from retailtag.catalog.split import k_folds
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
 from retailtag.pipeline.extract import extract
 from retailtag.pipeline.probe import ProbeSettings, run_probe
-from retailtag.probes.thresholds import tune_thresholds
+from retailtag.probes.thresholds import Tuning, choose_rule, tune_thresholds
+from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
 
 
@@ -47,11 +49,11 @@ def test_cross_fit_f1_shows_what_tuning_on_chance_earns(tiny):
     logits = np.random.default_rng(0).normal(size=tiny.table.labels[rows].shape).astype(np.float32)
     labels, group = tiny.table.labels[rows], tiny.table.group
     tuned = tune_thresholds(logits, labels, group, "per-tag")
-    found = threshold_f1(tiny, rows, logits, tuned, "per-tag", 0)
+    found = threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
     assert found["tail"]["in_sample"] > found["tail"]["cross_fit"]
-    assert found == threshold_f1(tiny, rows, logits, tuned, "per-tag", 0)
+    assert found == threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
     fixed = np.zeros_like(tuned)
-    same = threshold_f1(tiny, rows, logits, fixed, "fixed", 0)
+    same = threshold_f1(tiny, rows, logits, fixed, Tuning("fixed"))
     assert same["all"]["in_sample"] == same["all"]["cross_fit"]
 
 
@@ -61,5 +63,23 @@ def test_a_scope_without_a_positive_is_left_out(tiny):
     labels[:, tiny.table.group == "tail"] = 0
     bare = replace(tiny, table=replace(tiny.table, labels=labels))
     logits = np.zeros(labels[rows].shape, np.float32)
-    found = threshold_f1(bare, rows, logits, np.zeros(len(bare.table.tags)), "fixed", 0)
+    found = threshold_f1(bare, rows, logits, np.zeros(len(bare.table.tags)), Tuning("fixed"))
     assert list(found) == ["all"]
+
+
+def test_the_choice_of_the_rule_is_cross_fitted_too(tiny):
+    """Each half chooses its rule from the other's folds and tunes by it; written out here."""
+    rows, rng = tiny.rows("train"), np.random.default_rng(1)
+    labels, group = tiny.table.labels[rows], tiny.table.group
+    logits = (rng.normal(size=labels.shape) + 1.5 * (labels == 1) - 2).astype(np.float32)
+    fold = rng.integers(0, 3, len(rows))
+    tuned = Tuning().tune(logits, labels, group, fold)
+    found = threshold_f1(tiny, rows, logits, tuned.thresholds, Tuning(), fold)
+    half = k_folds(labels, tiny.group[rows], tiny.image_ids[rows], 2, 0)
+    crossed = np.zeros(logits.shape, bool)
+    for side in (0, 1):
+        o = half != side
+        rule = choose_rule(logits[o], labels[o], group, fold[o]).rule
+        crossed[~o] = logits[~o] >= tune_thresholds(logits[o], labels[o], group, rule)
+    f1 = f1_from_counts(tag_counts(crossed, labels))
+    assert found["all"]["cross_fit"] == pytest.approx(np.nanmean(f1))

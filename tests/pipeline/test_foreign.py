@@ -45,6 +45,16 @@ def test_tuned_thresholds_are_those_of_the_rule_on_the_tuning_split(shop, probab
     assert {row.rule for row in card.tags} == {"shrunk"}
 
 
+def test_auto_on_a_split_without_folds_is_shrunk_or_group_and_said(shop, table):
+    made = foreign_predictions(table, shop, Declared("probabilities", tune="auto"), "test")
+    val = shop.rows("val")
+    positives = (shop.table.labels[val] == 1).sum(axis=0)[shop.table.group == "tail"]
+    rule = "group" if np.median(positives) <= 2 else "shrunk"
+    assert made.provenance["thresholds"] == rule
+    named = foreign_predictions(table, shop, Declared("probabilities", tune=rule), "test")
+    np.testing.assert_array_equal(made.thresholds, named.thresholds)
+
+
 def test_given_thresholds_decide_as_on_the_declared_scale(shop, probabilities, table, tmp_path):
     cuts = np.linspace(0.2, 0.8, len(shop.table.tags))
     file = tmp_path / "thresholds.csv"

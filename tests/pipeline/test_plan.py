@@ -70,6 +70,7 @@ CHANGES = {
     "folds": ({"probe": replace(PROBE, folds=3)}, _nothing),
     "grid": ({"probe": replace(PROBE, grid="0.1")}, _nothing),
     "thresholds": ({"probe": replace(PROBE, thresholds="fixed")}, _nothing),
+    "objective": ({"probe": replace(PROBE, objective="fbeta:2")}, _nothing),
     "dtype": ({"dtype": "float16"}, _nothing),
     "no report": ({}, lambda run: (run / "report.html").unlink()),
     "no picture": ({}, lambda run: (run / "tail.png").unlink()),

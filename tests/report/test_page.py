@@ -105,6 +105,18 @@ def test_findings_of_one_kind_are_said_together(bakeoff):
     assert "<ul><li>One image is lost.</li><li>Two.</li></ul>" in page
 
 
+def test_threshold_rules_are_shown_with_the_one_taken(bakeoff):
+    cross_fit = {"fixed": {"all": 0.21, "tail": 0.05}, "<b>": {"all": 0.432}}
+    facts = {"rule": "fixed", "objective": "f1", "cross_fit": cross_fit}
+    first, *others = bakeoff.pairs
+    told = {"predictions": {"thresholds": facts}}
+    pair = replace(first, scorecard=replace(first.scorecard, provenance=told))
+    page = render_html(replace(bakeoff, pairs=(pair, *others)), decide(bakeoff))
+    assert "<td><strong>21.0 (5.0)</strong></td><td>43.2</td>" in page
+    assert "&lt;b&gt;</th>" in page
+    assert "Rules for thresholds" not in render_html(bakeoff, decide(bakeoff))
+
+
 def test_files_are_written_whole(bakeoff, tmp_path):
     path = write_report(bakeoff, decide(bakeoff), tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
