@@ -185,6 +185,18 @@ def test_the_order_of_the_images_does_not_matter(scores, rule, decimals):
     )
 
 
+def test_zero_has_no_sign(scores):
+    logits, labels, group = scores
+    plain = np.abs(np.round(logits)) * np.sign(logits)
+    plain[plain == 0] = 0.0
+    signed = plain.copy()
+    signed[(plain == 0) & (labels == 1)] = -0.0
+    np.testing.assert_array_equal(
+        tune_thresholds(plain, labels, group, "bagged"),
+        tune_thresholds(signed, labels, group, "bagged"),
+    )
+
+
 @pytest.mark.parametrize("rule", RULES[1:])
 def test_thresholds_move_with_the_logits(scores, rule):
     logits, labels, group = scores
