@@ -20,6 +20,8 @@ from retailtag.probes.scaling import Standardiser
 REACHED = {CONVERGED, SEPARABLE, FEW_POSITIVES}
 CERTIFIED = 1e-4  # relative suboptimality that the solver promises
 REFERENCE = 1e-7  # relative accuracy of the reference itself
+FLOAT32 = 1e8  # C·mean(x²) from which features and heads in float32 no longer hold the optimum ...
+STORED = 1e-3  # ... but are this near to it
 
 GENERATED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -108,7 +110,8 @@ def certified(problem, fits, weights=None):
             assert status != SINGLE_CLASS, where
             assert (status in REACHED) == (gap <= CERTIFIED), where
             true = excess(problem, fits, k, tag, weight)
-            assert -REFERENCE <= true <= gap + REFERENCE, f"{where}, truth {true:.3g}"
+            slack = REFERENCE if C * np.square(problem.X).mean() <= FLOAT32 else STORED
+            assert -REFERENCE <= true <= gap + slack, f"{where}, truth {true:.3g}"
             yield k, tag, status
 
 
