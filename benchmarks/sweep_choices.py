@@ -4,10 +4,11 @@
 
 For each backbone, from its feature store: one out-of-fold sweep as `retailtag probe` runs it, then
 for every way to choose C (one for all, per group) and every threshold rule (fixed at
-probability 0.5, global, per tag, the rule that the product takes) macro-F1 over all tags and over
-the tail, out of fold and on the test split. Out of fold, thresholds are cross-fit: tuned on the
-scores of the other folds and counted on one, the counts pooled over folds; C was chosen by AP on
-the same scores, which favours all rows alike. For the test split thresholds are tuned on all
+probability 0.5, global, per tag, the rule chosen by cross-fit) macro-F1 over all tags and over the
+tail, out of fold and on the test split. Out of fold, thresholds are cross-fit: tuned on the scores
+of the other folds and counted on one, the counts pooled over folds; where the rule is chosen, it
+is chosen anew on the other folds each time. C was chosen by AP on the same scores, which favours
+the freer ways to choose it a little. For the test split thresholds are tuned on all
 out-of-fold scores and the probe is fitted to all training images. Tags without a positive in what
 is counted are left out of its averages. Appends to ``results/sweep_choices.csv``.
 """
@@ -31,7 +32,7 @@ from retailtag.catalog.split import k_folds
 from retailtag.pipeline.probe import Features, fit_at, load_rows
 from retailtag.probes.fit import make_solver
 from retailtag.probes.sweep import OutOfFold, choose_C, parse_grid, sweep_out_of_fold
-from retailtag.probes.thresholds import tune_thresholds
+from retailtag.probes.thresholds import choose_rule, tune_thresholds
 from retailtag.scoring.metrics import (
     average_precision_per_tag,
     f1_from_counts,
@@ -41,7 +42,8 @@ from retailtag.scoring.metrics import (
 from retailtag.store import FeatureStore, list_stores
 
 CHOICES = ("global", "per-group")
-RULES = {"fixed 0.5": "fixed", "global": "global", "per-tag": "per-tag", "chosen": "shrunk"}
+CHOSEN = "chosen"  # by cross-fit over the folds of the scores
+RULES = ("fixed", "global", "per-tag", CHOSEN)
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int8]
@@ -65,7 +67,16 @@ Tune = Callable[[Scores], NDArray[np.float32]]
 
 def tuner(name: str, group: NDArray[np.str_]) -> Tune:
     """Thresholds (n_tags,) from scores, by a rule of this table."""
-    return lambda scores: tune_thresholds(scores.logits, scores.labels, group, RULES[name])
+    return lambda scores: tune_thresholds(
+        scores.logits, scores.labels, group, rule_of(name, scores, group)
+    )
+
+
+def rule_of(name: str, scores: Scores, group: NDArray[np.str_]) -> str:
+    """The rule itself, or the one that these scores choose."""
+    if name != CHOSEN:
+        return name
+    return choose_rule(scores.logits, scores.labels, group, scores.fold).rule
 
 
 def cross_fit(scores: Scores, tune: Tune) -> NDArray[np.bool_]:
@@ -120,6 +131,7 @@ def rows_of(
                     "C": " ".join(f"{c:.3g}" for c in np.unique(found.C[choice])),
                     "out_of_fold_macro_ap": round(ap, 4),
                     "thresholds": name,
+                    "rule": rule_of(name, scores, group),
                     **macro_f1(cross_fit(scores, tune), scores.labels, group, "out_of_fold"),
                     **macro_f1(test_logits >= tune(scores), labels[test.rows], group, "test"),
                 }
