@@ -14,6 +14,7 @@ TOLERANCES = tuple(float(f"1e-{k}") for k in range(4, 14))  # from scikit-learn'
 MAX_ITER = 20_000
 
 Estimator = Callable[..., Any]
+Estimators = dict[str, Estimator]
 
 
 class Timed(NamedTuple):
@@ -57,6 +58,21 @@ def cuml(**settings: Any) -> Any:
     # Without this cuML divides the penalty by the number of images, and C means another thing.
     plain = {"penalty_normalized": False, "output_type": "numpy"}
     return LogisticRegression(**{"max_iter": MAX_ITER, **plain, **settings})
+
+
+def at_hand(device: str) -> tuple[Estimators, list[str]]:
+    """Optional rivals that can be imported, and the names of those that cannot."""
+    found: Estimators = {}
+    absent = []
+    wanted = {"scikit-learn-intelex": intelex, **({"cuML": cuml} if device == "cuda" else {})}
+    for name, estimator in wanted.items():
+        try:
+            estimator()
+        except ImportError:
+            absent.append(name)
+        else:
+            found[name] = estimator
+    return found, absent
 
 
 def fit_timed(model: Any, X: NDArray[Any], y: NDArray[Any]) -> Timed:

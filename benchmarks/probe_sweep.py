@@ -43,10 +43,10 @@ from probe_data import frequency_group, make_features, make_labels
 from probe_rivals import (
     TOLERANCES,
     Estimator,
+    Estimators,
     Timed,
-    cuml,
+    at_hand,
     fit_timed,
-    intelex,
     joint_lbfgs,
     scikit_learn,
 )
@@ -61,7 +61,6 @@ ROUNDING = 1e-7  # a stated gap may fall short of the truth by this
 
 
 Row = dict[str, Any]
-Estimators = dict[str, Estimator]
 
 
 @dataclass
@@ -255,21 +254,6 @@ def other_rows(bench: Bench, args: argparse.Namespace, libraries: Estimators) ->
     yield joint_row(bench, args.device, args.joint_iterations)
     for name, estimator in libraries.items():
         yield from sklearn_rows(bench, few, estimator, name)
-
-
-def at_hand(device: str) -> tuple[Estimators, list[str]]:
-    """Optional rivals that can be imported, and the names of those that cannot."""
-    found: Estimators = {}
-    absent = []
-    wanted = {"scikit-learn-intelex": intelex, **({"cuML": cuml} if device == "cuda" else {})}
-    for name, estimator in wanted.items():
-        try:
-            estimator()
-        except ImportError:
-            absent.append(name)
-        else:
-            found[name] = estimator
-    return found, absent
 
 
 def fold_row(ours: dict, whole: dict, folds: int) -> Row:
