@@ -23,6 +23,8 @@ QUERIES = 512  # images asked for at once
 KEYS = 65_536  # images of the bank compared at once: 0.13 GB of similarities
 FILE = "knn.safetensors"
 
+Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
+
 
 @dataclass(frozen=True)
 class KnnHead:
@@ -103,9 +105,7 @@ class KnnBank:
             directions[at] = _directions(X[at], mean)
         return cls(mean, directions, np.ascontiguousarray(Y, np.int8))
 
-    def nearest(
-        self, X: NDArray[np.float32], k: int, device: str = "cpu"
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def nearest(self, X: NDArray[np.float32], k: int, device: str = "cpu") -> Neighbours:
         """Indices and similarities (n_queries, min(k, n_images)) of the most alike, best first.
 
         Parameters
@@ -171,7 +171,10 @@ class KnnBank:
 
 
 class KnnFits:
-    """Votes of a bank at every count; neighbours are searched once for all of them.
+    """Votes of a bank at every count.
+
+    Neighbours are searched once for all counts, and remembered for every block of images asked
+    for (by its content): 1.2 kB an image.
 
     Parameters
     ----------
@@ -187,8 +190,7 @@ class KnnFits:
         self.bank, self.counts = bank, counts
         self.temperature, self.device = temperature, device
         self._prior = prior_logit(bank.labels)
-        self._asked = b""
-        self._found: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._found: dict[bytes, Neighbours] = {}
 
     def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Log-odds of the votes; see `retailtag.probes.heads.HeadFits.scores`."""
@@ -201,13 +203,11 @@ class KnnFits:
             out[:, tags] = self._vote(index[:, :k], similarity[:, :k], tags)
         return out
 
-    def _neighbours(self, X: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Neighbours of X for the largest count, remembered for the X asked for last."""
+    def _neighbours(self, X: NDArray[np.float32]) -> Neighbours:
         key = hashlib.sha256(np.ascontiguousarray(X).data).digest()
-        if self._found is None or key != self._asked:
-            self._found = self.bank.nearest(X, max(self.counts), self.device)
-            self._asked = key
-        return self._found
+        if key not in self._found:
+            self._found[key] = self.bank.nearest(X, max(self.counts), self.device)
+        return self._found[key]
 
     def _vote(
         self, index: NDArray[np.int64], similarity: NDArray[np.float32], tags: NDArray[np.intp]

@@ -20,6 +20,7 @@ from retailtag.probes.scaling import Standardiser
 from retailtag.progress import Advance, nobody
 
 WEIGHTS = (0.0, 1.0, 10.0, 100.0)
+BLOCK = 8192  # images standardised at a time
 PLAIN = ("a photo of {value}", "a product photo of {value}", "{value}")
 WITH_ATTRIBUTE = ("a photo of {value}", "a product photo, {attribute}: {value}", "{value}")
 
@@ -128,7 +129,9 @@ class TextPriorHead:
         scaler = Standardiser.fit(X)
         n, n_tags = Y.shape
         Z = np.empty((n + n_tags, X.shape[1]), np.float32)
-        Z[:n], Z[n:] = scaler.transform(X), place_among_images(self.text, scaler)
+        for start in range(0, n, BLOCK):
+            Z[start : start + BLOCK][: n - start] = scaler.transform(X[start : start + BLOCK])
+        Z[n:] = place_among_images(self.text, scaler)
         labels = np.concatenate([Y, np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)])
         weight, bias = [], []
         for s in self.weights:

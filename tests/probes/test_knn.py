@@ -54,15 +54,18 @@ def test_neighbours_are_searched_once_for_all_counts(world, monkeypatch):
     monkeypatch.setattr(KnnBank, "nearest", counted)
     head = KnnHead()
     fits = head.fit(X[::2], Y[::2])
-    each = [fits.scores(X[1::2], k) for k in range(len(head.candidates))]
-    assert len(searched) == 1
+    blocks = X[1:300:2], X[301::2]
+    each = [
+        np.concatenate([fits.scores(block, k) for block in blocks])
+        for k in range(len(head.candidates))
+    ]
     choice = np.arange(Y.shape[1]) % len(head.candidates)
-    mixed = fits.scores(X[1::2], choice)
-    assert len(searched) == 1
+    mixed = np.concatenate([fits.scores(block, choice) for block in blocks])
+    assert len(searched) == 2
     for tag, k in enumerate(choice):
         np.testing.assert_allclose(mixed[:, tag], each[k][:, tag], rtol=1e-6)
     fits.scores(X[:5], 0)
-    assert len(searched) == 2
+    assert len(searched) == 3
 
 
 def test_labels_nobody_annotated_do_not_vote(world):
