@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
+from retailtag.probes import text_prior
 from retailtag.probes.fits import CONVERGED, ProbeFits, prior_logit
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.text_prior import (
@@ -72,9 +73,10 @@ def test_text_finds_a_tag_that_no_image_has_shown(joint):
     assert with_text[unseen].mean() > with_text[~unseen].mean() + 0.5
 
 
-def test_a_row_counts_as_often_as_its_weight(joint):
+def test_a_row_counts_as_often_as_its_weight(joint, monkeypatch):
     """Weight 10 equals ten copies of the row, of its own tag alone."""
     X, Y, _, text = joint
+    monkeypatch.setattr(text_prior, "BLOCK", 130)
     head = TextPriorHead(text, C[:1], weighted_solver, weights=(10.0,))
     scaler = Standardiser.fit(X)
     rows = place_among_images(text, scaler)
