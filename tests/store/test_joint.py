@@ -43,8 +43,9 @@ def test_images_that_a_part_lacks_are_absent_with_its_reason(parts):
         reasons = [view.absent[i] for i in (*rows.ids[9:], "stranger")]
         assert "bytes changed" in reasons[0]
         assert reasons[1:] == ["is empty", NOT_EXTRACTED, NOT_EXTRACTED]
-    with pytest.raises(DataError, match="twice"):
-        joint.load([rows.ids[0]] * 2)
+    for image_id in (rows.ids[0], "stranger"):
+        with pytest.raises(DataError, match="twice"):
+            joint.load([image_id] * 2)
 
 
 def test_time_counts_the_rows_that_are_used(parts, monkeypatch):
