@@ -96,11 +96,11 @@ class KnnBank:
     def build(cls, X: NDArray[np.float32], Y: NDArray[np.int8]) -> KnnBank:
         """Bank of raw embeddings X (n_images, dim) and labels Y (n_images, n_tags)."""
         total = np.zeros(X.shape[1])
-        for start in range(0, len(X), QUERIES):
+        for start in range(0, X.shape[0], QUERIES):
             total += X[start : start + QUERIES].sum(axis=0, dtype=np.float64)
-        mean = (total / max(len(X), 1)).astype(np.float32)
+        mean = (total / max(X.shape[0], 1)).astype(np.float32)
         directions = np.empty(X.shape, np.float32)
-        for start in range(0, len(X), QUERIES):
+        for start in range(0, X.shape[0], QUERIES):
             at = slice(start, start + QUERIES)
             directions[at] = _directions(X[at], mean)
         return cls(mean, directions, np.ascontiguousarray(Y, np.int8))

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from retailtag.probes.fits import has_both_classes, prior_logit
 from retailtag.probes.heads import LinearFits
-from retailtag.probes.platt import fit_platt
 from retailtag.probes.scaling import Standardiser
+from retailtag.probes.sigmoid import fit_sigmoid
 from retailtag.progress import Advance, nobody
 
 STRENGTHS = tuple(np.logspace(2, -4, 13).tolist())
@@ -72,7 +72,7 @@ class RidgeHead:
     ) -> LinearFits:
         """Solve every (strength, tag); see `retailtag.probes.heads.Head.fit`."""
         scaler = Standardiser.fit(X)
-        rows = slice(0, None, -(-len(X) // CALIBRATED_ON))
+        rows = slice(0, None, -(-X.shape[0] // CALIBRATED_ON))
         sample = scaler.transform(X[rows]).astype(np.float64)
         shape = (len(self.strengths), Y.shape[1])
         weight, bias = np.zeros((*shape, X.shape[1])), np.zeros(shape)
@@ -86,7 +86,7 @@ class RidgeHead:
             advance(len(self.strengths) * len(tags))
         fitted = has_both_classes(Y)
         for k in range(len(self.strengths)):
-            slope, offset = _rising_platt(loo[k][:, fitted], Y[rows][:, fitted])
+            slope, offset = _rising_sigmoid(loo[k][:, fitted], Y[rows][:, fitted])
             weight[k] *= slope
             bias[k] = np.where(fitted, slope * bias[k] + offset, prior_logit(Y))
             weight[k, ~fitted] = 0
@@ -166,7 +166,7 @@ class _System:
 
 
 def _blocks(X: NDArray[np.float32], scaler: Standardiser) -> Iterator[tuple[slice, Floats]]:
-    for start in range(0, len(X), BLOCK):
+    for start in range(0, X.shape[0], BLOCK):
         at = slice(start, start + BLOCK)
         yield at, scaler.transform(X[at]).astype(np.float64)
 
@@ -180,8 +180,8 @@ def _by_unknown(Y: NDArray[np.int8]) -> list[NDArray[np.intp]]:
     return [np.array(tags, np.intp) for tags in groups.values()]
 
 
-def _rising_platt(values: Floats, labels: NDArray[np.int8]) -> tuple[float, float]:
-    slope, offset = fit_platt(values, labels)
+def _rising_sigmoid(values: Floats, labels: NDArray[np.int8]) -> tuple[float, float]:
+    slope, offset = fit_sigmoid(values, labels)
     return (slope, offset) if slope > 0 else TANGENT
 
 

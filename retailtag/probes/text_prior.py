@@ -37,7 +37,7 @@ class WeightedSolver(Protocol):
         C: NDArray[np.float64],
         advance: Advance = nobody,
         *,
-        sample_weight: NDArray[np.floating] | None = None,
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> ProbeFits:
         """Fit every (C, tag); an image's loss counts `sample_weight` (n_images,) times."""
         ...
@@ -135,7 +135,7 @@ class TextPriorHead:
         labels = np.concatenate([Y, np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)])
         weight, bias = [], []
         for s in self.weights:
-            counts = np.concatenate([np.ones(n, np.float32), np.full(n_tags, s, np.float32)])
+            counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
             if s == 0:
                 fits = self.solver(Z[:n], Y, self.C, advance)
             else:

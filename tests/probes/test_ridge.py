@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailtag.probes.fits import prior_logit
-from retailtag.probes.platt import fit_platt
 from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import Standardiser
+from retailtag.probes.sigmoid import fit_sigmoid
 
 
 def _on_standardised(fits, k, tag, scaler):
@@ -80,7 +80,7 @@ def test_scores_are_the_platt_map_of_values_left_out(world):
     scaler = Standardiser.fit(X)
     Z = scaler.transform(X).astype(np.float64)
     penalty = strength * len(y)
-    slope, offset = fit_platt(reference.ridge_left_out(Z, y, penalty), y)
+    slope, offset = fit_sigmoid(reference.ridge_left_out(Z, y, penalty), y)
     w, b = reference.ridge(Z, y, penalty)
     fits = RidgeHead((strength,)).fit(X, y[:, None])
     expected = slope * (Z @ w + b) + offset
@@ -138,7 +138,7 @@ def test_platt_is_where_the_gradient_vanishes(seed, n, scale):
     labels = rng.choice(np.array([0, 1, -1], np.int8), n)
     labels[:2] = 0, 1
     scores = scale * (rng.standard_normal(n) + labels)
-    slope, offset = fit_platt(scores, labels)
+    slope, offset = fit_sigmoid(scores, labels)
     known = labels >= 0
     s, y = scores[known], labels[known]
     target = np.where(y == 1, (y.sum() + 1) / (y.sum() + 2), 1 / ((y == 0).sum() + 2))
@@ -151,12 +151,12 @@ def test_platt_does_not_stop_where_a_whole_newton_step_goes_too_far():
     labels = np.zeros(1000, np.int8)
     labels[:5] = 1
     scores = np.random.default_rng(0).standard_normal(1000) + 3 * labels
-    slope, offset = fit_platt(scores, labels)
+    slope, offset = fit_sigmoid(scores, labels)
     assert slope > 1
     assert offset < np.log(5 / 995)
 
 
 def test_platt_of_constant_or_no_scores():
-    slope, offset = fit_platt(np.ones(8), np.array([1, 0, 0, 0] * 2, np.int8))
+    slope, offset = fit_sigmoid(np.ones(8), np.array([1, 0, 0, 0] * 2, np.int8))
     assert slope * 1 + offset == pytest.approx(np.log(2.5 / 5.5), abs=0.3)
-    assert fit_platt(np.ones(2), np.full(2, -1, np.int8)) == (1.0, 0.0)
+    assert fit_sigmoid(np.ones(2), np.full(2, -1, np.int8)) == (1.0, 0.0)

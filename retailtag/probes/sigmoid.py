@@ -9,7 +9,7 @@ STEPS = 60
 ENOUGH = 1e-9  # relative decrease of the mean loss at which Newton stops
 
 
-def fit_platt(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple[float, float]:
+def fit_sigmoid(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple[float, float]:
     """Slope and offset such that slope * score + offset is the log-odds of a positive.
 
     Parameters
@@ -35,7 +35,7 @@ def fit_platt(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple[f
 
     Examples
     --------
-    >>> slope, offset = fit_platt(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1], np.int8))
+    >>> slope, offset = fit_sigmoid(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1], np.int8))
     >>> round(slope, 2), round(offset, 2)
     (2.2, -1.1)
     """
