@@ -44,9 +44,9 @@ class RidgeHead:
     Notes
     -----
     Exact in float64 also with unknown labels: tags are grouped by which images they leave out,
-    and each group has its own factorisation, of ``min(left out, kept)·dim² + 9·dim³``
-    operations (a third of a second at dim 768). In the usual case there are a handful of groups,
-    one per attribute; the worst case is one per tag.
+    and each group has its own factorisation, of some ``2·min(left out, kept)·dim² + 9·dim³``
+    operations. In the usual case there are a handful of groups, one per attribute; the worst case
+    is one per tag.
 
     Scores are ``slope·r + offset`` of the regression value r, with one (slope, offset) per
     strength for all tags: the Platt map of leave-one-out values, which follow in closed form,
@@ -82,7 +82,7 @@ class RidgeHead:
             system = sums.system(X, Y, scaler, tags)
             for k, g in enumerate(self.strengths):
                 weight[k, tags], bias[k, tags] = system.solve(g)
-                loo[k][:, tags] = system.leave_one_out(sample, Y[rows][:, tags], g)
+            loo[:, :, tags] = system.leave_one_out(sample, Y[rows][:, tags], self.strengths)
             advance(len(self.strengths) * len(tags))
         fitted = has_both_classes(Y)
         for k in range(len(self.strengths)):
@@ -105,7 +105,8 @@ class _Sums:
     def of(cls, X: NDArray[np.float32], Y: NDArray[np.int8], scaler: Standardiser) -> _Sums:
         dim = X.shape[1]
         sums = cls(np.zeros((dim, dim)), np.zeros(dim), np.zeros((dim, Y.shape[1])))
-        for at, Z in _blocks(X, scaler):
+        for at in _blocks(len(Y)):
+            Z = scaler.transform(X[at]).astype(np.float64)
             sums.gram[:] += Z.T @ Z
             sums.total[:] += Z.sum(axis=0)
             sums.positive[:] += Z.T @ (Y[at] == 1)
@@ -123,10 +124,10 @@ class _Sums:
         n = int(known.sum())
         fewer = known if 2 * n < len(known) else ~known
         gram, total = np.zeros_like(self.gram), np.zeros_like(self.total)
-        for at, Z in _blocks(X, scaler) if fewer.any() else ():
-            part = Z[fewer[at]]
-            gram += part.T @ part
-            total += part.sum(axis=0)
+        for at in _blocks(len(fewer)) if fewer.any() else ():
+            Z = scaler.transform(X[at][fewer[at]]).astype(np.float64)
+            gram += Z.T @ Z
+            total += Z.sum(axis=0)
         if fewer is not known:
             gram, total = self.gram - gram, self.total - total
         mean = total / max(n, 1)
@@ -152,23 +153,24 @@ class _System:
         weight = (self.V @ (self.cross / self._shifted(strength)[:, None])).T
         return weight, self.prevalence - weight @ self.mean
 
-    def leave_one_out(self, Z: Floats, y: NDArray[np.int8], strength: float) -> Floats:
-        """Values (n_rows, tags) of fitted images Z (n_rows, dim), each as if it had not been."""
+    def leave_one_out(self, Z: Floats, y: NDArray[np.int8], strengths: tuple[float, ...]) -> Floats:
+        """Values (n_strengths, n_rows, tags) of images Z (n_rows, dim), each as if not fitted."""
         U = (Z - self.mean) @ self.V
-        shifted = self._shifted(strength)
-        value = U @ (self.cross / shifted[:, None]) + self.prevalence
-        leverage = 1 / max(self.n, 1) + (U * U) @ (1 / shifted)
-        share = leverage / (1 - leverage).clip(1e-12)
-        return value - ((y == 1) - value) * share[:, None]
+        squares, left_out = U * U, np.empty((len(strengths), *y.shape))
+        for k, shifted in enumerate(map(self._shifted, strengths)):
+            value = U @ (self.cross / shifted[:, None]) + self.prevalence
+            leverage = 1 / max(self.n, 1) + squares @ (1 / shifted)
+            share = leverage / (1 - leverage).clip(1e-12)
+            left_out[k] = value - ((y == 1) - value) * share[:, None]
+        return left_out
 
     def _shifted(self, strength: float) -> Floats:
         return self.e + strength * max(self.n, 1)
 
 
-def _blocks(X: NDArray[np.float32], scaler: Standardiser) -> Iterator[tuple[slice, Floats]]:
-    for start in range(0, X.shape[0], BLOCK):
-        at = slice(start, start + BLOCK)
-        yield at, scaler.transform(X[at]).astype(np.float64)
+def _blocks(n: int) -> Iterator[slice]:
+    for start in range(0, n, BLOCK):
+        yield slice(start, start + BLOCK)
 
 
 def _by_unknown(Y: NDArray[np.int8]) -> list[NDArray[np.intp]]:
