@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 def bakeoff(
     catalogue: CatalogArgument,
     backbones: Annotated[
-        str, typer.Option("--backbones", help="Comma-separated ids or presets.")
+        str,
+        typer.Option("--backbones", help="Comma-separated ids or presets, or A+B: side by side."),
     ] = "cnn,dinov2,clip",
     strategies: Annotated[
         str, typer.Option("--strategies", help="probe, finetune or both.")

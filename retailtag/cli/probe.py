@@ -11,7 +11,7 @@ from retailtag.cli.options import (
     CUTOFFS,
     GRID,
     AttributesOption,
-    BackboneOption,
+    BackbonesOption,
     CatalogArgument,
     ChooseOption,
     CutoffsOption,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def probe(
     catalogue: CatalogArgument,
-    backbone: BackboneOption,
+    backbone: BackbonesOption,
     sweep_c: SweepOption = GRID,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default: runs/BACKBONE/probe.")
@@ -65,12 +65,11 @@ def probe(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
-    from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.pipeline.bakeoff import pair_folder
+    from retailtag.pipeline.embeddings import find_embeddings
     from retailtag.pipeline.probe import ProbeSettings, run_probe
-    from retailtag.store import FeatureStore
 
     output, args = Output(json, quiet), split_list(attributes)
     settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, objective)
@@ -79,11 +78,10 @@ def probe(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
     )
     folder = out or pair_folder(Path("runs"), backbone, "probe")
-    local = weights_by_backbone(weights, [backbone]).get(backbone)
-    spec = load_backbone(backbone, weights=local, device=device).spec(dtype=dtype)
+    local = weights_by_backbone(weights, [backbone])
     run = run_probe(
         catalog,
-        FeatureStore.find(features, spec),
+        find_embeddings(features, backbone, weights=local, device=device, dtype=dtype),
         folder,
         settings,
         provenance=provenance_of(catalogue, args, images, cutoffs),

@@ -35,7 +35,7 @@ from retailtag.probes.sweep import (
 from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
-from retailtag.store import NOT_EXTRACTED, FeatureStore
+from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 
 FILES = ("probe.safetensors", "probe.json", "sweep.parquet", "predictions.npz")
 
@@ -111,7 +111,9 @@ class ProbeRun:
     record: StageRecord
 
 
-def probe_inputs(catalog: Catalog, store: FeatureStore, settings: ProbeSettings) -> dict[str, Any]:
+def probe_inputs(
+    catalog: Catalog, store: EmbeddingSource, settings: ProbeSettings
+) -> dict[str, Any]:
     """Everything that the outputs of a probe run depend on."""
     return {
         "catalogue": catalog.digest,
@@ -124,7 +126,7 @@ def probe_inputs(catalog: Catalog, store: FeatureStore, settings: ProbeSettings)
 
 def run_probe(
     catalog: Catalog,
-    store: FeatureStore,
+    store: EmbeddingSource,
     out: Path,
     settings: ProbeSettings | None = None,
     *,
@@ -137,7 +139,7 @@ def run_probe(
     Parameters
     ----------
     catalog : Catalog
-    store : FeatureStore
+    store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
         Folder for ``probe.safetensors``, ``probe.json``, ``sweep.parquet``, ``predictions.npz``
@@ -202,7 +204,7 @@ def run_probe(
 
 def _provenance(
     catalog: Catalog,
-    store: FeatureStore,
+    store: EmbeddingSource,
     settings: ProbeSettings,
     provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -227,7 +229,7 @@ class Features:
 
 
 def load_rows(
-    catalog: Catalog, store: FeatureStore, rows: NDArray[np.intp], at_least: int
+    catalog: Catalog, store: EmbeddingSource, rows: NDArray[np.intp], at_least: int
 ) -> Features:
     """Embeddings of `rows`, without the images that have none.
 
