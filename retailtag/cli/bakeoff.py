@@ -32,6 +32,7 @@ from retailtag.cli.options import (
     MaxPixelsOption,
     QuietOption,
     ReplicatesOption,
+    ScaleOption,
     SeedOption,
     SolverOption,
     SweepOption,
@@ -75,6 +76,7 @@ def bakeoff(
     sweep_c: SweepOption = GRID,
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
+    scale: ScaleOption = "standardise",
     thresholds: ThresholdsOption = "shrunk",
     solver: SolverOption = "torch",
     blocks: BlocksOption = "4",
@@ -110,7 +112,7 @@ def bakeoff(
         out=out,
         features=features,
         weights=weights_by_backbone(weights, ids),
-        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed),
+        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale),
         finetune=FinetuneConfig(
             parse_blocks(blocks), epochs, batch_size, lr, head_lr, augment=augment, seed=seed
         ),

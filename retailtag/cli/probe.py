@@ -22,6 +22,7 @@ from retailtag.cli.options import (
     ImagesOption,
     JsonOption,
     QuietOption,
+    ScaleOption,
     SeedOption,
     SolverOption,
     SweepOption,
@@ -55,6 +56,7 @@ def probe(
     dtype: DtypeOption = "float32",
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
+    scale: ScaleOption = "standardise",
     thresholds: ThresholdsOption = "shrunk",
     solver: SolverOption = "torch",
     device: DeviceOption = "auto",
@@ -71,7 +73,7 @@ def probe(
     from retailtag.store import FeatureStore
 
     output, args = Output(json, quiet), split_list(attributes)
-    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed)
+    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale)
     device = resolve_device(device)
     catalog = read_catalog(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
@@ -98,7 +100,8 @@ def _table(run: ProbeRun) -> Table:
     """One row a group of tags: chosen C and out-of-fold macro-AP."""
     from rich.table import Table
 
-    table = Table(title=f"Probe of {run.probe.facts['backbone']}, {run.record.seconds:,.1f} s")
+    name, scale = run.probe.facts["backbone"], run.probe.scale
+    table = Table(title=f"Probe of {name}, scale {scale}, {run.record.seconds:,.1f} s")
     table.add_column("tags")
     table.add_column("C", justify="right")
     table.add_column("out-of-fold macro-AP", justify="right")
@@ -112,7 +115,8 @@ def _summary(run: ProbeRun, out: Path) -> dict[str, object]:
     return {
         "out": str(out),
         "backbone": run.probe.facts["backbone"],
-        "out_of_fold": run.probe.facts["out_of_fold"],
+        **{name: run.probe.facts[name] for name in ("out_of_fold", "scale", "scales")},
+        "unconverged": run.probe.facts["unconverged"],
         "n_fits": run.record.facts["n_fits"],
         "n_absent": run.n_absent,
         "seconds": run.record.seconds,

@@ -17,6 +17,7 @@ from retailtag.catalog.decode import MAX_PIXELS, decode_image
 from retailtag.errors import ArtefactError, DataError
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
+from retailtag.probes.scaling import is_unit, unit_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +30,14 @@ class Tagger:
         Frozen for a probe, with its trained blocks for a fine-tune.
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        On raw embeddings.
+        On raw embeddings, or on unit rows of them.
     bias, thresholds : ndarray of float32, shape (n_tags,)
     max_pixels : int
         Larger images are refused.
     allow_truncated : bool
         Accept files that end early.
+    unit : bool
+        Divide every embedding by its norm first.
     """
 
     backbone: Backbone
@@ -44,6 +47,7 @@ class Tagger:
     thresholds: NDArray[np.float32]
     max_pixels: int = MAX_PIXELS
     allow_truncated: bool = False
+    unit: bool = False
 
     @classmethod
     def load(
@@ -115,7 +119,8 @@ class Tagger:
                 f"{folder} was fitted on embeddings of other weights or preprocessing than "
                 f"{backbone.id} has here; run retailtag probe again, or give its --weights."
             )
-        return cls(backbone, probe.tags, probe.weight, probe.bias, probe.thresholds)
+        head = (probe.weight, probe.bias, probe.thresholds)
+        return cls(backbone, probe.tags, *head, unit=is_unit(probe.scale))
 
     def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
@@ -127,7 +132,8 @@ class Tagger:
         """
         pixels = np.stack([self.backbone.preprocess(self._decode(data)) for data in images])
         embeddings = self.backbone.embed(torch.from_numpy(pixels)).float().cpu().numpy()
-        return embeddings @ self.weight.T + self.bias
+        inputs = unit_rows(embeddings) if self.unit else embeddings
+        return inputs @ self.weight.T + self.bias
 
     def _decode(self, data: bytes) -> Image:
         return decode_image(data, max_pixels=self.max_pixels, allow_truncated=self.allow_truncated)

@@ -1,0 +1,175 @@
+"""The sweep of a probe run: every scaling and C out of fold, and what is chosen of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import retailtag
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import k_folds
+from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.choice import choose_candidate
+from retailtag.probes.fit import make_solver
+from retailtag.probes.grid import parse_grid
+from retailtag.probes.logistic import OneByOne, PathSolver
+from retailtag.probes.scaling import Scaled, Scaler
+from retailtag.probes.sweep import Sweep, Sweeper, sweep_rows
+from retailtag.progress import SILENT, Progress
+from retailtag.scoring.metrics import average_precision_per_tag, macro
+
+BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The sweep of the chosen scaling, and what every scaling gave.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    index : ndarray of int, shape (n_tags,)
+        Into the grid of `sweep`.
+    macro_ap : dict of str to float or None
+        Out-of-fold macro-AP of each scaling at its chosen C, in the order asked for; None where
+        no tag has a positive.
+    table : dict of str to ndarray
+        Columns of the sweep table, one row a fitted (scaling, fold, C, tag).
+    resumed_seconds : float
+        Time that blocks taken over from an interrupted run had cost.
+    """
+
+    sweep: Sweep
+    index: NDArray[np.intp]
+    macro_ap: dict[str, float | None]
+    table: dict[str, NDArray[Any]]
+    resumed_seconds: float
+
+    @property
+    def C(self) -> NDArray[np.float64]:
+        """Chosen strength of each tag, (n_tags,)."""
+        return self.sweep.C[self.index]
+
+    @property
+    def n_fits(self) -> int:
+        """Fits of the whole sweep."""
+        return len(self.table["C"])
+
+
+def sweep_and_choose(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    X: NDArray[np.float32],
+    blocks: SweepFolder | None,
+    *,
+    grid: str,
+    scales: tuple[str, ...],
+    choose: str,
+    folds: int,
+    seed: int,
+    solver: PathSolver,
+    progress: Progress = SILENT,
+) -> Chosen:
+    """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of int, shape (n,)
+        Training images.
+    X : ndarray of float32, shape (n, dim)
+        Their raw embeddings.
+    blocks : SweepFolder or None
+        Where finished blocks are kept.
+    grid, choose, folds, seed
+        As in `retailtag.pipeline.probe.ProbeSettings`.
+    scales : tuple of str
+        Of equal macro-AP the earlier is taken.
+    solver : PathSolver
+    progress : Progress
+    """
+    labels, group, tags = catalog.table.labels[rows], catalog.table.group, catalog.table.tags
+    fold = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], folds, seed)
+    sweeper = Sweeper(X, labels, fold, solver, average_precision_per_tag, blocks, progress)
+    positives = (labels == 1).sum(axis=0)
+    best: tuple[float, Sweep, NDArray[np.intp]] | None = None
+    reached: dict[str, float | None] = {}
+    tables, resumed = [], 0.0
+    for scale in scales:
+        sweep = sweeper.widened(sweeper.sweep(parse_grid(grid), scale), group, choose)
+        index = choose_candidate(sweep.ap, group, choose, positives)
+        value = macro(sweep.ap[index, np.arange(len(index))])
+        reached[scale] = value if np.isfinite(value) else None
+        tables.append(sweep_rows(sweep, tags, group))
+        resumed += sum(fold.resumed_seconds for fold in sweep.fits)
+        if best is None or value > best[0]:
+            best = value, sweep, index
+    assert best is not None  # parse_scales gives one at least
+    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    return Chosen(best[1], best[2], reached, table, resumed)
+
+
+def path_solver(name: str, device: str) -> PathSolver:
+    """Solver by name, as the sweep calls it."""
+    return OneByOne(make_solver(name, device))
+
+
+def blocks_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:
+    """Digest of everything that the fits of a sweep depend on.
+
+    `inputs` are those of the stage without what is decided after the fits; `more` is the rest.
+    """
+    stated = {**inputs, "grid": parse_grid(grid).tolist(), "version": retailtag.__version__, **more}
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """A logistic head of each tag at its own strength, fitted to all images given.
+
+    Parameters
+    ----------
+    scaler : Scaler
+    weight : ndarray of float32, shape (n_tags, dim)
+        On scaled features.
+    bias : ndarray of float32, shape (n_tags,)
+    status : ndarray of str, shape (n_tags,)
+        How each fit went.
+    """
+
+    scaler: Scaler
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    status: NDArray[np.str_]
+
+    def raw(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight and bias on raw embeddings, or on their unit rows; see `Scaler.unscale`."""
+        return self.scaler.unscale(self.weight, self.bias)
+
+
+def fit_at(
+    X: NDArray[np.float32],
+    Y: NDArray[np.int8],
+    C: NDArray[np.float64],
+    solver: PathSolver,
+    scale: str = "standardise",
+) -> FittedHead:
+    """Fit tags Y (n_images, n_tags) on raw embeddings X (n_images, dim) at C (n_tags,) of each."""
+    scaler = Scaler.fit(X, scale)
+    grid, index = np.unique(C, return_inverse=True)
+    fits = solver(Scaled(X, scaler=scaler), Y, grid)
+    tag = np.arange(Y.shape[1])
+    return FittedHead(
+        scaler, fits.weight[index, tag], fits.bias[index, tag], fits.status[index, tag]
+    )
+
+
+def blocks_of_run(out: Path, key: str) -> SweepFolder:
+    """Where a run keeps its finished blocks."""
+    return SweepFolder(out / BLOCKS, key)
