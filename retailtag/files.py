@@ -165,11 +165,14 @@ def file_sha256(path: Path) -> str:
 
 
 def slug(name: str) -> str:
-    """Name as a file or folder name of at most 120 characters.
+    """Name as a file or folder name of at most 120 characters; longer ones end in a digest.
 
     Examples
     --------
     >>> slug("timm:resnet50.a1_in1k · probe")
     'timm-resnet50.a1_in1k-probe'
     """
-    return re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).strip("-.")[:120] or "model"
+    text = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).strip("-.") or "model"
+    if len(text) <= 120:
+        return text
+    return f"{text[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retailtag.files import write_text, write_whole
+from retailtag.files import slug, write_text, write_whole
 
 
 def test_a_failed_block_leaves_what_stood_there(tmp_path):
@@ -59,3 +59,10 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"other\.txt"):
         read_inside()
+
+
+def test_long_names_stay_apart_as_folders():
+    names = ["x" * 200 + end for end in "ab"]
+    assert slug(names[0]) != slug(names[1])
+    assert {len(slug(name)) for name in names} == {120}
+    assert slug("x" * 120) == "x" * 120

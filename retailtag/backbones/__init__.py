@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retailtag.backbones.ids import PRESETS, BackboneId, resolve_id
+from retailtag.backbones.ids import PRESETS, BackboneId, canonical, parts_of, resolve_id
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone
     from retailtag.backbones.factory import load_backbone
 
-__all__ = ["PRESETS", "Backbone", "BackboneId", "load_backbone", "resolve_id"]
+__all__ = [
+    "PRESETS",
+    "Backbone",
+    "BackboneId",
+    "canonical",
+    "load_backbone",
+    "parts_of",
+    "resolve_id",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,21 @@ def cost_of(backbone_id: str) -> Cost:
         weight_bytes=parameters * _BYTES_FLOAT32,
         dim=embedding.shape[-1],
         size=size,
+    )
+
+
+def cost_of_all(backbone_ids: Sequence[str]) -> Cost:
+    """Cost of running several backbones on an image and joining their embeddings.
+
+    The image size is that of the first.
+    """
+    costs = [cost_of(backbone_id) for backbone_id in backbone_ids]
+    return Cost(
+        flops=sum(c.flops for c in costs),
+        parameters=sum(c.parameters for c in costs),
+        weight_bytes=sum(c.weight_bytes for c in costs),
+        dim=sum(c.dim for c in costs),
+        size=costs[0].size,
     )
 
 

@@ -48,6 +48,7 @@ DEMO_KEYS = tuple(key for key in PREPROCESS_KEYS if key != "pool")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-/]*")
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
+_JOINT = re.compile(r"\s*\+\s*(?=[A-Za-z])")  # the plus sign of a number such as 1e+5 stays
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,36 @@ class BackboneId:
         return {k: v for k, v in self.args if k not in PREPROCESS_KEYS}
 
 
+def parts_of(backbone_id: str) -> tuple[str, ...]:
+    """Ids that stand side by side in ``A+B``, as given; one for the id of one backbone.
+
+    Raises
+    ------
+    UsageError
+        If one is named twice.
+
+    Examples
+    --------
+    >>> parts_of("dinov2+clip"), parts_of("timm:resnet50?std=1e+1")
+    (('dinov2', 'clip'), ('timm:resnet50?std=1e+1',))
+    """
+    parts = tuple(part.strip() for part in _JOINT.split(backbone_id))
+    if len({str(resolve_id(part)) for part in parts} if len(parts) > 1 else parts) < len(parts):
+        raise UsageError(f"Backbone {backbone_id} names a backbone twice; name each once.")
+    return parts
+
+
+def canonical(backbone_id: str) -> str:
+    """Id with presets expanded and arguments sorted, of one backbone or several (``A+B``).
+
+    Examples
+    --------
+    >>> canonical("demo:cnn+timm:x?b=1&a=2")
+    'demo:cnn+timm:x?a=2&b=1'
+    """
+    return "+".join(str(resolve_id(part)) for part in parts_of(backbone_id))
+
+
 def resolve_id(backbone_id: str) -> BackboneId:
     """Parse an id, expanding presets; imports neither torch nor a model library.
 
@@ -111,6 +142,11 @@ def resolve_id(backbone_id: str) -> BackboneId:
     >>> str(resolve_id("clip"))
     'open_clip:ViT-B-32/datacomp_xl_s13b_b90k'
     """
+    if _JOINT.search(backbone_id):
+        raise UsageError(
+            f"Backbone {backbone_id} is several: only the embeddings of extracted backbones stand "
+            "side by side, in retailtag probe and bakeoff; name one backbone here."
+        )
     head, _, query = backbone_id.strip().partition("?")
     if head in PRESETS:
         head, _, preset_query = PRESETS[head].partition("?")

@@ -26,6 +26,7 @@ from retailtag.cli.options import (
     FeaturesOption,
     FoldsOption,
     HeadLrOption,
+    HeadsOption,
     ImagesOption,
     JsonOption,
     LrOption,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 def bakeoff(
     catalogue: CatalogArgument,
     backbones: Annotated[
-        str, typer.Option("--backbones", help="Comma-separated ids or presets.")
+        str,
+        typer.Option("--backbones", help="Comma-separated ids or presets, or A+B: side by side."),
     ] = "cnn,dinov2,clip",
     strategies: Annotated[
         str, typer.Option("--strategies", help="probe, finetune or both.")
@@ -77,6 +79,7 @@ def bakeoff(
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
+    heads: HeadsOption = "logistic",
     thresholds: ThresholdsOption = "shrunk",
     solver: SolverOption = "torch",
     blocks: BlocksOption = "4",
@@ -112,7 +115,7 @@ def bakeoff(
         out=out,
         features=features,
         weights=weights_by_backbone(weights, ids),
-        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale),
+        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale, heads),
         finetune=FinetuneConfig(
             parse_blocks(blocks), epochs, batch_size, lr, head_lr, augment=augment, seed=seed
         ),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from retailtag.backbones.ids import parts_of
 from retailtag.errors import Unavailable, UsageError
 
 GRID = "1e-5:10:13"
@@ -46,6 +47,14 @@ NewCutoffsOption = Annotated[
     ),
 ]
 BackboneOption = Annotated[str, typer.Option("--backbone", metavar="ID", help="Backbone id.")]
+BackbonesOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="ID[+ID]",
+        help="Backbone id, or several joined by +: their embeddings side by side.",
+    ),
+]
 WeightsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -82,6 +91,9 @@ FoldsOption = Annotated[int, typer.Option("--folds", help="Folds of the out-of-f
 ChooseOption = Annotated[
     str,
     typer.Option("--choose-C", help="One C per-group of tags, per-tag (shrunk to it), or global."),
+]
+HeadsOption = Annotated[
+    str, typer.Option("--heads", help="logistic, or logistic,ridge: the better out of fold.")
 ]
 ScaleOption = Annotated[
     str,
@@ -163,7 +175,7 @@ def split_list(text: str) -> list[str]:
 
 
 def weights_by_backbone(values: list[str] | None, backbones: list[str]) -> dict[str, Path]:
-    """Resolve ``--weights`` values to one path per backbone id.
+    """Resolve ``--weights`` values to one path per backbone id, those of ``A+B`` one by one.
 
     Raises
     ------
@@ -171,6 +183,7 @@ def weights_by_backbone(values: list[str] | None, backbones: list[str]) -> dict[
         If a value names a backbone that is not asked for, or is bare with several backbones.
     """
     found: dict[str, Path] = {}
+    backbones = list(dict.fromkeys(part for b in backbones for part in parts_of(b)))
     for value in values or []:
         name = next((b for b in backbones if value.startswith(f"{b}=")), None)
         if name is not None:

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.options import DeviceOption, JsonOption, QuietOption, resolve_device
+from retailtag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    WeightsOption,
+    resolve_device,
+    weights_by_backbone,
+)
 from retailtag.cli.output import Output
 from retailtag.errors import EXIT_BAD_DATA, UnreadableImage
 
@@ -18,18 +25,18 @@ def predict(
         Path, typer.Argument(metavar="MODEL", help="Folder that probe or finetune wrote.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Local weights of a probe's backbone.")
-    ] = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Tag image files with a fitted pair: the tags above their thresholds, likeliest first."""
-    from retailtag.tagger.tagger import Tagger
+    from retailtag.tagger.tagger import Tagger, backbones_of
 
     output = Output(json, quiet)
-    tagger = Tagger.load(model, weights=weights, device=resolve_device(device))
+    ids = list(backbones_of(model))
+    local = weights_by_backbone(weights if ids else None, ids)
+    tagger = Tagger.load(model, weights=local, device=resolve_device(device))
     tagged: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     with output.progress.task("predict", len(images)) as advance:

@@ -11,7 +11,7 @@ from retailtag.cli.options import (
     CUTOFFS,
     GRID,
     AttributesOption,
-    BackboneOption,
+    BackbonesOption,
     CatalogArgument,
     ChooseOption,
     CutoffsOption,
@@ -19,6 +19,7 @@ from retailtag.cli.options import (
     DtypeOption,
     FeaturesOption,
     FoldsOption,
+    HeadsOption,
     ImagesOption,
     JsonOption,
     QuietOption,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 def probe(
     catalogue: CatalogArgument,
-    backbone: BackboneOption,
+    backbone: BackbonesOption,
     sweep_c: SweepOption = GRID,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default: runs/BACKBONE/probe.")
@@ -57,6 +58,7 @@ def probe(
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
+    heads: HeadsOption = "logistic",
     thresholds: ThresholdsOption = "shrunk",
     solver: SolverOption = "torch",
     device: DeviceOption = "auto",
@@ -65,25 +67,23 @@ def probe(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
-    from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.pipeline.bakeoff import pair_folder
+    from retailtag.pipeline.embeddings import find_embeddings
     from retailtag.pipeline.probe import ProbeSettings, run_probe
-    from retailtag.store import FeatureStore
 
     output, args = Output(json, quiet), split_list(attributes)
-    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale)
+    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, scale, heads)
     device = resolve_device(device)
     catalog = read_catalog(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
     )
     folder = out or pair_folder(Path("runs"), backbone, "probe")
-    local = weights_by_backbone(weights, [backbone]).get(backbone)
-    spec = load_backbone(backbone, weights=local, device=device).spec(dtype=dtype)
+    local = weights_by_backbone(weights, [backbone])
     run = run_probe(
         catalog,
-        FeatureStore.find(features, spec),
+        find_embeddings(features, backbone, weights=local, device=device, dtype=dtype),
         folder,
         settings,
         provenance=provenance_of(catalogue, args, images, cutoffs),
@@ -103,20 +103,22 @@ def _table(run: ProbeRun) -> Table:
     name, scale = run.probe.facts["backbone"], run.probe.scale
     table = Table(title=f"Probe of {name}, scale {scale}, {run.record.seconds:,.1f} s")
     table.add_column("tags")
-    table.add_column("C", justify="right")
+    table.add_column(run.probe.head, justify="right")
     table.add_column("out-of-fold macro-AP", justify="right")
     for name, row in run.probe.facts["out_of_fold"].items():
         ap = "-" if row["macro_ap"] is None else f"{100 * row['macro_ap']:.2f}"
-        table.add_row(name, ", ".join(f"{c:.3g}" for c in row["C"]), ap)
+        table.add_row(name, ", ".join(row["setting"]), ap)
     return table
+
+
+CHOSEN = ("out_of_fold", "scale", "scales", "head", "heads", "unconverged")
 
 
 def _summary(run: ProbeRun, out: Path) -> dict[str, object]:
     return {
         "out": str(out),
         "backbone": run.probe.facts["backbone"],
-        **{name: run.probe.facts[name] for name in ("out_of_fold", "scale", "scales")},
-        "unconverged": run.probe.facts["unconverged"],
+        **{name: run.probe.facts[name] for name in CHOSEN},
         "n_fits": run.record.facts["n_fits"],
         "n_absent": run.n_absent,
         "seconds": run.record.seconds,

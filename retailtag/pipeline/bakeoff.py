@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retailtag.backbones import load_backbone, resolve_id
+from retailtag.backbones import canonical, load_backbone, parts_of, resolve_id
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError, check_seed
@@ -20,6 +20,7 @@ from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.pairs import (
     Pair,
+    absent_finding,
     finished_pair,
     latency_inputs,
     machine_findings,
@@ -39,15 +40,16 @@ from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.findings import Finding, often_scored
 from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.score import predictions_digest, score_predictions
-from retailtag.store import FeatureStore
+from retailtag.store import EmbeddingSource, FeatureStore, join
 
 STRATEGIES = ("probe", "finetune")
+ONLY_PROBED = "Several backbones side by side can be probed but not fine-tuned together."
 REPORT_FILES = ("bakeoff.json", "report.html", *PICTURES)
 
 
 def pair_folder(run: Path, backbone: str, strategy: str) -> Path:
     """Folder of one (backbone, strategy) pair within the folder of a run."""
-    return run / slug(str(resolve_id(backbone))) / strategy
+    return run / slug(canonical(backbone)) / strategy
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class BakeoffSettings:
     Parameters
     ----------
     backbones : tuple of str
-        Ids or presets.
+        Ids or presets; ``A+B`` is a backbone of its own whose embeddings are those of A and B
+        side by side. It can be probed, not fine-tuned.
     strategies : tuple of str
         Some of ``probe`` and ``finetune``. A fine-tune needs the probe and fits it in any case.
     out : Path
@@ -65,7 +68,7 @@ class BakeoffSettings:
     features : Path
         Folder of the feature stores, shared by runs.
     weights : mapping of str to Path
-        Local weights by backbone id as given in `backbones`.
+        Local weights by backbone id as given in `backbones`, the parts of ``A+B`` one by one.
     probe : ProbeSettings
     finetune : FinetuneConfig
     device : str
@@ -105,7 +108,7 @@ class BakeoffSettings:
     def __post_init__(self) -> None:
         if not self.backbones:
             raise UsageError("--backbones is empty; name at least one, such as demo:cnn.")
-        ids = [str(resolve_id(b)) for b in self.backbones]
+        ids = [canonical(b) for b in self.backbones]
         if len(set(ids)) < len(ids):
             raise UsageError("--backbones names a backbone twice; name each once.")
         unknown = [s for s in self.strategies if s not in STRATEGIES]
@@ -113,12 +116,25 @@ class BakeoffSettings:
             raise UsageError(f"--strategies must be some of {', '.join(STRATEGIES)}.")
         if len(set(self.strategies)) < len(self.strategies):
             raise UsageError("--strategies names a strategy twice; name each once.")
+        joint = [b for b in self.backbones if not self.strategies_of(b)]
+        if joint:
+            raise UsageError(f"{joint[0]}: {ONLY_PROBED} Add probe to --strategies.")
         check_extraction(self.batch_size, self.workers, self.dtype)
         check_seed(self.seed)
 
     def folder(self, backbone: str, strategy: str) -> Path:
         """Folder of one pair in the run."""
         return pair_folder(self.out, backbone, strategy)
+
+    def strategies_of(self, backbone: str) -> tuple[str, ...]:
+        """Strategies that one backbone goes through: a joint one is only probed."""
+        joint = len(parts_of(backbone)) > 1
+        return tuple(s for s in self.strategies if s == "probe" or not joint)
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Backbones that are fine-tuned."""
+        return tuple(b for b in self.backbones if "finetune" in self.strategies_of(b))
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -131,7 +147,7 @@ class BakeoffSettings:
         cards = [
             (self.folder(b, s) / "scorecard.json").relative_to(self.out).as_posix()
             for b in self.backbones
-            for s in self.strategies
+            for s in self.strategies_of(b)
         ]
         return (*REPORT_FILES, *cards)
 
@@ -222,17 +238,21 @@ class _Runner:
         self.ran: list[str] = []
         self.reused: list[str] = []
         self.findings: list[Finding] = []
+        self.extracted: dict[str, ExtractSummary] = {}
 
     def backbone(self, backbone_id: str) -> list[Pair]:
         """Run all stages of one backbone."""
-        summary = self.extract(backbone_id)
-        check_readable(self.catalog, summary.absent)
-        store = summary.store
+        summaries = [self.extract(part) for part in parts_of(backbone_id)]
+        check_readable(self.catalog, {i: why for s in summaries for i, why in s.absent.items()})
+        store = join([summary.store for summary in summaries])
+        strategies = self.settings.strategies_of(backbone_id)
         records = {"probe": self.probe(backbone_id, store)}
-        if "finetune" in self.settings.strategies:
-            records["finetune"] = self.finetune(backbone_id, store)
+        if "finetune" in strategies:
+            records["finetune"] = self.finetune(backbone_id, summaries[0].store)
+        elif "finetune" in self.settings.strategies:
+            self.progress.say(f"finetune {store.spec.backbone}: skipped. {ONLY_PROBED}")
         pairs = []
-        for strategy in self.settings.strategies:
+        for strategy in strategies:
             folder = self.settings.folder(backbone_id, strategy)
             name = f"latency {store.spec.backbone} {strategy}"
             latency = self.latency(name, backbone_id, folder, records[strategy])
@@ -240,10 +260,12 @@ class _Runner:
         return pairs
 
     def extract(self, backbone_id: str) -> ExtractSummary:
-        """Bring the backbone's feature store up to date."""
-        s = self.settings
+        """Bring the backbone's feature store up to date, once a run."""
+        s, key = self.settings, canonical(backbone_id)
+        if key in self.extracted:
+            return self.extracted[key]
         backbone = self._load(backbone_id)
-        if "finetune" in s.strategies:
+        if key in map(canonical, s.tuned):
             backbone.trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
         summary = extract(
             self.catalog,
@@ -258,10 +280,11 @@ class _Runner:
         name = f"extract {backbone.id}"
         self._note(name, f"{summary.n_computed:,} new images" if summary.n_computed else None)
         if summary.absent:
-            self.findings.append(_absent(summary, len(self.catalog)))
+            self.findings.append(absent_finding(summary, len(self.catalog)))
+        self.extracted[key] = summary
         return summary
 
-    def probe(self, backbone_id: str, store: FeatureStore) -> StageRecord:
+    def probe(self, backbone_id: str, store: EmbeddingSource) -> StageRecord:
         """Fit the probe, unless it stands."""
         s, folder = self.settings, self.settings.folder(backbone_id, "probe")
         inputs = probe_inputs(self.catalog, store, s.probe)
@@ -310,7 +333,8 @@ class _Runner:
         inputs = latency_inputs(model, s.device)
         if self.is_current(name, place, inputs):
             return _sealed(place)
-        local = s.weights.get(backbone_id)
+        given = {part: s.weights.get(part) for part in parts_of(backbone_id)}
+        local = {str(resolve_id(part)): path for part, path in given.items() if path}
         facts = measure_pair(self.catalog, folder, local, s.device, **s.limits)
         return write_record(place, (), inputs, facts=facts, machine=inputs["device"])
 
@@ -374,13 +398,3 @@ def _often_scored(catalog: Catalog, models: list[Predictions]) -> list[Finding]:
     n = record_scored(catalog.digest, "test", digests)
     finding = often_scored(n, len(digests), "test")
     return [] if finding is None else [finding]
-
-
-def _absent(summary: ExtractSummary, n_images: int) -> Finding:
-    some = ", ".join(list(summary.absent)[:3])
-    return Finding(
-        "unreadable-images",
-        f"{len(summary.absent)} of {n_images:,} images could not be read ({some}) and took no "
-        f"part for {summary.store.spec.backbone}.",
-        "See retailtag catalog check for the reason of each; mend or drop them.",
-    )

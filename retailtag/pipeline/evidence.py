@@ -11,11 +11,11 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
 from retailtag.probes.thresholds import tune_thresholds
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
-from retailtag.store import FeatureStore
+from retailtag.store import EmbeddingSource
 
 
 def copies_of_fitted(
-    store: FeatureStore, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
+    store: EmbeddingSource, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
 ) -> dict[str, str]:
     """Images whose bytes equal those of a fitted image of another id: id to fitted id."""
     hashes = store.known()

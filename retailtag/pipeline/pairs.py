@@ -12,6 +12,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import decode_image
 from retailtag.errors import UnreadableImage
 from retailtag.pipeline.checks import none_readable
+from retailtag.pipeline.extract import ExtractSummary
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.stage import StageRecord
 from retailtag.predictions import Predictions
@@ -19,7 +20,7 @@ from retailtag.report.results import PairCost
 from retailtag.scoring.findings import Finding
 from retailtag.scoring.score import predictions_digest
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
-from retailtag.store import FeatureStore
+from retailtag.store import EmbeddingSource
 
 LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
 
@@ -56,7 +57,7 @@ class Pair:
 
 def finished_pair(
     catalog: Catalog,
-    store: FeatureStore,
+    store: EmbeddingSource,
     strategy: str,
     folder: Path,
     records: Mapping[str, StageRecord],
@@ -87,7 +88,7 @@ def latency_inputs(model: StageRecord, device: str) -> dict[str, Any]:
 def measure_pair(
     catalog: Catalog,
     folder: Path,
-    weights: Path | None,
+    weights: Mapping[str, Path],
     device: str,
     **limits: Any,
 ) -> dict[str, Any]:
@@ -98,8 +99,8 @@ def measure_pair(
     catalog : Catalog
     folder : Path
         Of the pair.
-    weights : Path or None
-        Local weights of a probe's backbone.
+    weights : mapping of str to Path
+        Local weights by backbone id.
     device : str
     **limits
         ``max_pixels`` and ``allow_truncated``, as the images were extracted with.
@@ -115,14 +116,12 @@ def measure_pair(
     images = readable_images(catalog, **limits)
     tagger = Tagger.load(folder, weights=weights, device=device, **limits)
     latency = measure_latency(tagger, images)
-    size = sum(p.numel() * p.element_size() for p in tagger.backbone.module.parameters())
-    head = tagger.weight.nbytes + tagger.bias.nbytes
     return {
         "latency_ms_p50": latency.p50_ms,
         "latency_ms_p95": latency.p95_ms,
         "images_per_second": latency.images_per_second,
         "parameters": tagger.parameters,
-        "weights_mib": (size + head) / 2**20,
+        "weights_mib": tagger.nbytes / 2**20,
     }
 
 
@@ -166,6 +165,17 @@ def report_inputs(
         "retailtag": retailtag.__version__,
         "scorecard": SCORECARD_FORMAT,
     }
+
+
+def absent_finding(summary: ExtractSummary, n_images: int) -> Finding:
+    """Say which of a catalogue's `n_images` have no embedding."""
+    some = ", ".join(list(summary.absent)[:3])
+    return Finding(
+        "unreadable-images",
+        f"{len(summary.absent)} of {n_images:,} images could not be read ({some}) and took no "
+        f"part for {summary.store.spec.backbone}.",
+        "See retailtag catalog check for the reason of each; mend or drop them.",
+    )
 
 
 def machine_findings(pairs: Sequence[Pair]) -> list[Finding]:

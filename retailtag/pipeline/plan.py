@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
-from retailtag.backbones import resolve_id
-from retailtag.backbones.cost import Cost, cost_of
+from retailtag.backbones import canonical, parts_of
+from retailtag.backbones.cost import Cost, cost_of_all
 from retailtag.catalog.catalog import Catalog
 from retailtag.pipeline.bakeoff import STRATEGIES, BakeoffSettings
 from retailtag.pipeline.checks import check_request
@@ -25,7 +26,7 @@ from retailtag.pipeline.stage import read_record, why_stale
 from retailtag.probes.artefact import Probe
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.scaling import parse_scales
-from retailtag.store import FeatureStore, list_stores
+from retailtag.store import EmbeddingSource, FeatureStore, join, list_stores
 
 NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reaches
 DECODE_SECONDS = 0.002  # one image of shop size, one core
@@ -92,7 +93,8 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
     pairs: list[Pair] = []
     for backbone in settings.backbones:
         planner = _Planner(catalog, settings, backbone, rate)
-        stages += planner.stages()
+        listed = {stage.name for stage in stages}  # a part is extracted once
+        stages += [stage for stage in planner.stages() if stage.name not in listed]
         pairs += [] if any(s.why for s in stages) else planner.finished()
     why: str | None = "predictions or costs will change"
     if not any(stage.why for stage in stages):
@@ -131,22 +133,23 @@ class _Planner:
 
     def stages(self) -> list[PlannedStage]:
         """List the stages of this backbone in order."""
-        cost, name = cost_of(self.backbone), str(resolve_id(self.backbone))
-        store = self._store()
-        extract = self._extract(name, cost, store)
+        parts = parts_of(self.backbone)
+        cost, name = cost_of_all(parts), canonical(self.backbone)
+        store, strategies = self._store(), self.settings.strategies_of(self.backbone)
+        extracts = [replace(self, backbone=part)._extract() for part in parts]
         changed: dict[str, str | None]
-        if extract.why or store is None:
+        if store is None or any(stage.why for stage in extracts):
             changed = dict.fromkeys(STRATEGIES, "embeddings will change")
         else:
             changed = self._models(store)
         rest = [self._probe(name, cost, changed["probe"])]
-        if "finetune" in self.settings.strategies:
+        if "finetune" in strategies:
             rest.append(self._finetune(name, cost, changed["finetune"]))
         latencies = [
             self._latency(f"latency {name} {strategy}", cost, strategy, changed[strategy])
-            for strategy in self.settings.strategies
+            for strategy in strategies
         ]
-        return [extract, *rest, *latencies]
+        return [*extracts, *rest, *latencies]
 
     def finished(self) -> list[Pair]:
         """Pairs of this backbone, all of whose stages stand."""
@@ -154,32 +157,38 @@ class _Planner:
         records = {s: read_record(folder(s)) for s in STRATEGIES}
         known = {s: r for s, r in records.items() if r is not None}
         pairs = []
-        for strategy in self.settings.strategies:
+        for strategy in self.settings.strategies_of(self.backbone):
             latency = read_record(folder(strategy) / "latency")
             if store is not None and latency is not None:
                 args = (strategy, folder(strategy), known, latency)
                 pairs.append(finished_pair(self.catalog, store, *args))
         return pairs
 
-    def _store(self) -> FeatureStore | None:
-        """The store that the run would open: of equal backbone and dtype, the fitted one first."""
-        name, ids = str(resolve_id(self.backbone)), self.catalog.image_ids.tolist()
+    def _store(self) -> EmbeddingSource | None:
+        """What the run would open: stores of equal backbone and dtype, the fitted one first."""
+        ids = set(self.catalog.image_ids.tolist())
         record = read_record(self.settings.folder(self.backbone, "probe"))
         fitted = record.inputs.get("features") if record else None
-        stores = [
-            (store.spec.digest == fitted, len(store.known().keys() & set(ids)), i, store)
-            for i, store in enumerate(list_stores(self.settings.features))
-            if (store.spec.backbone, store.spec.dtype) == (name, self.settings.dtype)
+        stores = list_stores(self.settings.features)
+        of_parts = [
+            [s for s in stores if (s.spec.backbone, s.spec.dtype) == (name, self.settings.dtype)]
+            for name in map(canonical, parts_of(self.backbone))
         ]
-        return max(stores)[-1] if stores else None
+        sources = [
+            (source.spec.digest == fitted, len(source.known().keys() & ids), i, source)
+            for i, source in enumerate(map(join, product(*of_parts)))
+        ]
+        return max(sources)[-1] if sources else None
 
-    def _models(self, store: FeatureStore) -> dict[str, str | None]:
+    def _models(self, store: EmbeddingSource) -> dict[str, str | None]:
         """Why probe and fine-tune would run on embeddings that stand; None where they stand."""
         s, folder = self.settings, partial(self.settings.folder, self.backbone)
         inputs = probe_inputs(self.catalog, store, s.probe)
         probe = why_stale(folder("probe"), inputs)
         if probe is not None and not self._same_C(inputs):
             return {"probe": probe, "finetune": "probe will change: C may"}
+        if not isinstance(store, FeatureStore):
+            return {"probe": probe}
         fitted = Probe.load(folder("probe"))
         known = finetune_inputs(self.catalog, store, fitted, s.finetune)
         return {"probe": probe, "finetune": why_stale(folder("finetune"), known)}
@@ -206,12 +215,15 @@ class _Planner:
         decode = DECODE_SECONDS / max(self.settings.workers, 1)
         return n * (cost.flops / (NETWORK_SHARE * self.rate) + decode)
 
-    def _extract(self, name: str, cost: Cost, store: FeatureStore | None) -> PlannedStage:
+    def _extract(self) -> PlannedStage:
+        cost, store = cost_of_all([self.backbone]), self._store()
         ids = set(self.catalog.image_ids.tolist())
-        new = len(ids - store.known().keys() - store.absent().keys() if store else ids)
+        if isinstance(store, FeatureStore):
+            ids -= store.known().keys() | store.absent().keys()
+        new = len(ids)
         width = 2 if self.settings.dtype == "float16" else 4
         return _stage(
-            f"extract {name}",
+            f"extract {canonical(self.backbone)}",
             f"{new:,} new images" if new else None,
             self._embed_seconds(new, cost),
             float(new) * (cost.dim * width + 64),

@@ -22,6 +22,7 @@ from retailtag.pipeline.sweep import (
     blocks_key,
     blocks_of_run,
     fit_at,
+    parse_heads,
     path_solver,
     sweep_and_choose,
 )
@@ -32,11 +33,12 @@ from retailtag.probes.choice import CHOICES
 from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
 from retailtag.probes.fit import SOLVERS
 from retailtag.probes.grid import DEFAULT_GRID, parse_grid
+from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import parse_scales
 from retailtag.probes.thresholds import RULES, tune_thresholds
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import macro
-from retailtag.store import NOT_EXTRACTED, FeatureStore
+from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 
 FILES = ("probe.safetensors", "probe.json", "sweep.parquet", "predictions.npz")
 
@@ -62,6 +64,8 @@ class ProbeSettings:
     scale : str
         Kind of scaling, or a comma-separated list of which the sweep chooses one; see
         `retailtag.probes.scaling.Scaler`.
+    heads : str
+        ``logistic``, or ``logistic,ridge``: the better out of fold is taken.
     """
 
     grid: str = DEFAULT_GRID
@@ -71,12 +75,14 @@ class ProbeSettings:
     solver: str = "torch"
     seed: int = 0
     scale: str = "standardise"
+    heads: str = "logistic"
 
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
         parse_grid(self.grid)
         parse_scales(self.scale)
+        parse_heads(self.heads)
         for option, value, known in (
             ("--choose-C", self.choose, CHOICES),
             ("--thresholds", self.thresholds, RULES),
@@ -109,7 +115,9 @@ class ProbeRun:
     record: StageRecord
 
 
-def probe_inputs(catalog: Catalog, store: FeatureStore, settings: ProbeSettings) -> dict[str, Any]:
+def probe_inputs(
+    catalog: Catalog, store: EmbeddingSource, settings: ProbeSettings
+) -> dict[str, Any]:
     """Everything that the outputs of a probe run depend on."""
     return {
         "catalogue": catalog.digest,
@@ -122,7 +130,7 @@ def probe_inputs(catalog: Catalog, store: FeatureStore, settings: ProbeSettings)
 
 def run_probe(
     catalog: Catalog,
-    store: FeatureStore,
+    store: EmbeddingSource,
     out: Path,
     settings: ProbeSettings | None = None,
     *,
@@ -138,7 +146,7 @@ def run_probe(
     Parameters
     ----------
     catalog : Catalog
-    store : FeatureStore
+    store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
         Folder for ``probe.safetensors``, ``probe.json``, ``sweep.parquet``, ``predictions.npz``
@@ -169,10 +177,13 @@ def run_probe(
         blocks = _blocks(inputs, train, settings, device, out)
         chosen = _sweep(catalog, train, settings, blocks, device, progress)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
-        scores = chosen.sweep.logits(chosen.index)
+        scores = chosen.head.logits()
         thresholds = tune_thresholds(scores, labels, group, settings.thresholds)
         scale, solver = chosen.sweep.scale, path_solver(settings.solver, device)
         head = fit_at(train.X, labels, chosen.C, solver, scale)
+        weight, bias = head.raw()
+        if chosen.head.name == "ridge":
+            weight, bias = RidgeHead().fit(train.X, labels).linear(chosen.head.index)
     troubled = troubled_tags(chosen.sweep, chosen.index, head.status, catalog.table.tags)
     facts = {
         **_provenance(catalog, store, settings, provenance),
@@ -184,8 +195,16 @@ def run_probe(
             catalog, train.rows, scores, thresholds, settings.thresholds, settings.seed
         ),
     }
-    weight, bias = head.raw()
-    probe = Probe(catalog.table.tags, weight, bias, thresholds, chosen.C, facts, scale)
+    probe = Probe(
+        catalog.table.tags,
+        weight,
+        bias,
+        thresholds,
+        chosen.C,
+        facts,
+        scale,
+        chosen.head.name,
+    )
     predictions = Predictions(
         image_ids=catalog.image_ids[rest.rows],
         tags=probe.tags,
@@ -209,7 +228,7 @@ def run_probe(
 
 def _provenance(
     catalog: Catalog,
-    store: FeatureStore,
+    store: EmbeddingSource,
     settings: ProbeSettings,
     provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -234,7 +253,7 @@ class Features:
 
 
 def load_rows(
-    catalog: Catalog, store: FeatureStore, rows: NDArray[np.intp], at_least: int
+    catalog: Catalog, store: EmbeddingSource, rows: NDArray[np.intp], at_least: int
 ) -> Features:
     """Embeddings of `rows`, without the images that have none.
 
@@ -298,6 +317,7 @@ def _sweep(
         folds=settings.folds,
         seed=settings.seed,
         solver=path_solver(settings.solver, device),
+        heads=parse_heads(settings.heads),
         progress=progress,
     )
 
@@ -310,20 +330,25 @@ def _choices(
         "out_of_fold": _out_of_fold_summary(chosen, group),
         "scale": chosen.sweep.scale,
         "scales": chosen.macro_ap,
+        "head": chosen.head.name,
+        "heads": {head.name: head.macro_ap for head in chosen.heads},
         "unconverged": troubled,
     }
 
 
 def _out_of_fold_summary(chosen: Chosen, group: NDArray[np.str_]) -> dict[str, Any]:
     """Macro-AP and chosen C, over all tags and per group; None for a group without a score."""
-    C, index = chosen.C, chosen.index
-    ap = chosen.sweep.ap[index, np.arange(len(index))]
+    C, ap, setting = chosen.C, chosen.head.ap, chosen.head.setting
     summary: dict[str, Any] = {}
     for name in ("all", *np.unique(group).tolist()):
         inside = np.isfinite(ap) & ((group == name) | (name == "all"))
         value = macro(ap, inside) if inside.any() else None
-        members = C if name == "all" else C[group == name]
-        summary[name] = {"macro_ap": value, "C": np.unique(members).tolist()}
+        members = (group == name) | (name == "all")
+        summary[name] = {
+            "macro_ap": value,
+            "C": np.unique(C[members]).tolist(),
+            "setting": np.unique(setting[members]).tolist(),
+        }
     return summary
 
 

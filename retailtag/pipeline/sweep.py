@@ -14,17 +14,75 @@ from numpy.typing import NDArray
 import retailtag
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
+from retailtag.errors import UsageError
 from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.fit import make_solver
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.logistic import OneByOne, PathSolver
+from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import Scaled, Scaler
-from retailtag.probes.sweep import Sweep, Sweeper, sweep_rows
+from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
 
 BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
+
+
+HEADS = ("logistic", "ridge")
+
+
+def parse_heads(text: str) -> tuple[str, ...]:
+    """Names of heads from a comma-separated list.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown or named twice, or logistic regression is not the first: a fine-tune
+        starts from its C whichever head is taken.
+
+    Examples
+    --------
+    >>> parse_heads("logistic,ridge")
+    ('logistic', 'ridge')
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
+        raise UsageError(f"--heads {text} is no list of heads; write logistic or logistic,ridge.")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredHead:
+    """A head with its chosen candidates and what they earn out of fold.
+
+    Parameters
+    ----------
+    name : str
+    setting : ndarray of str, shape (n_tags,)
+        Candidate of each tag, such as ``C=0.1``.
+    ap : ndarray of float64, shape (n_tags,)
+        Out-of-fold AP at it.
+    pooled : Pooled
+    index : ndarray of int, shape (n_tags,)
+        Candidate of each tag by number.
+    """
+
+    name: str
+    setting: NDArray[np.str_]
+    ap: NDArray[np.float64]
+    pooled: Pooled
+    index: NDArray[np.intp]
+
+    @property
+    def macro_ap(self) -> float | None:
+        """Mean of `ap` over the tags that have one; None without any."""
+        value = macro(self.ap)
+        return value if np.isfinite(value) else None
+
+    def logits(self) -> NDArray[np.float32]:
+        """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
+        return self.pooled.logits(self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +101,8 @@ class Chosen:
         Columns of the sweep table, one row a fitted (scaling, fold, C, tag).
     resumed_seconds : float
         Time that blocks taken over from an interrupted run had cost.
+    heads : tuple of ScoredHead
+        Logistic regression under the chosen scaling first, then the others asked for.
     """
 
     sweep: Sweep
@@ -50,6 +110,12 @@ class Chosen:
     macro_ap: dict[str, float | None]
     table: dict[str, NDArray[Any]]
     resumed_seconds: float
+    heads: tuple[ScoredHead, ...]
+
+    @property
+    def head(self) -> ScoredHead:
+        """The head with the largest out-of-fold macro-AP, the first of equals."""
+        return max(self.heads, key=lambda head: -1.0 if head.macro_ap is None else head.macro_ap)
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -74,6 +140,7 @@ def sweep_and_choose(
     folds: int,
     seed: int,
     solver: PathSolver,
+    heads: tuple[str, ...] = ("logistic",),
     progress: Progress = SILENT,
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
@@ -92,27 +159,53 @@ def sweep_and_choose(
     scales : tuple of str
         Of equal macro-AP the earlier is taken.
     solver : PathSolver
+    heads : tuple of str
+        ``logistic``, then what is to compete with it.
     progress : Progress
     """
     labels, group, tags = catalog.table.labels[rows], catalog.table.group, catalog.table.tags
     fold = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], folds, seed)
     sweeper = Sweeper(X, labels, fold, solver, average_precision_per_tag, blocks, progress)
     positives = (labels == 1).sum(axis=0)
-    best: tuple[float, Sweep, NDArray[np.intp]] | None = None
-    reached: dict[str, float | None] = {}
-    tables, resumed = [], 0.0
+    found: list[tuple[Sweep, ScoredHead]] = []
     for scale in scales:
         sweep = sweeper.widened(sweeper.sweep(parse_grid(grid), scale), group, choose)
         index = choose_candidate(sweep.ap, group, choose, positives)
-        value = macro(sweep.ap[index, np.arange(len(index))])
-        reached[scale] = value if np.isfinite(value) else None
-        tables.append(sweep_rows(sweep, tags, group))
-        resumed += sum(fold.resumed_seconds for fold in sweep.fits)
-        if best is None or value > best[0]:
-            best = value, sweep, index
-    assert best is not None  # parse_scales gives one at least
-    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-    return Chosen(best[1], best[2], reached, table, resumed)
+        found.append((sweep, _logistic(sweep, index)))
+    reached = {sweep.scale: head.macro_ap for sweep, head in found}
+    tables = [sweep_rows(sweep, tags, group) for sweep, _ in found]
+    sweep, head = max(
+        found, key=lambda pair: -1.0 if pair[1].macro_ap is None else pair[1].macro_ap
+    )
+    others = []
+    for other in (RidgeHead() for name in heads if name == "ridge"):
+        pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
+        index = choose_candidate(ap, group, choose, positives)
+        others.append(_scored(other.name, np.array(other.candidates), pooled, ap, index))
+    return Chosen(
+        sweep=sweep,
+        index=head.index,
+        macro_ap=reached,
+        table={name: np.concatenate([t[name] for t in tables]) for name in tables[0]},
+        resumed_seconds=sum(fold.resumed_seconds for s, _ in found for fold in s.fits),
+        heads=(head, *others),
+    )
+
+
+def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:
+    settings = np.array([f"C={c:.3g}" for c in sweep.C])
+    pooled = Pooled(sweep.X, sweep.fold, sweep.fits)
+    return _scored("logistic", settings, pooled, sweep.ap, index)
+
+
+def _scored(
+    name: str,
+    candidates: NDArray[np.str_],
+    pooled: Pooled,
+    ap: NDArray[np.float64],
+    index: NDArray[np.intp],
+) -> ScoredHead:
+    return ScoredHead(name, candidates[index], ap[index, np.arange(len(index))], pooled, index)
 
 
 def path_solver(name: str, device: str) -> PathSolver:

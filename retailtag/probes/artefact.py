@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retailtag.files import read_artefact, write_json, write_whole
 from retailtag.probes.scaling import is_unit, unit_rows
 
-FORMAT = 2  # 1 knew no kind of scaling: its features were standardised
+FORMAT = 2  # 1 knew one head and one scaling: logistic regression on standardised features
 READABLE = (1, FORMAT)
 
 
@@ -33,8 +33,10 @@ class Probe:
     facts : dict
         JSON-able: identity of the embeddings, catalogue digest, rules, seed.
     scale : str
-        Kind of scaling that the head was fitted under; see `retailtag.probes.scaling.Scaler`. The
-        kinds that begin with ``l2`` divide every embedding by its norm first.
+        Kind of scaling that C was chosen under; see `retailtag.probes.scaling.Scaler`.
+    head : {"logistic", "ridge"}
+        What the weights are of. Those of logistic regression under a kind of scaling that begins
+        with ``l2`` want every embedding divided by its norm first.
     """
 
     tags: tuple[str, ...]
@@ -44,6 +46,7 @@ class Probe:
     C: NDArray[np.float64]
     facts: dict[str, Any] = field(default_factory=dict)
     scale: str = "standardise"
+    head: str = "logistic"
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
@@ -51,7 +54,12 @@ class Probe:
 
     def inputs(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the weights are multiplied with: X (n_images, dim), or its unit rows."""
-        return unit_rows(X) if is_unit(self.scale) else X
+        return unit_rows(X) if self.unit else X
+
+    @property
+    def unit(self) -> bool:
+        """Whether the weights want unit rows."""
+        return self.head == "logistic" and is_unit(self.scale)
 
     def save(self, folder: Path) -> None:
         """Write ``probe.safetensors``, then ``probe.json``, each whole or not at all."""
@@ -65,8 +73,9 @@ class Probe:
         }
         with write_whole(folder / "probe.safetensors") as handle:
             handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        header = {"format": FORMAT, "tags": list(self.tags), "scale": self.scale}
-        write_json(folder / "probe.json", {**header, "facts": self.facts})
+        header: dict[str, Any] = {"format": FORMAT, "tags": list(self.tags), "scale": self.scale}
+        header |= {"head": self.head, "facts": self.facts}
+        write_json(folder / "probe.json", header)
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
@@ -82,11 +91,13 @@ class Probe:
         from safetensors.numpy import load
 
         header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)
-        scale = "standardise" if header["format"] == 1 else header["scale"]
+        if header["format"] == 1:
+            header |= {"scale": "standardise", "head": "logistic"}
         names = ("weight", "bias", "thresholds", "C")
         return cls(
             tags=tuple(header["tags"]),
             facts=header["facts"],
-            scale=scale,
+            scale=header["scale"],
+            head=header["head"],
             **{n: arrays[n] for n in names},
         )

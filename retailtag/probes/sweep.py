@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import SharedChoice, shared_choices
 from retailtag.probes.grid import beyond
+from retailtag.probes.heads import Head, HeadFits
 from retailtag.probes.logistic import LogisticFits, LogisticHead, PathSolver
 from retailtag.probes.scaling import Rows, Scaled, blocks_of
 from retailtag.progress import SILENT, Progress
@@ -20,16 +21,6 @@ WIDENINGS = 3  # of a grid whose end was chosen
 
 AveragePrecision = Callable[[NDArray[np.float32], NDArray[np.int8]], NDArray[np.float64]]
 Fold = NDArray[np.integer]
-
-
-class Fits(Protocol):
-    """What fitting a head gives: scores of any of its candidates."""
-
-    def scores(
-        self, X: NDArray[np.floating], choice: int | NDArray[np.intp]
-    ) -> NDArray[np.float32]:
-        """Logit-like scores (n, n_tags) of raw X (n, dim) at a candidate, one or per tag."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +32,13 @@ class Pooled:
     X : array of shape (n_images, dim)
         Raw features of the training images.
     fold : ndarray of int, shape (n_images,)
-    fits : sequence of Fits, length n_folds
+    fits : sequence of HeadFits, length n_folds
         Fitted on the images outside each fold.
     """
 
     X: Rows
     fold: Fold
-    fits: Sequence[Fits]
+    fits: Sequence[HeadFits]
 
     def logits(self, choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Out-of-fold logits (n_images, n_tags) at candidate `choice`, one or per tag."""
@@ -68,6 +59,33 @@ class Pooled:
     ) -> NDArray[np.float64]:
         """AP (len(candidates), n_tags), with the logits of one candidate at a time in memory."""
         return np.array([score(self.logits(c), Y) for c in candidates]).reshape(-1, Y.shape[1])
+
+
+def out_of_fold(
+    head: Head,
+    X: Rows,
+    Y: NDArray[np.int8],
+    fold: Fold,
+    average_precision: AveragePrecision,
+    progress: Progress = SILENT,
+) -> tuple[Pooled, NDArray[np.float64]]:
+    """Fit a head on every fold's complement, and score all its candidates out of fold.
+
+    Parameters are those of `Sweeper`.
+
+    Returns
+    -------
+    pooled : Pooled
+    ap : ndarray of float64, shape (n_candidates, n_tags)
+    """
+    n_folds, n = int(fold.max()) + 1, len(head.candidates)
+    fits = []
+    with progress.task(f"sweep {head.name}", n_folds * n * Y.shape[1], "fits") as advance:
+        for k in range(n_folds):
+            outside = np.flatnonzero(fold != k)
+            fits.append(head.fit(Scaled(X, outside)[:], Y[outside], advance))
+    pooled = Pooled(X, fold, fits)
+    return pooled, pooled.average_precision(Y, range(n), average_precision)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,9 +65,13 @@ def style(salt: str = "retailtag") -> Iterator[None]:
 def short_backbones(result: BakeoffResult) -> dict[str, str]:
     """Backbone ids without library, weights tag and options, or whole where two would be one."""
     ids = list(dict.fromkeys(p.backbone for p in result.pairs))
-    short = {i: i.split(":", 1)[-1].split("?")[0].split(".")[0] for i in ids}
+    short = {i: "+".join(map(_short, re.split(r"\+(?=[a-z])", i))) for i in ids}
     names = list(short.values())
     return {i: s if names.count(s) == 1 else i for i, s in short.items()}
+
+
+def _short(backbone: str) -> str:
+    return backbone.split(":", 1)[-1].split("?", maxsplit=1)[0].split(".", maxsplit=1)[0]
 
 
 def strategy_name(pair: PairResult) -> str:

@@ -1,5 +1,6 @@
 """Frozen embeddings in HDF5: identity, append, resume, verify."""
 
+from retailtag.store.joint import EmbeddingSource, Identity, JointSpec, JointStore, join
 from retailtag.store.shard import MAX_ROWS, Absent
 from retailtag.store.spec import DTYPES, FeatureSpec
 from retailtag.store.store import NOT_EXTRACTED, FeatureStore, FeatureView, list_stores
@@ -9,8 +10,13 @@ __all__ = [
     "MAX_ROWS",
     "NOT_EXTRACTED",
     "Absent",
+    "EmbeddingSource",
     "FeatureSpec",
     "FeatureStore",
     "FeatureView",
+    "Identity",
+    "JointSpec",
+    "JointStore",
+    "join",
     "list_stores",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,23 +11,28 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from retailtag.backbones import load_backbone
+from retailtag.backbones import load_backbone, parts_of
 from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.decode import MAX_PIXELS, decode_image
-from retailtag.errors import ArtefactError, DataError
+from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.files import read_json
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
-from retailtag.probes.scaling import is_unit, unit_rows
+from retailtag.probes.scaling import unit_rows
+from retailtag.store import JointSpec
+
+Weights = Path | Mapping[str, Path] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Tagger:
-    """A backbone with a linear head and thresholds, from either strategy.
+    """One or more backbones with a linear head and thresholds, from either strategy.
 
     Parameters
     ----------
-    backbone : Backbone
-        Frozen for a probe, with its trained blocks for a fine-tune.
+    backbones : tuple of Backbone
+        Frozen for a probe, with its trained blocks for a fine-tune; the head reads their
+        embeddings joined end to end.
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
         On raw embeddings, or on unit rows of them.
@@ -40,7 +45,7 @@ class Tagger:
         Divide every embedding by its norm first.
     """
 
-    backbone: Backbone
+    backbones: tuple[Backbone, ...]
     tags: tuple[str, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -54,7 +59,7 @@ class Tagger:
         cls,
         folder: Path,
         *,
-        weights: Path | None = None,
+        weights: Weights = None,
         device: str = "cpu",
         max_pixels: int = MAX_PIXELS,
         allow_truncated: bool = False,
@@ -64,9 +69,9 @@ class Tagger:
         Parameters
         ----------
         folder : Path
-        weights : Path, optional
-            Local weights of the backbone, for a probe; a fine-tune carries its own and needs
-            them only where their folder says how the model is built.
+        weights : Path or mapping of str to Path, optional
+            Local weights of the backbone, for a probe, or of several by their ids; a fine-tune
+            carries its own and needs them only where their folder says how the model is built.
         device : str
             ``cpu`` or ``cuda``.
         max_pixels : int
@@ -80,6 +85,8 @@ class Tagger:
             If the folder holds neither.
         ArtefactError
             If the backbone here is not the one that was fitted.
+        UsageError
+            If one path of weights is given for several backbones.
         """
         if (folder / "checkpoint.json").exists():
             tagger = cls._from_checkpoint(Checkpoint.load(folder), folder, weights, device)
@@ -94,11 +101,11 @@ class Tagger:
 
     @classmethod
     def _from_checkpoint(
-        cls, saved: Checkpoint, folder: Path, weights: Path | None, device: str
+        cls, saved: Checkpoint, folder: Path, weights: Weights, device: str
     ) -> Tagger:
-        random = weights is None
+        local = _local_weights(weights, (saved.backbone,)).get(saved.backbone)
         backbone = load_backbone(
-            saved.backbone, weights=weights, device=device, random_weights=random
+            saved.backbone, weights=local, device=device, random_weights=local is None
         )
         spec = backbone.spec()
         if [spec.architecture, spec.preprocessing] != saved.facts["model"]:
@@ -108,19 +115,22 @@ class Tagger:
             )
         backbone.module.load_state_dict(saved.state)
         backbone.module.eval()
-        return cls(backbone, saved.tags, saved.weight, saved.bias, saved.thresholds)
+        return cls((backbone,), saved.tags, saved.weight, saved.bias, saved.thresholds)
 
     @classmethod
-    def _from_probe(cls, probe: Probe, folder: Path, weights: Path | None, device: str) -> Tagger:
-        backbone = load_backbone(probe.facts["backbone"], weights=weights, device=device)
-        spec = backbone.spec(**probe.facts["stored_as"])
-        if spec.digest != probe.facts["features"]:
+    def _from_probe(cls, probe: Probe, folder: Path, weights: Weights, device: str) -> Tagger:
+        ids = parts_of(probe.facts["backbone"])
+        local = _local_weights(weights, ids)
+        backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
+        specs = tuple(backbone.spec(**probe.facts["stored_as"]) for backbone in backbones)
+        digest = specs[0].digest if len(specs) == 1 else JointSpec(specs).digest
+        if digest != probe.facts["features"]:
             raise ArtefactError(
                 f"{folder} was fitted on embeddings of other weights or preprocessing than "
-                f"{backbone.id} has here; run retailtag probe again, or give its --weights."
+                f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
             )
         head = (probe.weight, probe.bias, probe.thresholds)
-        return cls(backbone, probe.tags, *head, unit=is_unit(probe.scale))
+        return cls(backbones, probe.tags, *head, unit=probe.unit)
 
     def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
@@ -130,8 +140,16 @@ class Tagger:
         UnreadableImage
             If one does not decode.
         """
-        pixels = np.stack([self.backbone.preprocess(self._decode(data)) for data in images])
-        embeddings = self.backbone.embed(torch.from_numpy(pixels)).float().cpu().numpy()
+        pixels: list[list[NDArray[np.uint8]]] = [[] for _ in self.backbones]
+        for data in images:  # decoded once for all backbones, and let go before the next
+            picture = self._decode(data)
+            for backbone, rows in zip(self.backbones, pixels, strict=True):
+                rows.append(backbone.preprocess(picture))
+        parts = [
+            backbone.embed(torch.from_numpy(np.stack(rows))).float().cpu().numpy()
+            for backbone, rows in zip(self.backbones, pixels, strict=True)
+        ]
+        embeddings = np.concatenate(parts, axis=1)
         inputs = unit_rows(embeddings) if self.unit else embeddings
         return inputs @ self.weight.T + self.bias
 
@@ -147,6 +165,30 @@ class Tagger:
 
     @property
     def parameters(self) -> int:
-        """Parameters of backbone and head together."""
-        body = sum(p.numel() for p in self.backbone.module.parameters())
+        """Parameters of backbones and head together."""
+        body = sum(p.numel() for b in self.backbones for p in b.module.parameters())
         return body + self.weight.size + self.bias.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters of backbones and head together."""
+        body = [p for b in self.backbones for p in b.module.parameters()]
+        size = sum(p.numel() * p.element_size() for p in body)
+        return size + self.weight.nbytes + self.bias.nbytes
+
+
+def backbones_of(folder: Path) -> tuple[str, ...]:
+    """Ids of the backbones that the fitted pair in `folder` runs; empty if it holds no pair."""
+    try:
+        if (folder / "checkpoint.json").exists():
+            return parts_of(read_json(folder / "checkpoint.json")["backbone"])
+        return parts_of(read_json(folder / "probe.json")["facts"]["backbone"])
+    except (DataError, KeyError, TypeError):
+        return ()  # what is wrong with the folder, loading it says
+
+
+def _local_weights(weights: Weights, ids: tuple[str, ...]) -> Mapping[str, Path]:
+    """Local weights by backbone id."""
+    if isinstance(weights, Path) and len(ids) > 1:
+        raise UsageError(f"{'+'.join(ids)} is several backbones; give --weights ID=PATH for each.")
+    return {ids[0]: weights} if isinstance(weights, Path) else weights or {}

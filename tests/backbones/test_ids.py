@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.backbones.ids import PRESETS, resolve_id
+from retailtag.backbones.ids import PRESETS, canonical, parts_of, resolve_id
 from retailtag.errors import UsageError
 
 
@@ -125,3 +125,16 @@ def test_resolving_imports_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'open_clip')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_several_backbones_side_by_side():
+    assert parts_of("demo:cnn") == ("demo:cnn",)
+    assert parts_of("demo:cnn + clip?crop_pct=1e+0") == ("demo:cnn", "clip?crop_pct=1e+0")
+    assert canonical("clip+demo:dino") == f"{PRESETS['clip']}+demo:dino"
+    assert canonical("demo:dino+clip") != canonical("clip+demo:dino")
+    with pytest.raises(UsageError, match="twice"):
+        parts_of(f"clip+{PRESETS['clip']}")
+    with pytest.raises(UsageError, match="names no model"):
+        canonical("demo:cnn+demo:")
+    with pytest.raises(UsageError, match="name one backbone here"):
+        resolve_id("demo:cnn+demo:clip")

@@ -20,10 +20,11 @@ from retailtag.pipeline.sweep import fit_at, path_solver
 from retailtag.probes.artefact import Probe
 from retailtag.probes.blocks import BlockFolder
 from retailtag.probes.logistic import OneByOne
+from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import SCALES
 from retailtag.tagger.tagger import Tagger
 
-SETTINGS = ProbeSettings(grid="1e-4:1e-1:4", folds=3)
+SETTINGS = ProbeSettings(grid="1e-5:1e-2:4", folds=3)
 
 KILLED = """
 import os, signal, sys
@@ -81,7 +82,7 @@ def test_a_killed_sweep_goes_on_after_its_finished_blocks(
 
     monkeypatch.setattr(OneByOne, "__call__", counting)
     run_probe(tiny, tiny_store, out, SETTINGS)
-    grid = [1e-4, 1e-3, 1e-2, 1e-1]
+    grid = [1e-5, 1e-4, 1e-3, 1e-2]
     np.testing.assert_allclose(asked[0], grid[2:])  # the second fold's rest
     np.testing.assert_allclose(asked[1], grid)  # the third fold
     a, b = Probe.load(whole), Probe.load(out)
@@ -154,6 +155,39 @@ def test_predictions_tagger_and_probe_agree_under_every_scaling(tiny, tiny_store
     data = tiny.images.read(tiny.image_ids.tolist().index(image_id))
     by_tagger = Tagger.load(tmp_path).logits([data])
     np.testing.assert_allclose(by_tagger[0], run.predictions.logits[0], atol=2e-3)
+
+
+def test_heads_compete_out_of_fold_and_the_better_is_handed_over(
+    tiny, tiny_store, tmp_path, monkeypatch
+):
+    """Ridge is made to win, under a scaling whose unit rows it must not be given."""
+    settings = ProbeSettings(grid="0.01", folds=2, scale="l2", heads="logistic,ridge")
+    monkeypatch.setattr(stage, "_logistic", _worse(stage._logistic))
+    run = run_probe(tiny, tiny_store, tmp_path, settings)
+    facts = run.probe.facts
+    assert facts["head"] == run.probe.head == Probe.load(tmp_path).head == "ridge"
+    assert list(facts["heads"]) == ["logistic", "ridge"]
+    assert facts["heads"]["ridge"] == facts["out_of_fold"]["all"]["macro_ap"] > 0.5
+    assert all(s.startswith("ridge=") for s in facts["out_of_fold"]["all"]["setting"])
+    assert (run.probe.C == 0.01).all()  # what a fine-tune starts from
+    train = load_rows(tiny, tiny_store, tiny.rows("train"), 2)
+    by_hand = RidgeHead().fit(train.X, tiny.table.labels[train.rows])
+    rest = tiny_store.load(run.predictions.image_ids.tolist()).X
+    names = list(RidgeHead().candidates)
+    index = np.array([names.index(s) for s in _settings_of(facts, tiny.table)])
+    np.testing.assert_allclose(run.predictions.logits, by_hand.scores(rest, index), rtol=1e-4)
+
+
+def _worse(make):
+    def made(sweep, index):
+        head = make(sweep, index)
+        return replace(head, ap=head.ap * 0.01)
+
+    return made
+
+
+def _settings_of(facts, table):
+    return [facts["out_of_fold"][group]["setting"][0] for group in table.group]
 
 
 @pytest.mark.parametrize("scale", SCALES)

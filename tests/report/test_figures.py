@@ -54,3 +54,9 @@ def test_short_names_stay_apart(bakeoff):
     )
     assert len(set(short_backbones(twins).values())) == 2
     assert short_names(bakeoff)[first.name] == "resnet50 · linear probe"
+
+
+def test_short_name_of_several_backbones_keeps_each(bakeoff):
+    name = "timm:resnet50.a1_in1k+open_clip:ViT-B-32/openai"
+    pairs = (replace(bakeoff.pairs[0], backbone=name), *bakeoff.pairs[1:])
+    assert short_backbones(replace(bakeoff, pairs=pairs))[name] == "resnet50+ViT-B-32/openai"
