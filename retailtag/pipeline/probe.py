@@ -179,12 +179,8 @@ def run_probe(
         labels, group = catalog.table.labels[train.rows], catalog.table.group
         scores = chosen.head.logits()
         thresholds = tune_thresholds(scores, labels, group, settings.thresholds)
-        scale, solver = chosen.sweep.scale, path_solver(settings.solver, device)
-        head = fit_at(train.X, labels, chosen.C, solver, scale)
-        weight, bias = head.raw()
-        if chosen.head.name == "ridge":
-            weight, bias = RidgeHead().fit(train.X, labels).linear(chosen.head.index)
-    troubled = troubled_tags(chosen.sweep, chosen.index, head.status, catalog.table.tags)
+        weight, bias, status = _final_head(chosen, train.X, labels, settings.solver, device)
+    troubled = troubled_tags(chosen.sweep, chosen.index, status, catalog.table.tags)
     facts = {
         **_provenance(catalog, store, settings, provenance),
         **_choices(chosen, group, troubled),
@@ -195,24 +191,9 @@ def run_probe(
             catalog, train.rows, scores, thresholds, settings.thresholds, settings.seed
         ),
     }
-    probe = Probe(
-        catalog.table.tags,
-        weight,
-        bias,
-        thresholds,
-        chosen.C,
-        facts,
-        scale,
-        chosen.head.name,
-    )
-    predictions = Predictions(
-        image_ids=catalog.image_ids[rest.rows],
-        tags=probe.tags,
-        logits=probe.logits(rest.X),
-        thresholds=thresholds,
-        fitted_ids=catalog.image_ids[train.rows],
-        provenance=facts,
-    )
+    made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name)
+    probe = Probe(catalog.table.tags, weight, bias, thresholds, *made)
+    predictions = _predict(catalog, probe, train, rest)
     probe.save(out)
     predictions.save(out / "predictions.npz")
     _write_table(out / "sweep.parquet", chosen.table)
@@ -224,6 +205,28 @@ def run_probe(
     blocks.clear()
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
+
+
+def _final_head(
+    chosen: Chosen, X: NDArray[np.float32], labels: NDArray[np.int8], solver: str, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]]:
+    """Weight and bias of the chosen head, and the status of logistic regression, on all images."""
+    fitted = fit_at(X, labels, chosen.C, path_solver(solver, device), chosen.sweep.scale)
+    weight, bias = fitted.raw()
+    if chosen.head.name == "ridge":
+        weight, bias = RidgeHead().fit(X, labels).linear(chosen.head.index)
+    return weight, bias, fitted.status
+
+
+def _predict(catalog: Catalog, probe: Probe, train: Features, rest: Features) -> Predictions:
+    return Predictions(
+        image_ids=catalog.image_ids[rest.rows],
+        tags=probe.tags,
+        logits=probe.logits(rest.X),
+        thresholds=probe.thresholds,
+        fitted_ids=catalog.image_ids[train.rows],
+        provenance=probe.facts,
+    )
 
 
 def _provenance(

@@ -80,6 +80,11 @@ class ScoredHead:
         value = macro(self.ap)
         return value if np.isfinite(value) else None
 
+    @property
+    def rank(self) -> float:
+        """Macro-AP as a number that compares, below all others where there is none."""
+        return -1.0 if self.macro_ap is None else self.macro_ap
+
     def logits(self) -> NDArray[np.float32]:
         """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
         return self.pooled.logits(self.index)
@@ -115,7 +120,7 @@ class Chosen:
     @property
     def head(self) -> ScoredHead:
         """The head with the largest out-of-fold macro-AP, the first of equals."""
-        return max(self.heads, key=lambda head: -1.0 if head.macro_ap is None else head.macro_ap)
+        return max(self.heads, key=lambda head: head.rank)
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -174,9 +179,7 @@ def sweep_and_choose(
         found.append((sweep, _logistic(sweep, index)))
     reached = {sweep.scale: head.macro_ap for sweep, head in found}
     tables = [sweep_rows(sweep, tags, group) for sweep, _ in found]
-    sweep, head = max(
-        found, key=lambda pair: -1.0 if pair[1].macro_ap is None else pair[1].macro_ap
-    )
+    sweep, head = max(found, key=lambda pair: pair[1].rank)
     others = []
     for other in (RidgeHead() for name in heads if name == "ridge"):
         pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
