@@ -68,3 +68,12 @@ def test_no_score_at_all_is_the_first_candidate():
 def test_unknown_rule_names_the_menu():
     with pytest.raises(UsageError, match="per-group, per-tag, global"):
         choose_candidate(np.ones((2, 2)), TAIL2, "best")
+
+
+def test_a_common_tag_takes_its_own_best_though_its_group_is_undecided():
+    """The group's tolerance, wide because its tags disagree, shrinks with a tag's positives."""
+    ap = np.array([[0.2, 0.6, 0.50], [0.4, 0.5, 0.51]])
+    group = np.full(3, "tail")
+    assert choose_candidate(ap, group).tolist() == [0, 0, 0]
+    own = choose_candidate(ap, group, "per-tag", np.array([0, 0, 1_000_000]))
+    assert own.tolist() == [0, 0, 1]
