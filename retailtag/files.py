@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -88,7 +88,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_artefact(
-    folder: Path, name: str, version: int, command: str, parse: Callable[[bytes], dict[str, Any]]
+    folder: Path,
+    name: str,
+    versions: Sequence[int],
+    command: str,
+    parse: Callable[[bytes], dict[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read ``NAME.json`` and the tensors of ``NAME.safetensors``, as retailtag writes them.
 
@@ -97,8 +101,8 @@ def read_artefact(
     folder : Path
     name : str
         Stem of both files.
-    version : int
-        The ``format`` that the header must have.
+    versions : sequence of int
+        Values of ``format`` that the caller reads.
     command : str
         Command that writes them again, for messages.
     parse : callable
@@ -119,7 +123,7 @@ def read_artefact(
             f"{folder}/{name}.json does not exist; make it with `{command}`, or name its folder."
         )
     header = read_json(folder / f"{name}.json")
-    if not isinstance(header, dict) or header.get("format") != version:
+    if not isinstance(header, dict) or header.get("format") not in versions:
         raise ArtefactError(f"{folder}/{name}.json has another format; run {command} again.")
     header = _Keyed.of(header, f"{folder}/{name}.json", command)
     if not isinstance(header["tags"], list) or not isinstance(header["facts"], dict):

@@ -26,6 +26,7 @@ from retailtag.cli.options import (
     FeaturesOption,
     FoldsOption,
     HeadLrOption,
+    HeadsOption,
     ImagesOption,
     JsonOption,
     LrOption,
@@ -33,6 +34,7 @@ from retailtag.cli.options import (
     ObjectiveOption,
     QuietOption,
     ReplicatesOption,
+    ScaleOption,
     SeedOption,
     SolverOption,
     SweepOption,
@@ -77,6 +79,8 @@ def bakeoff(
     sweep_c: SweepOption = GRID,
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
+    scale: ScaleOption = "standardise",
+    heads: HeadsOption = "logistic,ridge",
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",
@@ -113,7 +117,9 @@ def bakeoff(
         out=out,
         features=features,
         weights=weights_by_backbone(weights, ids),
-        probe=ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, objective),
+        probe=ProbeSettings(
+            sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
+        ),
         finetune=FinetuneConfig(
             parse_blocks(blocks),
             epochs,

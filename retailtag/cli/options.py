@@ -13,6 +13,7 @@ from retailtag.backbones.ids import parts_of
 from retailtag.errors import Unavailable, UsageError
 
 GRID = "1e-5:10:13"
+FULL_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
 CUTOFFS = "50,500"
 
 CatalogArgument = Annotated[
@@ -82,12 +83,24 @@ SweepOption = Annotated[
     typer.Option(
         "--sweep-C",
         metavar="START:STOP:N",
-        help="Inverse L2 strengths, logarithmically spaced, or a comma-separated list.",
+        help="Inverse L2 strengths C, logarithmically spaced, or a comma-separated list; bare: the "
+        f"45 of {FULL_GRID}. The grid is widened where its end is chosen.",
     ),
 ]
 FoldsOption = Annotated[int, typer.Option("--folds", help="Folds of the out-of-fold scores.")]
 ChooseOption = Annotated[
-    str, typer.Option("--choose-C", help="One C per-group of tags, or global.")
+    str,
+    typer.Option("--choose-C", help="One C per-group of tags, per-tag (shrunk to it), or global."),
+]
+HeadsOption = Annotated[
+    str, typer.Option("--heads", help="logistic, or logistic,ridge: the better out of fold.")
+]
+ScaleOption = Annotated[
+    str,
+    typer.Option(
+        "--scale",
+        help="standardise, l2, l2-standardise or none; of a list, the best out of fold is taken.",
+    ),
 ]
 ThresholdsOption = Annotated[
     str,
@@ -155,7 +168,7 @@ QuietOption = Annotated[
 
 
 def with_bare_sweep(args: Sequence[str]) -> list[str]:
-    """Give a bare ``--sweep-C`` the default grid, so that its value is optional.
+    """Give a bare ``--sweep-C`` the full grid, so that its value is optional.
 
     It is bare at the end of the line, before another option, and before what exists or is named
     like a file.
@@ -163,7 +176,7 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
     Examples
     --------
     >>> with_bare_sweep(["probe", "--sweep-C", "shop.csv", "--sweep-C"])
-    ['probe', '--sweep-C', '1e-5:10:13', 'shop.csv', '--sweep-C', '1e-5:10:13']
+    ['probe', '--sweep-C', '1e-6:1e5:45', 'shop.csv', '--sweep-C', '1e-6:1e5:45']
     >>> with_bare_sweep(["probe", "--sweep-C", "0.1,1", "shop.csv"])
     ['probe', '--sweep-C', '0.1,1', 'shop.csv']
     """
@@ -173,7 +186,7 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
         path = Path(following)
         bare = following[:1] in ("", "-") or path.exists() or path.suffix[1:].isalpha()
         if word == "--sweep-C" and bare:
-            given.append(GRID)
+            given.append(FULL_GRID)
     return given
 
 

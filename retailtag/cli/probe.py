@@ -19,10 +19,12 @@ from retailtag.cli.options import (
     DtypeOption,
     FeaturesOption,
     FoldsOption,
+    HeadsOption,
     ImagesOption,
     JsonOption,
     ObjectiveOption,
     QuietOption,
+    ScaleOption,
     SeedOption,
     SolverOption,
     SweepOption,
@@ -56,6 +58,8 @@ def probe(
     dtype: DtypeOption = "float32",
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
+    scale: ScaleOption = "standardise",
+    heads: HeadsOption = "logistic,ridge",
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",
@@ -72,7 +76,9 @@ def probe(
     from retailtag.pipeline.probe import ProbeSettings, run_probe
 
     output, args = Output(json, quiet), split_list(attributes)
-    settings = ProbeSettings(sweep_c, folds, choose, thresholds, solver, seed, objective)
+    settings = ProbeSettings(
+        sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
+    )
     device = resolve_device(device)
     catalog = read_catalog(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
@@ -100,14 +106,18 @@ def _table(run: ProbeRun) -> Table:
     """One row a group of tags: chosen C and out-of-fold macro-AP."""
     from rich.table import Table
 
-    table = Table(title=f"Probe of {run.probe.facts['backbone']}, {run.record.seconds:,.1f} s")
+    name, scale = run.probe.facts["backbone"], run.probe.scale
+    table = Table(title=f"Probe of {name}, scale {scale}, {run.record.seconds:,.1f} s")
     table.add_column("tags")
-    table.add_column("C", justify="right")
+    table.add_column(run.probe.head, justify="right")
     table.add_column("out-of-fold macro-AP", justify="right")
     for name, row in run.probe.facts["out_of_fold"].items():
         ap = "-" if row["macro_ap"] is None else f"{100 * row['macro_ap']:.2f}"
-        table.add_row(name, ", ".join(f"{c:.3g}" for c in row["C"]), ap)
+        table.add_row(name, ", ".join(row["setting"]), ap)
     return table
+
+
+CHOSEN = ("out_of_fold", "scale", "scales", "head", "heads", "unconverged", "thresholds")
 
 
 def _rules(thresholds: dict[str, Any]) -> Table:
@@ -130,8 +140,7 @@ def _summary(run: ProbeRun, out: Path) -> dict[str, object]:
     return {
         "out": str(out),
         "backbone": run.probe.facts["backbone"],
-        "out_of_fold": run.probe.facts["out_of_fold"],
-        "thresholds": run.probe.facts["thresholds"],
+        **{name: run.probe.facts[name] for name in CHOSEN},
         "n_fits": run.record.facts["n_fits"],
         "n_absent": run.n_absent,
         "seconds": run.record.seconds,

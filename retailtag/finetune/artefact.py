@@ -67,7 +67,7 @@ class Checkpoint:
         """
         from safetensors.torch import load
 
-        header, tensors = read_artefact(folder, "checkpoint", FORMAT, "retailtag finetune", load)
+        header, tensors = read_artefact(folder, "checkpoint", (FORMAT,), "retailtag finetune", load)
         head = {n: tensors[f"head.{n}"].numpy() for n in ("weight", "bias", "thresholds")}
         prefix = "backbone."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

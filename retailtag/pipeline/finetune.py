@@ -23,11 +23,13 @@ from retailtag.finetune.trainer import FinetuneConfig, FinetuneResult, predict, 
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
-from retailtag.pipeline.probe import Features, fit_standardised, load_rows
+from retailtag.pipeline.probe import Features, load_rows
 from retailtag.pipeline.stage import StageRecord, write_record
+from retailtag.pipeline.sweep import FittedHead, fit_at
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.scaling import Standardiser
+from retailtag.probes.fit import make_solver
+from retailtag.probes.scaling import Standardiser, is_unit, mean_norm
 from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
@@ -69,6 +71,7 @@ def finetune_inputs(
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "C": probe.C.tolist(),
+        "scale": probe.scale,
         "settings": config.to_json(),
     }
 
@@ -89,9 +92,9 @@ def run_finetune(
 ) -> FinetuneRun:
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
 
-    The head starts from a probe of the same strengths as `probe`, fitted on the part of the
-    training images that is not used for validation: starting from `probe` itself would show the
-    validation labels to the model whose epoch and thresholds they choose.
+    The head starts from a probe of the same strengths and scaling as `probe`, fitted on the part
+    of the training images that is not used for validation: starting from `probe` itself would
+    show the validation labels to the model whose epoch and thresholds they choose.
 
     Parameters
     ----------
@@ -103,7 +106,7 @@ def run_finetune(
     backbone : Backbone
         Trained in place.
     probe : Probe
-        Gives the strength C of each tag; fitted on this catalogue and this store.
+        Gives the strength C of each tag and the scaling; fitted on this catalogue and this store.
     out : Path
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz`` and ``stage.json``.
@@ -139,7 +142,8 @@ def run_finetune(
     with measured(device, held=backbone_bytes(backbone)) as cost:
         fit, val_rows = _parts(catalog, store, config.seed)
         test_rows = load_rows(catalog, store, catalog.rows("test"), 0).rows
-        start = _start(fit, labels[fit.rows], probe.C, device)
+        solver = make_solver("torch", device)
+        start = head_start(fit.X, fit_at(fit.X, labels[fit.rows], probe.C, solver, probe.scale))
         rows = np.concatenate([fit.rows, val_rows, test_rows]).tolist()
         pixels = PixelSource(
             catalog,
@@ -256,12 +260,20 @@ def _parts(catalog: Catalog, store: FeatureStore, seed: int) -> tuple[Features, 
     return Features(train.rows[part == 0], train.X[part == 0]), train.rows[part == 1]
 
 
-def _start(
-    fit: Features, labels: NDArray[np.int8], C: NDArray[np.float64], device: str
-) -> HeadInit:
-    scaler = Standardiser.fit(fit.X)
-    weight, bias = fit_standardised(scaler.transform(fit.X), labels, C, "torch", device)
-    return HeadInit(scaler.mean, scaler.scale, weight, bias)
+def head_start(X: NDArray[np.float32], fitted: FittedHead) -> HeadInit:
+    """Express a fitted head as one on standardised embeddings, as a fine-tune trains it.
+
+    Exact but for the kinds of scaling that divide every row by its norm, which no linear head
+    does: there the rows of X (n_images, dim) are taken to have their mean norm.
+    """
+    if fitted.scaler.kind == "standardise":
+        affine = fitted.scaler.affine
+        return HeadInit(affine.mean, affine.scale, fitted.weight, fitted.bias)
+    weight, bias = fitted.raw()
+    if is_unit(fitted.scaler.kind):
+        weight = weight / np.float32(mean_norm(X))
+    affine = Standardiser.fit(X)
+    return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))
 
 
 def _macro_ap(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> float:

@@ -24,7 +24,8 @@ from retailtag.pipeline.pairs import (
 from retailtag.pipeline.probe import probe_inputs
 from retailtag.pipeline.stage import read_record, why_stale
 from retailtag.probes.artefact import Probe
-from retailtag.probes.sweep import parse_grid
+from retailtag.probes.grid import parse_grid
+from retailtag.probes.scaling import parse_scales
 from retailtag.store import EmbeddingSource, FeatureStore, join, list_stores
 
 NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reaches
@@ -231,7 +232,9 @@ class _Planner:
 
     def _probe_seconds(self, cost: Cost) -> float:
         n, n_tags = len(self.catalog.rows("train")), len(self.catalog.table.tags)
-        fits = n_tags * len(parse_grid(self.settings.probe.grid)) * self.settings.probe.folds
+        probe = self.settings.probe
+        settings = len(parse_grid(probe.grid)) * len(parse_scales(probe.scale)) * probe.folds
+        fits = n_tags * settings
         return fits * ITERATIONS * n * (CELL_SECONDS + 4 * cost.dim / self.rate)
 
     def _probe(self, name: str, cost: Cost, why: str | None) -> PlannedStage:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.split import k_folds
 from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
 from retailtag.files import write_whole
 from retailtag.pipeline.checks import none_readable
@@ -18,23 +17,26 @@ from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.stage import StageRecord, write_record
+from retailtag.pipeline.sweep import (
+    Chosen,
+    blocks_key,
+    blocks_of_run,
+    fit_at,
+    parse_heads,
+    sweep_and_choose,
+)
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
+from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.choice import CHOICES
+from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
 from retailtag.probes.fit import SOLVERS, make_solver
-from retailtag.probes.scaling import Standardiser
-from retailtag.probes.sweep import (
-    CHOICES,
-    DEFAULT_GRID,
-    OutOfFold,
-    choose_C,
-    parse_grid,
-    sweep_findings,
-    sweep_out_of_fold,
-    sweep_rows,
-)
+from retailtag.probes.grid import DEFAULT_GRID, parse_grid
+from retailtag.probes.ridge import RidgeHead
+from retailtag.probes.scaling import parse_scales
 from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
-from retailtag.scoring.metrics import average_precision_per_tag, macro
+from retailtag.scoring.metrics import macro
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 
 FILES = ("probe.safetensors", "probe.json", "sweep.parquet", "predictions.npz")
@@ -47,11 +49,11 @@ class ProbeSettings:
     Parameters
     ----------
     grid : str
-        ``START:STOP:N`` or a list; see `retailtag.probes.sweep.parse_grid`.
+        ``START:STOP:N`` or a list; see `retailtag.probes.grid.parse_grid`.
     folds : int
         Folds of the out-of-fold scores, at least 2.
     choose : str
-        How C is chosen: ``per-group`` or ``global``.
+        How C is chosen: ``per-group``, ``per-tag`` or ``global``.
     thresholds : str
         Threshold rule, or ``auto``; see `retailtag.probes.thresholds.Tuning`.
     solver : str
@@ -60,6 +62,11 @@ class ProbeSettings:
         Of the folds and of bagged thresholds.
     objective : str
         What thresholds are tuned for: ``f1``, ``fbeta:B`` or ``precision:P``.
+    scale : str
+        Kind of scaling, or a comma-separated list of which the sweep chooses one; see
+        `retailtag.probes.scaling.Scaler`.
+    heads : str
+        ``logistic``, or ``logistic,ridge``: the better out of fold is taken.
     """
 
     grid: str = DEFAULT_GRID
@@ -69,11 +76,15 @@ class ProbeSettings:
     solver: str = "torch"
     seed: int = 0
     objective: str = "f1"
+    scale: str = "standardise"
+    heads: str = "logistic,ridge"
 
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
         parse_grid(self.grid)
+        parse_scales(self.scale)
+        parse_heads(self.heads)
         for option, value, known in (
             ("--choose-C", self.choose, CHOICES),
             ("--solver", self.solver, SOLVERS),
@@ -136,6 +147,9 @@ def run_probe(
 ) -> ProbeRun:
     """Sweep C out of fold, choose C and thresholds, refit on all training images, predict.
 
+    Finished (fold, C) blocks are kept in the folder ``sweep`` of `out` until the stage is sealed:
+    the same call after a kill fits only what is missing.
+
     Parameters
     ----------
     catalog : Catalog
@@ -167,39 +181,60 @@ def run_probe(
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
-        sweep, choice = _sweep(catalog, train, settings, device, progress)
+        blocks = _blocks(inputs, train, settings, device, out)
+        chosen = _sweep(catalog, train, settings, blocks, device, progress)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
-        scores = sweep.logits(choice)
-        tuned = settings.tuning.tune(scores, labels, group, sweep.fold)
-        weight, bias = fit_at(train.X, labels, sweep.C[choice], settings.solver, device)
+        scores, fold = chosen.head.logits(), chosen.sweep.fold
+        tuned = settings.tuning.tune(scores, labels, group, fold)
+        weight, bias, status = _final_head(chosen, train.X, labels, settings.solver, device)
+    troubled = troubled_tags(chosen.sweep, chosen.index, status, catalog.table.tags)
     facts = {
         **_provenance(catalog, store, settings, provenance),
-        "out_of_fold": _out_of_fold_summary(sweep, choice, group),
+        **_choices(chosen, group, troubled),
         "copies": copies_of_fitted(
             store, catalog.image_ids[rest.rows], catalog.image_ids[train.rows]
         ),
         "thresholds": tuned.facts,
         "threshold_f1": threshold_f1(
-            catalog, train.rows, scores, tuned.thresholds, settings.tuning, sweep.fold
+            catalog, train.rows, scores, tuned.thresholds, settings.tuning, fold
         ),
     }
-    probe = Probe(catalog.table.tags, weight, bias, tuned.thresholds, sweep.C[choice], facts)
-    predictions = Predictions(
+    made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name)
+    probe = Probe(catalog.table.tags, weight, bias, tuned.thresholds, *made)
+    predictions = _predict(catalog, probe, train, rest)
+    probe.save(out)
+    predictions.save(out / "predictions.npz")
+    _write_table(out / "sweep.parquet", chosen.table)
+    findings = grid_findings(chosen.sweep, group, settings.choose)
+    findings += status_findings(chosen.sweep, troubled)
+    found = {"findings": findings, "n_fits": chosen.n_fits}
+    cost.seconds += chosen.resumed_seconds
+    record = write_record(out, FILES, inputs, cost, facts=found, machine=describe_machine(device))
+    blocks.clear()
+    n_absent = len(catalog) - len(train.rows) - len(rest.rows)
+    return ProbeRun(probe, predictions, findings, n_absent, record)
+
+
+def _final_head(
+    chosen: Chosen, X: NDArray[np.float32], labels: NDArray[np.int8], solver: str, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]]:
+    """Weight and bias of the chosen head, and the status of logistic regression, on all images."""
+    fitted = fit_at(X, labels, chosen.C, make_solver(solver, device), chosen.sweep.scale)
+    weight, bias = fitted.raw()
+    if chosen.head.name == "ridge":
+        weight, bias = RidgeHead().fit(X, labels).linear(chosen.head.index)
+    return weight, bias, fitted.status
+
+
+def _predict(catalog: Catalog, probe: Probe, train: Features, rest: Features) -> Predictions:
+    return Predictions(
         image_ids=catalog.image_ids[rest.rows],
         tags=probe.tags,
         logits=probe.logits(rest.X),
-        thresholds=tuned.thresholds,
+        thresholds=probe.thresholds,
         fitted_ids=catalog.image_ids[train.rows],
-        provenance=facts,
+        provenance=probe.facts,
     )
-    probe.save(out)
-    predictions.save(out / "predictions.npz")
-    _write_table(out / "sweep.parquet", sweep_rows(sweep, catalog.table.tags, group))
-    findings = sweep_findings(sweep, choice, group)
-    found = {"findings": findings, "n_fits": int(sweep.ap.size * len(sweep.fits))}
-    record = write_record(out, FILES, inputs, cost, facts=found, machine=describe_machine(device))
-    n_absent = len(catalog) - len(train.rows) - len(rest.rows)
-    return ProbeRun(probe, predictions, findings, n_absent, record)
 
 
 def _provenance(
@@ -257,59 +292,74 @@ def load_rows(
     return Features(rows[view.found], view.X)
 
 
-def fit_at(
-    X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64], solver: str, device: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Head on raw embeddings with strength C (n_tags,) of each tag: weight, bias."""
-    scaler = Standardiser.fit(X)
-    weight, bias = fit_standardised(scaler.transform(X), Y, C, solver, device)
-    return scaler.unscale(weight, bias)
-
-
-def fit_standardised(
-    Z: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64], solver: str, device: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Head on standardised embeddings with strength C (n_tags,) of each tag: weight, bias."""
-    grid, index = np.unique(C, return_inverse=True)
-    fits = make_solver(solver, device)(Z, Y, grid)
-    tag = np.arange(Y.shape[1])
-    return fits.weight[index, tag], fits.bias[index, tag]
+def _blocks(
+    inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
+) -> SweepFolder:
+    """Where the sweep keeps its blocks; the same folder serves no other inputs."""
+    data = {name: value for name, value in inputs.items() if name not in ("cutoffs", "settings")}
+    key = blocks_key(
+        data,
+        settings.grid,
+        folds=settings.folds,
+        seed=settings.seed,
+        solver=settings.solver,
+        device=device,
+        rows=train.rows.tolist(),
+    )
+    return blocks_of_run(out, key)
 
 
 def _sweep(
-    catalog: Catalog, train: Features, settings: ProbeSettings, device: str, progress: Progress
-) -> tuple[OutOfFold, NDArray[np.intp]]:
-    labels = catalog.table.labels[train.rows]
-    fold = k_folds(
-        labels,
-        catalog.group[train.rows],
-        catalog.image_ids[train.rows],
-        settings.folds,
-        settings.seed,
-    )
-    sweep = sweep_out_of_fold(
+    catalog: Catalog,
+    train: Features,
+    settings: ProbeSettings,
+    blocks: SweepFolder,
+    device: str,
+    progress: Progress,
+) -> Chosen:
+    return sweep_and_choose(
+        catalog,
+        train.rows,
         train.X,
-        labels,
-        fold,
-        parse_grid(settings.grid),
-        make_solver(settings.solver, device),
-        average_precision_per_tag,
-        progress,
+        blocks,
+        grid=settings.grid,
+        scales=parse_scales(settings.scale),
+        choose=settings.choose,
+        folds=settings.folds,
+        seed=settings.seed,
+        solver=make_solver(settings.solver, device),
+        heads=parse_heads(settings.heads),
+        progress=progress,
     )
-    return sweep, choose_C(sweep.ap, catalog.table.group, settings.choose)
 
 
-def _out_of_fold_summary(
-    sweep: OutOfFold, choice: NDArray[np.intp], group: NDArray[np.str_]
+def _choices(
+    chosen: Chosen, group: NDArray[np.str_], troubled: dict[str, list[str]]
 ) -> dict[str, Any]:
+    """What the sweep chose, what it earns out of fold, and which of its fits went wrong."""
+    return {
+        "out_of_fold": _out_of_fold_summary(chosen, group),
+        "scale": chosen.sweep.scale,
+        "scales": chosen.macro_ap,
+        "head": chosen.head.name,
+        "heads": {head.name: head.macro_ap for head in chosen.heads},
+        "unconverged": troubled,
+    }
+
+
+def _out_of_fold_summary(chosen: Chosen, group: NDArray[np.str_]) -> dict[str, Any]:
     """Macro-AP and chosen C, over all tags and per group; None for a group without a score."""
-    ap = sweep.ap[choice, np.arange(len(choice))]
+    C, ap, setting = chosen.C, chosen.head.ap, chosen.head.setting
     summary: dict[str, Any] = {}
     for name in ("all", *np.unique(group).tolist()):
         inside = np.isfinite(ap) & ((group == name) | (name == "all"))
         value = macro(ap, inside) if inside.any() else None
-        members = choice if name == "all" else choice[group == name]
-        summary[name] = {"macro_ap": value, "C": np.unique(sweep.C[members]).tolist()}
+        members = (group == name) | (name == "all")
+        summary[name] = {
+            "macro_ap": value,
+            "C": np.unique(C[members]).tolist(),
+            "setting": np.unique(setting[members]).tolist(),
+        }
     return summary
 
 

@@ -10,19 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.files import read_artefact, write_json, write_whole
+from retailtag.probes.scaling import is_unit, unit_rows
 
-FORMAT = 1
+FORMAT = 2  # 1 knew one head and one scaling: logistic regression on standardised features
+READABLE = (1, FORMAT)
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear head on raw embeddings, with its thresholds.
+    """A linear head on raw embeddings (or on unit rows of them), with its thresholds.
 
     Parameters
     ----------
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        For raw embeddings: the standardisation is folded in.
+        The standardisation is folded in.
     bias : ndarray of float32, shape (n_tags,)
     thresholds : ndarray of float32, shape (n_tags,)
         On logits.
@@ -30,6 +32,11 @@ class Probe:
         Strength chosen for each tag.
     facts : dict
         JSON-able: identity of the embeddings, catalogue digest, rules, seed.
+    scale : str
+        Kind of scaling that C was chosen under; see `retailtag.probes.scaling.Scaler`.
+    head : {"logistic", "ridge"}
+        What the weights are of. Those of logistic regression under a kind of scaling that begins
+        with ``l2`` want every embedding divided by its norm first.
     """
 
     tags: tuple[str, ...]
@@ -38,10 +45,21 @@ class Probe:
     thresholds: NDArray[np.float32]
     C: NDArray[np.float64]
     facts: dict[str, Any] = field(default_factory=dict)
+    scale: str = "standardise"
+    head: str = "logistic"
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
-        return X @ self.weight.T + self.bias
+        return self.inputs(X) @ self.weight.T + self.bias
+
+    def inputs(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the weights are multiplied with: X (n_images, dim), or its unit rows."""
+        return unit_rows(X) if self.unit else X
+
+    @property
+    def unit(self) -> bool:
+        """Whether the weights want unit rows."""
+        return self.head == "logistic" and is_unit(self.scale)
 
     def save(self, folder: Path) -> None:
         """Write ``probe.safetensors``, then ``probe.json``, each whole or not at all."""
@@ -55,9 +73,9 @@ class Probe:
         }
         with write_whole(folder / "probe.safetensors") as handle:
             handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        write_json(
-            folder / "probe.json", {"format": FORMAT, "tags": list(self.tags), "facts": self.facts}
-        )
+        header: dict[str, Any] = {"format": FORMAT, "tags": list(self.tags), "scale": self.scale}
+        header |= {"head": self.head, "facts": self.facts}
+        write_json(folder / "probe.json", header)
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
@@ -72,8 +90,14 @@ class Probe:
         """
         from safetensors.numpy import load
 
-        header, arrays = read_artefact(folder, "probe", FORMAT, "retailtag probe", load)
+        header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)
+        if header["format"] == 1:
+            header |= {"scale": "standardise", "head": "logistic"}
         names = ("weight", "bias", "thresholds", "C")
         return cls(
-            tags=tuple(header["tags"]), facts=header["facts"], **{n: arrays[n] for n in names}
+            tags=tuple(header["tags"]),
+            facts=header["facts"],
+            scale=header["scale"],
+            head=header["head"],
+            **{n: arrays[n] for n in names},
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.fits import has_both_classes, prior_logit
+from retailtag.probes.fits import fittable, prior_logit
 from retailtag.probes.heads import LinearFits
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.sigmoid import fit_sigmoid
@@ -84,7 +84,7 @@ class RidgeHead:
                 weight[k, tags], bias[k, tags] = system.solve(g)
             loo[:, :, tags] = system.leave_one_out(sample, Y[rows][:, tags], self.strengths)
             advance(len(self.strengths) * len(tags))
-        fitted = has_both_classes(Y)
+        fitted = fittable(Y)
         for k in range(len(self.strengths)):
             slope, offset = _rising_sigmoid(loo[k][:, fitted], Y[rows][:, fitted])
             weight[k] *= slope

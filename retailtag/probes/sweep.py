@@ -1,186 +1,243 @@
-"""The sweep: out-of-fold scores of every C, and the choice of C that they support."""
+"""The sweep: every candidate of a head scored on images that it was not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import UsageError
-from retailtag.probes.fits import STATUS_REMEDY, ProbeFits, Solver
-from retailtag.probes.scaling import Standardiser
+from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.choice import SharedChoice, shared_choices
+from retailtag.probes.fits import Solver
+from retailtag.probes.grid import beyond
+from retailtag.probes.heads import Head, HeadFits
+from retailtag.probes.logistic import LogisticFits, LogisticHead
+from retailtag.probes.rows import FeatureRows
+from retailtag.probes.scaling import Scaled, blocks_of
 from retailtag.progress import SILENT, Progress
 
-DEFAULT_GRID = "1e-5:10:13"
-CHOICES = ("per-group", "global")
+WIDENINGS = 3  # of a grid whose end was chosen
 
 AveragePrecision = Callable[[NDArray[np.float32], NDArray[np.int8]], NDArray[np.float64]]
-
-
-def parse_grid(text: str) -> NDArray[np.float64]:
-    """Strengths from ``START:STOP:N`` (logarithmically spaced) or a comma-separated list.
-
-    Raises
-    ------
-    UsageError
-        If the text is neither, or a value is not positive.
-
-    Examples
-    --------
-    >>> parse_grid("0.01:100:3").tolist()
-    [0.01, 1.0, 100.0]
-    >>> parse_grid("1,0.1").tolist()
-    [0.1, 1.0]
-    """
-    remedy = f"--sweep-C {text} is no grid; write START:STOP:N such as {DEFAULT_GRID}, or a list."
-    try:
-        if ":" in text:
-            start, stop, n = text.split(":")
-            grid = np.geomspace(float(start), float(stop), int(n))
-        else:
-            grid = np.unique([float(part) for part in text.split(",")])
-    except ValueError:
-        raise UsageError(remedy) from None
-    if not (len(grid) and np.isfinite(grid).all() and (grid > 0).all()):
-        raise UsageError(remedy)
-    return np.sort(grid)
+Fold = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
-    """Fits of every fold, and the score that each C earns on images it was not fitted on.
+class Pooled:
+    """Fits of every fold, and the scores they give to the images they did not see.
 
     Parameters
     ----------
-    X : ndarray of float32, shape (n_images, dim)
+    X : array of shape (n_images, dim)
         Raw features of the training images.
     fold : ndarray of int, shape (n_images,)
-    scalers : tuple of Standardiser, length n_folds
-        Learned on the images outside each fold.
-    fits : tuple of ProbeFits, length n_folds
-        Fitted on the images outside each fold, standardised.
-    ap : ndarray of float64, shape (n_C, n_tags)
-        Average precision of the pooled out-of-fold logits; NaN for a tag without positives.
+    fits : sequence of HeadFits, length n_folds
+        Fitted on the images outside each fold.
     """
 
-    X: NDArray[np.float32]
-    fold: NDArray[np.intp]
-    scalers: tuple[Standardiser, ...]
-    fits: tuple[ProbeFits, ...]
-    ap: NDArray[np.float64]
-
-    @property
-    def C(self) -> NDArray[np.float64]:
-        """The grid, ascending, (n_C,)."""
-        return self.fits[0].C
+    X: FeatureRows
+    fold: Fold
+    fits: Sequence[HeadFits]
 
     def logits(self, choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Pooled out-of-fold logits (n_images, n_tags) at grid index `choice`, one or per tag."""
-        return _pooled_logits(self.X, self.fold, self.scalers, self.fits, choice)
+        """Out-of-fold logits (n_images, n_tags) at candidate `choice`, one or per tag."""
+        pooled: NDArray[np.float32] | None = None
+        for k, fits in enumerate(self.fits):
+            rows = np.flatnonzero(self.fold == k)
+            inside = Scaled(self.X, rows)
+            for part in blocks_of(len(rows)):
+                scores = fits.scores(inside[part], choice)
+                if pooled is None:
+                    pooled = np.empty((len(self.fold), scores.shape[1]), np.float32)
+                pooled[rows[part]] = scores
+        assert pooled is not None  # there are folds, and no fold is empty
+        return pooled
+
+    def average_precision(
+        self, Y: NDArray[np.int8], candidates: Sequence[int], score: AveragePrecision
+    ) -> NDArray[np.float64]:
+        """AP (len(candidates), n_tags), with the logits of one candidate at a time in memory."""
+        return np.array([score(self.logits(c), Y) for c in candidates]).reshape(-1, Y.shape[1])
 
 
-def sweep_out_of_fold(
-    X: NDArray[np.float32],
+def out_of_fold(
+    head: Head,
+    X: FeatureRows,
     Y: NDArray[np.int8],
-    fold: NDArray[np.intp],
-    C: NDArray[np.float64],
-    solver: Solver,
+    fold: Fold,
     average_precision: AveragePrecision,
     progress: Progress = SILENT,
-) -> OutOfFold:
-    """Fit every (tag, C) on each fold's complement and score it on the fold.
+) -> tuple[Pooled, NDArray[np.float64]]:
+    """Fit a head on every fold's complement, and score all its candidates out of fold.
 
-    Parameters
-    ----------
-    X : ndarray of float32, shape (n_images, dim)
-    Y : ndarray of int8, shape (n_images, n_tags)
-    fold : ndarray of int, shape (n_images,)
-        0 .. n_folds - 1; products must not be divided.
-    C : ndarray of float64, shape (n_C,)
-        Ascending.
-    solver : Solver
-    average_precision : callable
-        ``(logits, labels) -> (n_tags,)``, NaN where undefined.
-    progress : Progress
+    Parameters are those of `Sweeper`.
 
     Returns
     -------
-    OutOfFold
+    pooled : Pooled
+    ap : ndarray of float64, shape (n_candidates, n_tags)
+    """
+    n_folds, n = int(fold.max()) + 1, len(head.candidates)
+    fits = []
+    with progress.task(f"sweep {head.name}", n_folds * n * Y.shape[1], "fits") as advance:
+        for k in range(n_folds):
+            outside = np.flatnonzero(fold != k)
+            fits.append(head.fit(Scaled(X, outside)[:], Y[outside], advance))
+    pooled = Pooled(X, fold, fits)
+    return pooled, pooled.average_precision(Y, range(n), average_precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Logistic fits of every fold and C under one scaling, and the AP that each C earns.
+
+    Parameters
+    ----------
+    scale : str
+        Kind of scaling.
+    X : array of shape (n_images, dim)
+        Raw features of the training images.
+    fold : ndarray of int, shape (n_images,)
+    fits : tuple of LogisticFits, length n_folds
+        Fitted on the images outside each fold.
+    ap : ndarray of float64, shape (n_C, n_tags)
+        Average precision of the pooled out-of-fold logits; NaN for a tag without positives.
+    asked : ndarray of float64
+        The grid before it was widened.
+    """
+
+    scale: str
+    X: FeatureRows
+    fold: Fold
+    fits: tuple[LogisticFits, ...]
+    ap: NDArray[np.float64]
+    asked: NDArray[np.float64]
+
+    @property
+    def C(self) -> NDArray[np.float64]:
+        """The grid that was fitted, ascending, (n_C,)."""
+        return self.fits[0].fits.C
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """How each fit went, (n_folds, n_C, n_tags)."""
+        return np.stack([fold.fits.status for fold in self.fits])
+
+    def logits(self, choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Pooled out-of-fold logits (n_images, n_tags) at grid index `choice`, one or per tag."""
+        return Pooled(self.X, self.fold, self.fits).logits(choice)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweeper:
+    """Fits and scores grids of C on the folds of one training set.
+
+    Parameters
+    ----------
+    X : array of shape (n_images, dim)
+        Raw features; of any float type, a memory map too.
+    Y : ndarray of int8, shape (n_images, n_tags)
+    fold : ndarray of int, shape (n_images,)
+        0 .. n_folds - 1, none empty; products must not be divided.
+    solver : Solver
+    average_precision : callable
+        ``(logits, labels) -> (n_tags,)``, NaN where undefined.
+    blocks : SweepFolder, optional
+        Where finished blocks are kept, and taken from.
+    progress : Progress
 
     Notes
     -----
     No fold starts from a solution that has seen its images: a fit that stops at a tolerance would
     remember them, and rare tags would look better than they are.
     """
-    scalers, fits = [], []
-    n_folds = int(fold.max()) + 1
-    with progress.task("sweep", n_folds * len(C) * Y.shape[1], "fits") as advance:
-        for k in range(n_folds):
-            outside = fold != k
-            scalers.append(Standardiser.fit(X[outside]))
-            fits.append(solver(scalers[-1].transform(X[outside]), Y[outside], C, advance))
-    ap = np.stack(
-        [average_precision(_pooled_logits(X, fold, scalers, fits, c), Y) for c in range(len(C))]
-    )
-    return OutOfFold(X, fold, tuple(scalers), tuple(fits), ap)
+
+    X: FeatureRows
+    Y: NDArray[np.int8]
+    fold: Fold
+    solver: Solver
+    average_precision: AveragePrecision
+    blocks: SweepFolder | None = None
+    progress: Progress = SILENT
+
+    def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:
+        """Fit every (tag, C) on each fold's complement and score it on the fold.
+
+        `C` is ascending, (n_C,).
+        """
+        n_folds = int(self.fold.max()) + 1
+        ap = np.empty((0, self.Y.shape[1]))
+        nothing = Sweep(scale, self.X, self.fold, (), ap, C)
+        return self._extended(nothing, C, (None,) * n_folds)
+
+    def widened(self, sweep: Sweep, group: NDArray[np.str_], rule: str) -> Sweep:
+        """Extend a grid while a group of tags chooses its end, at most `WIDENINGS` times.
+
+        Parameters
+        ----------
+        sweep : Sweep
+        group : ndarray of str, shape (n_tags,)
+        rule : str
+            How C will be chosen; see `retailtag.probes.choice.choose_candidate`.
+
+        Notes
+        -----
+        The lower end counts only where it has the best AP: where it is merely within one standard
+        error of the best, still smaller values would be so too, for the order of the scores hardly
+        changes as C goes to 0, and nothing is to be found there.
+        """
+        for _ in range(WIDENINGS):
+            shared, C = shared_choices(sweep.ap, group, rule), sweep.C
+            new = [
+                beyond(C, above=False) if any(at_lower_end(s) for s in shared) else C[:0],
+                beyond(C, above=True) if any(at_upper_end(s) for s in shared) else C[:0],
+            ]
+            wider = np.concatenate([new[0], C, new[1]])
+            if len(wider) == len(C):
+                break
+            sweep = self._extended(sweep, wider, sweep.fits)
+        return sweep
+
+    def _extended(
+        self, sweep: Sweep, C: NDArray[np.float64], before: tuple[LogisticFits | None, ...]
+    ) -> Sweep:
+        """Fit and score the strengths of C that `sweep` lacks."""
+        n_tags = self.Y.shape[1]
+        fits = []
+        name = f"sweep {sweep.scale}"
+        with self.progress.task(name, len(before) * len(C) * n_tags, "fits") as advance:
+            for k, known in enumerate(before):
+                outside = np.flatnonzero(self.fold != k)
+                kept = self.blocks.of(sweep.scale, k) if self.blocks else None
+                head = LogisticHead(C, self.solver, sweep.scale, kept)
+                view = Scaled(self.X, outside)
+                fits.append(head.fit(view, self.Y[outside], advance, known))
+        pooled = Pooled(self.X, self.fold, fits)
+        ap = np.empty((len(C), n_tags))
+        old = np.isin(C, sweep.C) if sweep.fits else np.zeros(len(C), bool)
+        ap[old] = sweep.ap
+        new = np.flatnonzero(~old)
+        ap[new] = pooled.average_precision(self.Y, new.tolist(), self.average_precision)
+        return replace(sweep, fits=tuple(fits), ap=ap)
 
 
-def _pooled_logits(
-    X: NDArray[np.float32],
-    fold: NDArray[np.intp],
-    scalers: Any,
-    fits: Any,
-    choice: int | NDArray[np.intp],
-) -> NDArray[np.float32]:
-    pooled = np.empty((len(X), fits[0].bias.shape[1]), np.float32)
-    for k, (scaler, fit) in enumerate(zip(scalers, fits, strict=True)):
-        inside = fold == k
-        pooled[inside] = fit.logits(scaler.transform(X[inside]), choice)
-    return pooled
+def at_upper_end(shared: SharedChoice) -> bool:
+    """Whether the choice is the largest C."""
+    return shared.chosen == len(shared.mean) - 1
 
 
-def choose_C(
-    ap: NDArray[np.float64], group: NDArray[np.str_], rule: str = "per-group"
-) -> NDArray[np.intp]:
-    """Grid index of each tag, by the mean out-of-fold AP of its frequency group or of all tags.
-
-    Parameters
-    ----------
-    ap : ndarray of float64, shape (n_C, n_tags)
-        NaN for tags that have no score.
-    group : ndarray of str, shape (n_tags,)
-    rule : {"per-group", "global"}
-
-    Returns
-    -------
-    ndarray of int, shape (n_tags,)
-        Of equal means the smaller C; a group without any score takes the choice of all tags.
-
-    Raises
-    ------
-    UsageError
-        If the rule is unknown.
-    """
-    if rule not in CHOICES:
-        raise UsageError(f"--choose-C {rule} is unknown; use one of {', '.join(CHOICES)}.")
-    scored = np.isfinite(ap).all(axis=0)
-    choice = np.zeros(ap.shape[1], np.intp)
-    if scored.any():
-        choice[:] = int(np.argmax(ap[:, scored].mean(axis=1)))
-    for name in np.unique(group) if rule == "per-group" else ():
-        members = (group == name) & scored
-        if members.any():
-            choice[group == name] = int(np.argmax(ap[:, members].mean(axis=1)))
-    return choice
+def at_lower_end(shared: SharedChoice) -> bool:
+    """Whether the smallest C has the best AP."""
+    return shared.best == 0
 
 
 def sweep_rows(
-    sweep: OutOfFold, tags: tuple[str, ...], group: NDArray[np.str_]
+    sweep: Sweep, tags: tuple[str, ...], group: NDArray[np.str_]
 ) -> dict[str, NDArray[Any]]:
-    """Columns of the sweep table, one row a (fold, C, tag); arrays of n_folds·n_C·n_tags."""
+    """Columns of the sweep table, one row a fitted (fold, C, tag); arrays of n_folds·n_C·n_tags."""
     n_folds, (n_C, n_tags) = len(sweep.fits), sweep.ap.shape
     shape = (n_folds, n_C, n_tags)
 
@@ -190,11 +247,12 @@ def sweep_rows(
         return np.broadcast_to(values.reshape(view), shape).ravel()
 
     def stacked(name: str) -> NDArray[Any]:
-        return np.stack([getattr(fit, name) for fit in sweep.fits]).ravel()
+        return np.stack([getattr(fold.fits, name) for fold in sweep.fits]).ravel()
 
     return {
         "tag": spread(np.array(tags), 2),
         "group": spread(group, 2),
+        "scale": spread(np.array([sweep.scale]), 0),
         "C": spread(sweep.C, 1),
         "fold": spread(np.arange(n_folds), 0),
         "objective": stacked("objective"),
@@ -203,28 +261,3 @@ def sweep_rows(
         "status": stacked("status"),
         "out_of_fold_ap": np.broadcast_to(sweep.ap, shape).ravel(),
     }
-
-
-def sweep_findings(
-    sweep: OutOfFold, choice: NDArray[np.intp], group: NDArray[np.str_]
-) -> list[tuple[str, str, str]]:
-    """Findings about a choice at the grid's edge and about fits that did not converge.
-
-    Returns
-    -------
-    list of (code, sentence, remedy)
-    """
-    found = []
-    edge = {0: "smallest", len(sweep.C) - 1: "largest"}
-    for name in np.unique(group):
-        k = int(choice[group == name][0])
-        if k in edge and len(sweep.C) > 1:
-            sentence = f"The best C of {name} tags is the {edge[k]} of the grid ({sweep.C[k]:g})."
-            found.append(("grid-edge", sentence, "Widen the grid with --sweep-C."))
-    status = np.stack([fit.status for fit in sweep.fits])
-    for name, remedy in STATUS_REMEDY.items():
-        n = int((status == name).sum())
-        if n:
-            sentence = f"{n:,} of {status.size:,} fits ended with status '{name}'."
-            found.append((name.replace(" ", "-"), sentence, remedy))
-    return found

@@ -18,6 +18,7 @@ from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
+from retailtag.probes.scaling import unit_rows
 from retailtag.store import JointSpec
 
 Weights = Path | Mapping[str, Path] | None
@@ -34,12 +35,14 @@ class Tagger:
         embeddings joined end to end.
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        On raw embeddings.
+        On raw embeddings, or on unit rows of them.
     bias, thresholds : ndarray of float32, shape (n_tags,)
     max_pixels : int
         Larger images are refused.
     allow_truncated : bool
         Accept files that end early.
+    unit : bool
+        Divide every embedding by its norm first.
     """
 
     backbones: tuple[Backbone, ...]
@@ -49,6 +52,7 @@ class Tagger:
     thresholds: NDArray[np.float32]
     max_pixels: int = MAX_PIXELS
     allow_truncated: bool = False
+    unit: bool = False
 
     @classmethod
     def load(
@@ -125,7 +129,8 @@ class Tagger:
                 f"{folder} was fitted on embeddings of other weights or preprocessing than "
                 f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
             )
-        return cls(backbones, probe.tags, probe.weight, probe.bias, probe.thresholds)
+        head = (probe.weight, probe.bias, probe.thresholds)
+        return cls(backbones, probe.tags, *head, unit=probe.unit)
 
     def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
@@ -145,7 +150,8 @@ class Tagger:
             for backbone, rows in zip(self.backbones, pixels, strict=True)
         ]
         embeddings = np.concatenate(parts, axis=1)
-        return embeddings @ self.weight.T + self.bias
+        inputs = unit_rows(embeddings) if self.unit else embeddings
+        return inputs @ self.weight.T + self.bias
 
     def _decode(self, data: bytes) -> Image:
         return decode_image(data, max_pixels=self.max_pixels, allow_truncated=self.allow_truncated)

@@ -21,7 +21,7 @@ from retailtag.probes.artefact import Probe
 from retailtag.store import FeatureStore
 from retailtag.tagger.tagger import Tagger
 
-QUICK = ProbeSettings(grid="0.01,1", folds=3)
+QUICK = ProbeSettings(grid="1e-5,1e-4,1e-2", folds=3)
 PAIRS = ("demo:cnn", "demo:clip")
 
 

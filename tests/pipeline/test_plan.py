@@ -14,7 +14,7 @@ from retailtag.pipeline.plan import plan_bakeoff
 from retailtag.pipeline.probe import ProbeSettings
 from retailtag.report.write import PICTURES
 
-PROBE = ProbeSettings(grid="0.01,1", folds=2)
+PROBE = ProbeSettings(grid="0.01", folds=2)
 MAY = ("probe will change: C may", "model may change")
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -17,6 +19,7 @@ def probe():
         thresholds=np.array([0.5, np.inf], np.float32),
         C=np.array([0.1, 1.0]),
         facts={"backbone": "demo:cnn"},
+        scale="l2",
     )
 
 
@@ -25,8 +28,16 @@ def test_round_trip(probe, tmp_path):
     back = Probe.load(tmp_path)
     assert back.tags == probe.tags
     assert back.facts == probe.facts
+    assert back.scale == "l2"
     for name in ("weight", "bias", "thresholds", "C"):
         np.testing.assert_array_equal(getattr(back, name), getattr(probe, name))
+
+
+def test_a_probe_of_unit_rows_does_not_see_the_norm(probe):
+    X = np.array([[1.0, -2.0, 0.5]], np.float32)
+    np.testing.assert_allclose(probe.logits(7 * X), probe.logits(X), rtol=1e-6)
+    raw = replace(probe, scale="none")
+    assert not np.allclose(raw.logits(7 * X), raw.logits(X))
 
 
 def test_damage_and_newer_formats_are_named(probe, tmp_path):

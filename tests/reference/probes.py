@@ -108,3 +108,17 @@ def f1_at(threshold, logits, labels):
     tp = int((predicted & (y == 1)).sum())
     total = int(predicted.sum()) + int((y == 1).sum())
     return 2 * tp / total if total else 0.0
+
+
+def one_standard_error(ap):
+    """First candidate whose mean loss to the best is at most its standard error; lists of lists."""
+    n_tags = len(ap[0])
+    means = [sum(row) / n_tags for row in ap]
+    best = means.index(max(means))
+    for c, row in enumerate(ap):
+        behind = [a - b for a, b in zip(ap[best], row, strict=True)]
+        mean = sum(behind) / n_tags
+        spread = sum((d - mean) ** 2 for d in behind) / max(n_tags - 1, 1)
+        if mean <= (spread / n_tags) ** 0.5 + 1e-12:
+            return c
+    raise AssertionError("the best candidate is within its own standard error")

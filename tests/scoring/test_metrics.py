@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from retailtag.errors import DataError
+from retailtag.scoring import metrics
 from retailtag.scoring.metrics import (
     average_precision,
     average_precision_per_tag,
@@ -159,3 +160,13 @@ def test_nan_scores_and_unlike_shapes_are_refused():
         average_precision_per_tag(np.full((2, 1), np.nan), np.zeros((2, 1), np.int8))
     with pytest.raises(DataError, match="align"):
         average_precision_per_tag(np.zeros((2, 1)), np.zeros((2, 2), np.int8))
+
+
+@QUICK
+@given(scored())
+def test_counting_and_sorting_retrieve_the_same(drawn):
+    logits, labels = drawn
+    counted = average_precision_per_tag(logits, labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "FEW", 0)
+        np.testing.assert_array_equal(average_precision_per_tag(logits, labels), counted)

@@ -1,0 +1,265 @@
+"""The sweep of a probe run: every scaling and C out of fold, and what is chosen of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import retailtag
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import k_folds
+from retailtag.errors import UsageError
+from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.choice import choose_candidate
+from retailtag.probes.fits import Solver
+from retailtag.probes.grid import parse_grid
+from retailtag.probes.ridge import RidgeHead
+from retailtag.probes.scaling import Scaled, Scaler
+from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
+from retailtag.progress import SILENT, Progress
+from retailtag.scoring.metrics import average_precision_per_tag, macro
+
+BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
+
+
+HEADS = ("logistic", "ridge")
+
+
+def parse_heads(text: str) -> tuple[str, ...]:
+    """Names of heads from a comma-separated list.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown or named twice, or logistic regression is not the first: a fine-tune
+        starts from its C whichever head is taken.
+
+    Examples
+    --------
+    >>> parse_heads("logistic,ridge")
+    ('logistic', 'ridge')
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
+        raise UsageError(f"--heads {text} is no list of heads; write logistic or logistic,ridge.")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredHead:
+    """A head with its chosen candidates and what they earn out of fold.
+
+    Parameters
+    ----------
+    name : str
+    setting : ndarray of str, shape (n_tags,)
+        Candidate of each tag, such as ``C=0.1``.
+    ap : ndarray of float64, shape (n_tags,)
+        Out-of-fold AP at it.
+    pooled : Pooled
+    index : ndarray of int, shape (n_tags,)
+        Candidate of each tag by number.
+    """
+
+    name: str
+    setting: NDArray[np.str_]
+    ap: NDArray[np.float64]
+    pooled: Pooled
+    index: NDArray[np.intp]
+
+    @property
+    def macro_ap(self) -> float | None:
+        """Mean of `ap` over the tags that have one; None without any."""
+        value = macro(self.ap)
+        return value if np.isfinite(value) else None
+
+    @property
+    def rank(self) -> float:
+        """Macro-AP as a number that compares, below all others where there is none."""
+        return -1.0 if self.macro_ap is None else self.macro_ap
+
+    def logits(self) -> NDArray[np.float32]:
+        """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
+        return self.pooled.logits(self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The sweep of the chosen scaling, and what every scaling gave.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    index : ndarray of int, shape (n_tags,)
+        Into the grid of `sweep`.
+    macro_ap : dict of str to float or None
+        Out-of-fold macro-AP of each scaling at its chosen C, in the order asked for; None where
+        no tag has a positive.
+    table : dict of str to ndarray
+        Columns of the sweep table, one row a fitted (scaling, fold, C, tag).
+    resumed_seconds : float
+        Time that blocks taken over from an interrupted run had cost.
+    heads : tuple of ScoredHead
+        Logistic regression under the chosen scaling first, then the others asked for.
+    """
+
+    sweep: Sweep
+    index: NDArray[np.intp]
+    macro_ap: dict[str, float | None]
+    table: dict[str, NDArray[Any]]
+    resumed_seconds: float
+    heads: tuple[ScoredHead, ...]
+
+    @property
+    def head(self) -> ScoredHead:
+        """The head with the largest out-of-fold macro-AP, the first of equals."""
+        return max(self.heads, key=lambda head: head.rank)
+
+    @property
+    def C(self) -> NDArray[np.float64]:
+        """Chosen strength of each tag, (n_tags,)."""
+        return self.sweep.C[self.index]
+
+    @property
+    def n_fits(self) -> int:
+        """Fits of the whole sweep."""
+        return len(self.table["C"])
+
+
+def sweep_and_choose(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    X: NDArray[np.float32],
+    blocks: SweepFolder | None,
+    *,
+    grid: str,
+    scales: tuple[str, ...],
+    choose: str,
+    folds: int,
+    seed: int,
+    solver: Solver,
+    heads: tuple[str, ...] = ("logistic",),
+    progress: Progress = SILENT,
+) -> Chosen:
+    """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of int, shape (n,)
+        Training images.
+    X : ndarray of float32, shape (n, dim)
+        Their raw embeddings.
+    blocks : SweepFolder or None
+        Where finished blocks are kept.
+    grid, choose, folds, seed
+        As in `retailtag.pipeline.probe.ProbeSettings`.
+    scales : tuple of str
+        Of equal macro-AP the earlier is taken.
+    solver : Solver
+    heads : tuple of str
+        ``logistic``, then what is to compete with it.
+    progress : Progress
+    """
+    labels, group, tags = catalog.table.labels[rows], catalog.table.group, catalog.table.tags
+    fold = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], folds, seed)
+    sweeper = Sweeper(X, labels, fold, solver, average_precision_per_tag, blocks, progress)
+    positives = (labels == 1).sum(axis=0)
+    found: list[tuple[Sweep, ScoredHead]] = []
+    for scale in scales:
+        sweep = sweeper.widened(sweeper.sweep(parse_grid(grid), scale), group, choose)
+        index = choose_candidate(sweep.ap, group, choose, positives)
+        found.append((sweep, _logistic(sweep, index)))
+    reached = {sweep.scale: head.macro_ap for sweep, head in found}
+    tables = [sweep_rows(sweep, tags, group) for sweep, _ in found]
+    sweep, head = max(found, key=lambda pair: pair[1].rank)
+    others = []
+    for other in (RidgeHead() for name in heads if name == "ridge"):
+        pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
+        index = choose_candidate(ap, group, choose, positives)
+        others.append(_scored(other.name, np.array(other.candidates), pooled, ap, index))
+    return Chosen(
+        sweep=sweep,
+        index=head.index,
+        macro_ap=reached,
+        table={name: np.concatenate([t[name] for t in tables]) for name in tables[0]},
+        resumed_seconds=sum(fold.resumed_seconds for s, _ in found for fold in s.fits),
+        heads=(head, *others),
+    )
+
+
+def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:
+    settings = np.array([f"C={c:.3g}" for c in sweep.C])
+    pooled = Pooled(sweep.X, sweep.fold, sweep.fits)
+    return _scored("logistic", settings, pooled, sweep.ap, index)
+
+
+def _scored(
+    name: str,
+    candidates: NDArray[np.str_],
+    pooled: Pooled,
+    ap: NDArray[np.float64],
+    index: NDArray[np.intp],
+) -> ScoredHead:
+    return ScoredHead(name, candidates[index], ap[index, np.arange(len(index))], pooled, index)
+
+
+def blocks_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:
+    """Digest of everything that the fits of a sweep depend on.
+
+    `inputs` are those of the stage without what is decided after the fits; `more` is the rest.
+    """
+    stated = {**inputs, "grid": parse_grid(grid).tolist(), "version": retailtag.__version__, **more}
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """A logistic head of each tag at its own strength, fitted to all images given.
+
+    Parameters
+    ----------
+    scaler : Scaler
+    weight : ndarray of float32, shape (n_tags, dim)
+        On scaled features.
+    bias : ndarray of float32, shape (n_tags,)
+    status : ndarray of str, shape (n_tags,)
+        How each fit went.
+    """
+
+    scaler: Scaler
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    status: NDArray[np.str_]
+
+    def raw(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight and bias on raw embeddings, or on their unit rows; see `Scaler.unscale`."""
+        return self.scaler.unscale(self.weight, self.bias)
+
+
+def fit_at(
+    X: NDArray[np.float32],
+    Y: NDArray[np.int8],
+    C: NDArray[np.float64],
+    solver: Solver,
+    scale: str = "standardise",
+) -> FittedHead:
+    """Fit tags Y (n_images, n_tags) on raw embeddings X (n_images, dim) at C (n_tags,) of each."""
+    scaler = Scaler.fit(X, scale)
+    grid, index = np.unique(C, return_inverse=True)
+    fits = solver(Scaled(X, scaler=scaler), Y, grid)
+    tag = np.arange(Y.shape[1])
+    return FittedHead(
+        scaler, fits.weight[index, tag], fits.bias[index, tag], fits.status[index, tag]
+    )
+
+
+def blocks_of_run(out: Path, key: str) -> SweepFolder:
+    """Where a run keeps its finished blocks."""
+    return SweepFolder(out / BLOCKS, key)

@@ -1,0 +1,115 @@
+"""What a sweep must not leave unsaid: choices at the end of the grid, fits that went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.probes.choice import EVERY_TAG, SharedChoice, shared_choices
+from retailtag.probes.fits import CONVERGED, STATUS_REMEDY
+from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
+
+NAMED = 3  # tags that a sentence names before it counts the rest
+
+Finding = tuple[str, str, str]  # code, sentence, remedy
+
+
+def grid_findings(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
+    """Findings about choices at the end of the grid: that it was widened, or that it is short."""
+    if len(sweep.C) < 2:
+        return []
+    shared = _choosing(shared_choices(sweep.ap, group, rule), rule)
+    return [*_widened(sweep, group, rule), *(f for s in shared for f in _at_end(sweep, s))]
+
+
+def _choosing(shared: list[SharedChoice], rule: str) -> list[SharedChoice]:
+    """Without what all tags support together, where each group chooses for itself."""
+    return [s for s in shared if rule == "global" or s.name != EVERY_TAG]
+
+
+def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
+    asked = sweep.asked
+    if len(asked) == len(sweep.C):
+        return []
+    first = shared_choices(sweep.ap[np.isin(sweep.C, asked)], group, rule)
+    names = [s.name for s in _choosing(first, rule) if at_lower_end(s) or at_upper_end(s)]
+    sentence = (
+        f"The grid of C, {asked[0]:g} to {asked[-1]:g}, was widened to {sweep.C[0]:.3g} to "
+        f"{sweep.C[-1]:.3g}: {_listed(names)} tags chose its end."
+    )
+    remedy = "Start from a --sweep-C that reaches so far to fit it in one go."
+    return [("grid-widened", sentence, remedy)]
+
+
+def _at_end(sweep: Sweep, shared: SharedChoice) -> list[Finding]:
+    C, remedy = sweep.C, "Widen the grid with --sweep-C."
+    if at_upper_end(shared):
+        end = f"largest of the grid ({C[-1]:.3g})."
+    elif at_lower_end(shared):
+        end = f"smallest of the grid ({C[0]:.3g})."
+    elif shared.chosen == 0:
+        end = (
+            f"smallest of the grid ({C[0]:.3g}), within one standard error of the best "
+            f"({C[shared.best]:.3g})."
+        )
+        remedy = "Smaller values would score alike; raise the lower end of --sweep-C to avoid them."
+    else:
+        return []
+    return [("grid-edge", f"The C of {shared.name} tags is the {end}", remedy)]
+
+
+def troubled_tags(
+    sweep: Sweep, choice: NDArray[np.intp], final: NDArray[np.str_], tags: Sequence[str]
+) -> dict[str, list[str]]:
+    """Tags of each status but `CONVERGED`, by their fits at the chosen C.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    choice : ndarray of int, shape (n_tags,)
+        Grid index of each tag.
+    final : ndarray of str, shape (n_tags,)
+        Status of the fits to all training images.
+    tags : sequence of str, length n_tags
+
+    Returns
+    -------
+    dict of str to list of str
+        A tag stands under every status that its fit to all images or to a fold's complement has.
+    """
+    of_folds = sweep.status[:, choice, np.arange(len(tags))]
+    status = np.concatenate([of_folds, final[None]])
+    return {
+        name: [tags[j] for j in np.flatnonzero((status == name).any(axis=0)).tolist()]
+        for name in np.unique(status).tolist()
+        if name != CONVERGED
+    }
+
+
+def status_findings(sweep: Sweep, troubled: dict[str, list[str]]) -> list[Finding]:
+    """Findings about fits that did not converge, those at the chosen C by the tags' names."""
+    found = []
+    status = sweep.status
+    for name in sorted({*troubled, *np.unique(status).tolist()} - {CONVERGED}):
+        tags = troubled.get(name, [])
+        whom = f"at the chosen C: {_listed(tags)}" if tags else "none at a chosen C"
+        sentence = (
+            f"{int((status == name).sum()):,} of {status.size:,} fits of the sweep ended with "
+            f"status '{name}', {whom}."
+        )
+        found.append((name.replace(" ", "-"), sentence, STATUS_REMEDY.get(name, "")))
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names joined, the first few and a count of the others.
+
+    Examples
+    --------
+    >>> _listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

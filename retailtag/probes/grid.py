@@ -1,0 +1,73 @@
+"""Grids of inverse L2 strengths C: what an option means, and how a grid is widened."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import UsageError
+
+DEFAULT_GRID = "1e-5:10:13"
+FULL_GRID = "1e-6:1e5:45"  # dinov2's
+LIMITS = (1e-8, 1e7)  # a widened grid stays within
+STRIDE = 3  # values added at a time
+
+
+def parse_grid(text: str) -> NDArray[np.float64]:
+    """Strengths from ``START:STOP:N`` (logarithmically spaced) or a comma-separated list.
+
+    Raises
+    ------
+    UsageError
+        If the text is neither, or a value is not positive.
+
+    Examples
+    --------
+    >>> parse_grid("0.01:100:3").tolist()
+    [0.01, 1.0, 100.0]
+    >>> parse_grid("1,0.1").tolist()
+    [0.1, 1.0]
+    """
+    remedy = f"--sweep-C {text} is no grid; write START:STOP:N such as {DEFAULT_GRID}, or a list."
+    try:
+        if ":" in text:
+            start, stop, n = text.split(":")
+            grid = np.geomspace(float(start), float(stop), int(n))
+        else:
+            grid = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        raise UsageError(remedy) from None
+    if not (len(grid) and np.isfinite(grid).all() and (grid > 0).all()):
+        raise UsageError(remedy)
+    return np.unique(grid)
+
+
+def beyond(C: NDArray[np.float64], *, above: bool) -> NDArray[np.float64]:
+    """Values next to an end of a grid, in its own ratio: at most `STRIDE`, within `LIMITS`.
+
+    Parameters
+    ----------
+    C : ndarray of float64, shape (n_C,)
+        Ascending.
+    above : bool
+        Beyond the largest value, or else beyond the smallest.
+
+    Returns
+    -------
+    ndarray of float64
+        Ascending; empty for a grid of one value, which has no ratio.
+
+    Examples
+    --------
+    >>> beyond(np.array([0.1, 1.0]), above=True).round().tolist()
+    [10.0, 100.0, 1000.0]
+    >>> beyond(np.array([1e-8, 1.0]), above=False).tolist()
+    []
+    """
+    if len(C) < 2:
+        return np.zeros(0)
+    end, inner = (C[-1], C[-2]) if above else (C[0], C[1])
+    values = end * (end / inner) ** np.arange(1, STRIDE + 1)
+    slack = 1e-9  # rounding of the powers must not cut a value at the limit itself
+    low, high = LIMITS[0] * (1 - slack), LIMITS[1] * (1 + slack)
+    return np.sort(values[(values >= low) & (values <= high)])

@@ -1,0 +1,228 @@
+"""The probe stage: sweeps that a kill cannot hurt, scalings it chooses among, what it says."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from retailtag.files import read_json, write_json
+from retailtag.finetune.head import Head
+from retailtag.pipeline import sweep as stage
+from retailtag.pipeline.finetune import head_start
+from retailtag.pipeline.probe import ProbeSettings, load_rows, run_probe
+from retailtag.pipeline.stage import read_record
+from retailtag.pipeline.sweep import fit_at
+from retailtag.probes.artefact import Probe
+from retailtag.probes.blocks import BlockFolder
+from retailtag.probes.fit import make_solver
+from retailtag.probes.ridge import RidgeHead
+from retailtag.probes.scaling import SCALES
+from retailtag.probes.solve_torch import TorchSolver
+from retailtag.tagger.tagger import Tagger
+
+SETTINGS = ProbeSettings(grid="1e-5:1e-2:4", folds=3)
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from retailtag.catalog.readers import read_catalog
+from retailtag.pipeline.probe import ProbeSettings, run_probe
+from retailtag.probes.blocks import BlockFolder
+from retailtag.probes.fit import make_solver
+from retailtag.store import FeatureStore
+
+catalogue, store, out, grid, folds, n = sys.argv[1:]
+save, saved = BlockFolder.save, []
+
+def save_and_die(self, fits):
+    save(self, fits)
+    saved.append(fits)
+    if len(saved) == int(n):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+BlockFolder.save = save_and_die
+run_probe(
+    read_catalog(Path(catalogue)),
+    FeatureStore.open(Path(store)),
+    Path(out),
+    ProbeSettings(grid=grid, folds=int(folds)),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tiny_store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    run_probe(tiny, tiny_store, out, SETTINGS)
+    return out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not of this system")
+def test_a_killed_sweep_goes_on_after_its_finished_blocks(
+    tiny_csv, tiny, tiny_store, whole, tmp_path, monkeypatch
+):
+    """Killed in the second fold: only the rest is fitted, and the choice is the same."""
+    n_killed, out = 6, tmp_path / "run"
+    args = [tiny_csv, tiny_store.path, out, SETTINGS.grid, SETTINGS.folds, n_killed]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    blocks = sorted((out / "sweep").rglob("*.block"))
+    assert len(blocks) == n_killed
+    assert read_record(out) is None
+
+    asked = []
+    fit = TorchSolver.__call__
+
+    def counting(self, X, Y, C, *args, **more):
+        asked.append(C.tolist())
+        return fit(self, X, Y, C, *args, **more)
+
+    monkeypatch.setattr(TorchSolver, "__call__", counting)
+    run_probe(tiny, tiny_store, out, SETTINGS)
+    grid = [1e-5, 1e-4, 1e-3, 1e-2]
+    np.testing.assert_allclose(asked[0], grid[2:])  # the second fold's rest
+    np.testing.assert_allclose(asked[1], grid)  # the third fold
+    a, b = Probe.load(whole), Probe.load(out)
+    np.testing.assert_array_equal(a.C, b.C)
+    np.testing.assert_allclose(a.thresholds, b.thresholds, rtol=1e-2, atol=1e-2)
+    tables = [parquet.read_table(folder / "sweep.parquet") for folder in (whole, out)]
+    for name in ("scale", "tag", "C", "fold", "status"):
+        assert tables[0][name] == tables[1][name]
+    objectives = [table["objective"].to_numpy() for table in tables]
+    np.testing.assert_allclose(*objectives, rtol=2e-4)
+    assert not (out / "sweep").exists()
+
+
+def test_blocks_of_other_labels_or_folds_are_not_taken(tiny, tiny_store, tmp_path, monkeypatch):
+    """Each run finds the blocks of the one before; what is chosen after the fits is no matter."""
+    monkeypatch.setattr(stage.SweepFolder, "clear", lambda self: None)
+    served = []
+    load = BlockFolder.load
+
+    def counting(self, *args):
+        served.append(load(self, *args))
+        return served[-1]
+
+    monkeypatch.setattr(BlockFolder, "load", counting)
+    labels = tiny.table.labels.copy()
+    labels[tiny.split == "train", 0] ^= 1
+    other = replace(tiny, table=replace(tiny.table, labels=labels))
+    for catalog, settings, taken in (
+        (tiny, SETTINGS, 0),
+        (tiny, replace(SETTINGS, choose="global", thresholds="fixed"), 12),
+        (tiny, replace(SETTINGS, folds=2), 0),
+        (tiny, replace(SETTINGS, seed=1), 0),
+        (other, SETTINGS, 0),
+    ):
+        served.clear()
+        run_probe(catalog, tiny_store, tmp_path, settings)
+        assert sum(block is not None for block in served) == taken
+
+
+def test_the_table_has_rows_only_for_what_was_fitted(tiny, tiny_store, tmp_path):
+    settings = ProbeSettings(grid="1e-3,1e-2", folds=2, scale="none,l2")
+    run = run_probe(tiny, tiny_store, tmp_path, settings)
+    table = parquet.read_table(tmp_path / "sweep.parquet")
+    rows = table.to_pylist()
+    cells = {(row["scale"], row["tag"], row["C"], row["fold"]) for row in rows}
+    assert len(cells) == len(rows) == run.record.facts["n_fits"]
+    for scale in ("none", "l2"):
+        strengths = {row["C"] for row in rows if row["scale"] == scale}
+        n = sum(row["scale"] == scale for row in rows)
+        assert n == 2 * len(tiny.table.tags) * len(strengths)
+    fitted = [row["objective"] for row in rows if row["status"] != "single class"]
+    assert np.isfinite(fitted).all()
+
+
+def test_the_best_scaling_is_taken_and_all_are_told(tiny, tiny_store, tmp_path):
+    run = run_probe(tiny, tiny_store, tmp_path, replace(SETTINGS, scale="none,l2,standardise"))
+    reached = run.probe.facts["scales"]
+    assert list(reached) == ["none", "l2", "standardise"]
+    assert reached[run.probe.scale] == max(reached.values())
+    assert run.probe.facts["out_of_fold"]["all"]["macro_ap"] == reached[run.probe.scale]
+    assert Probe.load(tmp_path).scale == run.probe.scale
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_predictions_tagger_and_probe_agree_under_every_scaling(tiny, tiny_store, tmp_path, scale):
+    run = run_probe(tiny, tiny_store, tmp_path, ProbeSettings(grid="0.1", folds=2, scale=scale))
+    view = tiny_store.load(run.predictions.image_ids.tolist())
+    np.testing.assert_allclose(run.probe.logits(view.X), run.predictions.logits, rtol=1e-5)
+    image_id = run.predictions.image_ids[0]
+    data = tiny.images.read(tiny.image_ids.tolist().index(image_id))
+    by_tagger = Tagger.load(tmp_path).logits([data])
+    np.testing.assert_allclose(by_tagger[0], run.predictions.logits[0], atol=2e-3)
+
+
+def test_heads_compete_out_of_fold_and_the_better_is_handed_over(
+    tiny, tiny_store, tmp_path, monkeypatch
+):
+    """Ridge is made to win, under a scaling whose unit rows it must not be given."""
+    settings = ProbeSettings(grid="0.01", folds=2, scale="l2", heads="logistic,ridge")
+    monkeypatch.setattr(stage, "_logistic", _worse(stage._logistic))
+    run = run_probe(tiny, tiny_store, tmp_path, settings)
+    facts = run.probe.facts
+    assert facts["head"] == run.probe.head == Probe.load(tmp_path).head == "ridge"
+    assert list(facts["heads"]) == ["logistic", "ridge"]
+    assert facts["heads"]["ridge"] == facts["out_of_fold"]["all"]["macro_ap"] > 0.5
+    assert all(s.startswith("ridge=") for s in facts["out_of_fold"]["all"]["setting"])
+    assert (run.probe.C == 0.01).all()  # what a fine-tune starts from
+    train = load_rows(tiny, tiny_store, tiny.rows("train"), 2)
+    by_hand = RidgeHead().fit(train.X, tiny.table.labels[train.rows])
+    rest = tiny_store.load(run.predictions.image_ids.tolist()).X
+    names = list(RidgeHead().candidates)
+    index = np.array([names.index(s) for s in _settings_of(facts, tiny.table)])
+    np.testing.assert_allclose(run.predictions.logits, by_hand.scores(rest, index), rtol=1e-4)
+
+
+def _worse(make):
+    def made(sweep, index):
+        head = make(sweep, index)
+        return replace(head, ap=head.ap * 0.01)
+
+    return made
+
+
+def _settings_of(facts, table):
+    return [facts["out_of_fold"][group]["setting"][0] for group in table.group]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_fine_tune_starts_from_the_head_that_was_fitted(tiny, tiny_store, scale):
+    """Exactly, or up to the spread of the norms where rows are divided by them."""
+    import torch
+
+    train = load_rows(tiny, tiny_store, tiny.rows("train"), 2)
+    labels = tiny.table.labels[train.rows]
+    C = np.full(labels.shape[1], 0.1)
+    fitted = fit_at(train.X, labels, C, make_solver(), scale)
+    with torch.no_grad():
+        start = Head(head_start(train.X, fitted))(torch.from_numpy(train.X)).numpy()
+    expected = fitted.scaler.transform(train.X) @ fitted.weight.T + fitted.bias
+    if scale.startswith("l2"):
+        assert np.corrcoef(start.ravel(), expected.ravel())[0, 1] > 0.99
+    else:
+        np.testing.assert_allclose(start, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_probe_of_the_first_format_is_read_as_standardised(whole, tmp_path):
+    header = read_json(whole / "probe.json")
+    del header["scale"]
+    write_json(tmp_path / "probe.json", {**header, "format": 1})
+    (tmp_path / "probe.safetensors").write_bytes((whole / "probe.safetensors").read_bytes())
+    old = Probe.load(tmp_path)
+    assert old.scale == "standardise"
+    np.testing.assert_array_equal(old.weight, Probe.load(whole).weight)
+
+
+def test_tags_that_did_not_converge_are_in_the_probe_and_in_a_finding(whole, tiny):
+    facts, record = Probe.load(whole).facts, read_record(whole)
+    assert {"never", "once", "product"} <= set(facts["unconverged"]["single class"])
+    sentences = [s for code, s, _ in record.facts["findings"] if code == "single-class"]
+    assert len(sentences) == 1
+    assert all(tag in sentences[0] for tag in facts["unconverged"]["single class"][:3])
