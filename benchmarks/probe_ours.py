@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.split import k_folds
 from retailtag.probes.fit import fit_probes, make_solver
-from retailtag.probes.sweep import sweep_out_of_fold
+from retailtag.probes.sweep import Sweeper
 from retailtag.scoring.metrics import average_precision_per_tag
 
 
@@ -61,18 +61,17 @@ def all_folds(
     ids = np.array([f"{i:09d}" for i in range(len(X))])
     fold = k_folds(Y, ids, ids, folds, seed=0)
     start = time.perf_counter()
-    sweep = sweep_out_of_fold(
-        X, Y, fold, C, make_solver("torch", device), average_precision_per_tag
-    )
+    sweeper = Sweeper(X, Y, fold, make_solver("torch", device), average_precision_per_tag)
+    sweep = sweeper.sweep(C)
     seconds, peak = time.perf_counter() - start, peak_rss_mib()
-    status = np.stack([fits.status for fits in sweep.fits])
+    fits = [head.fits for head in sweep.fits]
     return {
         "seconds": seconds,
-        "seconds_fitting": sum(fits.seconds for fits in sweep.fits),
+        "seconds_fitting": sum(each.seconds for each in fits),
         "peak_rss_mib": peak,
-        "n_fits": status.size,
-        "gap": float(max(np.nanmax(fits.gap) for fits in sweep.fits)),
-        "status": counted(status),
+        "n_fits": sweep.status.size,
+        "gap": float(max(np.nanmax(each.gap) for each in fits)),
+        "status": counted(sweep.status),
     }
 
 

@@ -1,9 +1,9 @@
-"""What do the choices after the sweep give? Thresholds by four rules, C for all or by group.
+"""What do the choices after the sweep give? Thresholds by four rules, C for all, by group, by tag.
 
     python benchmarks/sweep_choices.py CATALOGUE --features FOLDER --backbones a,b [--dry]
 
 For each backbone, from its feature store: one out-of-fold sweep as `retailtag probe` runs it, then
-for every way to choose C (one for all, per group) and every threshold rule (fixed at
+for every way to choose C (one for all, per group, per tag) and every threshold rule (fixed at
 probability 0.5, global, per tag, the rule chosen by cross-fit) macro-F1 over all tags and over the
 tail, out of fold and on the test split. Out of fold, thresholds are cross-fit: tuned on the scores
 of the other folds and counted on one, the counts pooled over folds; where the rule is chosen, it
@@ -29,9 +29,12 @@ from record import append, stamp
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.catalog.split import k_folds
-from retailtag.pipeline.probe import Features, fit_at, load_rows
+from retailtag.pipeline.probe import Features, load_rows
+from retailtag.pipeline.sweep import fit_at
+from retailtag.probes.choice import choose_candidate
 from retailtag.probes.fit import make_solver
-from retailtag.probes.sweep import OutOfFold, choose_C, parse_grid, sweep_out_of_fold
+from retailtag.probes.grid import parse_grid
+from retailtag.probes.sweep import Sweep, Sweeper
 from retailtag.probes.thresholds import choose_rule, tune_thresholds
 from retailtag.scoring.metrics import (
     average_precision_per_tag,
@@ -41,7 +44,7 @@ from retailtag.scoring.metrics import (
 )
 from retailtag.store import FeatureStore, list_stores
 
-CHOICES = ("global", "per-group")
+CHOICES = ("global", "per-group", "per-tag")
 CHOSEN = "chosen"  # by cross-fit over the folds of the scores
 RULES = ("fixed", "global", "per-tag", CHOSEN)
 
@@ -100,12 +103,13 @@ def macro_f1(
     return row
 
 
-def sweep(catalog: Catalog, train: Features, args: argparse.Namespace) -> OutOfFold:
-    """The out-of-fold sweep of the product."""
+def sweep(catalog: Catalog, train: Features, args: argparse.Namespace) -> Sweep:
+    """The out-of-fold sweep of the product, over the grid as it is asked for."""
     labels, products = catalog.table.labels[train.rows], catalog.group[train.rows]
     fold = k_folds(labels, products, catalog.image_ids[train.rows], args.folds, args.seed)
-    C, solver = parse_grid(args.grid), make_solver("torch", args.device)
-    return sweep_out_of_fold(train.X, labels, fold, C, solver, average_precision_per_tag)
+    solver = make_solver("torch", args.device)
+    sweeper = Sweeper(train.X, labels, fold, solver, average_precision_per_tag)
+    return sweeper.sweep(parse_grid(args.grid))
 
 
 def rows_of(
@@ -115,11 +119,13 @@ def rows_of(
     train = load_rows(catalog, store, catalog.rows("train"), args.folds)
     test = load_rows(catalog, store, catalog.rows("test"), 0)
     group, labels = catalog.table.group, catalog.table.labels
+    solver = make_solver("torch", args.device)
     found, rows = sweep(catalog, train, args), []
+    positives = (labels[train.rows] == 1).sum(axis=0)
     for choose in CHOICES:
-        choice = choose_C(found.ap, group, choose)
-        scores = Scores(found.logits(choice), labels[train.rows], found.fold)
-        weight, bias = fit_at(train.X, scores.labels, found.C[choice], "torch", args.device)
+        choice = choose_candidate(found.ap, group, choose, positives)
+        scores = Scores(found.logits(choice), labels[train.rows], found.fold.astype(np.intp))
+        weight, bias = fit_at(train.X, scores.labels, found.C[choice], solver).raw()
         test_logits = test.X @ weight.T + bias
         ap = macro(found.ap[choice, np.arange(len(choice))])
         for name in RULES:

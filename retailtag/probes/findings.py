@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.probes.choice import EVERY_TAG, SharedChoice, shared_choices
-from retailtag.probes.fits import CONVERGED, STATUS_REMEDY
+from retailtag.probes.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
 
 NAMED = 3  # tags that a sentence names before it counts the rest
@@ -63,7 +63,7 @@ def _at_end(sweep: Sweep, shared: SharedChoice) -> list[Finding]:
 def troubled_tags(
     sweep: Sweep, choice: NDArray[np.intp], final: NDArray[np.str_], tags: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Tags of each status but `CONVERGED`, by their fits at the chosen C.
+    """Tags of each status but those `TRUSTED`, by their fits at the chosen C.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def troubled_tags(
     return {
         name: [tags[j] for j in np.flatnonzero((status == name).any(axis=0)).tolist()]
         for name in np.unique(status).tolist()
-        if name != CONVERGED
+        if name not in TRUSTED
     }
 
 
@@ -92,14 +92,14 @@ def status_findings(sweep: Sweep, troubled: dict[str, list[str]]) -> list[Findin
     """Findings about fits that did not converge, those at the chosen C by the tags' names."""
     found = []
     status = sweep.status
-    for name in sorted({*troubled, *np.unique(status).tolist()} - {CONVERGED}):
+    for name in sorted({*troubled, *np.unique(status).tolist()} - {*TRUSTED}):
         tags = troubled.get(name, [])
         whom = f"at the chosen C: {_listed(tags)}" if tags else "none at a chosen C"
         sentence = (
             f"{int((status == name).sum()):,} of {status.size:,} fits of the sweep ended with "
             f"status '{name}', {whom}."
         )
-        found.append((name.replace(" ", "-"), sentence, STATUS_REMEDY.get(name, "")))
+        found.append((name.replace(" ", "-"), sentence, STATUS_REMEDY[name]))
     return found
 
 

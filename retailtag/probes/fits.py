@@ -19,6 +19,9 @@ SEPARABLE = "separable"
 FEW_POSITIVES = "few positives"
 FEW = 3  # positives under which a fit stands, but says next to nothing of other images
 
+TRUSTED = (CONVERGED, SEPARABLE)
+"""Statuses that call for nothing: rare tags are separable in many dimensions as a rule."""
+
 STATUS_REMEDY = {
     STEP_LIMIT: (
         "The C is usually so large that the tag is separable: leave the largest C out of --sweep-C."
