@@ -113,6 +113,11 @@ class Backbone:
         """Blocks in running order, see `retailtag.backbones.blocks`."""
         return self._layout.blocks if self._layout else ()
 
+    @property
+    def has_text(self) -> bool:
+        """Whether `encode_text` embeds texts beside the images."""
+        return self._parts.encode_text is not None
+
     def spec(self, engine: str = "eager-float32", dtype: str = "float32") -> FeatureSpec:
         """Identity of the embeddings that this backbone gives, stored as `dtype`."""
         return FeatureSpec(

@@ -93,7 +93,12 @@ ChooseOption = Annotated[
     typer.Option("--choose-C", help="One C per-group of tags, per-tag (shrunk to it), or global."),
 ]
 HeadsOption = Annotated[
-    str, typer.Option("--heads", help="logistic, or logistic,ridge: the better out of fold.")
+    str,
+    typer.Option(
+        "--heads",
+        help="logistic, then any of ridge, knn and text (tag names; clip alone): the best out of "
+        "fold.",
+    ),
 ]
 ScaleOption = Annotated[
     str,

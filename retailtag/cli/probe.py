@@ -72,7 +72,7 @@ def probe(
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.pipeline.bakeoff import pair_folder
-    from retailtag.pipeline.embeddings import find_embeddings
+    from retailtag.pipeline.embeddings import find_embeddings, find_texts
     from retailtag.pipeline.probe import ProbeSettings, run_probe
 
     output, args = Output(json, quiet), split_list(attributes)
@@ -85,16 +85,19 @@ def probe(
     )
     folder = out or pair_folder(Path("runs"), backbone, "probe")
     local = weights_by_backbone(weights, [backbone])
+    texts = find_texts(heads, backbone, catalog.table.tags, weights=local, device=device)
     run = run_probe(
         catalog,
         find_embeddings(features, backbone, weights=local, device=device, dtype=dtype),
         folder,
         settings,
+        texts=texts,
         provenance=provenance_of(catalogue, args, images, cutoffs),
         device=device,
         progress=output.progress,
     )
     output.print(_table(run))
+    output.print(_heads(run.probe.facts["heads"]))
     if run.probe.facts["thresholds"]["cross_fit"]:
         output.print(_rules(run.probe.facts["thresholds"]))
     for _, sentence, remedy in run.findings:
@@ -115,6 +118,12 @@ def _table(run: ProbeRun) -> Table:
         ap = "-" if row["macro_ap"] is None else f"{100 * row['macro_ap']:.2f}"
         table.add_row(name, ", ".join(row["setting"]), ap)
     return table
+
+
+def _heads(reached: dict[str, float | None]) -> str:
+    """One line: out-of-fold macro-AP of each head that competed."""
+    told = [f"{name} {'-' if ap is None else f'{100 * ap:.2f}'}" for name, ap in reached.items()]
+    return f"Heads, out-of-fold macro-AP: {', '.join(told)}"
 
 
 CHOSEN = ("out_of_fold", "scale", "scales", "head", "heads", "unconverged", "thresholds")

@@ -15,6 +15,7 @@ from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
 from retailtag.finetune.trainer import FinetuneConfig
 from retailtag.pipeline.checks import check_readable, check_request
+from retailtag.pipeline.embeddings import find_texts
 from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
@@ -288,7 +289,9 @@ class _Runner:
     def probe(self, backbone_id: str, store: EmbeddingSource) -> StageRecord:
         """Fit the probe, unless it stands."""
         s, folder = self.settings, self.settings.folder(backbone_id, "probe")
-        inputs = probe_inputs(self.catalog, store, s.probe)
+        given, tags = s.probe.heads, self.catalog.table.tags
+        texts = find_texts(given, backbone_id, tags, weights=s.weights, device=s.device)
+        inputs = probe_inputs(self.catalog, store, s.probe, texts)
         name = f"probe {store.spec.backbone}"
         if self.is_current(name, folder, inputs):
             record = _sealed(folder)
@@ -298,6 +301,7 @@ class _Runner:
                 store,
                 folder,
                 s.probe,
+                texts=texts,
                 provenance=self.provenance,
                 device=s.device,
                 progress=self.progress,

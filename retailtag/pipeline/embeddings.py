@@ -1,11 +1,16 @@
-"""Where the embeddings of a backbone lie, or of several side by side."""
+"""Embeddings of a backbone, or of several side by side: where images' lie, and those of tags."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retailtag.backbones import load_backbone, parts_of
+from retailtag.pipeline.sweep import parse_heads
+from retailtag.probes.text_prior import text_embeddings
 from retailtag.store import EmbeddingSource, FeatureStore, join
 
 
@@ -45,3 +50,37 @@ def find_embeddings(
         model = load_backbone(part, weights=local.get(part), device=device)
         stores.append(FeatureStore.find(features, model.spec(dtype=dtype)))
     return join(stores)
+
+
+def find_texts(
+    heads: str,
+    backbone: str,
+    tags: Sequence[str],
+    *,
+    weights: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float32] | None:
+    """Embed the names of tags for the head ``text``, where it is asked for and can be had.
+
+    Parameters
+    ----------
+    heads : str
+        Of `retailtag.pipeline.probe.ProbeSettings`.
+    backbone, weights, device
+        As in `find_embeddings`.
+    tags : sequence of str, length n_tags
+
+    Returns
+    -------
+    ndarray of float32, shape (n_tags, dim), or None
+        None unless `heads` names ``text`` and the backbone is a single one with a text tower
+        whose texts lie among its images.
+    """
+    parts = parts_of(backbone)
+    if "text" not in parse_heads(heads) or len(parts) > 1:
+        return None
+    model = load_backbone(parts[0], weights=(weights or {}).get(parts[0]), device=device)
+    if not model.has_text:
+        return None
+    texts = text_embeddings(tags, lambda asked: model.encode_text(asked).cpu().numpy())
+    return texts if texts.shape[1] == model.dim else None

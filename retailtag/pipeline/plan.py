@@ -201,7 +201,7 @@ class _Planner:
             return False
         tuning = {name: inputs["settings"][name] for name in ("thresholds", "objective")}
         settings = {**record.inputs["settings"], **tuning}
-        return {**record.inputs, "settings": settings} == inputs
+        return {**record.inputs, "settings": settings} == {**record.inputs, **inputs}
 
     def _latency(self, name: str, cost: Cost, strategy: str, model_why: str | None) -> PlannedStage:
         folder = self.settings.folder(self.backbone, strategy)

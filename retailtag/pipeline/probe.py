@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,18 @@ from retailtag.probes.choice import CHOICES
 from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
 from retailtag.probes.fit import SOLVERS, make_solver
 from retailtag.probes.grid import DEFAULT_GRID, parse_grid
-from retailtag.probes.ridge import RidgeHead
+from retailtag.probes.heads import LinearFits
+from retailtag.probes.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
 from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import macro
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 
-FILES = ("probe.safetensors", "probe.json", "sweep.parquet", "predictions.npz")
+FILES = ("sweep.parquet", "predictions.npz")  # beside those of the probe
+
+
+NO_TEXTS = "head text skipped; only a single image-text model, such as clip, embeds tag names."
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class ProbeSettings:
         Kind of scaling, or a comma-separated list of which the sweep chooses one; see
         `retailtag.probes.scaling.Scaler`.
     heads : str
-        ``logistic``, or ``logistic,ridge``: the better out of fold is taken.
+        ``logistic``, then any of ``ridge``, ``knn`` and ``text``: the best out of fold is taken.
     """
 
     grid: str = DEFAULT_GRID
@@ -84,7 +89,11 @@ class ProbeSettings:
             raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
         parse_grid(self.grid)
         parse_scales(self.scale)
-        parse_heads(self.heads)
+        if "text" in parse_heads(self.heads) and "standardise" not in parse_scales(self.scale):
+            raise UsageError(
+                f"--heads {self.heads} takes its C from standardised embeddings; add standardise "
+                "to --scale, or leave out text."
+            )
         for option, value, known in (
             ("--choose-C", self.choose, CHOICES),
             ("--solver", self.solver, SOLVERS),
@@ -123,10 +132,15 @@ class ProbeRun:
 
 
 def probe_inputs(
-    catalog: Catalog, store: EmbeddingSource, settings: ProbeSettings
+    catalog: Catalog,
+    store: EmbeddingSource,
+    settings: ProbeSettings,
+    texts: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the outputs of a probe run depend on."""
+    """Everything that the outputs of a probe run depend on; ``texts`` only where they are given."""
+    read = {} if texts is None else {"texts": hashlib.sha256(texts.tobytes()).hexdigest()}
     return {
+        **read,
         "catalogue": catalog.digest,
         "cutoffs": asdict(catalog.table.cutoffs),
         "features": store.spec.digest,
@@ -141,6 +155,7 @@ def run_probe(
     out: Path,
     settings: ProbeSettings | None = None,
     *,
+    texts: NDArray[np.float32] | None = None,
     provenance: dict[str, Any] | None = None,
     device: str = "cpu",
     progress: Progress = SILENT,
@@ -156,9 +171,11 @@ def run_probe(
     store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
-        Folder for ``probe.safetensors``, ``probe.json``, ``sweep.parquet``, ``predictions.npz``
-        and ``stage.json``; what stands there is replaced file by file.
+        Folder for the files of `Probe.save`, ``sweep.parquet``, ``predictions.npz`` and
+        ``stage.json``; what stands there is replaced file by file.
     settings : ProbeSettings, optional
+    texts : ndarray of float32, shape (n_tags, dim), optional
+        What `retailtag.pipeline.embeddings.find_texts` gives, for the head ``text``.
     provenance : dict, optional
         Recorded in the predictions: where the catalogue was read from.
     device : str
@@ -177,16 +194,18 @@ def run_probe(
         If there are fewer training images than folds.
     """
     settings = settings or ProbeSettings()
-    inputs = probe_inputs(catalog, store, settings)
+    inputs = probe_inputs(catalog, store, settings, texts)
+    if "text" in parse_heads(settings.heads) and texts is None:
+        progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         blocks = _blocks(inputs, train, settings, device, out)
-        chosen = _sweep(catalog, train, settings, blocks, device, progress)
+        chosen = _sweep(catalog, train, settings, blocks, device, progress, texts)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
         scores, fold = chosen.head.logits(), chosen.sweep.fold
         tuned = settings.tuning.tune(scores, labels, group, fold)
-        weight, bias, status = _final_head(chosen, train.X, labels, settings.solver, device)
+        weight, bias, vote, status = _final_head(chosen, train.X, labels, settings.solver, device)
     troubled = troubled_tags(chosen.sweep, chosen.index, status, catalog.table.tags)
     facts = {
         **_provenance(catalog, store, settings, provenance),
@@ -199,7 +218,7 @@ def run_probe(
             catalog, train.rows, scores, tuned.thresholds, settings.tuning, fold
         ),
     }
-    made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name)
+    made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name, vote)
     probe = Probe(catalog.table.tags, weight, bias, tuned.thresholds, *made)
     predictions = _predict(catalog, probe, train, rest)
     probe.save(out)
@@ -209,7 +228,8 @@ def run_probe(
     findings += status_findings(chosen.sweep, troubled)
     found = {"findings": findings, "n_fits": chosen.n_fits}
     cost.seconds += chosen.resumed_seconds
-    record = write_record(out, FILES, inputs, cost, facts=found, machine=describe_machine(device))
+    files, machine = (*probe.files, *FILES), describe_machine(device)
+    record = write_record(out, files, inputs, cost, facts=found, machine=machine)
     blocks.clear()
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
@@ -217,13 +237,17 @@ def run_probe(
 
 def _final_head(
     chosen: Chosen, X: NDArray[np.float32], labels: NDArray[np.int8], solver: str, device: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]]:
-    """Weight and bias of the chosen head, and the status of logistic regression, on all images."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], KnnVote | None, NDArray[np.str_]]:
+    """Weight and bias (or the vote) of the chosen head, and how logistic regression went."""
     fitted = fit_at(X, labels, chosen.C, make_solver(solver, device), chosen.sweep.scale)
-    weight, bias = fitted.raw()
-    if chosen.head.name == "ridge":
-        weight, bias = RidgeHead().fit(X, labels).linear(chosen.head.index)
-    return weight, bias, fitted.status
+    (weight, bias), vote = fitted.raw(), None
+    refit = chosen.head.head.fit(X, labels) if chosen.head.head else None
+    if isinstance(refit, LinearFits):
+        weight, bias = refit.linear(chosen.head.index)
+    elif isinstance(refit, KnnFits):
+        weight, bias = weight[:, :0], np.zeros_like(bias)
+        vote = refit.at(chosen.head.index)
+    return weight, bias, vote, fitted.status
 
 
 def _predict(catalog: Catalog, probe: Probe, train: Features, rest: Features) -> Predictions:
@@ -296,7 +320,8 @@ def _blocks(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
 ) -> SweepFolder:
     """Where the sweep keeps its blocks; the same folder serves no other inputs."""
-    data = {name: value for name, value in inputs.items() if name not in ("cutoffs", "settings")}
+    no_matter = ("cutoffs", "settings", "texts")
+    data = {name: value for name, value in inputs.items() if name not in no_matter}
     key = blocks_key(
         data,
         settings.grid,
@@ -316,6 +341,7 @@ def _sweep(
     blocks: SweepFolder,
     device: str,
     progress: Progress,
+    texts: NDArray[np.float32] | None,
 ) -> Chosen:
     return sweep_and_choose(
         catalog,
@@ -329,6 +355,8 @@ def _sweep(
         seed=settings.seed,
         solver=make_solver(settings.solver, device),
         heads=parse_heads(settings.heads),
+        texts=texts,
+        device=device,
         progress=progress,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.fits import Solver
 from retailtag.probes.grid import parse_grid
+from retailtag.probes.heads import Head
+from retailtag.probes.knn import KnnHead
 from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import Scaled, Scaler
 from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
+from retailtag.probes.text_prior import TextPriorHead
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
 
 BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
 
 
-HEADS = ("logistic", "ridge")
+HEADS = ("logistic", "ridge", "knn", "text")
 
 
 def parse_heads(text: str) -> tuple[str, ...]:
@@ -47,7 +50,9 @@ def parse_heads(text: str) -> tuple[str, ...]:
     """
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
-        raise UsageError(f"--heads {text} is no list of heads; write logistic or logistic,ridge.")
+        raise UsageError(
+            f"--heads {text} is no list of heads; write logistic, then any of ridge, knn, text."
+        )
     return names
 
 
@@ -65,6 +70,8 @@ class ScoredHead:
     pooled : Pooled
     index : ndarray of int, shape (n_tags,)
         Candidate of each tag by number.
+    head : Head or None
+        Fits it again, to other images; None for logistic regression, which `fit_at` fits.
     """
 
     name: str
@@ -72,6 +79,7 @@ class ScoredHead:
     ap: NDArray[np.float64]
     pooled: Pooled
     index: NDArray[np.intp]
+    head: Head | None = None
 
     @property
     def macro_ap(self) -> float | None:
@@ -145,6 +153,8 @@ def sweep_and_choose(
     seed: int,
     solver: Solver,
     heads: tuple[str, ...] = ("logistic",),
+    texts: NDArray[np.float32] | None = None,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
@@ -164,7 +174,11 @@ def sweep_and_choose(
         Of equal macro-AP the earlier is taken.
     solver : Solver
     heads : tuple of str
-        ``logistic``, then what is to compete with it.
+        ``logistic``, then what is to compete with it; ``text`` is skipped without `texts`.
+    texts : ndarray of float32, shape (n_tags, dim), optional
+        Directions of the tags' names; see `retailtag.probes.text_prior.text_embeddings`.
+    device : str
+        Where neighbours are searched.
     progress : Progress
     """
     labels, group, tags = catalog.table.labels[rows], catalog.table.group, catalog.table.tags
@@ -180,10 +194,16 @@ def sweep_and_choose(
     tables = [sweep_rows(sweep, tags, group) for sweep, _ in found]
     sweep, head = max(found, key=lambda pair: pair[1].rank)
     others = []
-    for other in (RidgeHead() for name in heads if name == "ridge"):
+    rivals: dict[str, Head] = {"ridge": RidgeHead(), "knn": KnnHead(device=device)}
+    if texts is not None and "text" in heads:
+        standardised = next(s for s, _ in found if s.scale == "standardise")
+        C = strengths_around(standardised.C, standardised.ap, group, choose)
+        rivals["text"] = TextPriorHead(texts, C, solver)
+    for other in (rivals[name] for name in heads if name in rivals):
         pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
         index = choose_candidate(ap, group, choose, positives)
-        others.append(_scored(other.name, np.array(other.candidates), pooled, ap, index))
+        scored = _scored(other.name, np.array(other.candidates), pooled, ap, index)
+        others.append(replace(scored, head=other))
     return Chosen(
         sweep=sweep,
         index=head.index,
@@ -192,6 +212,21 @@ def sweep_and_choose(
         resumed_seconds=sum(fold.resumed_seconds for s, _ in found for fold in s.fits),
         heads=(head, *others),
     )
+
+
+def strengths_around(
+    C: NDArray[np.float64],
+    ap: NDArray[np.float64],
+    group: NDArray[np.str_],
+    choose: str = "per-group",
+) -> NDArray[np.float64]:
+    """Strengths that the groups choose (or all tags, for ``global``) and the next either side.
+
+    Per tag the choices would be too many: those of the groups stand for them.
+    """
+    chosen = choose_candidate(ap, group, "global" if choose == "global" else "per-group")
+    near = np.unique(chosen + np.array([[-1], [0], [1]]))
+    return C[near[(near >= 0) & (near < len(C))]]
 
 
 def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:

@@ -10,21 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.files import read_artefact, write_json, write_whole
+from retailtag.probes.knn import FILE as KNN_FILE
+from retailtag.probes.knn import KnnBank, KnnVote
 from retailtag.probes.scaling import is_unit, unit_rows
 
-FORMAT = 2  # 1 knew one head and one scaling: logistic regression on standardised features
-READABLE = (1, FORMAT)
+FORMAT = 3  # 2 knew linear heads alone, 1 only logistic regression on standardised features
+READABLE = (1, 2, FORMAT)
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear head on raw embeddings (or on unit rows of them), with its thresholds.
+    """A head on raw embeddings (or on unit rows of them), with its thresholds.
 
     Parameters
     ----------
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        The standardisation is folded in.
+        The standardisation is folded in. (n_tags, 0) where neighbours vote.
     bias : ndarray of float32, shape (n_tags,)
     thresholds : ndarray of float32, shape (n_tags,)
         On logits.
@@ -34,9 +36,11 @@ class Probe:
         JSON-able: identity of the embeddings, catalogue digest, rules, seed.
     scale : str
         Kind of scaling that C was chosen under; see `retailtag.probes.scaling.Scaler`.
-    head : {"logistic", "ridge"}
-        What the weights are of. Those of logistic regression under a kind of scaling that begins
-        with ``l2`` want every embedding divided by its norm first.
+    head : {"logistic", "ridge", "text", "knn"}
+        What the weights are of; ``knn`` has none. Those of logistic regression under a kind of
+        scaling that begins with ``l2`` want every embedding divided by its norm first.
+    vote : KnnVote, optional
+        What gives the logits of head ``knn``.
     """
 
     tags: tuple[str, ...]
@@ -47,9 +51,12 @@ class Probe:
     facts: dict[str, Any] = field(default_factory=dict)
     scale: str = "standardise"
     head: str = "logistic"
+    vote: KnnVote | None = None
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
+        if self.vote is not None:
+            return self.vote.logits(X)
         return self.inputs(X) @ self.weight.T + self.bias
 
     def inputs(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,8 +68,16 @@ class Probe:
         """Whether the weights want unit rows."""
         return self.head == "logistic" and is_unit(self.scale)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `save` writes."""
+        return ("probe.safetensors", "probe.json", *((KNN_FILE,) if self.vote else ()))
+
     def save(self, folder: Path) -> None:
-        """Write ``probe.safetensors``, then ``probe.json``, each whole or not at all."""
+        """Write ``probe.safetensors``, the bank of a vote, then ``probe.json``, each whole.
+
+        The bank of an earlier probe in the same folder goes.
+        """
         from safetensors.numpy import save
 
         arrays = {
@@ -75,7 +90,13 @@ class Probe:
             handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
         header: dict[str, Any] = {"format": FORMAT, "tags": list(self.tags), "scale": self.scale}
         header |= {"head": self.head, "facts": self.facts}
+        if self.vote is not None:
+            self.vote.bank.save(folder)
+            counts = self.vote.counts.tolist()
+            header["knn"] = {"counts": counts, "temperature": self.vote.temperature}
         write_json(folder / "probe.json", header)
+        if self.vote is None:
+            (folder / KNN_FILE).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
@@ -93,11 +114,15 @@ class Probe:
         header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)
         if header["format"] == 1:
             header |= {"scale": "standardise", "head": "logistic"}
-        names = ("weight", "bias", "thresholds", "C")
+        names, vote = ("weight", "bias", "thresholds", "C"), None
+        if header["head"] == "knn":
+            knn = header["knn"]
+            vote = KnnVote(KnnBank.load(folder), np.array(knn["counts"]), knn["temperature"])
         return cls(
             tags=tuple(header["tags"]),
             facts=header["facts"],
             scale=header["scale"],
             head=header["head"],
+            vote=vote,
             **{n: arrays[n] for n in names},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,16 @@ class KnnBank:
             directions[at] = _directions(X[at], mean)
         return cls(mean, directions, np.ascontiguousarray(Y, np.int8))
 
+    @cached_property
+    def prior(self) -> NDArray[np.float32]:
+        """Log-odds of each tag's prevalence, (n_tags,)."""
+        return prior_logit(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its three arrays."""
+        return self.mean.nbytes + self.directions.nbytes + self.labels.nbytes
+
     def nearest(self, X: NDArray[np.float32], k: int, device: str = "cpu") -> Neighbours:
         """Indices and similarities (n_queries, min(k, n_images)) of the most alike, best first.
 
@@ -170,6 +181,62 @@ class KnnBank:
             ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class KnnVote:
+    """The vote of a bank with its own number of neighbours for each tag; see `KnnHead`.
+
+    Parameters
+    ----------
+    bank : KnnBank
+    counts : ndarray of int, shape (n_tags,)
+        Neighbours that vote on each tag.
+    temperature : float
+    """
+
+    bank: KnnBank
+    counts: NDArray[np.integer]
+    temperature: float = TEMPERATURE
+
+    def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-odds (n_images, n_tags) of raw embeddings X (n_images, dim)."""
+        return self.cast(*self.bank.nearest(X, int(self.counts.max(initial=1))))
+
+    def cast(
+        self, index: NDArray[np.int64], similarity: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Log-odds (n_queries, n_tags) from what `KnnBank.nearest` found for enough neighbours."""
+        out = np.empty((len(index), len(self.counts)), np.float32)
+        for k in np.unique(self.counts):
+            tags = np.flatnonzero(self.counts == k)
+            out[:, tags] = self._vote(index[:, :k], similarity[:, :k], tags)
+        return out
+
+    def _vote(
+        self, index: NDArray[np.int64], similarity: NDArray[np.float32], tags: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Scores (n_queries, len(tags)) from neighbours (n_queries, k), the most alike first."""
+        rows = self.bank.labels
+        if index.size < len(rows):  # few queries: only the labels of their neighbours
+            asked, inverse = np.unique(index, return_inverse=True)
+            rows, index = rows[asked], inverse.reshape(index.shape)
+        labels = torch.from_numpy(rows[:, tags])
+        present = (labels == 1).float()
+        known = None if bool((labels >= 0).all()) else (labels >= 0).float()
+        prior = torch.sigmoid(torch.from_numpy(self.bank.prior[tags]))
+        out = np.empty((len(index), len(tags)), np.float32)
+        for start in range(0, len(index), KEYS):
+            at = slice(start, start + KEYS)
+            near = torch.from_numpy(index[at])
+            s = torch.from_numpy(similarity[at])
+            weight = torch.exp((s - s[:, :1]) / self.temperature)
+            yes = _weighted_sum(near, weight, present)
+            cast = weight.sum(dim=1, keepdim=True)
+            if known is not None:
+                cast = _weighted_sum(near, weight, known)
+            out[at] = torch.log((yes + prior) / (cast - yes + 1 - prior)).numpy()
+        return out
+
+
 class KnnFits:
     """Votes of a bank at every count.
 
@@ -189,46 +256,23 @@ class KnnFits:
     ) -> None:
         self.bank, self.counts = bank, counts
         self.temperature, self.device = temperature, device
-        self._prior = prior_logit(bank.labels)
         self._found: dict[bytes, Neighbours] = {}
 
     def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Log-odds of the votes; see `retailtag.probes.heads.HeadFits.scores`."""
-        index, similarity = self._neighbours(X)
-        out = np.empty((len(X), self.bank.labels.shape[1]), np.float32)
-        chosen = np.broadcast_to(choice, out.shape[1:])
-        for c in np.unique(chosen):
-            tags = np.flatnonzero(chosen == c)
-            k = self.counts[int(c)]
-            out[:, tags] = self._vote(index[:, :k], similarity[:, :k], tags)
-        return out
+        return self.at(choice).cast(*self._neighbours(X))
+
+    def at(self, choice: int | NDArray[np.intp]) -> KnnVote:
+        """Vote at candidate `choice`, one or per tag."""
+        n_tags = self.bank.labels.shape[1]
+        counts = np.array(self.counts)[np.broadcast_to(choice, n_tags)]
+        return KnnVote(self.bank, counts, self.temperature)
 
     def _neighbours(self, X: NDArray[np.float32]) -> Neighbours:
         key = hashlib.sha256(np.ascontiguousarray(X).data).digest()
         if key not in self._found:
             self._found[key] = self.bank.nearest(X, max(self.counts), self.device)
         return self._found[key]
-
-    def _vote(
-        self, index: NDArray[np.int64], similarity: NDArray[np.float32], tags: NDArray[np.intp]
-    ) -> NDArray[np.float32]:
-        """Scores (n_queries, len(tags)) from neighbours (n_queries, k), the most alike first."""
-        labels = torch.from_numpy(self.bank.labels[:, tags])
-        present = (labels == 1).float()
-        known = None if bool((labels >= 0).all()) else (labels >= 0).float()
-        prior = torch.sigmoid(torch.from_numpy(self._prior[tags]))
-        out = np.empty((len(index), len(tags)), np.float32)
-        for start in range(0, len(index), KEYS):
-            at = slice(start, start + KEYS)
-            near = torch.from_numpy(index[at])
-            s = torch.from_numpy(similarity[at])
-            weight = torch.exp((s - s[:, :1]) / self.temperature)
-            yes = _weighted_sum(near, weight, present)
-            cast = weight.sum(dim=1, keepdim=True)
-            if known is not None:
-                cast = _weighted_sum(near, weight, known)
-            out[at] = torch.log((yes + prior) / (cast - yes + 1 - prior)).numpy()
-        return out
 
 
 def _weighted_sum(index: Tensor, weight: Tensor, table: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
+from retailtag.probes.knn import KnnVote
 from retailtag.probes.scaling import unit_rows
 from retailtag.store import JointSpec
 
@@ -26,7 +27,7 @@ Weights = Path | Mapping[str, Path] | None
 
 @dataclass(frozen=True, eq=False)
 class Tagger:
-    """One or more backbones with a linear head and thresholds, from either strategy.
+    """One or more backbones with a head and thresholds, from either strategy.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ class Tagger:
         embeddings joined end to end.
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        On raw embeddings, or on unit rows of them.
+        On raw embeddings, or on unit rows of them; (n_tags, 0) where neighbours vote.
     bias, thresholds : ndarray of float32, shape (n_tags,)
     max_pixels : int
         Larger images are refused.
@@ -43,6 +44,8 @@ class Tagger:
         Accept files that end early.
     unit : bool
         Divide every embedding by its norm first.
+    vote : KnnVote, optional
+        Gives the logits in place of weight and bias; searched on the CPU.
     """
 
     backbones: tuple[Backbone, ...]
@@ -53,6 +56,7 @@ class Tagger:
     max_pixels: int = MAX_PIXELS
     allow_truncated: bool = False
     unit: bool = False
+    vote: KnnVote | None = None
 
     @classmethod
     def load(
@@ -130,7 +134,7 @@ class Tagger:
                 f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
             )
         head = (probe.weight, probe.bias, probe.thresholds)
-        return cls(backbones, probe.tags, *head, unit=probe.unit)
+        return cls(backbones, probe.tags, *head, unit=probe.unit, vote=probe.vote)
 
     def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
@@ -150,6 +154,8 @@ class Tagger:
             for backbone, rows in zip(self.backbones, pixels, strict=True)
         ]
         embeddings = np.concatenate(parts, axis=1)
+        if self.vote is not None:
+            return self.vote.logits(embeddings)
         inputs = unit_rows(embeddings) if self.unit else embeddings
         return inputs @ self.weight.T + self.bias
 
@@ -165,16 +171,18 @@ class Tagger:
 
     @property
     def parameters(self) -> int:
-        """Parameters of backbones and head together."""
+        """Parameters of backbones and head together; the directions of a bank are some too."""
+        bank = self.vote.bank.directions.size if self.vote else 0
         body = sum(p.numel() for b in self.backbones for p in b.module.parameters())
-        return body + self.weight.size + self.bias.size
+        return body + bank + self.weight.size + self.bias.size
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters of backbones and head together."""
+        """Bytes of the parameters of backbones and head together, and of a bank."""
+        bank = self.vote.bank.nbytes if self.vote else 0
         body = [p for b in self.backbones for p in b.module.parameters()]
         size = sum(p.numel() * p.element_size() for p in body)
-        return size + self.weight.nbytes + self.bias.nbytes
+        return size + bank + self.weight.nbytes + self.bias.nbytes
 
 
 def backbones_of(folder: Path) -> tuple[str, ...]:

@@ -10,19 +10,25 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from retailtag.backbones import load_backbone
+from retailtag.errors import UsageError
 from retailtag.files import read_json, write_json
 from retailtag.finetune.head import Head
 from retailtag.pipeline import sweep as stage
+from retailtag.pipeline.embeddings import find_texts
+from retailtag.pipeline.extract import extract
 from retailtag.pipeline.finetune import head_start
-from retailtag.pipeline.probe import ProbeSettings, load_rows, run_probe
-from retailtag.pipeline.stage import read_record
-from retailtag.pipeline.sweep import fit_at
+from retailtag.pipeline.probe import NO_TEXTS, ProbeSettings, load_rows, run_probe
+from retailtag.pipeline.stage import read_record, why_stale
+from retailtag.pipeline.sweep import fit_at, strengths_around
+from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.blocks import BlockFolder
 from retailtag.probes.fit import make_solver
 from retailtag.probes.ridge import RidgeHead
 from retailtag.probes.scaling import SCALES
 from retailtag.probes.solve_torch import TorchSolver
+from retailtag.progress import SILENT
 from retailtag.tagger.tagger import Tagger
 
 SETTINGS = ProbeSettings(grid="1e-5:1e-2:4", folds=3)
@@ -178,6 +184,101 @@ def test_heads_compete_out_of_fold_and_the_better_is_handed_over(
     names = list(RidgeHead().candidates)
     index = np.array([names.index(s) for s in _settings_of(facts, tiny.table)])
     np.testing.assert_allclose(run.predictions.logits, by_hand.scores(rest, index), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def clip_store(tiny, tmp_path_factory):
+    return extract(tiny, load_backbone("demo:clip"), tmp_path_factory.mktemp("clip")).store
+
+
+ALL = ProbeSettings(grid="1e-3,1e-2", folds=2, heads="logistic,ridge,knn,text")
+
+
+@pytest.mark.parametrize("head", ["logistic", "ridge", "knn", "text"])
+def test_whichever_head_wins_its_tagger_gives_the_predictions(
+    tiny, clip_store, tmp_path, monkeypatch, head
+):
+    score = stage._scored
+
+    def only(name, *args):
+        made = score(name, *args)
+        return made if name == head else replace(made, ap=made.ap * 0.01)
+
+    monkeypatch.setattr(stage, "_scored", only)
+    texts = find_texts(ALL.heads, "demo:clip", tiny.table.tags)
+    run = run_probe(tiny, clip_store, tmp_path, ALL, texts=texts)
+    facts = run.probe.facts
+    assert list(facts["heads"]) == ["logistic", "ridge", "knn", "text"]
+    assert facts["head"] == head
+    assert facts["heads"][head] == facts["out_of_fold"]["all"]["macro_ap"] > 0.3
+    assert ("knn.safetensors" in run.record.outputs) == (head == "knn")
+    shown = run.predictions.image_ids[:12].tolist()
+    rows = [tiny.image_ids.tolist().index(image_id) for image_id in shown]
+    tagger = Tagger.load(tmp_path)
+    by_tagger = tagger.logits([tiny.images.read(row) for row in rows])
+    saved = Predictions.load(tmp_path / "predictions.npz").logits
+    np.testing.assert_allclose(by_tagger, saved[:12], rtol=1e-3, atol=2e-3)
+    assert saved[:, tiny.table.tags.index("striped")].std() > 0.01
+    assert tagger.nbytes > tagger.parameters
+
+
+def test_a_bank_goes_when_another_head_takes_its_folder(tiny, tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_logistic", _worse(stage._logistic))
+    voting = replace(ALL, heads="logistic,knn")
+    run = run_probe(tiny, tiny_store, tmp_path, voting)
+    assert run.probe.head == "knn"
+    assert why_stale(tmp_path, run.record.inputs) is None
+    rest = tiny_store.load(run.predictions.image_ids.tolist()).X
+    again = Probe.load(tmp_path).logits(rest)
+    np.testing.assert_allclose(again, run.predictions.logits, rtol=1e-4)
+    run_probe(tiny, tiny_store, tmp_path, replace(ALL, heads="logistic"))
+    assert not (tmp_path / "knn.safetensors").exists()
+    assert Probe.load(tmp_path).vote is None
+
+
+def test_text_is_skipped_with_a_word_where_there_is_no_text_tower(tiny, tiny_store, tmp_path):
+    said = []
+
+    class Listening(type(SILENT)):
+        def say(self, line):
+            said.append(line)
+
+    texts = find_texts(ALL.heads, "demo:cnn", tiny.table.tags)
+    assert texts is None
+    run = run_probe(tiny, tiny_store, tmp_path, ALL, texts=texts, progress=Listening())
+    assert list(run.probe.facts["heads"]) == ["logistic", "ridge", "knn"]
+    assert [line for line in said if "text" in line] == [f"probe demo:cnn: {NO_TEXTS}"]
+
+
+def test_texts_are_embedded_only_where_asked_for_and_of_one_backbone(tiny):
+    tags = tiny.table.tags
+    assert find_texts("logistic,ridge", "demo:clip", tags) is None
+    assert find_texts("logistic,text", "demo:clip+demo:cnn", tags) is None
+    texts = find_texts("logistic,text", "demo:clip", tags)
+    assert texts.shape == (len(tags), load_backbone("demo:clip").dim)
+
+
+def test_text_takes_the_groups_strengths_and_their_neighbours():
+    C = np.logspace(-4, 2, 7)
+    ap = np.full((7, 4), 0.1)
+    ap[0, :2] = ap[4, 2:] = 0.9
+    group = np.array(["common", "common", "tail", "tail"])
+    for choose in ("per-group", "per-tag"):
+        around = strengths_around(C, ap, group, choose)
+        np.testing.assert_array_equal(around, C[[0, 1, 3, 4, 5]])
+    assert len(strengths_around(C, ap, group, "global")) <= 3
+
+
+def test_text_wants_the_scaling_whose_strengths_it_takes():
+    with pytest.raises(UsageError, match="add standardise to --scale"):
+        replace(ALL, scale="l2")
+    assert replace(ALL, scale="l2,standardise").scale == "l2,standardise"
+
+
+@pytest.mark.parametrize("heads", ["ridge", "logistic,forest", "logistic,knn,knn"])
+def test_what_is_no_list_of_heads_is_refused(heads):
+    with pytest.raises(UsageError, match="write logistic, then any of ridge, knn, text"):
+        replace(ALL, heads=heads)
 
 
 def _worse(make):
