@@ -15,8 +15,8 @@ from retailtag.probes.menu import Menu
 from retailtag.probes.objectives import F1, Objective
 from retailtag.probes.own_cuts import Replicates
 
-RULES = ("fixed", "global", "group", "per-tag", "shrunk", "smoothed", "bagged")  # simplest first
-PRECISION_RULES = RULES[:5]  # those that have a form where a precision is to be reached
+RULES = ("fixed", "global", "group", "bagged", "shrunk", "smoothed", "per-tag")  # freest last
+PRECISION_RULES = tuple(rule for rule in RULES if rule not in ("bagged", "smoothed"))
 AUTO = "auto"
 FALLBACK = "shrunk"  # rule taken where none can be chosen by cross-fit
 FEW = 2  # positives of the median tail tag up to which a validation part supports its group only
@@ -225,7 +225,7 @@ def choose_rule(
     objective: Objective = F1,
     seed: int = 0,
 ) -> RuleChoice:
-    """The simplest rule within one standard error of the best cross-fit macro F-beta.
+    """The most restrained rule within one standard error of the best cross-fit macro F-beta.
 
     Parameters
     ----------
@@ -247,8 +247,10 @@ def choose_rule(
     -----
     Each rule tunes thresholds on the scores of all folds but one and counts on that one; a tag's
     F-beta is of its counts over all folds. In sample the freest rule always wins. The standard
-    error is that of the mean over tags of the difference to the best rule, tag by tag; rules
-    are simple in the order of `RULES`.
+    error is that of the mean over tags of the difference to the best rule, tag by tag. `RULES`
+    stand in the order of their freedom: one number, one a group, then a threshold for every tag,
+    the less shrunken and averaged the later. Of rules that the folds cannot tell apart a freer one
+    has more to lose on other images.
 
     References
     ----------
@@ -278,10 +280,10 @@ def _cross_fit(
             given[:, j] += in_all[1] - in_seen[1]
     scored = positives > 0
     f = objective.f(tp, given, positives)[:, scored]
-    return _simplest_of_the_best(f, (group == "tail")[scored])
+    return _most_restrained_of_the_best(f, (group == "tail")[scored])
 
 
-def _simplest_of_the_best(
+def _most_restrained_of_the_best(
     f: Floats, tail: NDArray[np.bool_]
 ) -> tuple[str, dict[str, dict[str, float]]]:
     """Rule and table from the F-beta of each rule and tag with a positive, f (n_rules, n_tags)."""
