@@ -32,7 +32,6 @@ def threshold_f1(
     thresholds: NDArray[np.float32],
     tuning: Tuning,
     fold: NDArray[np.intp] | None = None,
-    labels: NDArray[np.int8] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Macro-F1 of tuned thresholds on the scores they were tuned on, and cross-fit.
 
@@ -49,8 +48,6 @@ def threshold_f1(
         Its seed divides the halves too.
     fold : ndarray of int, shape (n_images,), optional
         Folds by which `tuning` chose its rule, if it did.
-    labels : ndarray of int8, shape (n_images, n_tags), optional
-        What the thresholds were tuned on; the catalogue's by default.
 
     Returns
     -------
@@ -68,8 +65,7 @@ def threshold_f1(
     """
     if len(np.unique(catalog.group[rows])) < 2:
         return {}
-    labels = catalog.table.labels[rows] if labels is None else labels
-    group = catalog.table.group
+    labels, group = catalog.table.labels[rows], catalog.table.group
     half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, tuning.seed)
     tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
     fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit

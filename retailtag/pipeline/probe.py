@@ -36,7 +36,6 @@ from retailtag.probes.grid import DEFAULT_GRID, parse_grid
 from retailtag.probes.heads import LinearFits
 from retailtag.probes.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
-from retailtag.probes.sweep import informed
 from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import macro
@@ -205,8 +204,7 @@ def run_probe(
         chosen = _sweep(catalog, train, settings, blocks, device, progress, texts)
         labels, group = catalog.table.labels[train.rows], catalog.table.group
         scores, fold = chosen.head.logits(), chosen.sweep.fold
-        known = informed(labels, fold)
-        tuned = settings.tuning.tune(scores, known, group, fold)
+        tuned = settings.tuning.tune(scores, labels, group, fold)
         weight, bias, vote, status = _final_head(chosen, train.X, labels, settings.solver, device)
     troubled = troubled_tags(chosen.sweep, chosen.index, status, catalog.table.tags)
     facts = {
@@ -217,7 +215,7 @@ def run_probe(
         ),
         "thresholds": tuned.facts,
         "threshold_f1": threshold_f1(
-            catalog, train.rows, scores, tuned.thresholds, settings.tuning, fold, known
+            catalog, train.rows, scores, tuned.thresholds, settings.tuning, fold
         ),
     }
     made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name, vote)

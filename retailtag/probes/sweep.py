@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import SharedChoice, shared_choices
-from retailtag.probes.fits import Solver, fittable
+from retailtag.probes.fits import Solver
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads import Head, HeadFits
 from retailtag.probes.logistic import LogisticFits, LogisticHead
@@ -23,30 +23,6 @@ WIDENINGS = 3  # of a grid whose end was chosen
 
 AveragePrecision = Callable[[NDArray[np.float32], NDArray[np.int8]], NDArray[np.float64]]
 Fold = NDArray[np.intp]
-
-
-def informed(Y: NDArray[np.int8], fold: Fold) -> NDArray[np.int8]:
-    """Labels without the cells whose out-of-fold score knows nothing of the tag.
-
-    Where all positives (or all negatives) of a tag lie in one fold, the images of that fold are
-    scored by a constant. Set beside the scores of the other folds it would pull the tag's
-    threshold to where everything is given.
-
-    Parameters
-    ----------
-    Y : ndarray of int8, shape (n_images, n_tags)
-    fold : ndarray of int, shape (n_images,)
-
-    Returns
-    -------
-    ndarray of int8, shape (n_images, n_tags)
-        -1 in those cells.
-    """
-    known = Y.copy()
-    for k in range(int(fold.max()) + 1):
-        inside = fold == k
-        known[np.ix_(inside, ~fittable(Y[~inside]))] = -1
-    return known
 
 
 @dataclass(frozen=True, eq=False)
