@@ -80,7 +80,7 @@ def bakeoff(
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
-    heads: HeadsOption = "logistic,ridge",
+    heads: HeadsOption = "logistic",
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",

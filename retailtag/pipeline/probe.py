@@ -82,7 +82,7 @@ class ProbeSettings:
     seed: int = 0
     objective: str = "f1"
     scale: str = "standardise"
-    heads: str = "logistic,ridge"
+    heads: str = "logistic"
 
     def __post_init__(self) -> None:
         if self.folds < 2:

@@ -179,6 +179,7 @@ def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Float
     best = objective.f(np.cumsum(expected, axis=1), given, expected.sum(axis=1, keepdims=True)).max(
         axis=1
     )
-    p = best / (1 + objective.beta2)
+    # Where every probability underflows there is no expectation to go by.
+    p = np.where(best > 0, best / (1 + objective.beta2), np.nan)
     thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope
     return thresholds

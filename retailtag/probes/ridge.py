@@ -84,11 +84,13 @@ class RidgeHead:
                 weight[k, tags], bias[k, tags] = system.solve(g)
             loo[:, :, tags] = system.leave_one_out(sample, Y[rows][:, tags], self.strengths)
             advance(len(self.strengths) * len(tags))
-        fitted = fittable(Y)
+        # A tag of one class is the constant 0 or 1, on the scale of the others: pooled over folds
+        # its scores stand beside those of folds that did see both classes.
+        fitted, annotated = fittable(Y), (Y >= 0).any(axis=0)
         for k in range(len(self.strengths)):
             slope, offset = _rising_sigmoid(loo[k][:, fitted], Y[rows][:, fitted])
             weight[k] *= slope
-            bias[k] = np.where(fitted, slope * bias[k] + offset, prior_logit(Y))
+            bias[k] = np.where(annotated, slope * bias[k] + offset, prior_logit(Y))
             weight[k, ~fitted] = 0
         return _on_raw(scaler, weight, bias)
 
