@@ -30,7 +30,7 @@ from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.fit import make_solver
 from retailtag.probes.scaling import Standardiser, is_unit, mean_norm
-from retailtag.probes.thresholds import Tuning
+from retailtag.probes.thresholds import Tuned, Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import average_precision_per_tag, macro
 from retailtag.store import FeatureStore
@@ -157,27 +157,20 @@ def run_finetune(
             backbone, start, pixels, labels, fit.rows, val_rows, _macro_ap, config, progress
         )
         tuned = tuning.tune(result.val_logits, labels[val_rows], catalog.table.group)
-    fitted = np.sort(np.concatenate([fit.rows, val_rows]))
     facts = {
         **_facts(catalog, store, config, result),
         **(provenance or {}),
         "n_fit": len(fit.rows),
-        "n_val": len(val_rows),
-        "copies": copies_of_fitted(store, catalog.image_ids[test_rows], catalog.image_ids[fitted]),
-        "thresholds": tuned.facts,
-        "threshold_f1": threshold_f1(
-            catalog, val_rows, result.val_logits, tuned.thresholds, tuning
-        ),
+        **_evidence(catalog, store, _Rows(fit.rows, val_rows, test_rows), result, tuned, tuning),
     }
     checkpoint = _checkpoint(backbone, result, catalog.table.tags, tuned.thresholds, facts)
     checkpoint.save(out)  # hours of training; nothing that follows may lose them
-    logits = predict(backbone, result.head, pixels, test_rows, config.batch_size)
     predictions = Predictions(
         image_ids=catalog.image_ids[test_rows],
         tags=catalog.table.tags,
-        logits=logits,
+        logits=predict(backbone, result.head, pixels, test_rows, config.batch_size),
         thresholds=tuned.thresholds,
-        fitted_ids=catalog.image_ids[fitted],
+        fitted_ids=catalog.image_ids[np.sort(np.concatenate([fit.rows, val_rows]))],
         provenance=facts,
     )
     predictions.save(out / "predictions.npz")
@@ -223,6 +216,35 @@ def _facts(
         "model": [store.spec.architecture, store.spec.preprocessing],
         "settings": config.to_json(),
         "best_epoch": result.best_epoch,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of the catalogue that are fitted, that validate, and that are predicted."""
+
+    fit: NDArray[np.intp]
+    val: NDArray[np.intp]
+    test: NDArray[np.intp]
+
+
+def _evidence(
+    catalog: Catalog,
+    store: FeatureStore,
+    rows: _Rows,
+    result: FinetuneResult,
+    tuned: Tuned,
+    tuning: Tuning,
+) -> dict[str, Any]:
+    """What the scorer warns by: copies of images, and how the thresholds do by cross-fit."""
+    ids, fitted = catalog.image_ids, np.sort(np.concatenate([rows.fit, rows.val]))
+    return {
+        "n_val": len(rows.val),
+        "copies": copies_of_fitted(store, ids[rows.test], ids[fitted]),
+        "thresholds": tuned.facts,
+        "threshold_f1": threshold_f1(
+            catalog, rows.val, result.val_logits, tuned.thresholds, tuning
+        ),
     }
 
 
