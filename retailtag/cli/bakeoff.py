@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
     CUTOFFS,
     GRID,
+    MAX_PIXELS,
+    REPLICATES,
     AttributesOption,
     AugmentOption,
     BatchSizeOption,
@@ -49,7 +50,6 @@ from retailtag.cli.options import (
     weights_by_backbone,
 )
 from retailtag.cli.output import Output
-from retailtag.scoring.bootstrap import N_REPLICATES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,7 +96,7 @@ def bakeoff(
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
     ] = False,
-    replicates: ReplicatesOption = N_REPLICATES,
+    replicates: ReplicatesOption = REPLICATES,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,

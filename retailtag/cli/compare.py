@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.catalogs import reader
 from retailtag.cli.options import (
+    PERMUTATIONS,
+    REPLICATES,
     AllowMissingOption,
     JsonOption,
     NewCutoffsOption,
@@ -23,11 +24,6 @@ from retailtag.cli.options import (
     split_list,
 )
 from retailtag.cli.output import Output
-from retailtag.scoring.bootstrap import N_REPLICATES
-from retailtag.scoring.files import compare_files
-from retailtag.scoring.ledger import reused_split
-from retailtag.scoring.permutation import PERMUTATIONS
-from retailtag.scoring.strict_json import plain
 
 
 def compare(
@@ -37,7 +33,7 @@ def compare(
     cutoffs: NewCutoffsOption = None,
     split: ScoredSplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="CSV of the pairs.")] = Path("pairs.csv"),
-    replicates: ReplicatesOption = N_REPLICATES,
+    replicates: ReplicatesOption = REPLICATES,
     permutations: Annotated[
         int, typer.Option("--permutations", min=100, help="Random swaps behind each p.")
     ] = PERMUTATIONS,
@@ -50,6 +46,11 @@ def compare(
 
     Runs that differ in their seed alone count as one model, whose seeds add to the uncertainty.
     """
+    from retailtag.cli.catalogs import reader
+    from retailtag.scoring.files import compare_files
+    from retailtag.scoring.ledger import reused_split
+    from retailtag.scoring.strict_json import plain
+
     compared = compare_files(
         predictions,
         reader(cutoffs),

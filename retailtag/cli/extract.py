@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
+    MAX_PIXELS,
     AttributesOption,
     BatchSizeOption,
     CatalogArgument,

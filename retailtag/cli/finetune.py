@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.cli.options import (
     CUTOFFS,
+    MAX_PIXELS,
     AttributesOption,
     AugmentOption,
     BackboneOption,

@@ -15,6 +15,9 @@ from retailtag.errors import Unavailable, UsageError
 GRID = "1e-5:10:13"
 FULL_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
 CUTOFFS = "50,500"
+MAX_PIXELS = 100_000_000
+REPLICATES = 2000
+PERMUTATIONS = 2000
 
 CatalogArgument = Annotated[
     Path,

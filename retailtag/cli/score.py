@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retailtag.cli.catalogs import reader
 from retailtag.cli.options import (
+    REPLICATES,
     AllowMissingOption,
     JsonOption,
     NewCutoffsOption,
@@ -25,14 +25,12 @@ from retailtag.cli.options import (
 )
 from retailtag.cli.output import Output
 from retailtag.errors import GateUnmet, UsageError
-from retailtag.predictions import Predictions
-from retailtag.scoring.bootstrap import N_REPLICATES
-from retailtag.scoring.files import ReadCatalog, ScoredFiles, find_predictions, score_files
-from retailtag.scoring.findings import Finding
-from retailtag.scoring.foreign import is_foreign
-from retailtag.scoring.gates import Gate, parse_gate, unmet_gates
-from retailtag.scoring.ledger import reused_split
-from retailtag.scoring.strict_json import plain
+
+if TYPE_CHECKING:
+    from retailtag.predictions import Predictions
+    from retailtag.scoring.files import ReadCatalog, ScoredFiles
+    from retailtag.scoring.findings import Finding
+    from retailtag.scoring.gates import Gate
 
 FOREIGN = "Another tool's scores"
 
@@ -73,7 +71,7 @@ def score(
     fitted_split: Annotated[
         str, typer.Option("--fitted-split", help=f"{FOREIGN}: split the model was fitted on.")
     ] = "train",
-    replicates: ReplicatesOption = N_REPLICATES,
+    replicates: ReplicatesOption = REPLICATES,
     allow_missing: AllowMissingOption = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -84,6 +82,11 @@ def score(
     A RUN is a predictions file, the folder of a run or of a bake-off, or another tool's CSV,
     Parquet or NPZ of scores (with --catalog and --scores).
     """
+    from retailtag.cli.catalogs import reader
+    from retailtag.scoring.files import find_predictions, score_files
+    from retailtag.scoring.gates import parse_gate, unmet_gates
+    from retailtag.scoring.ledger import reused_split
+
     gates = [parse_gate(text) for text in gate or []]
     paths = find_predictions(predictions)
     read = reader(cutoffs)
@@ -118,6 +121,8 @@ def _foreign(
     declared: tuple[str | None, Path | None, str | None, str, str],
 ) -> dict[Path, Predictions]:
     """Predictions made from the files of other tools among `paths`."""
+    from retailtag.scoring.foreign import is_foreign
+
     found = [path for path in paths if is_foreign(path)]
     if not found:
         if any(value is not None for value in declared[:3]):
@@ -156,6 +161,8 @@ def _show(output: Output, scored: ScoredFiles, reused: Sequence[Finding]) -> Non
 def _summary(
     scored: ScoredFiles, reused: Sequence[Finding], gates: Sequence[Gate]
 ) -> dict[str, Any]:
+    from retailtag.scoring.strict_json import plain
+
     cards = [
         {
             "model": card.model,
