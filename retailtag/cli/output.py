@@ -80,6 +80,7 @@ class _Bars:
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+        """Draw a bar; see `retailtag.progress.Progress.task`."""
         if self._open == 0:
             self._bars.start()
         self._open += 1
@@ -115,10 +116,12 @@ class _Lines:
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+        """Write lines; see `retailtag.progress.Progress.task`."""
         start = last = time.perf_counter()
         done = 0
 
         def advance(n: int) -> None:
+            """Count n more; a line if the last is long enough ago."""
             nonlocal done, last
             done += n
             now = time.perf_counter()

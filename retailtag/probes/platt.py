@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from retailtag.probes.curves import RankedTag
 from retailtag.probes.objectives import Objective
+from retailtag.probes.sigmoid import expit, fit_counts
 
 BINS_OF_HITS = 1024  # quantiles of the positives' scores that divide the cells
 BINS_OF_ALL = 256  # quantiles of all scores that divide them too
 LARGEST = 1e4  # scores beyond are as certain as this
-STEPS = 100  # Newton steps at most
 
 Floats = NDArray[np.float64]
 
@@ -74,69 +74,12 @@ def _sums(values: NDArray[np.float32], bounds: NDArray[np.int64]) -> Floats:
 
 
 def fit_platt(histogram: Histogram) -> tuple[float, float]:
-    r"""Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags.
+    """Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags.
 
-    Parameters
-    ----------
-    histogram : Histogram
-
-    Returns
-    -------
-    (float, float)
-        The maximum of the likelihood of Platt's smoothed targets, :math:`(N_+ + 1)/(N_+ + 2)` for
-        the :math:`N_+` positives and :math:`1/(N_- + 2)` for the rest, so that separated scores
-        have one as well.
-
-    Notes
-    -----
-    Newton steps with step halving in two dimensions, on bin means. The bins are narrow where
-    positives are, and the error is of second order in their width.
-
-    References
-    ----------
-    Platt (1999), Probabilistic outputs for support vector machines; Lin, Lin & Weng (2007), A note
-    on Platt's probabilistic outputs, Machine Learning 68, for the Newton steps.
+    Of bin means: the bins are narrow where positives are, and the error is of second order in
+    their width. See `retailtag.probes.sigmoid.fit_counts`.
     """
-    cells, hits = histogram.cells.sum(axis=0), histogram.hits.sum(axis=0)
-    n, positives = int(cells.sum()), int(hits.sum())
-    high, low = (positives + 1) / (positives + 2), 1 / (n - positives + 2)
-    aimed = high * hits + low * (cells - hits)
-    centre = float(np.average(histogram.score, weights=cells))
-    spread = float(np.sqrt(np.average((histogram.score - centre) ** 2, weights=cells))) or 1.0
-    z = np.stack([(histogram.score - centre) / spread, np.ones(len(cells))])
-    start = np.array([0.0, np.log(aimed.sum() / (n - aimed.sum()))])
-    slope, offset = _newton(z, cells.astype(np.float64), aimed, start)
-    return slope / spread, offset - slope * centre / spread
-
-
-def _newton(z: Floats, cells: Floats, aimed: Floats, theta: Floats) -> Floats:
-    """Minimise Σ cells·log(1 + e^u) - aimed·u with u = theta·z; z (2, n_bins)."""
-
-    def loss(theta: Floats) -> float:
-        u = theta @ z
-        return float(cells @ np.logaddexp(0, u) - aimed @ u)
-
-    now = loss(theta)
-    for _ in range(STEPS):
-        p = expit(theta @ z)
-        gradient = z @ (cells * p - aimed)
-        hessian = (z * (cells * p * (1 - p))) @ z.T
-        step = np.linalg.solve(hessian + 1e-9 * np.trace(hessian) * np.eye(2), gradient)
-        size = 1.0
-        while (then := loss(theta - size * step)) > now and size > 1e-6:
-            size /= 2
-        if size <= 1e-6:
-            break
-        theta, gain, now = theta - size * step, now - then, then
-        if gain <= 1e-13 * abs(now):
-            break
-    return theta
-
-
-def expit(u: Floats) -> Floats:
-    """1 / (1 + exp(-u)) without overflow."""
-    result: Floats = 0.5 * (1 + np.tanh(0.5 * u))
-    return result
+    return fit_counts(histogram.score, histogram.cells.sum(axis=0), histogram.hits.sum(axis=0))
 
 
 def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Floats:

@@ -105,6 +105,7 @@ class _Sums:
 
     @classmethod
     def of(cls, X: NDArray[np.float32], Y: NDArray[np.int8], scaler: Standardiser) -> _Sums:
+        """Sum up standardised X (n_images, dim), block by block."""
         dim = X.shape[1]
         sums = cls(np.zeros((dim, dim)), np.zeros(dim), np.zeros((dim, Y.shape[1])))
         for at in _blocks(len(Y)):

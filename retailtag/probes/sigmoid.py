@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS = 60
-ENOUGH = 1e-9  # relative decrease of the mean loss at which Newton stops
+STEPS = 100  # Newton steps at most
+
+Floats = NDArray[np.float64]
 
 
 def fit_sigmoid(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple[float, float]:
@@ -22,16 +25,7 @@ def fit_sigmoid(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple
     Returns
     -------
     slope, offset : float
-
-    Notes
-    -----
-    Newton on the mean log loss, halving the step until the loss falls. Targets are smoothed to
-    (P + 1)/(P + 2) and 1/(N + 2) for P positives and N negatives, so that the optimum is finite
-    when scores separate the classes. Constant scores get slope 0.
-
-    References
-    ----------
-    Platt (1999), Probabilistic outputs for support vector machines, §2.2; Lin, Lin & Weng (2007).
+        1 and 0 without any known cell; see `fit_counts`.
 
     Examples
     --------
@@ -40,37 +34,67 @@ def fit_sigmoid(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> tuple
     (2.2, -1.1)
     """
     known = labels >= 0
-    s, y = scores[known].astype(np.float64), labels[known]
-    if len(s) == 0:
-        return 1.0, 0.0
-    positives = int(y.sum())
-    target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
-    centre, spread = float(s.mean()), float(s.std()) or 1.0
-    A = np.stack([(s - centre) / spread, np.ones_like(s)], axis=1)
-    slope, offset = _newton(A, target)
-    return slope / spread, offset - slope * centre / spread
+    score, hits = scores[known].astype(np.float64), labels[known].astype(np.float64)
+    return fit_counts(score, np.ones_like(hits), hits) if len(score) else (1.0, 0.0)
 
 
-def _newton(A: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
-    """Minimise the mean log loss of A x against soft targets; A (n, 2), the last column ones."""
-    mean = target.mean()
-    x = np.array([0.0, np.log(mean / (1 - mean))])
-    loss = _loss(A @ x, target)
+def fit_counts(score: Floats, cells: NDArray[Any], hits: NDArray[Any]) -> tuple[float, float]:
+    r"""Slope a and offset b of P(positive | score z) = 1/(1 + exp(-(a z + b))), of counted cells.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+    cells, hits : ndarray, shape (n,)
+        Cells at each score, and the positives among them.
+
+    Returns
+    -------
+    (float, float)
+        The maximum of the likelihood of Platt's smoothed targets, :math:`(N_+ + 1)/(N_+ + 2)` for
+        the :math:`N_+` positives and :math:`1/(N_- + 2)` for the rest, so that separated scores
+        have one as well. Constant scores have slope 0.
+
+    References
+    ----------
+    Platt (1999), Probabilistic outputs for support vector machines; Lin, Lin & Weng (2007), A note
+    on Platt's probabilistic outputs, Machine Learning 68, for the Newton steps.
+    """
+    n, positives = float(cells.sum()), float(hits.sum())
+    high, low = (positives + 1) / (positives + 2), 1 / (n - positives + 2)
+    aimed: Floats = (high * hits + low * (cells - hits)).astype(np.float64)
+    centre = float(np.average(score, weights=cells))
+    spread = float(np.sqrt(np.average((score - centre) ** 2, weights=cells))) or 1.0
+    z = np.stack([(score - centre) / spread, np.ones(len(cells))])
+    start = np.array([0.0, np.log(aimed.sum() / (n - aimed.sum()))])
+    slope, offset = _newton(z, cells.astype(np.float64), aimed, start)
+    return float(slope / spread), float(offset - slope * centre / spread)
+
+
+def _newton(z: Floats, cells: Floats, aimed: Floats, theta: Floats) -> Floats:
+    """Minimise Σ cells·log(1 + e^u) - aimed·u with u = theta·z; z (2, n)."""
+
+    def loss(theta: Floats) -> float:
+        u = theta @ z
+        return float(cells @ np.logaddexp(0, u) - aimed @ u)
+
+    now = loss(theta)
     for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-(A @ x)))
-        gradient = A.T @ (p - target)
-        hessian = (A * (p * (1 - p))[:, None]).T @ A
-        hessian[np.diag_indices(2)] += 1e-12 * len(A)  # a constant score has no curvature
-        step = np.linalg.solve(hessian, gradient)
-        size, trial = 1.0, _loss(A @ (x - step), target)
-        while trial > loss and size > 1e-6:
+        p = expit(theta @ z)
+        gradient = z @ (cells * p - aimed)
+        hessian = (z * (cells * p * (1 - p))) @ z.T
+        step = np.linalg.solve(hessian + 1e-9 * np.trace(hessian) * np.eye(2), gradient)
+        size = 1.0
+        while (then := loss(theta - size * step)) > now and size > 1e-6:
             size /= 2
-            trial = _loss(A @ (x - size * step), target)
-        if loss - trial <= ENOUGH * loss:
+        if size <= 1e-6:
             break
-        x, loss = x - size * step, trial
-    return float(x[0]), float(x[1])
+        theta, gain, now = theta - size * step, now - then, then
+        if gain <= 1e-13 * abs(now):
+            break
+    return theta
 
 
-def _loss(z: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    return float((np.logaddexp(0, z) - target * z).mean())
+def expit(u: Floats) -> Floats:
+    """1 / (1 + exp(-u)) without overflow."""
+    result: Floats = 0.5 * (1 + np.tanh(0.5 * u))
+    return result

@@ -7,7 +7,8 @@ import reference_thresholds as reference
 from retailtag.probes.curves import rank_tags
 from retailtag.probes.objectives import F1, Objective
 from retailtag.probes.own_cuts import Replicates
-from retailtag.probes.platt import Histogram, expit, fit_platt, plug_in_thresholds
+from retailtag.probes.platt import Histogram, fit_platt, plug_in_thresholds
+from retailtag.probes.sigmoid import expit
 from retailtag.probes.thresholds import tune_thresholds
 
 
