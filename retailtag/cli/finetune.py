@@ -82,7 +82,7 @@ def finetune(
     quiet: QuietOption = False,
 ) -> None:
     """Retrain the last blocks, choose epoch and thresholds on a validation part, predict."""
-    from retailtag.backbones import load_backbone
+    from retailtag.backbones import load_backbone, resolve_id
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
@@ -104,6 +104,7 @@ def finetune(
         objective=objective,
     )
     device = resolve_device(device)
+    resolve_id(backbone)  # refuses A+B before its probe is missed
     fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))
     catalog = read_catalog(
         catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)

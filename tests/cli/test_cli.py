@@ -277,3 +277,12 @@ def test_blocks_are_a_number_or_all():
 def test_json_never_holds_nan():
     with pytest.raises(ValueError, match="JSON"):
         Output(json=True).result({"x": np.nan})
+
+
+def test_a_fine_tune_of_several_backbones_is_refused_before_its_probe_is_missed(
+    tiny_csv, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(["finetune", str(tiny_csv), "--backbone", "demo:cnn+demo:dino"]) == 2
+    assert "name one backbone here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
