@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from retailtag.probes.rotated import Rotated
 
-COVERED = 0.99  # share of a tag's curvature that is exact; the rest is left to the diagonal
+COVERED = 0.9999  # share of a tag's curvature that is exact; the rest is left to the diagonal
 STRIPE = 256  # columns of a Gram matrix made at once
 JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal, the least that is enough is added
 

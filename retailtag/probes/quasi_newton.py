@@ -14,6 +14,8 @@ from retailtag.probes.problem import Problem
 HISTORY = 12  # pairs kept
 STALE = 3.5  # ratio of strengths from which a factored Hessian is made anew
 RENEW = 8  # iterations between two factorings
+NEWTON = 12  # iterations after which every step is Newton's, from its own factoring
+WIDER = 4  # times the images that those factorings may take
 FACTORS = 400_000_000  # numbers of factored Hessians kept: 1.6 GB
 
 
@@ -62,8 +64,7 @@ class Factors:
     def __init__(self, dim: int, n_tags: int, device: torch.device) -> None:
         self.size = max(4 * dim, 1000)
         self.capacity = max(FACTORS // (dim + 1) ** 2, 1)
-        # A CPU factors one at a time; a GPU wants many small ones at once.
-        self.at_once = 1 if device.type == "cpu" else max(FACTORS // (self.size * (dim + 1)), 1)
+        self.dim, self.device = dim, device
         self.factor: OrderedDict[int, Tensor] = OrderedDict()
         self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)
 
@@ -73,12 +74,17 @@ class Factors:
             if tag in self.factor:
                 self.factor.move_to_end(tag)
         stale = self.made_at[tags] * STALE < C
-        if step and step % RENEW == 0:
+        if step >= NEWTON or (step and step % RENEW == 0):
             stale[:] = True
-        for rows in torch.nonzero(stale).flatten().split(self.at_once):
-            made = problem.keep(rows).hessian_factors(u[rows], C[rows], self.size)
+        size = self.size * WIDER if step >= NEWTON else self.size
+        for rows in torch.nonzero(stale).flatten().split(self._at_once(size)):
+            made = problem.keep(rows).hessian_factors(u[rows], C[rows], size)
             self._remember(tags[rows].tolist(), made)
         self.made_at[tags[stale]] = C[stale].double()
+
+    def _at_once(self, size: int) -> int:
+        """Tags to factor together: a CPU takes one at a time, a GPU wants many small ones."""
+        return 1 if self.device.type == "cpu" else max(FACTORS // (size * (self.dim + 1)), 1)
 
     def _remember(self, tags: list[int], made: Tensor) -> None:
         for tag, factor in zip(tags, made, strict=True):

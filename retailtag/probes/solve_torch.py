@@ -4,7 +4,8 @@
   is nearly diagonal: I + C·π(1-π)·diag(e) for a tag of prevalence π. Its inverse is the first
   Hessian guess of every L-BFGS direction, so that conditioning does not depend on the spectrum.
 * From the strength on where that guess no longer does (large C, rare tags, nearly separable), the
-  guess is the factored Hessian of the images that hold most of the tag's curvature.
+  guess is the factored Hessian of the images that hold nearly all of the tag's curvature. Tags
+  that take long (those near the edge of separability do) end with Newton steps.
 * Logits are linear in the step: one pass over the images gives a trial point and its gradient, and
   a shorter step costs no product with the features.
 * Strengths are solved in ascending order, each from the solution of the one before, whose sums
@@ -32,7 +33,7 @@ from retailtag.probes.fits import (
     statuses,
 )
 from retailtag.probes.problem import Problem, Sums
-from retailtag.probes.quasi_newton import Diagonal, Factors, Guess, Memory, dot
+from retailtag.probes.quasi_newton import NEWTON, Diagonal, Factors, Guess, Memory, dot
 from retailtag.probes.rotated import Rotated
 from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
@@ -273,6 +274,8 @@ def _descend(
         if not len(tags):
             break
         guess.renew(problem, tags, state.u, C, step)
+        if step >= NEWTON:  # what was learned from far away misleads a factor made here
+            memory = Memory([], [])
         before = _gradient(state, C)
         d = _downhill(memory.direction(before, guess, tags), before)
         alpha = _step(problem, state, d, before, C)
