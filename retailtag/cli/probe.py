@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.pipeline.probe import ProbeRun
+    from retailtag.probes.artefact import Probe
 
 
 def probe(
@@ -97,7 +98,8 @@ def probe(
         progress=output.progress,
     )
     output.print(_table(run))
-    output.print(_heads(run.probe.facts["heads"]))
+    if len(run.probe.facts["heads"]) > 1:
+        output.print(_heads(run.probe))
     if run.probe.facts["thresholds"]["cross_fit"]:
         output.print(_rules(run.probe.facts["thresholds"]))
     for _, sentence, remedy in run.findings:
@@ -115,15 +117,26 @@ def _table(run: ProbeRun) -> Table:
     table.add_column(run.probe.head, justify="right")
     table.add_column("out-of-fold macro-AP", justify="right")
     for name, row in run.probe.facts["out_of_fold"].items():
-        ap = "-" if row["macro_ap"] is None else f"{100 * row['macro_ap']:.2f}"
-        table.add_row(name, ", ".join(row["setting"]), ap)
+        table.add_row(name, ", ".join(row["setting"]), _points(row["macro_ap"]))
     return table
 
 
-def _heads(reached: dict[str, float | None]) -> str:
-    """One line: out-of-fold macro-AP of each head that competed."""
-    told = [f"{name} {'-' if ap is None else f'{100 * ap:.2f}'}" for name, ap in reached.items()]
-    return f"Heads, out-of-fold macro-AP: {', '.join(told)}"
+def _heads(probe: Probe) -> Table:
+    """One row a head that competed: what it earns out of fold."""
+    from rich.table import Table
+
+    table = Table(title=f"Heads, out of fold; {probe.head} taken")
+    table.add_column("head")
+    for column in ("macro-AP", "macro-F, cross-fit", "tail", "behind the best (standard error)"):
+        table.add_column(column, justify="right")
+    for name, row in probe.facts["heads"].items():
+        shown = [_points(row.get(column)) for column in ("macro_ap", "macro_f", "tail_macro_f")]
+        table.add_row(name, *shown, f"{_points(row.get('behind'))} ({_points(row.get('se'))})")
+    return table
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 CHOSEN = ("out_of_fold", "scale", "scales", "head", "heads", "unconverged", "thresholds")
@@ -139,9 +152,8 @@ def _rules(thresholds: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for name, row in thresholds["cross_fit"].items():
         mark = " *" if name == thresholds["rule"] else ""
-        tail = f"{100 * row['tail']:.2f}" if "tail" in row else "-"
-        behind = f"{100 * row['behind']:.2f} ({100 * row['se']:.2f})"
-        table.add_row(f"{name}{mark}", f"{100 * row['all']:.2f}", tail, behind)
+        behind = f"{_points(row['behind'])} ({_points(row['se'])})"
+        table.add_row(f"{name}{mark}", _points(row["all"]), _points(row.get("tail")), behind)
     return table
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones import load_backbone, parts_of
-from retailtag.pipeline.sweep import parse_heads
+from retailtag.pipeline.heads import parse_heads
 from retailtag.probes.text_prior import text_embeddings
 from retailtag.store import EmbeddingSource, FeatureStore, join
 

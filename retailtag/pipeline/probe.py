@@ -15,15 +15,16 @@ from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
 from retailtag.files import write_whole
 from retailtag.pipeline.checks import none_readable
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
+from retailtag.pipeline.heads import HeadChoice, ScoredHead, choose_head, head_rows, parse_heads
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.stage import StageRecord, write_record
 from retailtag.pipeline.sweep import (
     Chosen,
+    FittedHead,
     blocks_key,
     blocks_of_run,
     fit_at,
-    parse_heads,
     sweep_and_choose,
 )
 from retailtag.predictions import Predictions
@@ -41,7 +42,7 @@ from retailtag.progress import SILENT, Progress
 from retailtag.scoring.metrics import macro
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 
-FILES = ("sweep.parquet", "predictions.npz")  # beside those of the probe
+FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # beside those of the probe
 
 
 NO_TEXTS = "head text skipped; only a single image-text model, such as clip, embeds tag names."
@@ -171,8 +172,8 @@ def run_probe(
     store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
-        Folder for the files of `Probe.save`, ``sweep.parquet``, ``predictions.npz`` and
-        ``stage.json``; what stands there is replaced file by file.
+        Folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
+        ``predictions.npz`` and ``stage.json``; what stands there is replaced file by file.
     settings : ProbeSettings, optional
     texts : ndarray of float32, shape (n_tags, dim), optional
         What `retailtag.pipeline.embeddings.find_texts` gives, for the head ``text``.
@@ -201,33 +202,23 @@ def run_probe(
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         blocks = _blocks(inputs, train, settings, device, out)
-        chosen = _sweep(catalog, train, settings, blocks, device, progress, texts)
-        labels, group = catalog.table.labels[train.rows], catalog.table.group
-        scores, fold = chosen.head.logits(), chosen.sweep.fold
-        tuned = settings.tuning.tune(scores, labels, group, fold)
-        weight, bias, vote, status = _final_head(chosen, train.X, labels, settings.solver, device)
-    troubled = troubled_tags(chosen.sweep, chosen.index, status, catalog.table.tags)
+        fitted = _fit(catalog, train, settings, blocks, device, progress, texts)
     facts = {
         **_provenance(catalog, store, settings, provenance),
-        **_choices(chosen, group, troubled),
-        "copies": copies_of_fitted(
-            store, catalog.image_ids[rest.rows], catalog.image_ids[train.rows]
-        ),
-        "thresholds": tuned.facts,
-        "threshold_f1": threshold_f1(
-            catalog, train.rows, scores, tuned.thresholds, settings.tuning, fold
-        ),
+        **fitted.facts(catalog),
+        **_evidence(catalog, store, train, rest, fitted, settings.tuning),
     }
-    made = (chosen.C, facts, chosen.sweep.scale, chosen.head.name, vote)
-    probe = Probe(catalog.table.tags, weight, bias, tuned.thresholds, *made)
+    probe = fitted.probe(catalog, facts)
     predictions = _predict(catalog, probe, train, rest)
     probe.save(out)
     predictions.save(out / "predictions.npz")
-    _write_table(out / "sweep.parquet", chosen.table)
-    findings = grid_findings(chosen.sweep, group, settings.choose)
-    findings += status_findings(chosen.sweep, troubled)
-    found = {"findings": findings, "n_fits": chosen.n_fits}
-    cost.seconds += chosen.resumed_seconds
+    sweep, group = fitted.chosen.sweep, catalog.table.group
+    _write_table(out / "sweep.parquet", fitted.chosen.table)
+    _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
+    findings = grid_findings(sweep, group, settings.choose)
+    findings += status_findings(sweep, facts["unconverged"])
+    found = {"findings": findings, "n_fits": fitted.chosen.n_fits}
+    cost.seconds += fitted.chosen.resumed_seconds
     files, machine = (*probe.files, *FILES), describe_machine(device)
     record = write_record(out, files, inputs, cost, facts=found, machine=machine)
     blocks.clear()
@@ -235,19 +226,85 @@ def run_probe(
     return ProbeRun(probe, predictions, findings, n_absent, record)
 
 
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A sweep, the head taken of it, and that head on all training images."""
+
+    chosen: Chosen
+    taken: HeadChoice
+    logistic: FittedHead
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    vote: KnnVote | None
+
+    def facts(self, catalog: Catalog) -> dict[str, Any]:
+        """What was chosen, what it earns out of fold, and which fits went wrong."""
+        chosen, head = self.chosen, self.taken.head
+        status, tags = self.logistic.status, catalog.table.tags
+        return {
+            "out_of_fold": _out_of_fold_summary(chosen.C, head, catalog.table.group),
+            "scale": chosen.sweep.scale,
+            "scales": chosen.macro_ap,
+            "head": head.name,
+            "heads": self.taken.facts,
+            "unconverged": troubled_tags(chosen.sweep, chosen.index, status, tags),
+            "thresholds": self.taken.tuned.facts,
+        }
+
+    def probe(self, catalog: Catalog, facts: dict[str, Any]) -> Probe:
+        """The artefact."""
+        scale, head, thresholds = self.chosen.sweep.scale, self.taken.head, self.taken.tuned
+        made = (self.chosen.C, facts, scale, head.name, self.vote)
+        return Probe(catalog.table.tags, self.weight, self.bias, thresholds.thresholds, *made)
+
+
+def _fit(
+    catalog: Catalog,
+    train: Features,
+    settings: ProbeSettings,
+    blocks: SweepFolder,
+    device: str,
+    progress: Progress,
+    texts: NDArray[np.float32] | None,
+) -> _Fitted:
+    chosen = _sweep(catalog, train, settings, blocks, device, progress, texts)
+    labels, group = catalog.table.labels[train.rows], catalog.table.group
+    taken = choose_head(chosen.heads, settings.tuning, labels, group, chosen.sweep.fold)
+    solver = make_solver(settings.solver, device)
+    logistic = fit_at(train.X, labels, chosen.C, solver, chosen.sweep.scale)
+    head = _final_head(taken.head, logistic, train.X, labels)
+    return _Fitted(chosen, taken, logistic, *head)
+
+
+def _evidence(
+    catalog: Catalog,
+    store: EmbeddingSource,
+    train: Features,
+    rest: Features,
+    fitted: _Fitted,
+    tuning: Tuning,
+) -> dict[str, Any]:
+    """What the scorer warns by: copies of training images, and optimism of the thresholds."""
+    ids, taken = catalog.image_ids, fitted.taken
+    scored = (taken.scores, taken.tuned.thresholds, tuning, fitted.chosen.sweep.fold)
+    return {
+        "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
+        "threshold_f1": threshold_f1(catalog, train.rows, *scored),
+    }
+
+
 def _final_head(
-    chosen: Chosen, X: NDArray[np.float32], labels: NDArray[np.int8], solver: str, device: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32], KnnVote | None, NDArray[np.str_]]:
-    """Weight and bias (or the vote) of the chosen head, and how logistic regression went."""
-    fitted = fit_at(X, labels, chosen.C, make_solver(solver, device), chosen.sweep.scale)
+    head: ScoredHead, fitted: FittedHead, X: NDArray[np.float32], labels: NDArray[np.int8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], KnnVote | None]:
+    """Weight and bias of the chosen head on all training images, or its vote."""
     (weight, bias), vote = fitted.raw(), None
-    refit = chosen.head.head.fit(X, labels) if chosen.head.head else None
+    refit = head.head.fit(X, labels) if head.head else None
     if isinstance(refit, LinearFits):
-        weight, bias = refit.linear(chosen.head.index)
+        weight, bias = refit.linear(head.index)
     elif isinstance(refit, KnnFits):
         weight, bias = weight[:, :0], np.zeros_like(bias)
-        vote = refit.at(chosen.head.index)
-    return weight, bias, vote, fitted.status
+        vote = refit.at(head.index)
+    return weight, bias, vote
 
 
 def _predict(catalog: Catalog, probe: Probe, train: Features, rest: Features) -> Predictions:
@@ -361,23 +418,11 @@ def _sweep(
     )
 
 
-def _choices(
-    chosen: Chosen, group: NDArray[np.str_], troubled: dict[str, list[str]]
+def _out_of_fold_summary(
+    C: NDArray[np.float64], head: ScoredHead, group: NDArray[np.str_]
 ) -> dict[str, Any]:
-    """What the sweep chose, what it earns out of fold, and which of its fits went wrong."""
-    return {
-        "out_of_fold": _out_of_fold_summary(chosen, group),
-        "scale": chosen.sweep.scale,
-        "scales": chosen.macro_ap,
-        "head": chosen.head.name,
-        "heads": {head.name: head.macro_ap for head in chosen.heads},
-        "unconverged": troubled,
-    }
-
-
-def _out_of_fold_summary(chosen: Chosen, group: NDArray[np.str_]) -> dict[str, Any]:
     """Macro-AP and chosen C, over all tags and per group; None for a group without a score."""
-    C, ap, setting = chosen.C, chosen.head.ap, chosen.head.setting
+    ap, setting = head.ap, head.setting
     summary: dict[str, Any] = {}
     for name in ("all", *np.unique(group).tolist()):
         inside = np.isfinite(ap) & ((group == name) | (name == "all"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import retailtag
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
-from retailtag.errors import UsageError
+from retailtag.pipeline.heads import ScoredHead
 from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.fits import Solver
@@ -26,75 +26,9 @@ from retailtag.probes.scaling import Scaled, Scaler
 from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.probes.text_prior import TextPriorHead
 from retailtag.progress import SILENT, Progress
-from retailtag.scoring.metrics import average_precision_per_tag, macro
+from retailtag.scoring.metrics import average_precision_per_tag
 
 BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
-
-
-HEADS = ("logistic", "ridge", "knn", "text")
-
-
-def parse_heads(text: str) -> tuple[str, ...]:
-    """Names of heads from a comma-separated list.
-
-    Raises
-    ------
-    UsageError
-        If one is unknown or named twice, or logistic regression is not the first: a fine-tune
-        starts from its C whichever head is taken.
-
-    Examples
-    --------
-    >>> parse_heads("logistic,ridge")
-    ('logistic', 'ridge')
-    """
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
-        raise UsageError(
-            f"--heads {text} is no list of heads; write logistic, then any of ridge, knn, text."
-        )
-    return names
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredHead:
-    """A head with its chosen candidates and what they earn out of fold.
-
-    Parameters
-    ----------
-    name : str
-    setting : ndarray of str, shape (n_tags,)
-        Candidate of each tag, such as ``C=0.1``.
-    ap : ndarray of float64, shape (n_tags,)
-        Out-of-fold AP at it.
-    pooled : Pooled
-    index : ndarray of int, shape (n_tags,)
-        Candidate of each tag by number.
-    head : Head or None
-        Fits it again, to other images; None for logistic regression, which `fit_at` fits.
-    """
-
-    name: str
-    setting: NDArray[np.str_]
-    ap: NDArray[np.float64]
-    pooled: Pooled
-    index: NDArray[np.intp]
-    head: Head | None = None
-
-    @property
-    def macro_ap(self) -> float | None:
-        """Mean of `ap` over the tags that have one; None without any."""
-        value = macro(self.ap)
-        return value if np.isfinite(value) else None
-
-    @property
-    def rank(self) -> float:
-        """Macro-AP as a number that compares, below all others where there is none."""
-        return -1.0 if self.macro_ap is None else self.macro_ap
-
-    def logits(self) -> NDArray[np.float32]:
-        """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
-        return self.pooled.logits(self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +57,6 @@ class Chosen:
     table: dict[str, NDArray[Any]]
     resumed_seconds: float
     heads: tuple[ScoredHead, ...]
-
-    @property
-    def head(self) -> ScoredHead:
-        """The head with the largest out-of-fold macro-AP, the first of equals."""
-        return max(self.heads, key=lambda head: head.rank)
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -202,8 +131,7 @@ def sweep_and_choose(
     for other in (rivals[name] for name in heads if name in rivals):
         pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
         index = choose_candidate(ap, group, choose, positives)
-        scored = _scored(other.name, np.array(other.candidates), pooled, ap, index)
-        others.append(replace(scored, head=other))
+        others.append(ScoredHead(other.name, other.candidates, ap, pooled, index, other))
     return Chosen(
         sweep=sweep,
         index=head.index,
@@ -230,19 +158,9 @@ def strengths_around(
 
 
 def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:
-    settings = np.array([f"C={c:.3g}" for c in sweep.C])
+    settings = tuple(f"C={c:.3g}" for c in sweep.C)
     pooled = Pooled(sweep.X, sweep.fold, sweep.fits)
-    return _scored("logistic", settings, pooled, sweep.ap, index)
-
-
-def _scored(
-    name: str,
-    candidates: NDArray[np.str_],
-    pooled: Pooled,
-    ap: NDArray[np.float64],
-    index: NDArray[np.intp],
-) -> ScoredHead:
-    return ScoredHead(name, candidates[index], ap[index, np.arange(len(index))], pooled, index)
+    return ScoredHead("logistic", settings, sweep.ap, pooled, index)
 
 
 def blocks_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:

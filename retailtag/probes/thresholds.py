@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.probes.choice import shared_choices
 from retailtag.probes.curves import Labels, Logits, RankedTag, keep_images, rank_tags
 from retailtag.probes.menu import Menu
 from retailtag.probes.objectives import F1, Objective
@@ -93,15 +94,18 @@ class Tuning:
     ) -> Tuned:
         """As `tune`, of cells that are ranked already; `fold` is indexed by their images."""
         scores: dict[str, dict[str, float]] = {}
+        f = None
         rule = FALLBACK if self.rule == AUTO else self.rule
         if self.goal.precision is None:
             if fold is not None:
-                chosen, scores = _cross_fit(tags, group, fold, self.goal, self.seed)
+                crossed = _cross_fit(tags, group, fold, self.goal, self.seed)
+                chosen, scores = _most_restrained_of_the_best(crossed, group)
                 rule = chosen if self.rule == AUTO else rule
+                f = crossed[RULES.index(rule)]
             elif self.rule == AUTO:
                 rule = _validation_rule(tags, group)
         menu = Menu(tags, group, self.goal, _replicates(tags, self.seed))
-        return Tuned(menu.thresholds(rule), rule, self.objective, scores)
+        return Tuned(menu.thresholds(rule), rule, self.objective, scores, f)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +121,16 @@ class Tuned:
     objective : str
     cross_fit : dict
         See `RuleChoice.scores`; empty where no cross-fit was made.
+    f : ndarray of float64, shape (n_tags,), or None
+        Cross-fit F-beta of each tag under the rule, NaN without a positive; None where no
+        cross-fit was made.
     """
 
     thresholds: NDArray[np.float32]
     rule: str
     objective: str
     cross_fit: dict[str, dict[str, float]] = field(default_factory=dict)
+    f: Floats | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -257,7 +265,8 @@ def choose_rule(
     Breiman, Friedman, Olshen & Stone (1984), Classification and Regression Trees, sec. 3.4.3, for
     the rule of one standard error.
     """
-    return RuleChoice(*_cross_fit(rank_tags(logits, labels), group, fold, objective, seed))
+    crossed = _cross_fit(rank_tags(logits, labels), group, fold, objective, seed)
+    return RuleChoice(*_most_restrained_of_the_best(crossed, group))
 
 
 def _cross_fit(
@@ -266,7 +275,8 @@ def _cross_fit(
     fold: NDArray[np.intp],
     objective: Objective,
     seed: int,
-) -> tuple[str, dict[str, dict[str, float]]]:
+) -> Floats:
+    """Cross-fit F-beta (n_rules, n_tags) of every rule, NaN for tags without a positive."""
     positives = np.array([tag.positives for tag in tags])
     tp, given = np.zeros((2, len(RULES), len(tags)), np.int64)
     replicates = _replicates(tags, seed)
@@ -278,28 +288,26 @@ def _cross_fit(
             in_all, in_seen = whole.counts_at(thresholds[:, j]), seen.counts_at(thresholds[:, j])
             tp[:, j] += in_all[0] - in_seen[0]  # the counts of the fold itself
             given[:, j] += in_all[1] - in_seen[1]
-    scored = positives > 0
-    f = objective.f(tp, given, positives)[:, scored]
-    return _most_restrained_of_the_best(f, (group == "tail")[scored])
+    f: Floats = np.where(positives > 0, objective.f(tp, given, positives), np.nan)
+    return f
 
 
 def _most_restrained_of_the_best(
-    f: Floats, tail: NDArray[np.bool_]
+    f: Floats, group: NDArray[np.str_]
 ) -> tuple[str, dict[str, dict[str, float]]]:
-    """Rule and table from the F-beta of each rule and tag with a positive, f (n_rules, n_tags)."""
-    if not f.shape[1]:
+    """Rule and table from the cross-fit F-beta of each rule and tag, f (n_rules, n_tags)."""
+    together = shared_choices(f, group, "global")
+    if not together:
         return FALLBACK, {}
-    mean = f.mean(axis=1)
-    behind = f[int(np.argmax(mean))] - f
-    spread = behind.std(axis=1, ddof=1) if f.shape[1] > 1 else np.zeros(len(f))
-    se = spread / np.sqrt(f.shape[1])
+    found, tail = together[0], np.isfinite(f[0]) & (group == "tail")
+    behind = found.mean[found.best] - found.mean
     table = {}
     for k, rule in enumerate(RULES):
-        row = {"all": mean[k], "behind": behind[k].mean(), "se": se[k]}
+        row = {"all": found.mean[k], "behind": behind[k], "se": found.error[k]}
         if tail.any():
             row["tail"] = f[k, tail].mean()
         table[rule] = {name: float(value) for name, value in row.items()}
-    return RULES[int(np.argmax(behind.mean(axis=1) <= se))], table
+    return RULES[found.chosen], table
 
 
 def _validation_rule(tags: Sequence[RankedTag], group: NDArray[np.str_]) -> str:

@@ -16,7 +16,7 @@ from retailtag.report import plots
 from retailtag.report.decision import Decision
 from retailtag.report.elements import breakable, esc, html_row, html_table
 from retailtag.report.results import BakeoffResult, PairResult
-from retailtag.report.rules import rules_table
+from retailtag.report.rules import heads_table, rules_table
 from retailtag.report.tables import duration, milliseconds, points
 from retailtag.report.theme import short_backbones, short_names, strategy_name, style, to_svg
 from retailtag.scoring.findings import Finding
@@ -271,7 +271,7 @@ def _tail(result: BakeoffResult, decision: Decision) -> str:
         if smallest is not None
         else ""
     )
-    return _section("tail", note, curve, gaps, rules_table(result))
+    return _section("tail", note, curve, gaps, heads_table(result), rules_table(result))
 
 
 # Tag by tag ----------------------------------------------------------------------------------

@@ -117,6 +117,21 @@ def test_threshold_rules_are_shown_with_the_one_taken(bakeoff):
     assert "Rules for thresholds" not in render_html(bakeoff, decide(bakeoff))
 
 
+def test_heads_that_competed_are_shown_with_the_one_taken(bakeoff):
+    heads = {"logistic": {"macro_f": 0.21, "tail_macro_f": 0.05}, "knn": {"macro_f": 0.432}}
+    first, *others = bakeoff.pairs
+
+    def page(facts):
+        card = replace(first.scorecard, provenance={"predictions": facts})
+        told = replace(bakeoff, pairs=(replace(first, scorecard=card), *others))
+        return render_html(told, decide(told))
+
+    shown = page({"head": "logistic", "heads": heads})
+    assert "<td><strong>21.0 (5.0)</strong></td><td>43.2</td>" in shown
+    alone = page({"head": "logistic", "heads": {"logistic": heads["logistic"]}})
+    assert "Heads, macro-F" not in alone
+
+
 def test_files_are_written_whole(bakeoff, tmp_path):
     path = write_report(bakeoff, decide(bakeoff), tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
