@@ -108,25 +108,47 @@ class Factors:
 
 @dataclass
 class Memory:
-    """L-BFGS pairs of a batch: steps s and changes of the gradient y, each (tags, dim + 1)."""
+    """L-BFGS pairs of a batch, newest last: steps, and how the slope of the loss changed over them.
 
-    s: list[Tensor]
-    y: list[Tensor]
+    The gradient of ½‖w‖² + C·loss changes by C times the change of slope, plus the step in w: so a
+    pair that was seen at one strength is exact at every other, and each C starts with what the one
+    before has learned.
 
-    def add(self, s: Tensor, y: Tensor) -> None:
-        """Remember a step, and forget the oldest beyond `HISTORY`."""
-        self.s.append(s)
-        self.y.append(y)
-        if len(self.s) > HISTORY:
-            del self.s[0], self.y[0]
+    Parameters
+    ----------
+    steps, slopes : Tensor, shape (HISTORY, tags, dim + 1)
+        0 where nothing is remembered yet.
+    """
 
-    def keep(self, rows: Tensor) -> None:
+    steps: Tensor
+    slopes: Tensor
+
+    @classmethod
+    def nothing(cls, like: Tensor) -> Memory:
+        """No pairs for parameters `like` (tags, dim + 1)."""
+        empty = like.new_zeros(HISTORY, *like.shape)
+        return cls(empty, empty.clone())
+
+    def add(self, step: Tensor, slope: Tensor) -> None:
+        """Remember a step and its change of slope, (tags, dim + 1), and forget the oldest."""
+        self.steps = torch.cat([self.steps[1:], step[None]])
+        self.slopes = torch.cat([self.slopes[1:], slope[None]])
+
+    def forget(self) -> None:
+        """Drop every pair."""
+        self.steps.zero_()
+        self.slopes.zero_()
+
+    def take(self, rows: Tensor) -> Memory:
         """Only the tags in `rows`."""
-        self.s = [s[rows] for s in self.s]
-        self.y = [y[rows] for y in self.y]
+        return Memory(self.steps[:, rows], self.slopes[:, rows])
 
-    def direction(self, g: Tensor, guess: Guess, tags: Tensor) -> Tensor:
-        """Two-loop recursion from a first guess: -Hg, (tags, dim + 1).
+    def put(self, rows: Tensor, other: Memory) -> None:
+        """Overwrite the tags in `rows`."""
+        self.steps[:, rows], self.slopes[:, rows] = other.steps, other.slopes
+
+    def direction(self, g: Tensor, C: Tensor, guess: Guess, tags: Tensor) -> Tensor:
+        """Two-loop recursion from a first guess: -Hg, (tags, dim + 1), at strengths C (tags,).
 
         References
         ----------
@@ -135,7 +157,9 @@ class Memory:
         """
         q = g.clone()
         kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for s, y in zip(reversed(self.s), reversed(self.y), strict=True):
+        for s, slope in zip(self.steps.flip(0), self.slopes.flip(0), strict=True):
+            y = C[:, None] * slope
+            y[:, :-1] += s[:, :-1]
             sy = dot(s, y)
             # A step that rounding spoiled (no curvature seen) must not enter the recursion.
             rho = torch.where(sy > 0, 1 / sy, torch.zeros_like(sy))

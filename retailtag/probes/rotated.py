@@ -17,7 +17,7 @@ from torch import Tensor
 from retailtag.probes.rows import FeatureRows
 
 READ_CELLS = 16_000_000  # numbers read at once: 64 MB in float32
-CACHED_CELLS = 1_000_000  # (tag, image) cells a pass works on at once: they stay in the cache
+CACHED_CELLS = 1_000_000  # features, or (tag, image) cells, that a pass works on at once: in cache
 WIDE = 100.0  # ratio of feature scales from which float32 loses the small ones
 
 
@@ -98,7 +98,9 @@ class Rotated:
     def blocks(self, n_tags: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive rows of Z, as many as `n_tags` tags want at once, on the device."""
         n = len(self.Z)
-        size = max(CACHED_CELLS // max(n_tags, 1), 256) if self.device.type == "cpu" else n
+        size = n
+        if self.device.type == "cpu":
+            size = max(CACHED_CELLS // max(n_tags, self.Z.shape[1], 1), 256)
         if self.streamed:
             size = min(size, max(self.cells // self.Z.shape[1], 1))
         for start in range(0, n, size):

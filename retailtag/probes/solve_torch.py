@@ -206,6 +206,7 @@ class _Path:
         self.x = x
         self.state: _State | None = None
         self.hard = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.memory = Memory.nothing(x)
         self.factors = Factors(problem.features.V.shape[0], len(x), x.device)
 
     def minimise(self, C: float) -> _Solution:
@@ -217,11 +218,13 @@ class _Path:
         easy = torch.nonzero(~self.hard).flatten()
         if len(easy):
             diagonal = Diagonal(problem.prior_diagonal(strength))
-            _descend(problem, state, easy, strength, diagonal, tol, min(EASY, self.max_iter))
+            limit = min(EASY, self.max_iter)
+            _descend(problem, state, self.memory, easy, strength, diagonal, tol, limit)
         hard = torch.nonzero(self.hard | (_gap(state, strength) > tol)).flatten()
+        self.memory.put(hard, Memory.nothing(state.x[hard]))
         self.hard[hard] = True
         for some in hard.split(self.factors.capacity):
-            _descend(problem, state, some, strength, self.factors, tol, self.single)
+            _descend(problem, state, self.memory, some, strength, self.factors, tol, self.single)
         found = _solution(problem, state, strength)
         stuck = torch.nonzero(found.gap > tol).flatten()
         if len(stuck) and self.max_iter > self.single:
@@ -237,8 +240,9 @@ class _Path:
         exact.steps += state.steps[tags]
         everyone = torch.arange(len(tags), device=tags.device)
         factors = Factors(problem.features.V.shape[0], len(tags), tags.device)
+        memory = Memory.nothing(exact.x)
         for some in everyone.split(factors.capacity):
-            _descend(problem, exact, some, C, factors, self.tol, self.max_iter)
+            _descend(problem, exact, memory, some, C, factors, self.tol, self.max_iter)
         return _solution(problem, exact, C)
 
 
@@ -255,6 +259,7 @@ def _solution(problem: Problem, state: _State, C: Tensor) -> _Solution:
 def _descend(
     problem: Problem,
     whole: _State,
+    remembered: Memory,
     tags: Tensor,
     C: Tensor,
     guess: Guess,
@@ -263,23 +268,24 @@ def _descend(
 ) -> None:
     """Minimise for some tags of the batch, from `whole` and into it; C is (all tags,)."""
     problem, state, C = problem.keep(tags), whole.take(tags), C[tags]
-    memory = Memory([], [])
+    memory = remembered.take(tags)
     for step in range(max_iter + 1):
         done = (_gap(state, C) <= tol) | (state.steps >= max_iter)
         if done.any():
             ended, going = torch.nonzero(done).flatten(), torch.nonzero(~done).flatten()
             whole.put(tags[ended], state.take(ended))
+            remembered.put(tags[ended], memory.take(ended))
             problem, tags, state, C = problem.keep(going), tags[going], state.take(going), C[going]
-            memory.keep(going)
+            memory = memory.take(going)
         if not len(tags):
             break
         guess.renew(problem, tags, state.u, C, step)
         if step >= NEWTON:  # what was learned from far away misleads a factor made here
-            memory = Memory([], [])
-        before = _gradient(state, C)
-        d = _downhill(memory.direction(before, guess, tags), before)
-        alpha = _step(problem, state, d, before, C)
-        memory.add(alpha[:, None] * d, _gradient(state, C) - before)
+            memory.forget()
+        g, slope = _gradient(state, C), state.sums.slope
+        d = _downhill(memory.direction(g, C, guess, tags), g)
+        alpha = _step(problem, state, d, g, C)
+        memory.add(alpha[:, None] * d, state.sums.slope - slope)
         state.steps += 1
 
 

@@ -24,8 +24,9 @@ from retailtag.probes.solve_torch import TorchSolver
 
 folder, memory, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
-small = rng.standard_normal((50, 4)).astype(np.float32)
-TorchSolver()(small, rng.integers(0, 2, (50, 1)), np.ones(1))
+# Large enough that threads and libraries have taken their buffers before the limit is set.
+small = rng.standard_normal((20_000, 256)).astype(np.float32)
+TorchSolver(memory=memory)(small, (rng.random((20_000, 2)) < 0.1).astype(np.int8), np.ones(1))
 X = np.lib.format.open_memmap(folder / "X.npy", mode="r")
 Y = np.load(folder / "Y.npy")
 held = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmData" in l)
