@@ -12,6 +12,7 @@ import typer
 from retailtag.cli.options import (
     CUTOFFS,
     GRID,
+    HEADS,
     MAX_PIXELS,
     REPLICATES,
     AttributesOption,
@@ -80,7 +81,7 @@ def bakeoff(
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
-    heads: HeadsOption = "logistic",
+    heads: HeadsOption = HEADS,
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",

@@ -13,6 +13,7 @@ from retailtag.backbones.ids import parts_of
 from retailtag.errors import Unavailable, UsageError
 
 GRID = "1e-5:10:13"
+HEADS = "logistic,ridge,knn,text"
 FULL_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
 CUTOFFS = "50,500"
 MAX_PIXELS = 100_000_000
@@ -99,8 +100,8 @@ HeadsOption = Annotated[
     str,
     typer.Option(
         "--heads",
-        help="logistic, then any of ridge, knn and text (tag names; clip alone): the best out of "
-        "fold.",
+        help="logistic, then any of ridge, knn and text (tag names, of clip alone): the first "
+        "within one standard error of the best cross-fit macro-F1.",
     ),
 ]
 ScaleOption = Annotated[

@@ -10,6 +10,7 @@ import typer
 from retailtag.cli.options import (
     CUTOFFS,
     GRID,
+    HEADS,
     AttributesOption,
     BackbonesOption,
     CatalogArgument,
@@ -60,7 +61,7 @@ def probe(
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
-    heads: HeadsOption = "logistic",
+    heads: HeadsOption = HEADS,
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones import load_backbone, parts_of
+from retailtag.backbones.ids import resolve_id
 from retailtag.pipeline.heads import parse_heads
 from retailtag.probes.text_prior import text_embeddings
 from retailtag.store import EmbeddingSource, FeatureStore, join
@@ -78,6 +79,8 @@ def find_texts(
     """
     parts = parts_of(backbone)
     if "text" not in parse_heads(heads) or len(parts) > 1:
+        return None
+    if resolve_id(parts[0]).scheme == "timm":  # image models alone: not worth loading one
         return None
     model = load_backbone(parts[0], weights=(weights or {}).get(parts[0]), device=device)
     if not model.has_text:

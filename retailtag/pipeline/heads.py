@@ -17,6 +17,7 @@ from retailtag.probes.thresholds import Tuned, Tuning
 from retailtag.scoring.metrics import macro
 
 HEADS = ("logistic", "ridge", "knn", "text")
+ALL_HEADS = ",".join(HEADS)
 
 
 def parse_heads(text: str) -> tuple[str, ...]:

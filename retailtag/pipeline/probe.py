@@ -15,7 +15,14 @@ from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
 from retailtag.files import write_whole
 from retailtag.pipeline.checks import none_readable
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
-from retailtag.pipeline.heads import HeadChoice, ScoredHead, choose_head, head_rows, parse_heads
+from retailtag.pipeline.heads import (
+    ALL_HEADS,
+    HeadChoice,
+    ScoredHead,
+    choose_head,
+    head_rows,
+    parse_heads,
+)
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.measure import measured
 from retailtag.pipeline.stage import StageRecord, write_record
@@ -72,7 +79,9 @@ class ProbeSettings:
         Kind of scaling, or a comma-separated list of which the sweep chooses one; see
         `retailtag.probes.scaling.Scaler`.
     heads : str
-        ``logistic``, then any of ``ridge``, ``knn`` and ``text``: the best out of fold is taken.
+        ``logistic``, then any of ``ridge``, ``knn`` and ``text``; which is taken says
+        `retailtag.pipeline.heads.choose_head`. By default all that the backbone and `scale`
+        allow; what is asked for by name and cannot be had is told or refused.
     """
 
     grid: str = DEFAULT_GRID
@@ -83,14 +92,14 @@ class ProbeSettings:
     seed: int = 0
     objective: str = "f1"
     scale: str = "standardise"
-    heads: str = "logistic"
+    heads: str = ALL_HEADS
 
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
         parse_grid(self.grid)
         parse_scales(self.scale)
-        if "text" in parse_heads(self.heads) and "standardise" not in parse_scales(self.scale):
+        if self.wants_text and "standardise" not in parse_scales(self.scale):
             raise UsageError(
                 f"--heads {self.heads} takes its C from standardised embeddings; add standardise "
                 "to --scale, or leave out text."
@@ -103,6 +112,11 @@ class ProbeSettings:
                 raise UsageError(f"{option} {value} is unknown; use one of {', '.join(known)}.")
         check_seed(self.seed)
         _ = self.tuning  # refuses an unknown rule or objective
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the head ``text`` was asked for by name."""
+        return "text" in parse_heads(self.heads) and self.heads != ALL_HEADS
 
     @property
     def tuning(self) -> Tuning:
@@ -196,7 +210,7 @@ def run_probe(
     """
     settings = settings or ProbeSettings()
     inputs = probe_inputs(catalog, store, settings, texts)
-    if "text" in parse_heads(settings.heads) and texts is None:
+    if settings.wants_text and texts is None:
         progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)

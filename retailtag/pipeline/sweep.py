@@ -103,7 +103,8 @@ def sweep_and_choose(
         Of equal macro-AP the earlier is taken.
     solver : Solver
     heads : tuple of str
-        ``logistic``, then what is to compete with it; ``text`` is skipped without `texts`.
+        ``logistic``, then what is to compete with it; ``text`` is skipped without `texts`, or
+        without standardised embeddings among `scales`, whose strengths it takes.
     texts : ndarray of float32, shape (n_tags, dim), optional
         Directions of the tags' names; see `retailtag.probes.text_prior.text_embeddings`.
     device : str
@@ -124,8 +125,8 @@ def sweep_and_choose(
     sweep, head = max(found, key=lambda pair: pair[1].rank)
     others = []
     rivals: dict[str, Head] = {"ridge": RidgeHead(), "knn": KnnHead(device=device)}
-    if texts is not None and "text" in heads:
-        standardised = next(s for s, _ in found if s.scale == "standardise")
+    standardised = next((s for s, _ in found if s.scale == "standardise"), None)
+    if texts is not None and standardised is not None:
         C = strengths_around(standardised.C, standardised.ap, group, choose)
         rivals["text"] = TextPriorHead(texts, C, solver)
     for other in (rivals[name] for name in heads if name in rivals):

@@ -2,6 +2,7 @@
 
 from retailtag.catalog import decode
 from retailtag.cli import options
+from retailtag.pipeline.probe import ProbeSettings
 from retailtag.scoring import bootstrap, permutation
 
 
@@ -9,3 +10,5 @@ def test_defaults_shown_are_those_of_the_library():
     assert options.MAX_PIXELS == decode.MAX_PIXELS
     assert options.REPLICATES == bootstrap.N_REPLICATES
     assert options.PERMUTATIONS == permutation.PERMUTATIONS
+    settings = ProbeSettings()
+    assert (settings.grid, settings.heads) == (options.GRID, options.HEADS)
