@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -217,8 +216,8 @@ def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv):
         "from retailtag.backbones import backbone\n"
         "real = backbone.Backbone.embed\n"
         "def embed(self, pixels):\n"
-        "    time.sleep(0.3)\n"
         "    print('embedding', flush=True)\n"
+        "    time.sleep(60)\n"
         "    return real(self, pixels)\n"
         "backbone.Backbone.embed = embed\n"
         "from retailtag.cli.main import main\n"
@@ -228,7 +227,6 @@ def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv):
     command += ["--batch-size", "4", "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "embedding\n"
-    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
