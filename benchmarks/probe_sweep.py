@@ -1,6 +1,6 @@
 """How many probes a second: our whole grid, against scikit-learn and others on a sample of it.
 
-    python benchmarks/probe_sweep.py [--quick] [--folds K] [--device cuda] [--json] [--dry]
+    python benchmarks/probe_sweep.py [--quick] [--folds K] [--rivals R] [--device cuda] [--json]
 
 One run, in turn, on 75,000 x 768 simulated embeddings, 250 tags and 45 C from 1e-6 to 1e5: our
 11,250 fits (with ``--folds K`` also the K-fold sweep of ``retailtag probe``); scikit-learn's
@@ -321,7 +321,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         rows = [our_row(bench, args.audit)]
         rows += [fold_row(many, ours, args.folds)] if many else []
         rows += sklearn_rows(bench, pairs, scikit_learn, "scikit-learn")
-        rows += other_rows(bench, args, libraries)
+        rows += other_rows(bench, args, libraries) if args.rivals == "all" else []
     rows[0]["note"] += "".join(f"; {name} not installed" for name in absent)
     size = {"images": args.images, "dim": args.dim, "tags": args.tags, "strengths": len(C)}
     setting = {**size, "device": args.device, "threads": args.threads, "seed": args.seed}
@@ -340,6 +340,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
             ("liblinear", "liblinear, default"),
             ("joint_lbfgs", "torch L-BFGS, joint"),
         )
+        if method in by_method
     }
     return {
         **speedups,
@@ -370,6 +371,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--strengths", type=int, help="values of C from 1e-6 to 1e5")
     parser.add_argument("--folds", type=int, default=1, help="also sweep out of so many folds")
     parser.add_argument("--pairs", type=int, help="(tag, C) pairs for scikit-learn, about")
+    parser.add_argument("--rivals", choices=("all", "scikit-learn"), default="all")
     parser.add_argument("--joint-iterations", type=int, default=100)
     parser.add_argument("--audit", action="store_true", help="bound every fit of ours in float64")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
