@@ -111,8 +111,7 @@ class Memory:
     """L-BFGS pairs of a batch, newest last: steps, and how the slope of the loss changed over them.
 
     The gradient of ½‖w‖² + C·loss changes by C times the change of slope, plus the step in w: so a
-    pair that was seen at one strength is exact at every other, and each C starts with what the one
-    before has learned.
+    pair that was seen at one strength is exact at every other.
 
     Parameters
     ----------

@@ -9,7 +9,8 @@
 * Logits are linear in the step: one pass over the images gives a trial point and its gradient, and
   a shorter step costs no product with the features.
 * Strengths are solved in ascending order, each from the solution of the one before, whose sums
-  serve the next strength too; tags that have converged leave the batch.
+  serve the next strength too, as do its L-BFGS pairs while the guess is the diagonal; tags that
+  have converged leave the batch.
 """
 
 from __future__ import annotations
@@ -221,10 +222,10 @@ class _Path:
             limit = min(EASY, self.max_iter)
             _descend(problem, state, self.memory, easy, strength, diagonal, tol, limit)
         hard = torch.nonzero(self.hard | (_gap(state, strength) > tol)).flatten()
-        self.memory.put(hard, Memory.nothing(state.x[hard]))
         self.hard[hard] = True
+        fresh = Memory.nothing(state.x)  # pairs of another strength mislead a factor of this one
         for some in hard.split(self.factors.capacity):
-            _descend(problem, state, self.memory, some, strength, self.factors, tol, self.single)
+            _descend(problem, state, fresh, some, strength, self.factors, tol, self.single)
         found = _solution(problem, state, strength)
         stuck = torch.nonzero(found.gap > tol).flatten()
         if len(stuck) and self.max_iter > self.single:
@@ -240,9 +241,9 @@ class _Path:
         exact.steps += state.steps[tags]
         everyone = torch.arange(len(tags), device=tags.device)
         factors = Factors(problem.features.V.shape[0], len(tags), tags.device)
-        memory = Memory.nothing(exact.x)
+        fresh = Memory.nothing(exact.x)
         for some in everyone.split(factors.capacity):
-            _descend(problem, exact, memory, some, C, factors, self.tol, self.max_iter)
+            _descend(problem, exact, fresh, some, C, factors, self.tol, self.max_iter)
         return _solution(problem, exact, C)
 
 
