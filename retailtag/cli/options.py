@@ -100,8 +100,9 @@ HeadsOption = Annotated[
     str,
     typer.Option(
         "--heads",
-        help="logistic, then any of ridge, knn and text (tag names, of clip alone): the first "
-        "within one standard error of the best cross-fit macro-F1.",
+        help="logistic, then any of ridge, knn (unasked up to 100,000 images) and text (tag "
+        "names, of clip alone): the first within one standard error of the best cross-fit "
+        "macro-F1.",
     ),
 ]
 ScaleOption = Annotated[

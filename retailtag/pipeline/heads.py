@@ -18,6 +18,7 @@ from retailtag.scoring.metrics import macro
 
 HEADS = ("logistic", "ridge", "knn", "text")
 ALL_HEADS = ",".join(HEADS)
+MOST_VOTERS = 100_000  # training images up to which neighbours compete unasked
 
 
 def parse_heads(text: str) -> tuple[str, ...]:
@@ -39,6 +40,23 @@ def parse_heads(text: str) -> tuple[str, ...]:
         raise UsageError(
             f"--heads {text} is no list of heads; write logistic, then any of ridge, knn, text."
         )
+    return names
+
+
+def competing(heads: str, n_images: int) -> tuple[str, ...]:
+    """Heads to try on so many training images: those asked for by name, or by default.
+
+    By default neighbours stay out above 100,000 images: comparing every two grows with the square
+    of their number, and every fold keeps a copy of the embeddings.
+
+    Examples
+    --------
+    >>> competing(ALL_HEADS, 2_000_000)
+    ('logistic', 'ridge', 'text')
+    """
+    names = parse_heads(heads)
+    if heads == ALL_HEADS and n_images > MOST_VOTERS:
+        return tuple(name for name in names if name != "knn")
     return names
 
 

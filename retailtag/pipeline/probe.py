@@ -20,6 +20,7 @@ from retailtag.pipeline.heads import (
     HeadChoice,
     ScoredHead,
     choose_head,
+    competing,
     head_rows,
     parse_heads,
 )
@@ -80,8 +81,9 @@ class ProbeSettings:
         `retailtag.probes.scaling.Scaler`.
     heads : str
         ``logistic``, then any of ``ridge``, ``knn`` and ``text``; which is taken says
-        `retailtag.pipeline.heads.choose_head`. By default all that the backbone and `scale`
-        allow; what is asked for by name and cannot be had is told or refused.
+        `retailtag.pipeline.heads.choose_head`. By default all that the backbone, `scale` and
+        the number of images (`retailtag.pipeline.heads.competing`) allow; what is asked for by
+        name and cannot be had is told or refused.
     """
 
     grid: str = DEFAULT_GRID
@@ -281,10 +283,25 @@ def _fit(
     progress: Progress,
     texts: NDArray[np.float32] | None,
 ) -> _Fitted:
-    chosen = _sweep(catalog, train, settings, blocks, device, progress, texts)
     labels, group = catalog.table.labels[train.rows], catalog.table.group
-    taken = choose_head(chosen.heads, settings.tuning, labels, group, chosen.sweep.fold)
     solver = make_solver(settings.solver, device)
+    chosen = sweep_and_choose(
+        catalog,
+        train.rows,
+        train.X,
+        blocks,
+        grid=settings.grid,
+        scales=parse_scales(settings.scale),
+        choose=settings.choose,
+        folds=settings.folds,
+        seed=settings.seed,
+        solver=solver,
+        heads=competing(settings.heads, len(train.rows)),
+        texts=texts,
+        device=device,
+        progress=progress,
+    )
+    taken = choose_head(chosen.heads, settings.tuning, labels, group, chosen.sweep.fold)
     logistic = fit_at(train.X, labels, chosen.C, solver, chosen.sweep.scale)
     head = _final_head(taken.head, logistic, train.X, labels)
     return _Fitted(chosen, taken, logistic, *head)
@@ -403,33 +420,6 @@ def _blocks(
         rows=train.rows.tolist(),
     )
     return blocks_of_run(out, key)
-
-
-def _sweep(
-    catalog: Catalog,
-    train: Features,
-    settings: ProbeSettings,
-    blocks: SweepFolder,
-    device: str,
-    progress: Progress,
-    texts: NDArray[np.float32] | None,
-) -> Chosen:
-    return sweep_and_choose(
-        catalog,
-        train.rows,
-        train.X,
-        blocks,
-        grid=settings.grid,
-        scales=parse_scales(settings.scale),
-        choose=settings.choose,
-        folds=settings.folds,
-        seed=settings.seed,
-        solver=make_solver(settings.solver, device),
-        heads=parse_heads(settings.heads),
-        texts=texts,
-        device=device,
-        progress=progress,
-    )
 
 
 def _out_of_fold_summary(

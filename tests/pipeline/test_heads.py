@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from retailtag.errors import UsageError
-from retailtag.pipeline.heads import ScoredHead, choose_head, head_rows, parse_heads
+from retailtag.pipeline.heads import (
+    ALL_HEADS,
+    HEADS,
+    MOST_VOTERS,
+    ScoredHead,
+    choose_head,
+    competing,
+    head_rows,
+    parse_heads,
+)
 from retailtag.probes.thresholds import Tuning
 
 N, TAGS = 600, 24
@@ -111,6 +120,12 @@ def test_the_table_has_every_candidate_of_every_tag_once():
         "tail",
     )
     assert not rows["chosen"][cells.index(("ridge", "weak", "t3"))]
+
+
+def test_neighbours_compete_unasked_while_every_two_images_can_be_compared():
+    assert competing(ALL_HEADS, MOST_VOTERS) == HEADS
+    assert competing(ALL_HEADS, MOST_VOTERS + 1) == ("logistic", "ridge", "text")
+    assert competing("logistic,knn", MOST_VOTERS + 1) == ("logistic", "knn")
 
 
 @pytest.mark.parametrize("heads", ["ridge", "logistic,forest", "logistic,knn,knn", ""])
