@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
 
 
@@ -45,9 +46,7 @@ class Head(Protocol):
         """Printable settings."""
         ...
 
-    def fit(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], advance: Advance = nobody
-    ) -> HeadFits:
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> HeadFits:
         """Fit on raw embeddings X (n_images, dim) and labels Y (n_images, n_tags) of 1, 0, -1.
 
         `advance` is told the number of fits as they end, ``len(candidates) * n_tags`` in all.

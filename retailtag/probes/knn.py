@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 from retailtag.errors import DataError
 from retailtag.files import write_whole
 from retailtag.probes.fits import prior_logit
+from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
 
 COUNTS = (100, 50, 20, 10, 5)  # neighbours that vote, the smoothest vote first
@@ -67,9 +68,7 @@ class KnnHead:
         """Settings as text, such as ``k=20 T=0.07``."""
         return tuple(f"k={k} T={self.temperature:g}" for k in self.counts)
 
-    def fit(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], advance: Advance = nobody
-    ) -> KnnFits:
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> KnnFits:
         """Keep X and Y as the bank; see `retailtag.probes.heads.Head.fit`."""
         advance(len(self.counts) * Y.shape[1])
         return KnnFits(KnnBank.build(X, Y), self.counts, self.temperature, self.device)
@@ -94,7 +93,7 @@ class KnnBank:
     labels: NDArray[np.int8]
 
     @classmethod
-    def build(cls, X: NDArray[np.float32], Y: NDArray[np.int8]) -> KnnBank:
+    def build(cls, X: FeatureRows, Y: NDArray[np.int8]) -> KnnBank:
         """Bank of raw embeddings X (n_images, dim) and labels Y (n_images, n_tags)."""
         total = np.zeros(X.shape[1])
         for start in range(0, X.shape[0], QUERIES):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retailtag.probes.fits import fittable, prior_logit
 from retailtag.probes.heads import LinearFits
+from retailtag.probes.rows import FeatureRows
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.sigmoid import fit_sigmoid
 from retailtag.progress import Advance, nobody
@@ -67,9 +68,7 @@ class RidgeHead:
         """Strengths as text, such as ``ridge=0.1``."""
         return tuple(f"ridge={g:.3g}" for g in self.strengths)
 
-    def fit(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], advance: Advance = nobody
-    ) -> LinearFits:
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> LinearFits:
         """Solve every (strength, tag); see `retailtag.probes.heads.Head.fit`."""
         scaler = Standardiser.fit(X)
         rows = slice(0, None, -(-X.shape[0] // CALIBRATED_ON))
@@ -104,7 +103,7 @@ class _Sums:
     positive: Floats  # (dim, n_tags)
 
     @classmethod
-    def of(cls, X: NDArray[np.float32], Y: NDArray[np.int8], scaler: Standardiser) -> _Sums:
+    def of(cls, X: FeatureRows, Y: NDArray[np.int8], scaler: Standardiser) -> _Sums:
         """Sum up standardised X (n_images, dim), block by block."""
         dim = X.shape[1]
         sums = cls(np.zeros((dim, dim)), np.zeros(dim), np.zeros((dim, Y.shape[1])))
@@ -117,7 +116,7 @@ class _Sums:
 
     def system(
         self,
-        X: NDArray[np.float32],
+        X: FeatureRows,
         Y: NDArray[np.int8],
         scaler: Standardiser,
         tags: NDArray[np.intp],

@@ -85,7 +85,7 @@ def out_of_fold(
     with progress.task(f"sweep {head.name}", n_folds * n * Y.shape[1], "fits") as advance:
         for k in range(n_folds):
             outside = np.flatnonzero(fold != k)
-            fits.append(head.fit(Scaled(X, outside)[:], Y[outside], advance))
+            fits.append(head.fit(Scaled(X, outside), Y[outside], advance))
     pooled = Pooled(X, fold, fits)
     return pooled, pooled.average_precision(Y, range(n), average_precision)
 

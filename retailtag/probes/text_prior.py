@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retailtag.probes.fits import ProbeFits
 from retailtag.probes.heads import LinearFits
+from retailtag.probes.rows import FeatureRows
 from retailtag.probes.scaling import Standardiser
 from retailtag.progress import Advance, nobody
 
@@ -122,9 +123,7 @@ class TextPriorHead:
         """Settings as text, such as ``text=10 C=0.1``, the weights outermost."""
         return tuple(f"text={s:g} C={c:.3g}" for s in self.weights for c in self.C)
 
-    def fit(
-        self, X: NDArray[np.float32], Y: NDArray[np.int8], advance: Advance = nobody
-    ) -> LinearFits:
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> LinearFits:
         """Solve every (weight, C, tag); see `retailtag.probes.heads.Head.fit`."""
         scaler = Standardiser.fit(X)
         n, n_tags = Y.shape
