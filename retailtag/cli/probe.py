@@ -10,6 +10,7 @@ import typer
 from retailtag.cli.options import (
     CUTOFFS,
     GRID,
+    AllowTruncatedOption,
     AttributesOption,
     BackbonesOption,
     CatalogArgument,
@@ -63,6 +64,7 @@ def probe(
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",
+    allow_truncated: AllowTruncatedOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -88,7 +90,14 @@ def probe(
     texts = find_texts(heads, backbone, catalog.table.tags, weights=local, device=device)
     run = run_probe(
         catalog,
-        find_embeddings(features, backbone, weights=local, device=device, dtype=dtype),
+        find_embeddings(
+            features,
+            backbone,
+            weights=local,
+            device=device,
+            dtype=dtype,
+            allow_truncated=allow_truncated,
+        ),
         folder,
         settings,
         texts=texts,

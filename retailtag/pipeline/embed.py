@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones.loader import Failure, PreprocessFn, load_batches
+from retailtag.backbones.preprocess import with_truncated
 from retailtag.catalog.catalog import ImageSource
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.progress import Advance, nobody
@@ -45,6 +46,14 @@ class Embedder(Protocol):
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
         ...
+
+
+def identity(
+    backbone: Embedder, dtype: str = "float32", *, allow_truncated: bool = False
+) -> FeatureSpec:
+    """Identity of a backbone's embeddings; which damaged files were accepted is part of it."""
+    spec = backbone.spec(dtype=dtype)
+    return with_truncated(spec) if allow_truncated else spec
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from retailtag.backbones.loader import hash_images
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError
-from retailtag.pipeline.embed import Embedder, Loading, embed_block
+from retailtag.pipeline.embed import Embedder, Loading, embed_block, identity
 from retailtag.pipeline.parts import ALL, Part
 from retailtag.progress import SILENT, Advance, Progress
 from retailtag.store import DTYPES, Absent, FeatureStore
@@ -124,7 +124,7 @@ def extract(
     max_pixels : int
         Larger images count as unreadable.
     allow_truncated : bool
-        Accept files that end early.
+        Accept JPEG files that end early; part of the identity, so a store of its own.
     recompute : bool
         Compute every image again and drop what that supersedes.
     part : Part
@@ -159,7 +159,9 @@ def extract(
     start = time.perf_counter()
     rows = part.rows(len(catalog), BLOCK_ROWS)
     root = features if part == ALL else Path(features) / part.folder
-    store = FeatureStore.create_or_open(root, backbone.spec(dtype=dtype))
+    store = FeatureStore.create_or_open(
+        root, identity(backbone, dtype, allow_truncated=allow_truncated)
+    )
     with store.writing(), progress.task(f"extract {backbone.id}", len(rows)) as advance:
         todo = rows
         if not recompute:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.store.spec import FeatureSpec
+from retailtag.store.shard import read_shard
+from retailtag.store.spec import FeatureSpec, open_facts
 from retailtag.store.store import FeatureStore
 
 FOREIGN = "foreign"
@@ -100,10 +101,25 @@ def _folders(features: Path) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
+def store_folders(features: Path) -> list[Path]:
+    """Folders under `features` that are stores, damaged ones included, by name.
+
+    Raises
+    ------
+    DataError
+        If `features` is no folder.
+    """
+    return [path for _, path in _folders(features) if not _is_foreign(path)]
+
+
+def _is_foreign(path: Path) -> bool:
+    return not (path / "spec.json").exists() and next(path.glob("shard-*.h5"), None) is None
+
+
 def examine(path: Path, name: str | None = None) -> StoreFacts:
     """Facts of one folder; damage is a value here, never an exception."""
     name = name or path.name
-    if not (path / "spec.json").exists():
+    if _is_foreign(path):
         return StoreFacts(name, path, FOREIGN, "it has no spec.json, so it is no feature store")
     spec, store = None, None
     try:
@@ -125,6 +141,47 @@ def _size(store: FeatureStore) -> tuple[int, int, str | None]:
     if newest is not None:
         written = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
     return len(stats), sum(stat.st_size for stat in stats), written
+
+
+def describe(store: FeatureStore) -> dict[str, Any]:
+    """Everything that is known of a store, JSON-able: identity, shards, cost, versions.
+
+    Raises
+    ------
+    ArtefactError
+        If a shard is damaged.
+    """
+    journal = {e.get("shard"): e for e in store.journal.entries() if e.get("kind") == "shard"}
+    shards = []
+    for path in store.shard_paths():
+        shard, entry = read_shard(path, store.spec), journal.get(path.name, {})
+        shards.append(
+            {
+                "name": path.name,
+                "rows": len(shard.image_ids),
+                "absent": len(shard.absent),
+                "bytes": path.stat().st_size,
+                "seconds": entry.get("seconds"),
+                "run": entry.get("run"),
+            }
+        )
+    return {
+        **examine(store.path).to_json(),
+        "spec": open_facts(store.spec),
+        "seconds": store.seconds,
+        "versions": _versions(journal[s["name"]] for s in shards if s["name"] in journal),
+        "shard_files": shards,
+    }
+
+
+def _versions(entries: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Library to the versions that wrote the shards."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        for name, version in entry.get("run", {}).get("versions", {}).items():
+            if version is not None:
+                found.setdefault(name, set()).add(str(version))
+    return {name: sorted(versions) for name, versions in sorted(found.items())}
 
 
 def find_named(features: Path, name: str) -> Path:

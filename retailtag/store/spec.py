@@ -96,12 +96,17 @@ def explain_differences(
     names : (str, str)
         What the two values are called.
     """
-    facts = _flat(stored.to_json()), _flat(asked.to_json())
+    facts = open_facts(stored), open_facts(asked)
     return "; ".join(
         f"{key}: {names[0]} {_short(facts[0].get(key))}, {names[1]} {_short(facts[1].get(key))}"
         for key in dict.fromkeys([*facts[0], *facts[1]])
         if facts[0].get(key) != facts[1].get(key)
     )
+
+
+def open_facts(spec: FeatureSpec) -> dict[str, Any]:
+    """Every fact of an identity by dotted name, those inside JSON fields one by one."""
+    return _flat(spec.to_json())
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
