@@ -188,7 +188,7 @@ def merge(
     ],
     stores: Annotated[
         list[Path],
-        typer.Argument(metavar="STORE...", help="Stores to join; they stay as they are."),
+        typer.Argument(metavar="STORE...", help="Stores to join, or folders of them; only read."),
     ],
     json: JsonOption = False,
     quiet: QuietOption = False,

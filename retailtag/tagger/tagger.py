@@ -129,10 +129,8 @@ class Tagger:
         backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
         specs = tuple(backbone.spec(**probe.facts["stored_as"]) for backbone in backbones)
         # fitted with or without files that end early: on whole images the features are the same
-        if probe.facts["features"] not in (
-            _digest(specs),
-            _digest(tuple(map(with_truncated, specs))),
-        ):
+        lenient = tuple(map(with_truncated, specs))
+        if probe.facts["features"] not in (_digest(specs), _digest(lenient)):
             raise ArtefactError(
                 f"{folder} was fitted on embeddings of other weights or preprocessing than "
                 f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
