@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from retailtag.store.inventory import StoreFacts
 
 SAMPLE = 64
-SHORT = 12  # digits of a digest shown to a person
+SHORT = 8  # digits of a digest shown to a person
 
 app = typer.Typer(help="List, show, verify, tidy and join feature stores.", no_args_is_help=True)
 
@@ -247,7 +247,7 @@ def _columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=None)
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
@@ -257,22 +257,20 @@ def _columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def _inventory(found: Sequence[StoreFacts], features: Path) -> Table:
     """One row a folder: what it holds and whether it is whole."""
-    table = _columns(
-        f"Feature stores of {features}",
-        ("store", "backbone", "state", "dtype", "identity"),
-        ("rows", "absent", "MB", "last written"),
-    )
+    left = ("backbone", "identity", "state", "dtype")
+    table = _columns(f"Stores in {features}", left, ("rows", "absent", "MB", "written"))
     for s in found:
+        part = s.name.rpartition("/")[0]
+        backbone = f"{s.spec.backbone} {part}".strip() if s.spec else s.name
         table.add_row(
-            s.name,
-            s.spec.backbone if s.spec else "-",
+            backbone,
+            s.spec.digest[:SHORT] if s.spec else "-",
             s.state,
             s.spec.dtype if s.spec else "-",
-            s.spec.digest[:SHORT] if s.spec else "-",
             "-" if s.n_rows is None else f"{s.n_rows:,}",
             "-" if s.n_absent is None else f"{s.n_absent:,}",
             f"{s.n_bytes / 1e6:,.1f}",
-            s.last_written or "-",
+            (s.last_written or "-")[:10],
         )
     return table
 

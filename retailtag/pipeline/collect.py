@@ -78,20 +78,18 @@ class Plan:
         Stores that go as a whole.
     skipped : dict of str to str
         Damaged stores, which are left as they are, and what is wrong with them.
+    n_bytes : int
+        Bytes that it frees, about.
     """
 
     usage: Usage
     waste: list[tuple[FeatureStore, Waste]]
     doomed: list[FeatureStore]
     skipped: dict[str, str]
+    n_bytes: int
 
     def __bool__(self) -> bool:
         return bool(self.waste or self.doomed)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that it frees, about."""
-        return sum(w.n_bytes for _, w in self.waste) + sum(s.nbytes for s in self.doomed)
 
     def carry_out(self) -> int:
         """Free it; returns the bytes freed.
@@ -160,4 +158,5 @@ def plan_collection(
             continue
         if found:
             waste.append((store, found))
-    return Plan(usage, waste, list(doomed), skipped)
+    n_bytes = sum(found.n_bytes for _, found in waste) + sum(store.nbytes for store in doomed)
+    return Plan(usage, waste, list(doomed), skipped, n_bytes)
