@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +156,22 @@ def test_the_centred_cosine_of_known_vectors():
         centred_cosine(stored, again, mean), [1, 0, -1, 1, 0], rtol=0, atol=1e-6
     )
     assert centred_cosine(stored[:0], again[:0], mean).shape == (0,)
+
+
+@pytest.mark.parametrize("limit", [EXACT, HALF, FAST])
+def test_rounding_alone_never_counts_as_drift_and_more_does(limit):
+    """Whatever the mean is to the rest, in the worst direction, across the row."""
+    for r in np.geomspace(1, 1e4, 30):
+        mean = np.array([r, 0.0])
+        stored = np.array([[r, 1.0]])
+        rounded = stored + np.array([[0.999 * limit.gap * np.hypot(r, 1), 0]])
+        assert centred_cosine(stored, rounded, mean, limit)[0] >= limit.cosine - 1e-6
+        moved = stored + np.array([[2 * limit.gap / limit.least, 0]])
+        judged = np.hypot(r, 1) * limit.least < 2
+        assert (centred_cosine(stored, moved, mean, limit)[0] < limit.cosine) == judged
+
+
+def test_the_golden_store_is_sound():
+    (path,) = (Path(__file__).parents[1] / "golden" / "features-v1").iterdir()
+    found = verify(path)
+    assert (found.verdict, found.n_shards, found.n_rows) == ("sound", 2, 4)
