@@ -129,7 +129,7 @@ def extract(
         Compute every image again and drop what that supersedes.
     part : Part
         Which part of the catalogue to do. One of several goes to a store of its own, in the
-        folder ``part-I-of-N`` below `features`; `retailtag.store.merge` then joins them.
+        folder ``part-I-of-N`` below `features`; `retailtag.store.maintenance.merge` joins them.
     progress : Progress
         Told of every batch.
 
