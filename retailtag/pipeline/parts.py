@@ -56,8 +56,11 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Name of the folder, below the features, that holds the stores of this part."""
-        return f"part-{self.number}-of-{self.of}"
+        """Name of the folder, below the features, that holds the stores of this part.
+
+        Names in alphabetical order are the parts in order, so that ``part-*`` joins them so.
+        """
+        return f"part-{self.number:0{len(str(self.of))}}-of-{self.of}"
 
     def rows(self, n: int, block_rows: int) -> NDArray[np.intp]:
         """Rows of this part of a catalogue of `n` images: whole blocks of `block_rows`, in order.

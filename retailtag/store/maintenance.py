@@ -128,7 +128,7 @@ def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
         n_leftovers=len(leftovers),
         n_rewritten=sum(0 < len(kept[s]) < n for s, n in index.sizes.items()),
         n_removed=sum(not ids for ids in kept.values()),
-        n_bytes=freed + sum(path.stat().st_size for path in leftovers),
+        n_bytes=freed + _n_bytes(leftovers),
     )
 
 
@@ -154,7 +154,7 @@ def collect(store: FeatureStore, is_used: IsUsed) -> int:
     next call drops the doubles. The store's seconds keep the share of the entries that stay.
     """
     leftovers = _leftovers(store)
-    before = store.nbytes + sum(path.stat().st_size for path in leftovers)
+    before = store.nbytes + _n_bytes(leftovers)
     with store.writing():
         index, copier = Index.of(store), _Copier(store, store)
         for name, ids in _kept(index, is_used).items():  # oldest first
@@ -175,6 +175,15 @@ def _kept(index: Index, is_used: IsUsed) -> dict[str, set[str]]:
 def _leftovers(store: FeatureStore) -> list[Path]:
     """Temporary files that a killed writer left behind."""
     return sorted(store.path.glob(".*.part"))
+
+
+def _n_bytes(files: Iterable[Path]) -> int:
+    """Bytes of files, any of which a living writer may rename meanwhile."""
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def delete_store(store: FeatureStore) -> None:
@@ -261,27 +270,25 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     process would have written.
     """
     stores = [store for path in inputs for store in _open_all(path)]
-    spec = stores[0].spec
     for other in stores[1:]:
         _check_same(stores[0], other)
-    _choose(stores, list(map(Index.of, stores)))  # refuses before anything is made
-    target = FeatureStore.create_or_open(features, spec)
-    sources = [s for s in stores if s.path.resolve() != target.path.resolve()]
+    read = [(store, Index.of(store)) for store in stores]
+    _choose(read)  # refuses before anything is made
+    target = FeatureStore.create_or_open(features, stores[0].spec)
+    read = [(s, index) for s, index in read if s.path.resolve() != target.path.resolve()]
+    n_shards = sum(len(index.sizes) for _, index in read)
     with target.writing():
-        every = [target, *sources]
-        indexes = list(map(Index.of, every))
-        owners = _choose(every, indexes)
-        total = sum(len(index.sizes) for index in indexes[1:])
-        with progress.task(f"merge {spec.backbone}", total, unit="shards") as advance:
-            for i, source in enumerate(sources, 1):
-                own = {image_id for image_id, owner in owners.items() if owner == i}
+        owners = _choose([(target, Index.of(target)), *read])
+        with progress.task(f"merge {target.spec.backbone}", n_shards, unit="shards") as advance:
+            for i, (source, index) in enumerate(read, 1):
+                own = [image_id for image_id, owner in owners.items() if owner == i]
                 copier = _Copier(source, target)
-                for name, ids in indexes[i].by_shard(own).items():
+                for name, ids in index.by_shard(own).items():
                     if ids:
                         copier.copy(name, ids)
                     advance(1)
+    n_read = sum(len(index.latest) for _, index in read)
     n_added = sum(owner > 0 for owner in owners.values())
-    n_read = sum(len(index.latest) for index in indexes[1:])
     return Merged(target, n_added, n_read - n_added)
 
 
@@ -303,15 +310,15 @@ def _check_same(first: FeatureStore, other: FeatureStore) -> None:
         )
 
 
-def _choose(stores: Sequence[FeatureStore], indexes: Sequence[Index]) -> dict[str, int]:
+def _choose(stores: Sequence[tuple[FeatureStore, Index]]) -> dict[str, int]:
     """Image id to the position of the store whose entry is taken."""
     owners: dict[str, int] = {}
-    for i, index in enumerate(indexes):
+    for i, (store, index) in enumerate(stores):
         for image_id, entry in index.latest.items():
-            first = owners.setdefault(image_id, i)
-            held = indexes[first].latest[image_id]
+            first, held_by = stores[owners.setdefault(image_id, i)]
+            held = held_by.latest[image_id]
             if entry.sha256 and held.sha256 and entry.sha256 != held.sha256:
-                raise _other_bytes(image_id, stores[first], stores[i])
+                raise _other_bytes(image_id, first, store)
             if entry.embedded and not held.embedded:
                 owners[image_id] = i
     return owners

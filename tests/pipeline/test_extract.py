@@ -285,6 +285,8 @@ def test_parts_are_disjoint_whole_blocks_of_nearly_equal_number(n, of, block):
     n_blocks = [-(-len(r) // block) for r in rows]
     assert max(n_blocks) - min(n_blocks) <= 1
     assert all(r[0] % block == 0 for r in rows if len(r))
+    folders = [Part(i, of).folder for i in range(1, of + 1)]
+    assert folders == sorted(set(folders))
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "2", "a/b", "-1/4", "1/4/2", "1 /4", ""])
