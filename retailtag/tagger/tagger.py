@@ -113,7 +113,8 @@ class Tagger:
             saved.backbone, weights=local, device=device, random_weights=local is None
         )
         spec = backbone.spec()
-        if [spec.architecture, spec.preprocessing] != saved.facts["model"]:
+        known = [[s.architecture, s.preprocessing] for s in (spec, with_truncated(spec))]
+        if saved.facts["model"] not in known:
             raise ArtefactError(
                 f"{folder} was trained with another architecture or preprocessing than "
                 f"{backbone.id} has here; give the --weights folder that it was trained from."
@@ -128,7 +129,7 @@ class Tagger:
         local = _local_weights(weights, ids)
         backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
         specs = tuple(backbone.spec(**probe.facts["stored_as"]) for backbone in backbones)
-        # fitted with or without files that end early: on whole images the features are the same
+        # With files that end early or without: of whole images the embeddings are the same.
         lenient = tuple(map(with_truncated, specs))
         if probe.facts["features"] not in (_digest(specs), _digest(lenient)):
             raise ArtefactError(
