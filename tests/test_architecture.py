@@ -85,7 +85,7 @@ def _loaded_by(code):
 def test_help_of_every_command_starts_without_heavy_imports():
     loaded = _loaded_by(
         "from retailtag.cli.main import run\n"
-        "names = 'extract probe finetune score compare bakeoff demo catalog'.split()\n"
+        "names = 'extract probe finetune score compare bakeoff demo catalog features'.split()\n"
         "for name in names:\n"
         "    assert run([name, '--help']) == 0\n"
         "assert run(['--help']) == 0"

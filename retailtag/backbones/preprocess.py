@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from retailtag.backbones.ids import BackboneId
 from retailtag.errors import UsageError
-from retailtag.store.spec import canonical_json
+from retailtag.store.spec import FeatureSpec, canonical_json
 
 Triple = tuple[float, float, float]
 
@@ -120,6 +121,23 @@ class Preprocess:
         pick = min if self.mode == "shortest" else max
         ratio = pick(h / target_h, w / target_w)
         return max(round(w / ratio), 1), max(round(h / ratio), 1)
+
+
+def with_truncated(spec: FeatureSpec) -> FeatureSpec:
+    """Identity of the same embeddings where JPEG files that end early were accepted."""
+    from retailtag.catalog.decode import TRUNCATED_ACCEPTED
+
+    facts = json.loads(spec.preprocessing)
+    facts["decode"] = {**facts.get("decode", {}), "truncated": TRUNCATED_ACCEPTED}
+    return replace(spec, preprocessing=canonical_json(facts))
+
+
+def accepts_truncated(spec: FeatureSpec) -> bool:
+    """Whether an identity is one of `with_truncated`; False where it does not say."""
+    try:
+        return with_truncated(spec) == spec
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def override(base: Preprocess, backbone_id: BackboneId) -> Preprocess:

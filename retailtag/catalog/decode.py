@@ -28,6 +28,7 @@ DECODE_POLICY: dict[str, str] = {
     "animation": "first frame",
     "truncated": "refused",
 }
+TRUNCATED_ACCEPTED = "of a JPEG the missing part grey, others refused"  # with allow_truncated
 
 # EPS and its like are absent on purpose: they run an interpreter.
 _FORMATS = (

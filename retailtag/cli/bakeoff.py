@@ -15,6 +15,7 @@ from retailtag.cli.options import (
     HEADS,
     MAX_PIXELS,
     REPLICATES,
+    AllowTruncatedOption,
     AttributesOption,
     AugmentOption,
     BatchSizeOption,
@@ -94,9 +95,7 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
-    ] = False,
+    allow_truncated: AllowTruncatedOption = False,
     replicates: ReplicatesOption = REPLICATES,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,

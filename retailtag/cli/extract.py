@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from retailtag.cli.options import (
     MAX_PIXELS,
+    AllowTruncatedOption,
     AttributesOption,
     BatchSizeOption,
     CatalogArgument,
@@ -53,10 +55,16 @@ def extract(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute every image again, stored or not.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do part I of N equal parts, in a folder part-I-of-N; features merge joins them.",
+        ),
+    ] = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
-    ] = False,
+    allow_truncated: AllowTruncatedOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -64,8 +72,10 @@ def extract(
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
     from retailtag.pipeline.extract import extract as extract_features
+    from retailtag.pipeline.parts import ALL, Part
 
     output = Output(json, quiet)
+    part = ALL if shard is None else Part.parse(shard)
     local = weights_by_backbone(weights, backbone)
     catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
     device = resolve_device(device)
@@ -81,6 +91,7 @@ def extract(
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
             recompute=recompute,
+            part=part,
             progress=output.progress,
         )
         for backbone_id in dict.fromkeys(backbone)
@@ -88,6 +99,8 @@ def extract(
     output.print(_table(summaries))
     for summary in summaries:
         output.print(Text(_costs(summary)))
+    if part != ALL:
+        output.print(_how_to_join(features, summaries))
     output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
 
 
@@ -109,6 +122,16 @@ def _table(summaries: list[ExtractSummary]) -> Table:
             f"{s.store.nbytes / 1e6:,.1f}",
         )
     return table
+
+
+def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
+    """Commands that make one store of the parts, once every part is there."""
+    parts = f"{features}/{summaries[0].store.path.parent.name}"
+    every = re.sub(r"part-\d+-of-", "part-*-of-", parts)
+    commands = [
+        f"  retailtag features merge {features} {every}/{s.store.path.name}" for s in summaries
+    ]
+    return Text("\n".join(["When every part is here:", *commands]))
 
 
 def _costs(s: ExtractSummary) -> str:

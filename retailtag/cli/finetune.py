@@ -10,6 +10,7 @@ import typer
 from retailtag.cli.options import (
     CUTOFFS,
     MAX_PIXELS,
+    AllowTruncatedOption,
     AttributesOption,
     AugmentOption,
     BackboneOption,
@@ -73,9 +74,7 @@ def finetune(
     objective: ObjectiveOption = "f1",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
-    ] = False,
+    allow_truncated: AllowTruncatedOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -87,6 +86,7 @@ def finetune(
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import pair_folder
+    from retailtag.pipeline.embed import identity
     from retailtag.pipeline.finetune import run_finetune
     from retailtag.probes.artefact import Probe
     from retailtag.store import FeatureStore
@@ -114,7 +114,7 @@ def finetune(
     folder = out or pair_folder(Path("runs"), backbone, "finetune")
     run = run_finetune(
         catalog,
-        FeatureStore.find(features, model.spec(dtype=dtype)),
+        FeatureStore.find(features, identity(model, dtype, allow_truncated=allow_truncated)),
         model,
         fitted,
         folder,

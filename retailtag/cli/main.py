@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 import retailtag
 from retailtag.allocator import keep_freed_memory
-from retailtag.cli import catalog, extract, models, score
+from retailtag.cli import catalog, extract, features, models, score
 from retailtag.cli.bakeoff import bakeoff
 from retailtag.cli.compare import compare
 from retailtag.cli.demo import demo
@@ -59,6 +59,7 @@ app.command("bakeoff")(bakeoff)
 app.command("predict")(predict)
 app.command("demo")(demo)
 app.add_typer(catalog.app, name="catalog")
+app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 
 

@@ -79,6 +79,12 @@ WorkersOption = Annotated[
 MaxPixelsOption = Annotated[
     int, typer.Option("--max-pixels", min=1, help="Larger images count as unreadable.")
 ]
+AllowTruncatedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncated", help="Accept JPEG files that end early; their features lie apart."
+    ),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 

@@ -11,6 +11,7 @@ from retailtag.cli.options import (
     CUTOFFS,
     GRID,
     HEADS,
+    AllowTruncatedOption,
     AttributesOption,
     BackbonesOption,
     CatalogArgument,
@@ -65,6 +66,7 @@ def probe(
     thresholds: ThresholdsOption = "auto",
     objective: ObjectiveOption = "f1",
     solver: SolverOption = "torch",
+    allow_truncated: AllowTruncatedOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -90,7 +92,14 @@ def probe(
     texts = find_texts(heads, backbone, catalog.table.tags, weights=local, device=device)
     run = run_probe(
         catalog,
-        find_embeddings(features, backbone, weights=local, device=device, dtype=dtype),
+        find_embeddings(
+            features,
+            backbone,
+            weights=local,
+            device=device,
+            dtype=dtype,
+            allow_truncated=allow_truncated,
+        ),
         folder,
         settings,
         texts=texts,

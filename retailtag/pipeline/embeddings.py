@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retailtag.backbones import load_backbone, parts_of
 from retailtag.backbones.ids import resolve_id
+from retailtag.pipeline.embed import identity
 from retailtag.pipeline.heads import parse_heads
 from retailtag.probes.text_prior import text_embeddings
 from retailtag.store import EmbeddingSource, FeatureStore, join
@@ -22,6 +23,7 @@ def find_embeddings(
     weights: Mapping[str, Path] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    allow_truncated: bool = False,
 ) -> EmbeddingSource:
     """Open the stores of every part of ``A+B`` under `features`, joined in that order.
 
@@ -37,6 +39,8 @@ def find_embeddings(
         Where the models are loaded to learn their identity.
     dtype : str
         Of the stored embeddings.
+    allow_truncated : bool
+        Whether they were extracted with files that end early.
 
     Raises
     ------
@@ -49,7 +53,9 @@ def find_embeddings(
     stores = []
     for part in parts_of(backbone):
         model = load_backbone(part, weights=local.get(part), device=device)
-        stores.append(FeatureStore.find(features, model.spec(dtype=dtype)))
+        stores.append(
+            FeatureStore.find(features, identity(model, dtype, allow_truncated=allow_truncated))
+        )
     return join(stores)
 
 

@@ -5,95 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.backbones.loader import Failure, PreprocessFn, hash_images, load_batches
-from retailtag.catalog.catalog import Catalog, ImageSource
+from retailtag.backbones.loader import hash_images
+from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError
+from retailtag.pipeline.embed import Embedder, Loading, embed_block, identity
+from retailtag.pipeline.parts import ALL, Part
 from retailtag.progress import SILENT, Advance, Progress
-from retailtag.store import DTYPES, Absent, FeatureSpec, FeatureStore
-
-if TYPE_CHECKING:
-    import torch
+from retailtag.store import DTYPES, Absent, FeatureStore
 
 BLOCK_ROWS = 1024  # images per shard: what a kill can cost, against files per store
 NAMED = 20  # unreadable images spelled out in a message
 MOST_WORKERS = 16
 RECORDED = ("torch", "timm", "open_clip_torch", "h5py", "numpy", "pillow")
-
-
-class Embedder(Protocol):
-    """What `extract` needs of a backbone."""
-
-    @property
-    def id(self) -> str:
-        """Resolved id."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Length of one embedding."""
-        ...
-
-    @property
-    def preprocess(self) -> PreprocessFn:
-        """PIL image (RGB) to uint8 (3, h, w)."""
-        ...
-
-    def spec(self, engine: str = ..., dtype: str = ...) -> FeatureSpec:
-        """Identity of the embeddings under an engine and a stored dtype."""
-        ...
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are read; see `retailtag.backbones.loader.load_batches`."""
-
-    batch_size: int = 64
-    workers: int = 2
-    max_pixels: int = MAX_PIXELS
-    allow_truncated: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Embeddings of one block of images, before they are stored.
-
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n,)
-        Rows of the catalogue that gave an embedding, in order.
-    sha256 : list of str, length n
-        SHA-256 of their bytes, hexadecimal.
-    embeddings : ndarray of float32, shape (n, dim)
-        One row each.
-    failures : list of Failure
-        The other rows of the block.
-    decode_seconds : float
-        Time the loading threads spent, summed over threads.
-    model_seconds : float
-        Wall time of the model.
-    """
-
-    rows: NDArray[np.intp]
-    sha256: list[str]
-    embeddings: NDArray[np.float32]
-    failures: list[Failure]
-    decode_seconds: float
-    model_seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +40,7 @@ class ExtractSummary:
     n_computed, n_reused : int
         Images embedded in this run, and images whose stored embedding still fits their bytes.
     absent : dict of str to str
-        Images of this catalogue without an embedding, and why.
+        Images of this catalogue (of the part of it) without an embedding, and why.
     seconds : float
         Wall time of this run.
     seconds_total : float
@@ -163,6 +96,7 @@ def extract(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
     recompute: bool = False,
+    part: Part = ALL,
     progress: Progress = SILENT,
 ) -> ExtractSummary:
     """Bring the backbone's store under `features` up to date with a catalogue.
@@ -190,9 +124,12 @@ def extract(
     max_pixels : int
         Larger images count as unreadable.
     allow_truncated : bool
-        Accept files that end early.
+        Accept JPEG files that end early; part of the identity, so a store of its own.
     recompute : bool
         Compute every image again and drop what that supersedes.
+    part : Part
+        Which part of the catalogue to do. One of several goes to a store of its own, in the
+        folder ``part-I-of-N`` below `features`; `retailtag.store.maintenance.merge` joins them.
     progress : Progress
         Told of every batch.
 
@@ -220,11 +157,15 @@ def extract(
     check_extraction(batch_size, workers, dtype)
     loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
     start = time.perf_counter()
-    store = FeatureStore.create_or_open(features, backbone.spec(dtype=dtype))
-    with store.writing(), progress.task(f"extract {backbone.id}", len(catalog)) as advance:
-        todo = np.arange(len(catalog))
+    rows = part.rows(len(catalog), BLOCK_ROWS)
+    root = features if part == ALL else Path(features) / part.folder
+    store = FeatureStore.create_or_open(
+        root, identity(backbone, dtype, allow_truncated=allow_truncated)
+    )
+    with store.writing(), progress.task(f"extract {backbone.id}", len(rows)) as advance:
+        todo = rows
         if not recompute:
-            todo = _new_or_changed(catalog, store, loading.workers, advance)
+            todo = _new_or_changed(catalog, rows, store, loading.workers, advance)
         block_rows = BLOCK_ROWS // batch_size * batch_size
         environment = _environment(backbone, loading)
         run = _Run(catalog, backbone, store, loading, store.absent(), environment, advance)
@@ -233,79 +174,13 @@ def extract(
         ]
         if recompute:
             store.prune()
-    summary = _summary(catalog, store, blocks, time.perf_counter() - start)
+    ids = catalog.image_ids[rows].tolist()
+    summary = _summary(ids, store, blocks, time.perf_counter() - start)
     if summary.absent and strict:
-        raise DataError(f"--strict: {_unreadable(summary.absent, catalog)}")
+        raise DataError(f"--strict: {_unreadable(summary.absent, len(ids), catalog.path)}")
     if summary.absent:
-        progress.say(_unreadable(summary.absent, catalog))
+        progress.say(_unreadable(summary.absent, len(ids), catalog.path))
     return summary
-
-
-def embed_block(
-    images: ImageSource,
-    rows: Sequence[int] | NDArray[np.intp],
-    backbone: Embedder,
-    loading: Loading,
-    advance: Advance = lambda n: None,
-) -> Block:
-    """Embed one block of images: the unit of work, the same whoever calls it.
-
-    The result depends on the images' bytes, the backbone and `loading.batch_size` alone.
-
-    Parameters
-    ----------
-    images : ImageSource
-        Gives the bytes of a row.
-    rows : sequence of int
-        Rows of the block, in order.
-    backbone : Embedder
-        The model.
-    loading : Loading
-        How to read.
-    advance : callable
-        Told the number of rows after each batch.
-
-    Returns
-    -------
-    Block
-        Embeddings of the readable images, and the failures.
-    """
-    all_rows, sha256, failures = [np.empty(0, np.intp)], list[str](), list[Failure]()
-    embeddings = [np.empty((0, backbone.dim), np.float32)]
-    decode_seconds = model_seconds = 0.0
-    for batch in load_batches(
-        images,
-        rows,
-        backbone.preprocess,
-        batch_size=loading.batch_size,
-        workers=loading.workers,
-        max_pixels=loading.max_pixels,
-        allow_truncated=loading.allow_truncated,
-    ):
-        start = time.perf_counter()
-        if len(batch):
-            embeddings.append(_embed(backbone, batch.pixels))
-        model_seconds += time.perf_counter() - start
-        decode_seconds += batch.seconds
-        all_rows.append(batch.rows)
-        sha256 += batch.sha256
-        failures += batch.failures
-        advance(len(batch) + len(batch.failures))
-    return Block(
-        np.concatenate(all_rows),
-        sha256,
-        np.concatenate(embeddings),
-        failures,
-        decode_seconds,
-        model_seconds,
-    )
-
-
-def _embed(backbone: Embedder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Map pixels (n, 3, h, w) to embeddings (n, dim) in main memory."""
-    import torch
-
-    return backbone.embed(torch.from_numpy(pixels)).cpu().numpy().astype(np.float32, copy=False)
 
 
 def check_extraction(batch_size: int, workers: int | None, dtype: str) -> None:
@@ -324,18 +199,19 @@ def _threads(workers: int | None) -> int:
 
 
 def _new_or_changed(
-    catalog: Catalog, store: FeatureStore, workers: int, advance: Advance
+    catalog: Catalog, rows: NDArray[np.intp], store: FeatureStore, workers: int, advance: Advance
 ) -> NDArray[np.intp]:
-    """Rows whose embedding is missing or was made from other bytes, ascending."""
+    """Those of `rows` whose embedding is missing or was made from other bytes, in order."""
     known = store.known()
-    stored = [known.get(image_id) for image_id in catalog.image_ids.tolist()]
-    held = [row for row, sha256 in enumerate(stored) if sha256 is not None]
-    todo = np.ones(len(catalog), bool)
-    for row, sha256 in zip(held, hash_images(catalog.images, held, workers=workers), strict=True):
-        if sha256 == stored[row]:
-            todo[row] = False
+    stored = [known.get(image_id) for image_id in catalog.image_ids[rows].tolist()]
+    held = [i for i, sha256 in enumerate(stored) if sha256 is not None]
+    todo = np.ones(len(rows), bool)
+    hashes = hash_images(catalog.images, rows[held], workers=workers)
+    for i, sha256 in zip(held, hashes, strict=True):
+        if sha256 == stored[i]:
+            todo[i] = False
             advance(1)
-    return np.flatnonzero(todo)
+    return rows[todo]
 
 
 class _BlockCost(NamedTuple):
@@ -388,11 +264,10 @@ class _Run:
 
 
 def _summary(
-    catalog: Catalog, store: FeatureStore, blocks: list[_BlockCost], seconds: float
+    ids: list[str], store: FeatureStore, blocks: list[_BlockCost], seconds: float
 ) -> ExtractSummary:
-    """Add up the blocks of this run and look up what the catalogue lacks."""
+    """Add up the blocks of this run and look up which of `ids` the store lacks."""
     rows, gone = store.known(), store.absent()
-    ids = catalog.image_ids.tolist()
     computed = sum(cost.n_computed for cost in blocks)
     computing = sum(cost.seconds for cost in blocks)
     return ExtractSummary(
@@ -409,13 +284,13 @@ def _summary(
     )
 
 
-def _unreadable(absent: dict[str, str], catalog: Catalog) -> str:
+def _unreadable(absent: dict[str, str], n_images: int, catalogue: Path) -> str:
     """Name the images that gave no embedding, the first twenty with their reasons."""
     named = [f"{image_id}: {reason}" for image_id, reason in list(absent.items())[:NAMED]]
     if len(absent) > NAMED:
         named.append(f"and {len(absent) - NAMED} more")
     head = (
-        f"{len(absent)} of {len(catalog)} images of {catalog.path} could not be read and have no "
+        f"{len(absent)} of {n_images} images of {catalogue} could not be read and have no "
         "embedding; later stages work without them:"
     )
     return "\n  ".join([head, *named])

@@ -10,6 +10,7 @@ from typing import Any
 
 from retailtag.backbones import canonical, parts_of
 from retailtag.backbones.cost import Cost, cost_of_all
+from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.catalog.catalog import Catalog
 from retailtag.pipeline.bakeoff import STRATEGIES, BakeoffSettings
 from retailtag.pipeline.checks import check_request
@@ -26,7 +27,7 @@ from retailtag.pipeline.stage import read_record, why_stale
 from retailtag.probes.artefact import Probe
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.scaling import parse_scales
-from retailtag.store import EmbeddingSource, FeatureStore, join, list_stores
+from retailtag.store import EmbeddingSource, FeatureSpec, FeatureStore, join, list_stores
 
 NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reaches
 DECODE_SECONDS = 0.002  # one image of shop size, one core
@@ -171,7 +172,7 @@ class _Planner:
         fitted = record.inputs.get("features") if record else None
         stores = list_stores(self.settings.features)
         of_parts = [
-            [s for s in stores if (s.spec.backbone, s.spec.dtype) == (name, self.settings.dtype)]
+            [s for s in stores if s.spec.backbone == name and self._is_asked(s.spec)]
             for name in map(canonical, parts_of(self.backbone))
         ]
         sources = [
@@ -179,6 +180,11 @@ class _Planner:
             for i, source in enumerate(map(join, product(*of_parts)))
         ]
         return max(sources)[-1] if sources else None
+
+    def _is_asked(self, spec: FeatureSpec) -> bool:
+        """Whether the settings ask for this dtype and these damaged files."""
+        asked = self.settings.dtype, self.settings.allow_truncated
+        return (spec.dtype, accepts_truncated(spec)) == asked
 
     def _models(self, store: EmbeddingSource) -> dict[str, str | None]:
         """Why probe and fine-tune would run on embeddings that stand; None where they stand."""

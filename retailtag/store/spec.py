@@ -85,28 +85,47 @@ class FeatureSpec:
         return [(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
 
 
-def explain_differences(stored: FeatureSpec, asked: FeatureSpec) -> str:
-    """Name the facts that differ with both values; JSON fields are opened one level deep."""
-    lines = []
-    for name, there, here in stored.differences(asked):
-        opened = _open_json(there), _open_json(here)
-        if opened[0] is None or opened[1] is None:
-            lines.append(f"{name}: stored {_short(there)}, asked {_short(here)}")
-            continue
-        for key in sorted(opened[0].keys() | opened[1].keys()):
-            old, new = opened[0].get(key), opened[1].get(key)
-            if old != new:
-                lines.append(f"{name}.{key}: stored {_short(old)}, asked {_short(new)}")
-    return "; ".join(lines)
+def explain_differences(
+    stored: FeatureSpec, asked: FeatureSpec, names: tuple[str, str] = ("stored", "asked")
+) -> str:
+    """Name the facts that differ with both values, those inside JSON fields one by one.
+
+    Parameters
+    ----------
+    stored, asked : FeatureSpec
+    names : (str, str)
+        What the two values are called.
+    """
+    facts = open_facts(stored), open_facts(asked)
+    return "; ".join(
+        f"{key}: {names[0]} {_short(facts[0].get(key))}, {names[1]} {_short(facts[1].get(key))}"
+        for key in dict.fromkeys([*facts[0], *facts[1]])
+        if facts[0].get(key) != facts[1].get(key)
+    )
+
+
+def open_facts(spec: FeatureSpec) -> dict[str, Any]:
+    """Every fact of an identity by dotted name, those inside JSON fields one by one."""
+    return _flat(spec.to_json())
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Facts by dotted name; dictionaries, and JSON text that holds one, are opened."""
+    flat: dict[str, Any] = {}
+    for name, fact in value.items():
+        opened = _open_json(fact)
+        flat |= {f"{prefix}{name}": fact} if opened is None else _flat(opened, f"{prefix}{name}.")
+    return flat
 
 
 def _open_json(value: Any) -> dict[str, Any] | None:
-    """Return the dictionary that a text field holds, None for any other value."""
-    try:
-        opened = json.loads(value)
-    except (TypeError, ValueError):
-        return None
-    return opened if isinstance(opened, dict) else None
+    """Return the dictionary that a fact is or that its text holds, None for any other value."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def _short(value: Any) -> str:

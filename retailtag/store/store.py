@@ -146,6 +146,17 @@ class FeatureStore:
         return cls(path, spec)
 
     @classmethod
+    def identify(cls, path: Path) -> FeatureStore:
+        """Open the store at `path` by its identity alone; shards are checked when they are read.
+
+        Raises
+        ------
+        DataError, ArtefactError
+            As `open`, for ``spec.json``.
+        """
+        return cls(Path(path), _read_spec(Path(path)))
+
+    @classmethod
     def find(cls, root: Path, spec: FeatureSpec) -> FeatureStore:
         """Open the store of exactly `spec` under `root`.
 
@@ -246,13 +257,27 @@ class FeatureStore:
                 owner.update({a.image_id: name for a in contents.absent})
             live = set(owner.values())
             dead = [path for path in _shard_paths(self.path) if path.name not in live]
-            with _writable(self.path):
-                for path in dead:
-                    path.unlink()
-                sync_folder(self.path)
+            self.remove([path.name for path in dead])
         return [path.name for path in dead]
 
+    def remove(self, shards: Sequence[str]) -> None:
+        """Delete shards in the order given; each deletion is on the disk before the next.
+
+        Raises
+        ------
+        Unavailable
+            As `append`.
+        """
+        with self.writing(), _writable(self.path):
+            for name in shards:
+                (self.path / name).unlink()
+                sync_folder(self.path)
+
     # Reading
+
+    def shard_paths(self) -> list[Path]:
+        """Files of all shards, oldest first."""
+        return _shard_paths(self.path)
 
     def known(self) -> dict[str, str]:
         """Image id to SHA-256 of its bytes, hexadecimal, for every image with an embedding."""
@@ -350,7 +375,7 @@ def list_stores(root: Path) -> list[FeatureStore]:
     stores = []
     for file in sorted(Path(root).glob("*/spec.json")):
         try:
-            stores.append(FeatureStore(file.parent, _read_spec(file.parent)))
+            stores.append(FeatureStore.identify(file.parent))
         except (DataError, ArtefactError):
             continue
     return stores

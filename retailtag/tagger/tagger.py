@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from retailtag.backbones import load_backbone, parts_of
 from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.preprocess import with_truncated
 from retailtag.catalog.decode import MAX_PIXELS, decode_image
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json
@@ -20,7 +21,7 @@ from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
 from retailtag.probes.knn import KnnVote
 from retailtag.probes.scaling import unit_rows
-from retailtag.store import JointSpec
+from retailtag.store import FeatureSpec, JointSpec
 
 Weights = Path | Mapping[str, Path] | None
 
@@ -112,7 +113,8 @@ class Tagger:
             saved.backbone, weights=local, device=device, random_weights=local is None
         )
         spec = backbone.spec()
-        if [spec.architecture, spec.preprocessing] != saved.facts["model"]:
+        known = [[s.architecture, s.preprocessing] for s in (spec, with_truncated(spec))]
+        if saved.facts["model"] not in known:
             raise ArtefactError(
                 f"{folder} was trained with another architecture or preprocessing than "
                 f"{backbone.id} has here; give the --weights folder that it was trained from."
@@ -127,8 +129,9 @@ class Tagger:
         local = _local_weights(weights, ids)
         backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
         specs = tuple(backbone.spec(**probe.facts["stored_as"]) for backbone in backbones)
-        digest = specs[0].digest if len(specs) == 1 else JointSpec(specs).digest
-        if digest != probe.facts["features"]:
+        # With files that end early or without: of whole images the embeddings are the same.
+        lenient = tuple(map(with_truncated, specs))
+        if probe.facts["features"] not in (_digest(specs), _digest(lenient)):
             raise ArtefactError(
                 f"{folder} was fitted on embeddings of other weights or preprocessing than "
                 f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
@@ -183,6 +186,11 @@ class Tagger:
         body = [p for b in self.backbones for p in b.module.parameters()]
         size = sum(p.numel() * p.element_size() for p in body)
         return size + bank + self.weight.nbytes + self.bias.nbytes
+
+
+def _digest(specs: tuple[FeatureSpec, ...]) -> str:
+    """Identity of the embeddings of one or several backbones side by side."""
+    return specs[0].digest if len(specs) == 1 else JointSpec(specs).digest
 
 
 def backbones_of(folder: Path) -> tuple[str, ...]:

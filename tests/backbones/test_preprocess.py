@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retailtag.backbones import resolve_id
-from retailtag.backbones.preprocess import Preprocess, from_open_clip, from_timm, override
+from retailtag.backbones.preprocess import (
+    Preprocess,
+    accepts_truncated,
+    from_open_clip,
+    from_timm,
+    override,
+    with_truncated,
+)
 from retailtag.errors import UsageError
+from retailtag.store import FeatureSpec
+from retailtag.store.spec import explain_differences
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = [(60, 80), (80, 60), (224, 224), (500, 500), (333, 517), (1000, 130), (7, 300)]
@@ -163,7 +173,21 @@ def test_json_says_every_field_and_the_decoder():
     assert value["decode"] == DECODE_POLICY
     assert value["size"] == [8, 9]
     assert value["antialias"] is True
+    assert value["decode"].keys() >= {"decoder", "exif", "transparency", "icc", "truncated"}
     assert Preprocess(size=(8, 9)).to_json() != Preprocess(size=(8, 9), mode="squash").to_json()
+
+
+def test_accepted_truncation_is_one_more_fact():
+    spec = FeatureSpec("x", "0" * 64, "{}", "avg", 3, Preprocess(size=(8, 9)).to_json())
+    lenient = with_truncated(spec)
+    assert explain_differences(spec, lenient) == (
+        "preprocessing.decode.truncated: stored 'refused', "
+        "asked 'of a JPEG the missing part grey, others refused'"
+    )
+    assert [accepts_truncated(s) for s in (spec, lenient)] == [False, True]
+    assert with_truncated(lenient) == lenient
+    assert not accepts_truncated(replace(spec, preprocessing="not JSON"))
+    assert not accepts_truncated(replace(spec, preprocessing="[]"))
 
 
 def test_it_travels_to_other_processes():

@@ -14,14 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.decode import TRUNCATED_ACCEPTED
 from retailtag.catalog.table import TagTable
-from retailtag.errors import DataError, Unavailable, UnreadableImage, UsageError
+from retailtag.errors import DataError, StaleFeatures, Unavailable, UnreadableImage, UsageError
 from retailtag.pipeline import extract as extract_module
-from retailtag.pipeline.extract import Loading, embed_block, extract
+from retailtag.pipeline.embed import Loading, embed_block
+from retailtag.pipeline.extract import extract
+from retailtag.pipeline.parts import Part
 from retailtag.store import FeatureSpec, FeatureStore
+from retailtag.store.maintenance import merge
 
 
 class StandIn:
@@ -243,6 +250,69 @@ def test_a_block_is_the_same_whoever_computes_it(catalog):
         assert [f.row for f in block.failures] == [9]
         assert block.sha256 == blocks[0].sha256
         np.testing.assert_array_equal(block.embeddings, blocks[0].embeddings)
+
+
+@pytest.mark.parametrize("of", [1, 3, 7])
+def test_parts_computed_apart_and_joined_are_what_one_process_writes(catalog, tmp_path, of):
+    catalog.images.data = {2: None, 9: b"<html>"}  # 7 parts of 4 blocks: some are empty
+    whole = run(catalog, tmp_path / "whole").store
+    parts = [run(catalog, tmp_path / "features", part=Part(i, of)) for i in range(of, 0, -1)]
+    assert sum(part.n_computed for part in parts) == 28
+    assert sum(len(part.absent) for part in parts) == 2
+    paths = [part.store.path for part in reversed(parts)]
+    merged = merge(tmp_path / "features", paths).store
+    assert_same_data(merged, whole)
+    assert merged.digest_for(catalog.image_ids) == whole.digest_for(catalog.image_ids)
+    assert merged.absent() == whole.absent()
+    assert merged.seconds == pytest.approx(sum(part.seconds_total for part in parts))
+    assert FeatureStore.find(tmp_path / "features", StandIn().spec()).path == merged.path
+
+
+def test_a_part_is_resumed_in_its_own_store(catalog, tmp_path):
+    first = run(catalog, tmp_path, part=Part(2, 2))
+    assert first.store.path.parent == tmp_path / "part-2-of-2"
+    again = run(catalog, tmp_path, part=Part(2, 2))
+    assert (first.n_computed, again.n_computed, again.n_reused) == (14, 0, 14)
+    catalog.images.data = {0: None, 29: None}
+    with pytest.raises(DataError, match=r"--strict: 1 of 14 images.*\n.*image-029"):
+        run(catalog, tmp_path, part=Part(2, 2), recompute=True, strict=True)
+
+
+@given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 1024))
+def test_parts_are_disjoint_whole_blocks_of_nearly_equal_number(n, of, block):
+    rows = [Part(i, of).rows(n, block) for i in range(1, of + 1)]
+    assert np.array_equal(np.concatenate(rows), np.arange(n))
+    n_blocks = [-(-len(r) // block) for r in rows]
+    assert max(n_blocks) - min(n_blocks) <= 1
+    assert all(r[0] % block == 0 for r in rows if len(r))
+    folders = [Part(i, of).folder for i in range(1, of + 1)]
+    assert folders == sorted(set(folders))
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "2", "a/b", "-1/4", "1/4/2", "1 /4", ""])
+def test_a_part_that_is_none_is_refused_in_one_sentence(text):
+    with pytest.raises(UsageError, match=rf"^--shard {text}: give I/N with I from 1 to N, [^.]*.$"):
+        Part.parse(text)
+
+
+def test_files_that_end_early_are_part_of_the_identity(catalog, tmp_path):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    catalog.images.data = {4: buffer.getvalue()[:-500]}
+    strict = run(catalog, tmp_path)
+    assert "truncated" in strict.absent["image-004"]
+    lenient = run(catalog, tmp_path, allow_truncated=True)
+    assert (lenient.n_computed, lenient.absent) == (30, {})
+    assert accepts_truncated(lenient.store.spec)
+    assert not accepts_truncated(strict.store.spec)
+    again = run(catalog, tmp_path)
+    assert (again.n_computed, list(again.absent)) == (0, ["image-004"])
+    with pytest.raises(StaleFeatures) as refusal:
+        FeatureStore.open(lenient.store.path, strict.store.spec)
+    assert f"preprocessing.decode.truncated: stored '{TRUNCATED_ACCEPTED}', asked None" in str(
+        refusal.value
+    )
 
 
 def test_a_second_extraction_of_the_same_store_is_refused(catalog, tmp_path):

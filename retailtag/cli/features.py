@@ -1,0 +1,325 @@
+"""`retailtag features`: look at the stored embeddings, check them, tidy them, join them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retailtag.cli.options import (
+    MAX_PIXELS,
+    AttributesOption,
+    DeviceOption,
+    FeaturesOption,
+    ImagesOption,
+    JsonOption,
+    MaxPixelsOption,
+    QuietOption,
+    SeedOption,
+    WeightsOption,
+    WorkersOption,
+    default_workers,
+    resolve_device,
+    split_list,
+    weights_by_backbone,
+)
+from retailtag.cli.output import Output
+from retailtag.errors import EXIT_STALE, EXIT_UNAVAILABLE, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.pipeline.collect import Plan
+    from retailtag.pipeline.verify import Verdict
+    from retailtag.store.inventory import StoreFacts
+
+SAMPLE = 64
+SHORT = 8  # digits of a digest shown to a person
+
+app = typer.Typer(help="List, show, verify, tidy and join feature stores.", no_args_is_help=True)
+
+NAME = "Store: its folder, its backbone, or the beginning of its digest."
+CatalogueOption = Annotated[
+    list[Path] | None,
+    typer.Option("--catalogue", metavar="CATALOGUE", help="Catalogue in use; repeatable."),
+]
+
+
+@app.command("ls")
+def list_stores(
+    features: FeaturesOption = Path("features"),
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List every store with its size, rows and identity; damaged and foreign folders too."""
+    from retailtag.store.inventory import survey
+
+    output = Output(json, quiet)
+    found = survey(features)
+    output.print(_inventory(found, features))
+    for facts in found:
+        if facts.problem:
+            output.print(f"{facts.path}: {facts.problem}")
+    output.result({"features": str(features), "stores": [facts.to_json() for facts in found]})
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME)],
+    features: FeaturesOption = Path("features"),
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show one store: its whole identity, its shards, what they cost and with which versions."""
+    from retailtag.store import FeatureStore
+    from retailtag.store.inventory import describe, find_named
+
+    output = Output(json, quiet)
+    facts = describe(FeatureStore.open(find_named(features, name)))
+    output.print(_description(facts))
+    output.result(facts)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=NAME)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every store.")] = False,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            "--catalogue", metavar="CATALOGUE", help="Embed a sample of its images again."
+        ),
+    ] = None,
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, help="Images to embed again, drawn at random.")
+    ] = SAMPLE,
+    weights: WeightsOption = None,
+    features: FeaturesOption = Path("features"),
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    workers: WorkersOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check every checksum of stores, and with a catalogue a random sample against the backbone.
+
+    Ends with exit code 4 if a file is damaged, or embeddings are not what the backbone gives now.
+    """
+    from retailtag.pipeline.verify import Sample
+    from retailtag.pipeline.verify import verify as verify_store
+    from retailtag.store.inventory import find_named, store_folders
+
+    output = Output(json, quiet)
+    if bool(names) == every:
+        raise UsageError("Name the stores to verify, or give --all, but not both.")
+    paths = [find_named(features, name) for name in names or []] or store_folders(features)
+    drawn = None
+    if catalogue is not None:
+        drawn = Sample(
+            _read(catalogue, attributes, images),
+            size=sample,
+            seed=seed,
+            weights=weights_by_backbone(weights, _backbones(paths)),
+            device=resolve_device(device),
+            workers=default_workers(workers),
+            max_pixels=max_pixels,
+        )
+    verdicts = [verify_store(path, drawn, output.progress) for path in paths]
+    output.print(_verdicts(verdicts))
+    output.result({"stores": [verdict.to_json() for verdict in verdicts]})
+    _end(verdicts)
+
+
+@app.command()
+def gc(
+    catalogue: CatalogueOption = None,
+    stores: Annotated[
+        list[str] | None,
+        typer.Option("--stores", metavar="NAME", help="Delete this whole store; repeatable."),
+    ] = None,
+    features: FeaturesOption = Path("features"),
+    attributes: AttributesOption = "",
+    images: ImagesOption = None,
+    workers: WorkersOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Free what no catalogue given here uses; asks first, and off a terminal needs --yes.
+
+    Dropped are rows of images that are in none of the catalogues, or there with other bytes;
+    entries that a later one of the same image replaces; and files that a killed run left behind.
+    Whole stores go only by --stores.
+    """
+    from retailtag.pipeline.collect import plan_collection
+    from retailtag.store import FeatureStore
+    from retailtag.store.inventory import find_named
+
+    output = Output(json, quiet)
+    if not (catalogue or stores):
+        raise UsageError("Give --catalogue, what is still used, or --stores, what is to go.")
+    doomed = [FeatureStore.identify(find_named(features, name)) for name in stores or []]
+    catalogs = [_read(path, attributes, images) for path in catalogue or []]
+    plan = plan_collection(
+        features, catalogs, doomed, workers=default_workers(workers), progress=output.progress
+    )
+    output.print(_freed(plan))
+    for sentence in plan.skipped.values():
+        typer.echo(f"Left as it is: {sentence}", err=True)
+    done = bool(plan) and (yes or _confirmed())
+    freed = plan.carry_out() if done else 0
+    if done:
+        output.print(f"{freed / 1e6:,.1f} MB freed.")
+    output.result({**plan.to_json(), "done": done, "freed": freed})
+
+
+@app.command()
+def merge(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Features folder; the store is made or added to.")
+    ],
+    stores: Annotated[
+        list[Path],
+        typer.Argument(metavar="STORE...", help="Stores to join, or folders of them; only read."),
+    ],
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Join stores of one identity, such as the parts of extract --shard, in the folder OUT."""
+    from retailtag.store.maintenance import merge as merge_stores
+
+    output = Output(json, quiet)
+    merged = merge_stores(out, stores, progress=output.progress)
+    output.print(
+        f"{merged.store.path}: {merged.n_added:,} images added, {merged.n_present:,} were there; "
+        f"{merged.store.n_rows:,} embeddings in all"
+    )
+    output.result(merged.to_json())
+
+
+def _read(path: Path, attributes: str, images: Path | None) -> Catalog:
+    from retailtag.catalog.readers import read_catalog
+
+    return read_catalog(path, attributes=split_list(attributes), images=images)
+
+
+def _backbones(paths: Sequence[Path]) -> list[str]:
+    """Backbones of those of the stores whose identity can be read."""
+    from retailtag.errors import ArtefactError, DataError
+    from retailtag.store import FeatureStore
+
+    found = []
+    for path in paths:
+        with suppress(DataError, ArtefactError):
+            found.append(FeatureStore.identify(path).spec.backbone)
+    return list(dict.fromkeys(found))
+
+
+def _confirmed() -> bool:
+    """Ask on a terminal; elsewhere say that nothing is done without ``--yes``."""
+    if not sys.stdin.isatty():
+        typer.echo("Nothing was changed; give --yes to free it.", err=True)
+        return False
+    typer.echo("Free this? [y/N] ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _end(verdicts: Sequence[Verdict]) -> None:
+    """Say every problem on stderr, and end with the exit code of the worst."""
+    for problem in (p for verdict in verdicts for p in verdict.problems):
+        typer.echo(problem, err=True)
+    found = {verdict.verdict for verdict in verdicts}
+    if found & {"damaged", "drifted", "stale"}:
+        raise typer.Exit(EXIT_STALE)
+    if "unchecked" in found:
+        raise typer.Exit(EXIT_UNAVAILABLE)
+
+
+def _columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=None)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _inventory(found: Sequence[StoreFacts], features: Path) -> Table:
+    """One row a folder: what it holds and whether it is whole."""
+    left = ("backbone", "identity", "state", "dtype")
+    table = _columns(f"Stores in {features}", left, ("rows", "absent", "MB", "written"))
+    for s in found:
+        part = s.name.rpartition("/")[0]
+        backbone = f"{s.spec.backbone} {part}".strip() if s.spec else s.name
+        table.add_row(
+            backbone,
+            s.spec.digest[:SHORT] if s.spec else "-",
+            s.state,
+            s.spec.dtype if s.spec else "-",
+            "-" if s.n_rows is None else f"{s.n_rows:,}",
+            "-" if s.n_absent is None else f"{s.n_absent:,}",
+            f"{s.n_bytes / 1e6:,.1f}",
+            (s.last_written or "-")[:10],
+        )
+    return table
+
+
+def _description(facts: dict[str, Any]) -> str:
+    """Identity, totals and shards, a fact a line."""
+    lines = [f"{facts['path']}", f"identity: {facts['identity']}"]
+    lines += [f"  {name}: {value}" for name, value in facts["spec"].items()]
+    lines.append(
+        f"{facts['rows']:,} rows and {facts['absent']:,} absent in {facts['shards']:,} shards of "
+        f"{facts['bytes'] / 1e6:,.1f} MB; {facts['seconds']:,.1f} s to compute"
+    )
+    lines += [f"  {name} {', '.join(found)}" for name, found in facts["versions"].items()]
+    lines += [_shard_line(shard) for shard in facts["shard_files"]]
+    return "\n".join(lines)
+
+
+def _shard_line(shard: dict[str, Any]) -> str:
+    cost = "" if shard["seconds"] is None else f", {shard['seconds']:,.1f} s"
+    return f"  {shard['name']}: {shard['rows']:,} rows, {shard['absent']:,} absent{cost}"
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
+    """One row a store: what was read, what was embedded again, and what came of it."""
+    right = ("shards", "rows", "sample", "smallest cosine", "at least")
+    table = _columns("Verified", ("store",), right)
+    table.add_column("verdict")
+    for v in verdicts:
+        table.add_row(
+            v.path.name,
+            f"{v.n_shards:,}",
+            f"{v.n_rows:,}",
+            f"{v.n_sampled:,}" + (f" ({v.n_changed:,} changed)" if v.n_changed else ""),
+            "-" if v.smallest_cosine is None else f"{v.smallest_cosine:.6f}",
+            "-" if v.tolerance is None else f"{v.tolerance}",
+            v.verdict,
+        )
+    return table
+
+
+def _freed(plan: Plan) -> Table | str:
+    """One row a store: what would go."""
+    if not plan:
+        return "There is nothing to free."
+    right = ("unused images", "superseded entries", "leftover files", "MB")
+    table = _columns("To be freed", ("store",), right)
+    for store, waste in plan.waste:
+        counts = (waste.n_unused, waste.n_superseded, waste.n_leftovers)
+        table.add_row(store.path.name, *(f"{n:,}" for n in counts), f"{waste.n_bytes / 1e6:,.1f}")
+    for store in plan.doomed:
+        table.add_row(f"{store.path.name}, all of it", "", "", "", f"{store.nbytes / 1e6:,.1f}")
+    return table

@@ -1,0 +1,365 @@
+"""Stores made smaller and stores made one: shards are written anew, never changed in place.
+
+Every step leaves a store that opens: a new shard is on the disk whole before an old one goes, and
+old ones go oldest first, so that no superseded entry comes back for want of its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retailtag.errors import ArtefactError, StaleFeatures
+from retailtag.progress import SILENT, Progress
+from retailtag.store.shard import Shard, read_shard
+from retailtag.store.spec import explain_differences
+from retailtag.store.store import FeatureStore
+
+IsUsed = Callable[[str, str | None], bool]  # image id and SHA-256 of its bytes, if there were any
+
+
+class Entry(NamedTuple):
+    """What a store says of one image."""
+
+    shard: str
+    sha256: str | None  # None: absent, and there were no bytes
+    embedded: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Entries of a store, from one reading of its shards.
+
+    Parameters
+    ----------
+    latest : dict of str to Entry
+        Image id to the entry that counts.
+    sizes : dict of str to int
+        Shard to the number of its entries, superseded ones included; oldest first.
+    """
+
+    latest: dict[str, Entry]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> Index:
+        """Read every shard; raises `ArtefactError` where one is damaged."""
+        latest: dict[str, Entry] = {}
+        sizes: dict[str, int] = {}
+        for path in store.shard_paths():
+            shard = read_shard(path, store.spec)
+            hashes = _hexadecimal(shard)
+            for image_id, sha256 in zip(shard.image_ids, hashes, strict=True):
+                latest[image_id] = Entry(path.name, sha256, True)
+            for gone in shard.absent:
+                latest[gone.image_id] = Entry(path.name, gone.sha256, False)
+            sizes[path.name] = len(shard.image_ids) + len(shard.absent)
+        return cls(latest, sizes)
+
+    def by_shard(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
+        """Shard to those of `image_ids` whose entry in it counts; every shard has a set."""
+        ids: dict[str, set[str]] = {name: set() for name in self.sizes}
+        for image_id in image_ids:
+            ids[self.latest[image_id].shard].add(image_id)
+        return ids
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What can go from a store.
+
+    Parameters
+    ----------
+    n_unused : int
+        Images that are not used any more.
+    n_superseded : int
+        Entries that a later one of the same image replaces.
+    n_leftovers : int
+        Temporary files of killed writers.
+    n_rewritten, n_removed : int
+        Shards that lose some of their entries, and shards that lose all.
+    n_bytes : int
+        Bytes on the disk that this frees; of a rewritten shard, in proportion to its entries.
+    """
+
+    n_unused: int = 0
+    n_superseded: int = 0
+    n_leftovers: int = 0
+    n_rewritten: int = 0
+    n_removed: int = 0
+    n_bytes: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.n_unused or self.n_superseded or self.n_leftovers)
+
+    def to_json(self) -> dict[str, int]:
+        """Plain dictionary for ``--json``."""
+        return asdict(self)
+
+
+def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
+    """Count what `collect` would drop; changes nothing.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    is_used : callable
+        Whether an image of this id and these bytes is used.
+
+    Raises
+    ------
+    ArtefactError
+        If a shard is damaged.
+    """
+    index = Index.of(store)
+    kept = _kept(index, is_used)
+    n_kept = sum(map(len, kept.values()))
+    sizes = {path.name: path.stat().st_size for path in store.shard_paths()}
+    freed = sum(sizes[s] * (n - len(kept[s])) // n for s, n in index.sizes.items())
+    leftovers = _leftovers(store)
+    return Waste(
+        n_unused=len(index.latest) - n_kept,
+        n_superseded=sum(index.sizes.values()) - len(index.latest),
+        n_leftovers=len(leftovers),
+        n_rewritten=sum(0 < len(kept[s]) < n for s, n in index.sizes.items()),
+        n_removed=sum(not ids for ids in kept.values()),
+        n_bytes=freed + _n_bytes(leftovers),
+    )
+
+
+def collect(store: FeatureStore, is_used: IsUsed) -> int:
+    """Drop what is not used, superseded entries and leftovers; returns the bytes freed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    is_used : callable
+        As for `find_waste`; asked again under the writer's lock.
+
+    Raises
+    ------
+    ArtefactError
+        If a shard is damaged; nothing was dropped then.
+    Unavailable
+        If another process is writing, or the disk is full or read-only.
+
+    Notes
+    -----
+    Killed at any point, the store holds every used image once or twice, with equal content; the
+    next call drops the doubles. The store's seconds keep the share of the entries that stay.
+    """
+    leftovers = _leftovers(store)
+    before = store.nbytes + _n_bytes(leftovers)
+    with store.writing():
+        index, copier = Index.of(store), _Copier(store, store)
+        for name, ids in _kept(index, is_used).items():  # oldest first
+            if len(ids) == index.sizes[name]:
+                continue
+            if ids:
+                copier.copy(name, ids)
+            store.remove([name])
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+    return before - store.nbytes
+
+
+def _kept(index: Index, is_used: IsUsed) -> dict[str, set[str]]:
+    return index.by_shard(i for i, entry in index.latest.items() if is_used(i, entry.sha256))
+
+
+def _leftovers(store: FeatureStore) -> list[Path]:
+    """Temporary files that a killed writer left behind."""
+    return sorted(store.path.glob(".*.part"))
+
+
+def _n_bytes(files: Iterable[Path]) -> int:
+    """Bytes of files, any of which a living writer may rename meanwhile."""
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def delete_store(store: FeatureStore) -> None:
+    """Delete a whole store: shards oldest first, its identity last; files of others stay.
+
+    Raises
+    ------
+    Unavailable
+        If another process is writing, or the folder cannot be written.
+    """
+    with store.writing():
+        store.remove([path.name for path in store.shard_paths()])
+        for path in [*_leftovers(store), store.path / "journal.jsonl", store.path / "spec.json"]:
+            path.unlink(missing_ok=True)
+    (store.path / ".lock").unlink(missing_ok=True)
+    with suppress(OSError):  # what is not ours is left, and the folder with it
+        store.path.rmdir()
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What one merge did.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Where everything now is.
+    n_added : int
+        Images that were not there before, or had no embedding there.
+    n_present : int
+        Images of the inputs that were there already, or came from an earlier input.
+    """
+
+    store: FeatureStore
+    n_added: int
+    n_present: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for ``--json``."""
+        return {
+            "store": str(self.store.path),
+            "backbone": self.store.spec.backbone,
+            "identity": self.store.spec.digest,
+            "n_added": self.n_added,
+            "n_present": self.n_present,
+            "n_rows": self.store.n_rows,
+            "n_absent": len(self.store.absent()),
+        }
+
+
+def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT) -> Merged:
+    """Join stores of one identity in the store of that identity under `features`.
+
+    Parameters
+    ----------
+    features : Path
+        Folder of feature stores; the store is made there, or added to.
+    inputs : sequence of Path
+        Stores to join, or folders of such stores; one at least. They are only read.
+    progress : Progress
+        Told of every shard.
+
+    Returns
+    -------
+    Merged
+
+    Raises
+    ------
+    StaleFeatures
+        If the inputs differ in identity; every differing fact is named with both values.
+    ArtefactError
+        If two stores hold an image with other bytes, or a shard is damaged; nothing is written.
+    DataError
+        If an input is no store.
+    Unavailable
+        If another process writes the store, or the disk is full or read-only.
+
+    Notes
+    -----
+    Of each store the entries that count are joined. An image that several hold with the same
+    bytes is taken from the first, the store under `features` before all; an embedding goes before
+    an absence. Shards are added in the order of the inputs, each whole, so a merge that was killed
+    is continued by the same call, and the parts 1 to N of an extraction give the shards that one
+    process would have written.
+    """
+    stores = [store for path in inputs for store in _open_all(path)]
+    for other in stores[1:]:
+        _check_same(stores[0], other)
+    read = [(store, Index.of(store)) for store in stores]
+    _choose(read)  # refuses before anything is made
+    target = FeatureStore.create_or_open(features, stores[0].spec)
+    read = [(s, index) for s, index in read if s.path.resolve() != target.path.resolve()]
+    n_shards = sum(len(index.sizes) for _, index in read)
+    with target.writing():
+        owners = _choose([(target, Index.of(target)), *read])
+        with progress.task(f"merge {target.spec.backbone}", n_shards, unit="shards") as advance:
+            for i, (source, index) in enumerate(read, 1):
+                own = [image_id for image_id, owner in owners.items() if owner == i]
+                copier = _Copier(source, target)
+                for name, ids in index.by_shard(own).items():
+                    if ids:
+                        copier.copy(name, ids)
+                    advance(1)
+    n_read = sum(len(index.latest) for _, index in read)
+    n_added = sum(owner > 0 for owner in owners.values())
+    return Merged(target, n_added, n_read - n_added)
+
+
+def _open_all(path: Path) -> list[FeatureStore]:
+    """Open the store at `path`, or every store in it where it is a folder of stores."""
+    inner = sorted(file.parent for file in Path(path).glob("*/spec.json"))
+    if inner and not (Path(path) / "spec.json").exists():
+        return list(map(FeatureStore.open, inner))
+    return [FeatureStore.open(path)]
+
+
+def _check_same(first: FeatureStore, other: FeatureStore) -> None:
+    if first.spec.digest != other.spec.digest:
+        names = (str(first.path), str(other.path))
+        raise StaleFeatures(
+            f"{other.path} is of another identity than {first.path}: "
+            f"{explain_differences(first.spec, other.spec, names)}. "
+            "Merge stores of one identity; extract the others again with the same settings."
+        )
+
+
+def _choose(stores: Sequence[tuple[FeatureStore, Index]]) -> dict[str, int]:
+    """Image id to the position of the store whose entry is taken."""
+    owners: dict[str, int] = {}
+    for i, (store, index) in enumerate(stores):
+        for image_id, entry in index.latest.items():
+            first, held_by = stores[owners.setdefault(image_id, i)]
+            held = held_by.latest[image_id]
+            if entry.sha256 and held.sha256 and entry.sha256 != held.sha256:
+                raise _other_bytes(image_id, first, store)
+            if entry.embedded and not held.embedded:
+                owners[image_id] = i
+    return owners
+
+
+def _other_bytes(image_id: str, first: FeatureStore, second: FeatureStore) -> ArtefactError:
+    return ArtefactError(
+        f"Image {image_id} has other bytes in {second.path} than in {first.path}; run extract "
+        "again where the image is out of date, or leave that store out, and merge again."
+    )
+
+
+class _Copier:
+    """Copies entries of one store to another, or to new shards of its own.
+
+    Parameters
+    ----------
+    source, target : FeatureStore
+    """
+
+    def __init__(self, source: FeatureStore, target: FeatureStore) -> None:
+        self._source, self._target = source, target
+        journal = source.journal.entries()
+        self._costs = {e["shard"]: e for e in journal if "shard" in e and "seconds" in e}
+
+    def copy(self, name: str, ids: set[str]) -> None:
+        """Append the entries `ids` of the shard `name`, and their share of its seconds."""
+        shard = read_shard(self._source.path / name, self._source.spec)
+        rows = [row for row, image_id in enumerate(shard.image_ids) if image_id in ids]
+        hashes = _hexadecimal(shard)
+        new = self._target.append(
+            [shard.image_ids[row] for row in rows],
+            [hashes[row] for row in rows],
+            shard.embedding[np.array(rows, np.intp)],
+            [gone for gone in shard.absent if gone.image_id in ids],
+        )
+        if name in self._costs:
+            share = len(ids) / (len(shard.image_ids) + len(shard.absent))
+            seconds = share * float(self._costs[name]["seconds"])
+            self._target.journal.append({**self._costs[name], "shard": new, "seconds": seconds})
+
+
+def _hexadecimal(shard: Shard) -> list[str]:
+    return [row.tobytes().hex() for row in shard.sha256]
