@@ -208,7 +208,7 @@ def extract(
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
-        If the store is damaged.
+        If the store is of a newer format.
     Unavailable
         If another process writes this store, or the disk is full or read-only.
 
@@ -221,7 +221,10 @@ def extract(
     loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
     start = time.perf_counter()
     store = FeatureStore.create_or_open(features, backbone.spec(dtype=dtype))
-    with store.writing(), progress.task(f"extract {backbone.id}", len(catalog)) as advance:
+    task = progress.task(f"extract {backbone.id}", len(catalog))
+    with store.mending() as damaged, task as advance:
+        for name in damaged:
+            progress.say(f"{store.path / name} is damaged; the images it held are computed again.")
         todo = np.arange(len(catalog))
         if not recompute:
             todo = _new_or_changed(catalog, store, loading.workers, advance)
@@ -326,7 +329,11 @@ def _threads(workers: int | None) -> int:
 def _new_or_changed(
     catalog: Catalog, store: FeatureStore, workers: int, advance: Advance
 ) -> NDArray[np.intp]:
-    """Rows whose embedding is missing or was made from other bytes, ascending."""
+    """Rows whose embedding is missing or was made from other bytes.
+
+    Ascending, those that could not be read the last time at the end: so a run that continues a
+    killed one forms the blocks that a single run would have formed.
+    """
     known = store.known()
     stored = [known.get(image_id) for image_id in catalog.image_ids.tolist()]
     held = [row for row, sha256 in enumerate(stored) if sha256 is not None]
@@ -335,7 +342,9 @@ def _new_or_changed(
         if sha256 == stored[row]:
             todo[row] = False
             advance(1)
-    return np.flatnonzero(todo)
+    gone = store.absent()
+    again = np.array([image_id in gone for image_id in catalog.image_ids.tolist()], bool)
+    return np.concatenate([np.flatnonzero(todo & ~again), np.flatnonzero(todo & again)])
 
 
 class _BlockCost(NamedTuple):

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import ArtefactError, DataError, StaleFeatures
+from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures, Unavailable
 from retailtag.store.spec import FeatureSpec
 
 FORMAT = 1
@@ -210,7 +210,7 @@ def read_shard(path: Path, spec: FeatureSpec) -> Shard:
             n_bytes, digest = _check_header(path, handle.read(HEADER_BYTES), spec)
             body = handle.read(n_bytes + 1)
     except OSError as error:
-        raise _damaged(path, f"it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     if len(body) != n_bytes or hashlib.sha256(body).hexdigest() != digest:
         raise _damaged(path, "its bytes do not match their checksum")
     try:
@@ -227,7 +227,7 @@ def check_shard(path: Path, spec: FeatureSpec) -> None:
             n_bytes, _ = _check_header(path, handle.read(HEADER_BYTES), spec)
         actual = path.stat().st_size - HEADER_BYTES
     except OSError as error:
-        raise _damaged(path, f"it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     if actual != n_bytes:
         raise _damaged(path, f"it has {actual} bytes after its header instead of {n_bytes}")
 
@@ -261,10 +261,17 @@ def _largest_body(spec: FeatureSpec) -> int:
     return MAX_ROWS * (row + gone) + (1 << 20)
 
 
-def _damaged(path: Path, reason: str) -> ArtefactError:
-    return ArtefactError(
-        f"{path} is damaged ({reason}); delete that file and run extract again: only its images "
-        "are computed anew."
+def _damaged(path: Path, reason: str) -> DamagedFile:
+    return DamagedFile(
+        f"{path} is damaged ({reason}); run extract again: it sets that file aside and computes "
+        "its images anew."
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        f"{path} cannot be read ({error.strerror or error}); mend that and run the same command "
+        "again, or delete that file and run extract again."
     )
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from retailtag.errors import ArtefactError
+from retailtag.errors import ArtefactError, Unavailable
 from retailtag.store.shard import Absent, Shard, encode, read_shard
 
 
@@ -174,7 +174,7 @@ def test_a_header_that_lies_is_refused(tmp_path, world):
         path.write_bytes(content)
         with pytest.raises(ArtefactError, match=sentence):
             read_shard(path, world.spec())
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(Unavailable, match="missing cannot be read"):
         read_shard(tmp_path / "missing", world.spec())
 
 

@@ -1,0 +1,306 @@
+"""Extraction stopped at every operation on the disk, by a kill, a power failure or an error.
+
+One history is recorded: a first extraction that is interrupted, what a killed writer leaves, the
+same command again, an extraction after images changed, and one that computes everything again.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_disk
+import torch
+from PIL import Image
+from reference_disk import Op, Recorder, State
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.table import TagTable
+from retailtag.errors import DataError, Unavailable, UnreadableImage
+from retailtag.pipeline import extract as extract_module
+from retailtag.pipeline.extract import extract
+from retailtag.store import FeatureSpec, FeatureStore
+
+# Seed of each image's pixels, None: no such file. Two commands over two states of the catalogue,
+# and a third that computes all of the second again.
+FIRST = {i: i for i in range(10)} | {5: None}
+CHANGED = FIRST | {3: 103, 5: 5, 7: None, 10: 10, 11: 11}
+COMMANDS = ((FIRST, False), (CHANGED, False), (CHANGED, True))
+
+
+class StandIn:
+    """The first six pixels: exact whatever the batch. `stop_at`: interrupted in that batch."""
+
+    id, dim = "demo:stand-in", 6
+
+    def __init__(self, stop_at: int = -1) -> None:
+        self._left = stop_at
+
+    def spec(self, engine: str = "eager-float32", dtype: str = "float32") -> FeatureSpec:
+        return FeatureSpec(self.id, "ab" * 32, "{}", "avg", self.dim, "{}", engine, dtype)
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image).transpose(2, 0, 1)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        return pixels.flatten(1)[:, : self.dim].float()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    seeds: dict[int, int | None]
+
+    def read(self, index: int) -> bytes:
+        if self.seeds[index] is None:
+            raise UnreadableImage("no such file")
+        return png(self.seeds[index])
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 3, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def command(root: Path, number: int, stop_at: int = -1) -> None:
+    """What the user runs: images in blocks of four."""
+    seeds, recompute = COMMANDS[number]
+    ids, split = np.array([f"image-{i:02d}" for i in seeds]), np.full(len(seeds), "train")
+    table = TagTable.build(("red",), np.ones((len(ids), 1), np.int8), split == "train")
+    catalog = Catalog(Path("c.csv"), ids, split, ids, np.full(len(ids), ""), table, Drawn(seeds))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "BLOCK_ROWS", 4)
+        backbone = StandIn(stop_at)
+        extract(catalog, backbone, root / "f", batch_size=4, workers=0, recompute=recompute)
+
+
+@dataclass(frozen=True)
+class Served:
+    """All that a store answers: hash of every row, its embedding, and reason of every absence."""
+
+    hashes: dict[str, str]
+    rows: dict[str, bytes]
+    absent: dict[str, str]
+
+    @classmethod
+    def by(cls, root: Path) -> Served:
+        """What is served by the store under `root`, nothing if there is none."""
+        try:
+            store = FeatureStore.find(root / "f", StandIn().spec())
+        except DataError:
+            return cls({}, {}, {})
+        view = store.load(list(store.known()))
+        rows = dict(zip(view.image_ids.tolist(), (row.tobytes() for row in view.X), strict=True))
+        return cls(store.known(), rows, {i: a.reason for i, a in store.absent().items()})
+
+    def with_shard(self, path: Path) -> Served:
+        """What is served once the shard at `path` is added."""
+        one = FeatureStore(path.parent, StandIn().spec())._read(path)
+        ids, gone = one.image_ids, {a.image_id: a.reason for a in one.absent}
+        hashes = dict(zip(ids, (row.tobytes().hex() for row in one.sha256), strict=True))
+        rows = dict(zip(ids, (row.tobytes() for row in one.embedding), strict=True))
+        return Served(
+            {k: v for k, v in (self.hashes | hashes).items() if k not in gone},
+            {k: v for k, v in (self.rows | rows).items() if k not in gone},
+            {k: v for k, v in (self.absent | gone).items() if k not in hashes},
+        )
+
+
+def shards(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.glob("f/*/shard-*.h5")}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Where an uninterrupted command ends."""
+
+    served: Served
+    shards: dict[str, bytes]
+    state: State
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory) -> list[Whole]:
+    """Ends of the three commands, run one after the other on one disk."""
+    root, ends = tmp_path_factory.mktemp("whole"), []
+    for number in range(len(COMMANDS)):
+        command(root, number)
+        ends.append(Whole(Served.by(root), shards(root), reference_disk.read_state(root)))
+    return ends
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The record up to some operation.
+
+    Parameters
+    ----------
+    ops : list of Op
+        What was done.
+    number : int
+        Which command was running.
+    told : int
+        Shards that `append` had returned.
+    visible : int
+        Shards that had got their name; `told` or one more.
+    """
+
+    ops: list[Op]
+    number: int
+    told: int
+    visible: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The recorded operations, and what was served after each shard, from none on."""
+
+    ops: list[Op]
+    commands: list[tuple[int, int]]  # number of operations before a command, and which
+    told: list[int]  # number of operations when the append of each shard returned
+    served: list[Served]
+    disk: State  # what was there in the end
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        """The record stopped before the first operation, and after each."""
+        named = [
+            i + 1 for i, op in enumerate(self.ops) if op.kind == "rename" and ".h5" in op.target
+        ]
+        return [
+            Moment(
+                self.ops[:n],
+                max((k for at, k in self.commands if at <= n), default=0),
+                sum(at <= n for at in self.told),
+                sum(at <= n for at in named),
+            )
+            for n in range(len(self.ops) + 1)
+        ]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory) -> History:
+    """Record the three commands, the first of them interrupted and run again."""
+    recorder = Recorder(tmp_path_factory.mktemp("disk"))
+    told, served, commands = [], [Served({}, {}, {})], []
+    append = FeatureStore.append
+
+    def noted(store, *args):
+        name = append(store, *args)
+        told.append(len(recorder.ops))
+        served.append(served[-1].with_shard(store.path / name))
+        return name
+
+    def run(number: int, stop_at: int = -1) -> None:
+        commands.append((len(recorder.ops), number))
+        command(recorder.root, number, stop_at)
+
+    with recorder.recording(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureStore, "append", noted)
+        with pytest.raises(KeyboardInterrupt):
+            run(0, stop_at=2)
+        (folder,) = (recorder.root / "f").iterdir()
+        with (folder / ".shard-000002.h5.killed.part").open("ab") as leftover:
+            leftover.write(b"cut sho")
+        for number in range(len(COMMANDS)):
+            run(number)
+    return History(recorder.ops, commands, told, served, reference_disk.read_state(recorder.root))
+
+
+def test_the_record_is_complete_and_has_every_kind_of_operation(history, wholes):
+    """Replaying it gives the disk; without that the tests below would prove nothing."""
+    assert reference_disk.state_after(history.ops) == history.disk
+    assert {op.kind for op in history.ops} >= {
+        *("create", "write", "truncate", "fsync", "rename", "unlink", "mkdir", "sync", "close")
+    }
+    assert len(history.told) == 8
+    assert history.served[-1] == wholes[2].served
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Bring nothing to the real disk, which nobody pulls the plug of."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def is_lock(op: Op) -> bool:
+    return op.path.endswith(".lock")
+
+
+def lay_out(state: State, roots: Iterator[Path]) -> Path:
+    root = next(roots)
+    reference_disk.lay_out(state, root)
+    return root
+
+
+@pytest.fixture
+def roots(tmp_path) -> Iterator[Path]:
+    """Give empty disks."""
+
+    def fresh() -> Iterator[Path]:
+        for i in range(1_000_000):
+            (tmp_path / f"{i}").mkdir()
+            yield tmp_path / f"{i}"
+
+    return fresh()
+
+
+def check_served(root: Path, moment: Moment, history: History) -> None:
+    """Every row that was told committed, and of the next shard all or nothing."""
+    assert Served.by(root) in history.served[moment.told : moment.visible + 1]
+
+
+def check_continues(root: Path, number: int, whole: Whole) -> None:
+    """The same command ends where an uninterrupted one does."""
+    command(root, number)
+    assert Served.by(root) == whole.served
+    if not COMMANDS[number][1]:  # one that computes everything again numbers its shards on
+        assert shards(root) == whole.shards
+    assert not list(root.glob("f/*/.shard-*.part"))
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_kill_at_every_operation_loses_nothing(history, wholes, roots):
+    """And once the same command has ended, a power failure finds what it ended with."""
+    for moment in history.moments:
+        root = lay_out(reference_disk.state_after(moment.ops), roots)
+        check_served(root, moment, history)
+        recorder = Recorder(root, moment.ops)
+        with recorder.recording():
+            check_continues(root, moment.number, wholes[moment.number])
+        durable = reference_disk.state_after(recorder.ops, reference_disk.unsynced(recorder.ops))
+        assert {Path(p).name: c for p, c in durable.items() if p.endswith(".h5")} == shards(root)
+        assert [c for p, c in durable.items() if p.endswith("spec.json")]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_power_failure_at_every_operation_loses_nothing_committed(history, wholes, roots):
+    seen_served, seen_continued = set(), set()
+    for moment in history.moments:
+        for state in reference_disk.states_after_power_loss(moment.ops, is_lock):
+            bare = frozenset((p, c) for p, c in state.items() if "journal" not in p)
+            if (moment.told, bare) in seen_served:
+                continue
+            seen_served.add((moment.told, bare))
+            root = lay_out(state, roots)
+            check_served(root, moment, history)
+            # What a leftover holds is never read.
+            alike = frozenset((p, None if ".part" in p else c) for p, c in bare)
+            if (moment.number, alike) not in seen_continued:
+                seen_continued.add((moment.number, alike))
+                check_continues(root, moment.number, wholes[moment.number])
+    assert len(seen_served) > 150
