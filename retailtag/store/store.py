@@ -203,11 +203,17 @@ class FeatureStore:
             finally:
                 for name in damaged:
                     del self._contents[name]
-            with writable(self.path):
-                for name in damaged:
-                    with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
-                        (self.path / name).replace(self.path / f"{name}.damaged")
-                sync_folder(self.path)
+            self._set_aside(damaged)
+
+    def _set_aside(self, shards: list[str]) -> None:
+        """Rename shards to ``*.damaged``."""
+        if not shards:
+            return
+        with writable(self.path):
+            for name in shards:
+                with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
+                    (self.path / name).replace(self.path / f"{name}.damaged")
+            sync_folder(self.path)
 
     def _damaged_shards(self) -> list[str]:
         """Names of the shards that cannot be served."""

@@ -286,6 +286,17 @@ def lay_out(state: State, root: Path) -> None:
             (root / path).write_bytes(content)
 
 
+def ops_of(state: State) -> list[Op]:
+    """Operations that make a state, for a record to go on from."""
+    ops = []
+    for file, (path, content) in enumerate(sorted(state.items())):
+        if content is None:
+            ops.append(Op("mkdir", path))
+        else:
+            ops += [Op("create", path, file), Op("write", path, file, data=content)]
+    return ops
+
+
 def read_state(root: Path) -> State:
     """What a folder holds."""
     return {

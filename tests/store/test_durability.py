@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +24,20 @@ from reference_disk import Op, Recorder, State
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
-from retailtag.errors import DataError, Unavailable, UnreadableImage
+from retailtag.errors import DamagedFile, DataError, Unavailable, UnreadableImage
 from retailtag.pipeline import extract as extract_module
 from retailtag.pipeline.extract import extract
 from retailtag.store import FeatureSpec, FeatureStore
 
 # Seed of each image's pixels, None: no such file. Two commands over two states of the catalogue,
 # and a third that computes all of the second again.
-FIRST = {i: i for i in range(10)} | {5: None}
-CHANGED = FIRST | {3: 103, 5: 5, 7: None, 10: 10, 11: 11}
+FIRST = {i: i for i in range(12)} | {5: None}
+CHANGED = FIRST | {3: 103, 5: 5, 7: None, 12: 12, 13: 13}
 COMMANDS = ((FIRST, False), (CHANGED, False), (CHANGED, True))
+
+
+# What a full disk refuses; the other operations fail as a broken one.
+GROWS = {"create", "write", "mkdir"}
 
 
 class StandIn:
@@ -97,12 +102,16 @@ class Served:
     absent: dict[str, str]
 
     @classmethod
+    def none(cls) -> Served:
+        return cls({}, {}, {})
+
+    @classmethod
     def by(cls, root: Path) -> Served:
         """What is served by the store under `root`, nothing if there is none."""
         try:
             store = FeatureStore.find(root / "f", StandIn().spec())
         except DataError:
-            return cls({}, {}, {})
+            return cls.none()
         view = store.load(list(store.known()))
         rows = dict(zip(view.image_ids.tolist(), (row.tobytes() for row in view.X), strict=True))
         return cls(store.known(), rows, {i: a.reason for i, a in store.absent().items()})
@@ -192,25 +201,36 @@ class History:
         ]
 
 
+@contextmanager
+def told_of_shards(note: Callable[[Path], None]) -> Iterator[None]:
+    """Note every shard when `append` has returned, which is when it counts as committed."""
+    append = FeatureStore.append
+
+    def noted(store: FeatureStore, *args: object) -> str:
+        name = append(store, *args)
+        note(store.path / name)
+        return name
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureStore, "append", noted)
+        yield
+
+
 @pytest.fixture(scope="module")
 def history(tmp_path_factory) -> History:
     """Record the three commands, the first of them interrupted and run again."""
     recorder = Recorder(tmp_path_factory.mktemp("disk"))
-    told, served, commands = [], [Served({}, {}, {})], []
-    append = FeatureStore.append
+    told, served, commands = [], [Served.none()], []
 
-    def noted(store, *args):
-        name = append(store, *args)
+    def note(shard: Path) -> None:
         told.append(len(recorder.ops))
-        served.append(served[-1].with_shard(store.path / name))
-        return name
+        served.append(served[-1].with_shard(shard))
 
     def run(number: int, stop_at: int = -1) -> None:
         commands.append((len(recorder.ops), number))
         command(recorder.root, number, stop_at)
 
-    with recorder.recording(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureStore, "append", noted)
+    with recorder.recording(), told_of_shards(note):
         with pytest.raises(KeyboardInterrupt):
             run(0, stop_at=2)
         (folder,) = (recorder.root / "f").iterdir()
@@ -227,7 +247,7 @@ def test_the_record_is_complete_and_has_every_kind_of_operation(history, wholes)
     assert {op.kind for op in history.ops} >= {
         *("create", "write", "truncate", "fsync", "rename", "unlink", "mkdir", "sync", "close")
     }
-    assert len(history.told) == 8
+    assert len(history.told) == 9
     assert history.served[-1] == wholes[2].served
 
 
@@ -304,3 +324,106 @@ def test_a_power_failure_at_every_operation_loses_nothing_committed(history, who
                 seen_continued.add((moment.number, alike))
                 check_continues(root, moment.number, wholes[moment.number])
     assert len(seen_served) > 150
+
+
+class Failing:
+    """A disk that is full from its n-th operation on, or that breaks in it if that needs no room.
+
+    Parameters
+    ----------
+    n : int
+        Operations that succeed before; a read-only disk lets none.
+    """
+
+    def __init__(self, n: int, read_only: bool = False) -> None:
+        self._left = n
+        self._refuses = GROWS | {"truncate", "rename", "unlink"} if read_only else set()
+        self._says = errno.EROFS if read_only else errno.ENOSPC
+        self.failed: Op | None = None
+
+    def __call__(self, op: Op) -> None:
+        self._left -= 1
+        if self._left == -1 and not self._refuses:
+            self.failed = op
+            self._refuses = GROWS & {op.kind} and GROWS
+            self._raise(self._says if self._refuses else errno.EIO)
+        if op.kind in self._refuses:
+            self._raise(self._says)
+
+    @staticmethod
+    def _raise(code: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+
+def check_sentence(error: Unavailable, root: Path) -> None:
+    """One line that names what could not be written and says what to do."""
+    message = str(error)
+    assert "\n" not in message
+    assert message.startswith(str(root / "f"))
+    assert "again" in message or "--features" in message
+    assert any(os.strerror(e) in message for e in (errno.ENOSPC, errno.EIO, errno.EROFS))
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_a_disk_that_fails_in_any_operation_keeps_what_was_committed(number, wholes, roots):
+    """Full from that operation on, write cut in half, or an I/O error where no room is needed."""
+    state = wholes[number - 1].state if number else {}
+    root, served = lay_out(state, roots), [wholes[number - 1].served if number else Served.none()]
+    clean = Recorder(root, reference_disk.ops_of(state))
+    before = len(clean.ops)
+    with clean.recording(), told_of_shards(lambda p: served.append(served[-1].with_shard(p))):
+        command(root, number)
+    for n in range(len(clean.ops) - before):
+        root, told, disk = lay_out(state, roots), [], Failing(n)
+        recorder = Recorder(root, reference_disk.ops_of(state), disk)
+        with recorder.recording(), told_of_shards(told.append):
+            try:
+                command(root, number)
+            except Unavailable as error:
+                check_sentence(error, root)
+            else:
+                assert is_lock(disk.failed), "only the pid in the lock may be missing"
+        assert Served.by(root) in served[len(told) : len(told) + 2]
+        check_continues(root, number, wholes[number])
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_read_only_disk_is_named_and_goes_on_being_read(wholes, roots):
+    for state, served in (({}, Served.none()), (wholes[0].state, wholes[0].served)):
+        root = lay_out(state, roots)
+        disk = Recorder(root, reference_disk.ops_of(state), Failing(0, read_only=True))
+        with disk.recording(), pytest.raises(Unavailable) as refusal:
+            command(root, 1)
+        check_sentence(refusal.value, root)
+        assert Served.by(root) == served
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    """Content with one bit in its last third changed, among the rows."""
+    at = 2 * len(content) // 3
+    return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("damage", [cut, flip, lambda content: b""])
+@pytest.mark.parametrize("name", ["shard-000000.h5", "shard-000003.h5", "spec.json"])
+def test_the_same_command_mends_a_damaged_file(name, damage, wholes, roots):
+    """Readers refuse it by name until then, also while the mending is interrupted."""
+    root = lay_out(wholes[1].state, roots)
+    (file,) = root.glob(f"f/*/{name}")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DamagedFile, match=rf"{name} is damaged .*run .*extract again"):
+        Served.by(root)
+    if name != "spec.json":
+        with pytest.raises(KeyboardInterrupt):
+            command(root, 1, stop_at=0)
+        with pytest.raises(DamagedFile, match=name):
+            Served.by(root)
+    command(root, 1)
+    assert Served.by(root) == wholes[1].served
+    assert file.with_name(f"{name}.damaged").exists() == (name != "spec.json")
