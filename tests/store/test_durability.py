@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from retailtag.errors import DamagedFile, DataError, Unavailable, UnreadableImag
 from retailtag.pipeline import extract as extract_module
 from retailtag.pipeline.extract import extract
 from retailtag.store import FeatureSpec, FeatureStore
+from retailtag.store import store as store_module
+from retailtag.store.shard import Shard, read_shard
 
 # Seed of each image's pixels, None: no such file. Two commands over two states of the catalogue,
 # and a third that computes all of the second again.
@@ -74,6 +76,7 @@ class Drawn:
         return f"row {index}"
 
 
+@cache
 def png(seed: int) -> bytes:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (2, 3, 3), np.uint8)
@@ -252,9 +255,18 @@ def test_the_record_is_complete_and_has_every_kind_of_operation(history, wholes)
 
 
 @pytest.fixture
-def no_waiting(monkeypatch):
-    """Bring nothing to the real disk, which nobody pulls the plug of."""
+def hasty(monkeypatch):
+    """Bring nothing to the real disk, and parse no shard's bytes twice."""
+    parsed: dict[bytes, Shard] = {}
+
+    def parse(path: Path, spec: FeatureSpec) -> Shard:
+        content = path.read_bytes()
+        if content not in parsed:
+            parsed[content] = read_shard(path, spec)
+        return parsed[content]
+
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(store_module, "read_shard", parse)
 
 
 def is_lock(op: Op) -> bool:
@@ -293,7 +305,7 @@ def check_continues(root: Path, number: int, whole: Whole) -> None:
     assert not list(root.glob("f/*/.shard-*.part"))
 
 
-@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.usefixtures("hasty")
 def test_a_kill_at_every_operation_loses_nothing(history, wholes, roots):
     """And once the same command has ended, a power failure finds what it ended with."""
     for moment in history.moments:
@@ -307,7 +319,7 @@ def test_a_kill_at_every_operation_loses_nothing(history, wholes, roots):
         assert [c for p, c in durable.items() if p.endswith("spec.json")]
 
 
-@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.usefixtures("hasty")
 def test_a_power_failure_at_every_operation_loses_nothing_committed(history, wholes, roots):
     seen_served, seen_continued = set(), set()
     for moment in history.moments:
@@ -364,7 +376,7 @@ def check_sentence(error: Unavailable, root: Path) -> None:
     assert any(os.strerror(e) in message for e in (errno.ENOSPC, errno.EIO, errno.EROFS))
 
 
-@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_disk_that_fails_in_any_operation_keeps_what_was_committed(number, wholes, roots):
     """Full from that operation on, write cut in half, or an I/O error where no room is needed."""
@@ -388,7 +400,7 @@ def test_a_disk_that_fails_in_any_operation_keeps_what_was_committed(number, who
         check_continues(root, number, wholes[number])
 
 
-@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.usefixtures("hasty")
 def test_a_read_only_disk_is_named_and_goes_on_being_read(wholes, roots):
     for state, served in (({}, Served.none()), (wholes[0].state, wholes[0].served)):
         root = lay_out(state, roots)
@@ -409,7 +421,7 @@ def flip(content: bytes) -> bytes:
     return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
 
 
-@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("damage", [cut, flip, lambda content: b""])
 @pytest.mark.parametrize("name", ["shard-000000.h5", "shard-000003.h5", "spec.json"])
 def test_the_same_command_mends_a_damaged_file(name, damage, wholes, roots):
