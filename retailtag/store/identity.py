@@ -54,7 +54,7 @@ def read_identity(path: Path) -> FeatureSpec:
         raise _damaged_spec(file, "it is not the identity of a feature store")
     if value["format"] != FORMAT:
         raise ArtefactError(
-            f"{path} has format {value['format']} and this version of retailtag reads {FORMAT}; "
+            f"{file} has format {value['format']} and this version of retailtag reads {FORMAT}; "
             "upgrade retailtag, or extract into another folder with --features."
         )
     try:
