@@ -95,6 +95,19 @@ class Shard:
         return cls(ids, _to_hashes(sha256), _to_stored(spec, ids, embeddings), gone)
 
 
+class Contents(NamedTuple):
+    """What a shard holds besides its embeddings; can be kept, for a shard never changes."""
+
+    rows: dict[str, str]  # image id to SHA-256 of its bytes
+    absent: tuple[Absent, ...]
+
+    @classmethod
+    def of(cls, shard: Shard) -> Contents:
+        """Take them from a shard."""
+        hashes = (row.tobytes().hex() for row in shard.sha256)
+        return cls(dict(zip(shard.image_ids, hashes, strict=True)), shard.absent)
+
+
 def _check_ids(ids: Sequence[str]) -> None:
     if not 0 < len(ids) <= MAX_ROWS:
         raise DataError(f"A shard holds 1 to {MAX_ROWS} images, not {len(ids)}.")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +22,12 @@ from retailtag.store.identity import (
 )
 from retailtag.store.journal import Journal
 from retailtag.store.lock import WriterLock
-from retailtag.store.shard import Absent, Shard, check_shard, encode, read_shard
+from retailtag.store.shard import Absent, Contents, Shard, check_shard, encode, read_shard
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.view import FeatureView
 
 NOT_EXTRACTED = "not extracted yet"
 _SHARD_NAME = re.compile(r"shard-(\d{6,12})\.h5")
-
-
-class _Contents(NamedTuple):
-    """What a shard holds besides its embeddings; kept because a shard never changes."""
-
-    rows: dict[str, str]  # image id to SHA-256 of its bytes
-    absent: tuple[Absent, ...]
 
 
 class FeatureStore:
@@ -56,7 +49,7 @@ class FeatureStore:
         self.spec = spec
         self.journal = Journal(path / "journal.jsonl")
         self._lock = WriterLock(path / ".lock")
-        self._contents: dict[str, _Contents] = {}
+        self._contents: dict[str, Contents] = {}
 
     # Finding and opening
 
@@ -197,7 +190,7 @@ class FeatureStore:
         """
         with self.writing():
             damaged = self._damaged_shards()
-            self._contents.update(dict.fromkeys(damaged, _Contents({}, ())))
+            self._contents.update(dict.fromkeys(damaged, Contents({}, ())))
             try:
                 yield damaged
             finally:
@@ -262,7 +255,7 @@ class FeatureStore:
             name = f"shard-{_next_number(self.path):06d}.h5"
             with writable(self.path), write_whole(self.path / name) as handle:
                 handle.write(encode(shard, self.spec))
-        self._contents[name] = _contents(shard)
+        self._contents[name] = Contents.of(shard)
         return name
 
     def prune(self) -> list[str]:
@@ -352,10 +345,10 @@ class FeatureStore:
 
     def _read(self, path: Path) -> Shard:
         shard = read_shard(path, self.spec)
-        self._contents[path.name] = _contents(shard)
+        self._contents[path.name] = Contents.of(shard)
         return shard
 
-    def _all_contents(self) -> dict[str, _Contents]:
+    def _all_contents(self) -> dict[str, Contents]:
         """Contents of every shard, oldest first; each file is read once per store object."""
         paths = _shard_paths(self.path)
         for path in paths:
@@ -399,8 +392,3 @@ def _shard_paths(path: Path) -> list[Path]:
 def _next_number(path: Path) -> int:
     shards = _shard_paths(path)
     return 1 + int(shards[-1].stem.removeprefix("shard-")) if shards else 0
-
-
-def _contents(shard: Shard) -> _Contents:
-    hashes = (row.tobytes().hex() for row in shard.sha256)
-    return _Contents(dict(zip(shard.image_ids, hashes, strict=True)), shard.absent)
