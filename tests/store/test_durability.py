@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -284,7 +285,7 @@ def roots(tmp_path) -> Iterator[Path]:
     """Give empty disks."""
 
     def fresh() -> Iterator[Path]:
-        for i in range(1_000_000):
+        for i in count():
             (tmp_path / f"{i}").mkdir()
             yield tmp_path / f"{i}"
 
