@@ -208,7 +208,7 @@ def extract(
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
-        If the store is of a newer format.
+        If the store is of a newer format, or a file of it cannot be read.
     Unavailable
         If another process writes this store, or the disk is full or read-only.
 

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures, Unavailable
+from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
 from retailtag.store.spec import FeatureSpec
 
 FORMAT = 1
@@ -281,8 +281,8 @@ def _damaged(path: Path, reason: str) -> DamagedFile:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> Unavailable:
-    return Unavailable(
+def _unreadable(path: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(  # and not a damaged file, which extract would set aside
         f"{path} cannot be read ({error.strerror or error}); mend that and run the same command "
         "again, or delete that file and run extract again."
     )

@@ -102,9 +102,7 @@ class FeatureStore:
         StaleFeatures
             If its identity is not `expected`; every differing fact is named with both values.
         ArtefactError
-            If the format is newer, or the identity or a shard is damaged.
-        Unavailable
-            If a shard cannot be read.
+            If the format is newer, or the identity or a shard is damaged or cannot be read.
         """
         store = cls._identified(Path(path), expected)
         for shard in _shard_paths(store.path):
@@ -180,7 +178,9 @@ class FeatureStore:
         Raises
         ------
         Unavailable
-            As `writing`, or if a shard cannot be read.
+            As `writing`.
+        ArtefactError
+            If a shard cannot be read or is of a newer format.
 
         Notes
         -----
