@@ -258,8 +258,8 @@ def _check_header(path: Path, header: bytes, spec: FeatureSpec) -> tuple[int, st
         )
     if identity != spec.digest:
         raise StaleFeatures(
-            f"{path} holds embeddings of another identity than its store; "
-            "delete that file and run extract again."
+            f"{path} holds embeddings of another identity than its store; run extract again: it "
+            "sets that file aside and computes the store's images anew."
         )
     if int(n_bytes) > _largest_body(spec):
         raise _damaged(path, f"it claims {n_bytes} bytes, more than a shard can have")
