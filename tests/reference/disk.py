@@ -287,14 +287,16 @@ def lay_out(state: State, root: Path) -> None:
 
 
 def ops_of(state: State) -> list[Op]:
-    """Operations that make a state, for a record to go on from."""
+    """Operations that make a state and bring it to the disk, for a record to go on from."""
     ops = []
     for file, (path, content) in enumerate(sorted(state.items())):
         if content is None:
             ops.append(Op("mkdir", path))
         else:
             ops += [Op("create", path, file), Op("write", path, file, data=content)]
-    return ops
+            ops.append(Op("fsync", path, file))
+    folders = sorted({Path(path).parent.as_posix() for path in state})
+    return ops + [Op("sync", folder) for folder in folders]
 
 
 def read_state(root: Path) -> State:

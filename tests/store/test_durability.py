@@ -10,7 +10,7 @@ import errno
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
@@ -440,3 +440,29 @@ def test_the_same_command_mends_a_damaged_file(name, damage, wholes, roots):
     command(root, 1)
     assert Served.by(root) == wholes[1].served
     assert file.with_name(f"{name}.damaged").exists() == (name != "spec.json")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_mending_stopped_at_any_operation_serves_nothing_old(wholes, roots):
+    """The store is refused until all is computed again; then it serves all, and never less."""
+    damaged = wholes[1].state | {
+        path: cut(content)
+        for path, content in wholes[1].state.items()
+        if path.endswith(("shard-000000.h5", "shard-000003.h5"))
+    }
+    start = reference_disk.ops_of(damaged)
+    recorder = Recorder(lay_out(damaged, roots), start)
+    with recorder.recording():
+        command(recorder.root, 1)
+    seen = set()
+    for n in range(len(start), len(recorder.ops) + 1):
+        for state in reference_disk.states_after_power_loss(recorder.ops[:n], is_lock):
+            bare = frozenset((p, None if ".part" in p else c) for p, c in state.items())
+            if bare not in seen:
+                seen.add(bare)
+                root = lay_out(state, roots)
+                with suppress(DamagedFile):
+                    assert Served.by(root) == wholes[1].served
+                command(root, 1)
+                assert Served.by(root) == wholes[1].served
+    assert len(seen) > 20
