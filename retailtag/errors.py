@@ -71,6 +71,10 @@ class ArtefactError(RetailtagError):
     exit_code = EXIT_STALE
 
 
+class DamagedFile(ArtefactError):
+    """A file whose bytes are no longer those that retailtag wrote."""
+
+
 class StaleFeatures(ArtefactError):
     """A feature store whose identity differs from the one asked for."""
 

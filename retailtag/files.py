@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     a kill, a full disk or an exception leaves whatever stood at `path` before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     prefix = f".{path.name}."
     try:
         fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
@@ -34,25 +35,48 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(fd, "wb") as handle:
             yield handle
             handle.flush()
+            Path(temporary).chmod(0o644)
             os.fsync(handle.fileno())
-        Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # a failing disk must not hide what failed first
+            Path(temporary).unlink(missing_ok=True)
         # A full disk names no file, a refused rename the temporary one; the user knows `path`.
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename, error.filename2 = str(path), None
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its missing parents, each durable before the next."""
+    folder = Path(folder)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable where the platform allows it."""
+    """Make the names inside `folder` durable where the platform allows it.
+
+    Notes
+    -----
+    Windows has no such call, some network file systems refuse it (EINVAL), and a folder that may
+    not be listed cannot be opened for it: PostgreSQL (``fsync_fname_ext``) passes over the same.
+    """
     if os.name == "nt":
         return
-    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)
 

@@ -1,12 +1,14 @@
 """Writing leaves the whole file or what stood there before, and names the user's file."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from retailtag.files import slug, write_text, write_whole
+from retailtag import files
+from retailtag.files import make_folder, slug, sync_folder, write_text, write_whole
 
 
 def test_a_failed_block_leaves_what_stood_there(tmp_path):
@@ -66,3 +68,41 @@ def test_long_names_stay_apart_as_folders():
     assert slug(names[0]) != slug(names[1])
     assert {len(slug(name)) for name in names} == {120}
     assert slug("x" * 120) == "x" * 120
+
+
+def test_a_failing_clean_up_does_not_hide_what_failed_first(tmp_path, monkeypatch):
+    def refuse_removal(self, missing_ok=False):
+        raise OSError(5, "Input/output error", str(self))
+
+    monkeypatch.setattr(os, "fsync", refuse_sync)
+    monkeypatch.setattr(Path, "unlink", refuse_removal)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "a.txt", "x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+
+
+def test_folders_are_brought_to_the_disk_from_the_top(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", lambda folder: synced.append(Path(folder)))
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path, tmp_path / "a"]
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "code"), [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EIO)]
+)
+def test_only_a_folder_that_cannot_be_synced_at_all_is_passed_over(
+    tmp_path, monkeypatch, call, code
+):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, refuse)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            sync_folder(tmp_path)
+    else:
+        sync_folder(tmp_path)

@@ -145,7 +145,7 @@ def extract(
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
-        If the store is damaged.
+        If the store is of a newer format, or a file of it cannot be read.
     Unavailable
         If another process writes this store, or the disk is full or read-only.
 
@@ -162,7 +162,10 @@ def extract(
     store = FeatureStore.create_or_open(
         root, identity(backbone, dtype, allow_truncated=allow_truncated)
     )
-    with store.writing(), progress.task(f"extract {backbone.id}", len(rows)) as advance:
+    task = progress.task(f"extract {backbone.id}", len(rows))
+    with store.mending() as damaged, task as advance:
+        for name in damaged:
+            progress.say(f"{store.path / name} is damaged; the images it held are computed again.")
         todo = rows
         if not recompute:
             todo = _new_or_changed(catalog, rows, store, loading.workers, advance)
@@ -201,7 +204,11 @@ def _threads(workers: int | None) -> int:
 def _new_or_changed(
     catalog: Catalog, rows: NDArray[np.intp], store: FeatureStore, workers: int, advance: Advance
 ) -> NDArray[np.intp]:
-    """Those of `rows` whose embedding is missing or was made from other bytes, in order."""
+    """Those of `rows` whose embedding is missing or was made from other bytes.
+
+    In order, those that could not be read the last time at the end: so a run that continues a
+    killed one forms the blocks that a single run would have formed.
+    """
     known = store.known()
     stored = [known.get(image_id) for image_id in catalog.image_ids[rows].tolist()]
     held = [i for i, sha256 in enumerate(stored) if sha256 is not None]
@@ -211,7 +218,9 @@ def _new_or_changed(
         if sha256 == stored[i]:
             todo[i] = False
             advance(1)
-    return rows[todo]
+    gone = store.absent()
+    again = np.array([i in gone for i in catalog.image_ids[rows].tolist()], bool)
+    return np.concatenate([rows[todo & ~again], rows[todo & again]])
 
 
 class _BlockCost(NamedTuple):

@@ -3,7 +3,8 @@
 from retailtag.store.joint import EmbeddingSource, Identity, JointSpec, JointStore, join
 from retailtag.store.shard import MAX_ROWS, Absent
 from retailtag.store.spec import DTYPES, FeatureSpec
-from retailtag.store.store import NOT_EXTRACTED, FeatureStore, FeatureView, list_stores
+from retailtag.store.store import NOT_EXTRACTED, FeatureStore, list_stores
+from retailtag.store.view import FeatureView
 
 __all__ = [
     "DTYPES",

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from retailtag.errors import DataError, UsageError
 from retailtag.store.spec import FeatureSpec
-from retailtag.store.store import NOT_EXTRACTED, FeatureStore, FeatureView
+from retailtag.store.store import NOT_EXTRACTED, FeatureStore
+from retailtag.store.view import FeatureView
 
 OTHER_BYTES = "its bytes changed between two extractions; run extract again for every part"
 

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from retailtag.errors import Unavailable
+
 
 class Journal:
     """Append-only JSON lines; a line cut short by a kill is skipped when reading.
@@ -26,13 +28,26 @@ class Journal:
         self._path = path
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one entry and bring it to the disk."""
-        with self._path.open("ab+") as handle:
-            if handle.tell() and not self._ends_with_newline():
-                handle.write(b"\n")
-            handle.write(json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Add one entry and bring it to the disk.
+
+        Raises
+        ------
+        Unavailable
+            If the disk is full or read-only; shards that were committed stay.
+        """
+        line = json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n"
+        try:
+            with self._path.open("ab+") as handle:
+                if handle.tell() and not self._ends_with_newline():
+                    line = b"\n" + line
+                handle.write(line)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise Unavailable(
+                f"{self._path} could not be written ({error.strerror or error}); the features "
+                "stored so far are kept. Make room and run the same command again."
+            ) from error
 
     def _ends_with_newline(self) -> bool:
         with self._path.open("rb") as handle:
@@ -52,9 +67,15 @@ class Journal:
         last = {
             entry["shard"]: float(entry["seconds"])
             for entry in self.entries()
-            if entry.get("kind") == "shard" and entry.get("shard") in shards
+            if entry.get("kind") == "shard" and _is_cost(entry) and entry["shard"] in shards
         }
         return sum(last.values())
+
+
+def _is_cost(entry: dict[str, Any]) -> bool:
+    """Whether an entry, which nothing protects from a flipped bit, can be added up."""
+    seconds = entry.get("seconds")
+    return isinstance(entry.get("shard"), str) and type(seconds) in (int, float)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
+import weakref
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from retailtag.errors import Unavailable
 
@@ -14,16 +17,20 @@ if sys.platform == "win32":
 
     _LOCKED_BYTE = 1 << 20  # beyond the text, which others must stay able to read
 
-    def _try_lock(handle: IO[bytes]) -> None:
+    def _try_lock(handle: io.FileIO) -> None:
         handle.seek(_LOCKED_BYTE)
         msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _try_lock(handle: IO[bytes]) -> None:
+    def _try_lock(handle: io.FileIO) -> None:
         # flock, not lockf: it belongs to the open file, so that a second store object in the
         # same process is refused too.
         fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# What the locking calls of Linux, the BSDs and Windows say of a lock that another one holds.
+_HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 class WriterLock:
@@ -37,7 +44,7 @@ class WriterLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handle: IO[bytes] | None = None
+        self._handle: io.FileIO | None = None
 
     @property
     def held(self) -> bool:
@@ -54,7 +61,8 @@ class WriterLock:
         """
         store = self._path.parent
         try:
-            handle = self._path.open("a+b")
+            # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+            handle = self._path.open("a+b", buffering=0)
         except OSError as error:
             raise Unavailable(
                 f"{store} cannot be written ({error.strerror or error}); "
@@ -62,26 +70,55 @@ class WriterLock:
             ) from error
         try:
             _try_lock(handle)
-        except OSError:
+        except OSError as error:
             holder = _holder(handle)
-            handle.close()
-            raise Unavailable(
-                f"{store} is being written by another process{holder}; wait for it, or stop it, "
-                "and run the same command again."
-            ) from None
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n".encode())
-        handle.flush()
+            _close(handle)
+            raise Unavailable(_refusal(store, error, holder)) from None
         self._handle = handle
+        _HOLDING.add(self)
+        with suppress(OSError):  # the pid is for people; a full disk may refuse it
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Give the lock back; closing the file is what releases it."""
         if self._handle is not None:
-            self._handle.close()
+            _close(self._handle)
             self._handle = None
+            _HOLDING.discard(self)
 
 
-def _holder(handle: IO[bytes]) -> str:
+_HOLDING: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close a forked child's copies: a worker that outlives a killed writer must not hold on."""
+    for lock in list(_HOLDING):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _close(handle: io.FileIO) -> None:
+    with suppress(OSError):  # nothing of value was written, and the lock is given back either way
+        handle.close()
+
+
+def _refusal(store: Path, error: OSError, holder: str) -> str:
+    if error.errno in _HELD:
+        return (
+            f"{store} is being written by another process{holder}; wait for it, or stop it, "
+            "and run the same command again."
+        )
+    return (
+        f"{store} cannot be locked ({error.strerror or error}), so two writers could not be kept "
+        "apart; choose a folder on a file system with locks with --features."
+    )
+
+
+def _holder(handle: io.FileIO) -> str:
     handle.seek(0)
     pid = handle.read(20).strip().decode("ascii", "replace")
     return f" (pid {pid})" if pid.isdigit() else ""

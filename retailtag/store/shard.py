@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import ArtefactError, DataError, StaleFeatures
+from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
 from retailtag.store.spec import FeatureSpec
 
 FORMAT = 1
@@ -93,6 +93,19 @@ class Shard:
                 f"{embeddings.shape} do not make rows of ({spec.dim},)."
             )
         return cls(ids, _to_hashes(sha256), _to_stored(spec, ids, embeddings), gone)
+
+
+class Contents(NamedTuple):
+    """What a shard holds besides its embeddings; can be kept, for a shard never changes."""
+
+    rows: dict[str, str]  # image id to SHA-256 of its bytes
+    absent: tuple[Absent, ...]
+
+    @classmethod
+    def of(cls, shard: Shard) -> Contents:
+        """Take them from a shard."""
+        hashes = (row.tobytes().hex() for row in shard.sha256)
+        return cls(dict(zip(shard.image_ids, hashes, strict=True)), shard.absent)
 
 
 def _check_ids(ids: Sequence[str]) -> None:
@@ -210,7 +223,7 @@ def read_shard(path: Path, spec: FeatureSpec) -> Shard:
             n_bytes, digest = _check_header(path, handle.read(HEADER_BYTES), spec)
             body = handle.read(n_bytes + 1)
     except OSError as error:
-        raise _damaged(path, f"it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     if len(body) != n_bytes or hashlib.sha256(body).hexdigest() != digest:
         raise _damaged(path, "its bytes do not match their checksum")
     try:
@@ -227,7 +240,7 @@ def check_shard(path: Path, spec: FeatureSpec) -> None:
             n_bytes, _ = _check_header(path, handle.read(HEADER_BYTES), spec)
         actual = path.stat().st_size - HEADER_BYTES
     except OSError as error:
-        raise _damaged(path, f"it cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     if actual != n_bytes:
         raise _damaged(path, f"it has {actual} bytes after its header instead of {n_bytes}")
 
@@ -245,8 +258,8 @@ def _check_header(path: Path, header: bytes, spec: FeatureSpec) -> tuple[int, st
         )
     if identity != spec.digest:
         raise StaleFeatures(
-            f"{path} holds embeddings of another identity than its store; "
-            "delete that file and run extract again."
+            f"{path} holds embeddings of another identity than its store; run extract again: it "
+            "sets that file aside and computes the store's images anew."
         )
     if int(n_bytes) > _largest_body(spec):
         raise _damaged(path, f"it claims {n_bytes} bytes, more than a shard can have")
@@ -261,10 +274,17 @@ def _largest_body(spec: FeatureSpec) -> int:
     return MAX_ROWS * (row + gone) + (1 << 20)
 
 
-def _damaged(path: Path, reason: str) -> ArtefactError:
-    return ArtefactError(
-        f"{path} is damaged ({reason}); delete that file and run extract again: only its images "
-        "are computed anew."
+def _damaged(path: Path, reason: str) -> DamagedFile:
+    return DamagedFile(
+        f"{path} is damaged ({reason}); run extract again: it sets that file aside and computes "
+        "its images anew."
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(  # and not a damaged file, which extract would set aside
+        f"{path} cannot be read ({error.strerror or error}); mend that and run the same command "
+        "again, or delete that file and run extract again."
     )
 
 

@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import ArtefactError, DataError, StaleFeatures, Unavailable
-from retailtag.files import read_json, sync_folder, write_json, write_whole
+from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
+from retailtag.files import sync_folder, write_whole
+from retailtag.store.identity import (
+    explain_stale,
+    read_identity,
+    store_folder,
+    writable,
+    write_identity,
+)
 from retailtag.store.journal import Journal
 from retailtag.store.lock import WriterLock
-from retailtag.store.shard import FORMAT, Absent, Shard, check_shard, encode, read_shard
-from retailtag.store.spec import FeatureSpec, explain_differences
+from retailtag.store.shard import Absent, Contents, Shard, check_shard, encode, read_shard
+from retailtag.store.spec import FeatureSpec
+from retailtag.store.view import FeatureView
 
 NOT_EXTRACTED = "not extracted yet"
 _SHARD_NAME = re.compile(r"shard-(\d{6,12})\.h5")
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureView:
-    """Embeddings of the images that were asked for, in the order asked.
-
-    Parameters
-    ----------
-    image_ids : ndarray of str, shape (n_asked,)
-        What was asked for.
-    X : ndarray of float32, shape (n_found, dim)
-        Embeddings of the images where `found` is true, in order.
-    found : ndarray of bool, shape (n_asked,)
-        Which images have an embedding.
-    absent : dict of str to str
-        Why each other image has none: the reason it could not be read, or that it was not
-        extracted yet.
-    """
-
-    image_ids: NDArray[np.str_]
-    X: NDArray[np.float32]
-    found: NDArray[np.bool_]
-    absent: dict[str, str]
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over ids, presence and embeddings (as float32), hexadecimal."""
-        h = hashlib.sha256()
-        for image_id in self.image_ids.tolist():
-            h.update(f"{len(image_id)}:{image_id}".encode())
-        h.update(np.packbits(self.found).tobytes())
-        h.update(
-            np.ascontiguousarray(self.X).astype("<f4", copy=False).data if self.X.size else b""
-        )
-        return h.hexdigest()
-
-
-class _Contents(NamedTuple):
-    """What a shard holds besides its embeddings; kept because a shard never changes."""
-
-    rows: dict[str, str]  # image id to SHA-256 of its bytes
-    absent: tuple[Absent, ...]
 
 
 class FeatureStore:
@@ -86,13 +49,16 @@ class FeatureStore:
         self.spec = spec
         self.journal = Journal(path / "journal.jsonl")
         self._lock = WriterLock(path / ".lock")
-        self._contents: dict[str, _Contents] = {}
+        self._contents: dict[str, Contents] = {}
 
     # Finding and opening
 
     @classmethod
     def create_or_open(cls, root: Path, spec: FeatureSpec) -> FeatureStore:
-        """Open the store of `spec` under `root`; make it, identity first, if there is none.
+        """Open the store of `spec` for writing; make it, identity first, if there is none.
+
+        An identity that was damaged is written again: the folder's name and every shard's header
+        carry its digest. Shards are checked when they are read (see `mending`).
 
         Raises
         ------
@@ -101,21 +67,22 @@ class FeatureStore:
         Unavailable
             If the folder cannot be written.
         ArtefactError
-            As `open`.
+            If its format is newer or it holds another identity.
         """
         FeatureSpec.from_json(spec.to_json())
-        path = _folder(root, spec)
+        path = store_folder(root, spec)
         if not (path / "spec.json").exists():
             if path.is_dir() and _shard_paths(path):
                 raise DataError(
                     f"{path} holds shards but no spec.json, so nothing says what they are; "
                     "delete that folder and run extract again."
                 )
-            with _writable(path):
-                path.mkdir(parents=True, exist_ok=True)
-                sync_folder(path.parent)
-                write_json(path / "spec.json", _spec_file(spec))
-        return cls.open(path, spec)
+            write_identity(path, spec)
+        try:
+            return cls.identify(path, spec)
+        except DamagedFile:
+            write_identity(path, spec)
+            return cls(path, spec)
 
     @classmethod
     def open(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
@@ -131,30 +98,30 @@ class FeatureStore:
         Raises
         ------
         DataError
-            If there is no store or its ``spec.json`` is not one.
+            If there is no store.
         StaleFeatures
             If its identity is not `expected`; every differing fact is named with both values.
         ArtefactError
-            If the format is newer or a shard is damaged.
+            If the format is newer, or the identity or a shard is damaged or cannot be read.
         """
-        path = Path(path)
-        spec = _read_spec(path)
-        if expected is not None and expected.digest != spec.digest:
-            raise StaleFeatures(_stale(path, spec, expected))
-        for shard in _shard_paths(path):
-            check_shard(shard, spec)
-        return cls(path, spec)
+        store = cls.identify(path, expected)
+        for shard in _shard_paths(store.path):
+            check_shard(shard, store.spec)
+        return store
 
     @classmethod
-    def identify(cls, path: Path) -> FeatureStore:
+    def identify(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
         """Open the store at `path` by its identity alone; shards are checked when they are read.
 
         Raises
         ------
-        DataError, ArtefactError
+        DataError, StaleFeatures, ArtefactError
             As `open`, for ``spec.json``.
         """
-        return cls(Path(path), _read_spec(Path(path)))
+        spec = read_identity(Path(path))
+        if expected is not None and expected.digest != spec.digest:
+            raise StaleFeatures(explain_stale(Path(path), spec, expected))
+        return cls(Path(path), spec)
 
     @classmethod
     def find(cls, root: Path, spec: FeatureSpec) -> FeatureStore:
@@ -169,12 +136,12 @@ class FeatureStore:
         ArtefactError
             As `open`.
         """
-        path = _folder(root, spec)
+        path = store_folder(root, spec)
         if (path / "spec.json").exists():
             return cls.open(path, spec)
         for other in list_stores(root):
             if other.spec.backbone == spec.backbone:
-                raise StaleFeatures(_stale(other.path, other.spec, spec))
+                raise StaleFeatures(explain_stale(other.path, other.spec, spec))
         raise DataError(
             f"{root} holds no features of {spec.backbone}; "
             f"run `retailtag extract CATALOGUE --backbone {spec.backbone}` first."
@@ -196,11 +163,66 @@ class FeatureStore:
             return
         self._lock.acquire()
         try:
-            for leftover in self.path.glob(".shard-*.part"):
-                leftover.unlink(missing_ok=True)
+            with writable(self.path):
+                for leftover in self.path.glob(".shard-*.part"):
+                    leftover.unlink(missing_ok=True)
+                # A writer killed after its last rename left a shard that no one had made durable.
+                sync_folder(self.path)
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def mending(self) -> Iterator[list[str]]:
+        """Pass over damaged shards inside the block; when it succeeds, set them aside.
+
+        Yields
+        ------
+        list of str
+            Names of the damaged shards; usually none.
+
+        Raises
+        ------
+        Unavailable
+            As `writing`.
+        ArtefactError
+            If a shard cannot be read or is of a newer format.
+
+        Notes
+        -----
+        Readers refuse the store until the block has computed anew what was lost. Were the shard
+        set aside first, they would meanwhile be served what it superseded. It is renamed to
+        ``*.damaged``, not deleted.
+        """
+        with self.writing():
+            damaged = self._damaged_shards()
+            self._contents.update(dict.fromkeys(damaged, Contents({}, ())))
+            try:
+                yield damaged
+            finally:
+                for name in damaged:
+                    del self._contents[name]
+            self._set_aside(damaged)
+
+    def _set_aside(self, shards: list[str]) -> None:
+        """Rename shards to ``*.damaged``."""
+        if not shards:
+            return
+        with writable(self.path):
+            for name in shards:
+                with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
+                    (self.path / name).replace(self.path / f"{name}.damaged")
+            sync_folder(self.path)
+
+    def _damaged_shards(self) -> list[str]:
+        """Names of the shards that cannot be served."""
+        damaged = []
+        for path in _shard_paths(self.path):
+            try:
+                self._read(path)
+            except (DamagedFile, StaleFeatures):
+                damaged.append(path.name)
+        return damaged
 
     def append(
         self,
@@ -237,9 +259,9 @@ class FeatureStore:
         shard = Shard.build(self.spec, image_ids, sha256, embeddings, absent)
         with self.writing():
             name = f"shard-{_next_number(self.path):06d}.h5"
-            with _writable(self.path), write_whole(self.path / name) as handle:
+            with writable(self.path), write_whole(self.path / name) as handle:
                 handle.write(encode(shard, self.spec))
-        self._contents[name] = _contents(shard)
+        self._contents[name] = Contents.of(shard)
         return name
 
     def prune(self) -> list[str]:
@@ -268,7 +290,7 @@ class FeatureStore:
         Unavailable
             As `append`.
         """
-        with self.writing(), _writable(self.path):
+        with self.writing(), writable(self.path):
             for name in shards:
                 (self.path / name).unlink()
                 sync_folder(self.path)
@@ -343,10 +365,10 @@ class FeatureStore:
 
     def _read(self, path: Path) -> Shard:
         shard = read_shard(path, self.spec)
-        self._contents[path.name] = _contents(shard)
+        self._contents[path.name] = Contents.of(shard)
         return shard
 
-    def _all_contents(self) -> dict[str, _Contents]:
+    def _all_contents(self) -> dict[str, Contents]:
         """Contents of every shard, oldest first; each file is read once per store object."""
         paths = _shard_paths(self.path)
         for path in paths:
@@ -381,48 +403,6 @@ def list_stores(root: Path) -> list[FeatureStore]:
     return stores
 
 
-def _folder(root: Path, spec: FeatureSpec) -> Path:
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.backbone).strip("-.")[:80]
-    return Path(root) / f"{slug}-{spec.digest[:12]}"
-
-
-def _spec_file(spec: FeatureSpec) -> dict[str, Any]:
-    return {"format": FORMAT, "digest": spec.digest, "spec": spec.to_json()}
-
-
-def _read_spec(path: Path) -> FeatureSpec:
-    """Identity of the store at `path`, checked against its own digest."""
-    file = path / "spec.json"
-    if not file.is_file():
-        raise DataError(f"{path} is not a feature store (it has no spec.json); run extract first.")
-    value = read_json(file)
-    if not isinstance(value, dict) or set(value) != {"format", "digest", "spec"}:
-        raise DataError(f"{file} is not the identity of a feature store; run extract again.")
-    if value["format"] != FORMAT:
-        raise ArtefactError(
-            f"{path} has format {value['format']} and this version of retailtag reads {FORMAT}; "
-            "upgrade retailtag, or extract into another folder with --features."
-        )
-    try:
-        spec = FeatureSpec.from_json(value["spec"])
-    except DataError as error:
-        raise DataError(f"{file}: {error} Delete {path} and run extract again.") from error
-    if spec.digest != value["digest"]:
-        raise ArtefactError(
-            f"{file} was edited or damaged: its digest is not that of its fields. "
-            f"Restore it, or delete {path} and run extract again."
-        )
-    return spec
-
-
-def _stale(path: Path, stored: FeatureSpec, asked: FeatureSpec) -> str:
-    return (
-        f"{path} holds features of another identity: {explain_differences(stored, asked)}. "
-        "Run extract with the settings asked for (it fills a store of its own), or go back to the "
-        "stored ones."
-    )
-
-
 def _shard_paths(path: Path) -> list[Path]:
     """Shards by number, which is the order they were written in."""
     numbered = [(_SHARD_NAME.fullmatch(p.name), p) for p in path.iterdir()]
@@ -432,21 +412,3 @@ def _shard_paths(path: Path) -> list[Path]:
 def _next_number(path: Path) -> int:
     shards = _shard_paths(path)
     return 1 + int(shards[-1].stem.removeprefix("shard-")) if shards else 0
-
-
-def _contents(shard: Shard) -> _Contents:
-    hashes = (row.tobytes().hex() for row in shard.sha256)
-    return _Contents(dict(zip(shard.image_ids, hashes, strict=True)), shard.absent)
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(
-            f"{path} could not be written ({error.strerror or error}); what stood there before is "
-            "kept. Make room, or choose another folder with --features, and run the same command "
-            "again."
-        ) from error

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from retailtag.errors import ArtefactError
+from retailtag.errors import ArtefactError, DamagedFile
 from retailtag.store.shard import Absent, Shard, encode, read_shard
 
 
@@ -174,8 +174,9 @@ def test_a_header_that_lies_is_refused(tmp_path, world):
         path.write_bytes(content)
         with pytest.raises(ArtefactError, match=sentence):
             read_shard(path, world.spec())
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(ArtefactError, match="missing cannot be read") as refusal:
         read_shard(tmp_path / "missing", world.spec())
+    assert not isinstance(refusal.value, DamagedFile)  # which the next extract would set aside
 
 
 @pytest.mark.parametrize(("n", "absent"), [(1, 0), (0, 3), (1300, 2), (4096, 0), (2000, 2096)])
