@@ -12,6 +12,7 @@ import typer
 from retailtag.cli.options import (
     CUTOFFS,
     GRID,
+    MAX_BYTES,
     MAX_PIXELS,
     REPLICATES,
     AttributesOption,
@@ -31,6 +32,7 @@ from retailtag.cli.options import (
     ImagesOption,
     JsonOption,
     LrOption,
+    MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
     QuietOption,
@@ -93,6 +95,7 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
     ] = False,
@@ -140,7 +143,11 @@ def bakeoff(
         seed=seed,
     )
     catalog = read_catalog(
-        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+        catalogue,
+        attributes=args,
+        images=images,
+        cutoffs=GroupCutoffs.parse(cutoffs),
+        max_bytes=max_bytes,
     )
     if plan:
         _show_plan(output, plan_bakeoff(catalog, settings))

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from retailtag.cli.options import (
+    MAX_BYTES,
     MAX_PIXELS,
     AttributesOption,
     BatchSizeOption,
@@ -18,6 +19,7 @@ from retailtag.cli.options import (
     FeaturesOption,
     ImagesOption,
     JsonOption,
+    MaxBytesOption,
     MaxPixelsOption,
     QuietOption,
     WeightsOption,
@@ -54,6 +56,7 @@ def extract(
         bool, typer.Option("--recompute", help="Compute every image again, stored or not.")
     ] = False,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Accept JPEG files that end early.")
     ] = False,
@@ -67,7 +70,9 @@ def extract(
 
     output = Output(json, quiet)
     local = weights_by_backbone(weights, backbone)
-    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    catalog = read_catalog(
+        catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
+    )
     device = resolve_device(device)
     summaries = [
         extract_features(
