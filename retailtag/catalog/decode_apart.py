@@ -25,6 +25,7 @@ from retailtag.catalog.decode_worker import (
     PIXELS,
     READY,
     SHAPE,
+    UNREADABLE,
     Job,
     PixelFn,
     Pixels,
@@ -124,6 +125,7 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, *command(sys.path, descriptor)],
             pass_fds=[descriptor],
+            process_group=0,  # Ctrl-C is for this process, which then hangs up
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # which is for --json
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -201,19 +203,25 @@ def _on(decoder: _Decoder, job: Job) -> Pixels:
     """The pixels of one job; the process is kept if it answered and ended if it did not."""
     try:
         answer = decoder.ask(job)
+        if not _is_answer(answer):
+            raise _Died("crashed its decoder (a wrong answer)")
     except BaseException:
         decoder.end()
         raise
     _idle.setdefault(os.getpid(), []).append(decoder)
-    kind, body = answer[:1], memoryview(answer)[1:]
-    if kind == DEFECT:
-        raise RuntimeError(f"In a decoding process:\n{bytes(body).decode()}")
-    if kind != PIXELS:
-        raise UnreadableImage(bytes(body).decode())
-    shape = SHAPE.unpack_from(body)
-    if len(body) != SHAPE.size + prod(shape):
-        raise UnreadableImage("crashed its decoder (a wrong answer); save it anew or leave it out")
-    return np.frombuffer(body, np.uint8, offset=SHAPE.size).reshape(shape)
+    if answer.startswith(UNREADABLE):
+        raise UnreadableImage(answer[1:].decode(errors="replace"))
+    if answer.startswith(DEFECT):
+        raise RuntimeError(f"In a decoding process:\n{answer[1:].decode(errors='replace')}")
+    shape = SHAPE.unpack_from(answer, 1)
+    return np.frombuffer(answer, np.uint8, offset=1 + SHAPE.size).reshape(shape)
+
+
+def _is_answer(answer: bytes) -> bool:
+    if not answer.startswith(PIXELS):
+        return answer[:1] in (UNREADABLE, DEFECT)
+    size = len(answer) - 1 - SHAPE.size
+    return size >= 0 and prod(SHAPE.unpack_from(answer, 1)) == size
 
 
 @atexit.register

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import struct
 import traceback
 import warnings
@@ -52,7 +51,6 @@ def serve(descriptor: int) -> None:
     little-endian uint32 and the pixels; or, in UTF-8, why the image cannot be read; or the
     traceback of a defect.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who then hangs up
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
     _first_to_be_killed()

@@ -39,7 +39,7 @@ _NOT_IMAGES = {
 }  # fmt: skip
 _OTHER_FORMATS = {
     b"<svg": "SVG", b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "a Photoshop file",
-    b"\0\0\2\0": "a mouse cursor", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjxl ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjxl ": "JPEG XL",
 }  # fmt: skip
 _BRANDS = {
     b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"hevc": "HEIF",
