@@ -48,7 +48,8 @@ def decode_image(
         Width times height that is refused above this, before any pixel is decoded.
     allow_truncated : bool
         Decode what there is of a JPEG that breaks off and leave the rest grey. Other formats
-        are refused all the same.
+        are refused all the same, and so is a progressive JPEG that breaks off between scans; a
+        PNG may lack what follows its pixels.
 
     Returns
     -------

@@ -118,7 +118,7 @@ def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
             yield struct.unpack(">II", head[16:24])
         else:
             width, height = struct.unpack("<ii", head[4:12])
-            yield abs(width), abs(height)
+            yield abs(width), abs(height) // 2  # the picture and, below it, its mask
 
 
 def _unknown(data: bytes) -> str:

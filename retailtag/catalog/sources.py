@@ -128,7 +128,10 @@ class FolderImages(PathImages):
     def _fault(self, entry: os.DirEntry[str], folder: str) -> str:
         if entry.is_symlink() and not self._inside(f"{folder}/{entry.name}"):
             return LINK
-        return "" if entry.is_file() else "is no file"
+        try:
+            return "" if entry.is_file() else "is no file"
+        except OSError as error:  # a link to itself, say
+            return f"cannot be opened ({error.strerror})"
 
     def _inside(self, path: str) -> bool:
         try:

@@ -29,6 +29,7 @@ from reference_images import (
     spliced,
     tiff_with,
     webp_declaring,
+    ycck,
 )
 
 WITHIN = {"JPEG": 16, "WEBP": 16, "AVIF": 16, "MPO": 16}  # largest difference of lossy formats
@@ -124,6 +125,7 @@ def modes() -> Iterator[Case]:
             Image.fromarray(ink, "CMYK"), kind, **({"quality": 95} if kind == "JPEG" else {})
         )
         yield good(f"CMYK {kind}", data, left.round().astype(np.uint8), WITHIN.get(kind, 1))
+    yield good("YCCK JPEG", ycck(ink), left.round().astype(np.uint8), WITHIN["JPEG"])
     yield good("YCbCr TIFF", encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF"), rgb, 3)
     deep = photo().astype(np.uint16) * 257
     for kind in ("PNG", "TIFF"):

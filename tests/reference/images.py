@@ -123,11 +123,22 @@ def jpeg_declaring(width: int, height: int, *, marker: int = 0xC0, bits: int = 8
     return data[: at + 1] + bytes([marker]) + data[at + 2 : at + 4] + frame + data[at + 9 :]
 
 
+def ycck(ink: np.ndarray) -> bytes:
+    """A JPEG of CMYK pixels (h, w, 4) in Adobe's YCCK: cyan, magenta, yellow coded as if RGB."""
+    luma = np.asarray(Image.fromarray(ink[..., :3]).convert("YCbCr"))
+    data = encoded(
+        Image.fromarray(np.dstack([255 - luma, ink[..., 3]]), "CMYK"), "JPEG", quality=95
+    )
+    at = data.index(b"Adobe") + 11  # the colour transform: 0 is CMYK, 2 is YCCK
+    return data[:at] + b"\2" + data[at + 1 :]
+
+
 def icon_of(data: bytes) -> bytes:
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(data), 22) + data
 
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SRGB = _PROFILE[:24] + bytes(12) + _PROFILE[36:]  # without the time at which it was made
 SWAPPED = (
     SRGB.replace(b"rXYZ", b"tmpX", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"tmpX", b"gXYZ", 1)
 )  # red and green primaries changed places
