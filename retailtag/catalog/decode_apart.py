@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
+from functools import lru_cache
 from math import prod
-from multiprocessing import Pipe
 
 import numpy as np
 
@@ -24,18 +27,29 @@ from retailtag.catalog.decode_worker import (
     DEFECT,
     PIXELS,
     READY,
-    SHAPE,
     UNREADABLE,
+    Answer,
     Job,
     PixelFn,
     Pixels,
     command,
+    get,
+    put,
 )
 from retailtag.errors import Unavailable, UnreadableImage
 
-TIME_LIMIT = 120.0  # seconds; the largest image allowed takes a few
-_START_LIMIT = 120.0
+# Seconds. Generous, for a machine may be busy: the largest image allowed takes a few, a start one.
+TIME_LIMIT = 300.0
+_START_LIMIT = 600.0
 _END_LIMIT = 5.0
+_MOST_SHARED = 256 << 20  # bytes that a process may keep for the next image
+# Freed memory stays for the next image; nothing in a process would use more threads.
+_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _NO_START = (
     "A process that decodes images could not be started ({}); free memory or raise the limit on "
     "processes, or give --workers 0 to decode in the main process."
@@ -84,14 +98,15 @@ def decode_apart(
     A process serves one thread at a time and is kept for the next image, up to a minute. The
     pixels are those of `decode_image` to the last bit.
     """
-    travels = getattr(last_step, "__module__", "").startswith("retailtag.")
-    job = (data, max_pixels, allow_truncated, last_step if travels else None)
+    travels = str(getattr(last_step, "__module__", "")).startswith("retailtag.")
+    step = _pickled(last_step) if last_step is not None and travels else b""
+    job = Job(len(data), max_pixels, allow_truncated, step)
     try:
-        pixels = _on(_borrow(), job)
+        pixels = _on(_borrow(), job, data)
     except _Died:
         with _alone:
             try:
-                pixels = _on(_Decoder(), job)
+                pixels = _on(_Decoder(), job, data)
             except _Died as second:
                 raise UnreadableImage(f"{second}; save it anew or leave it out") from None
     return pixels if travels or last_step is None else _here(pixels, last_step)
@@ -115,64 +130,90 @@ def _here(pixels: Pixels, last_step: PixelFn) -> Pixels:
     return last_step(Image.fromarray(pixels))
 
 
+@lru_cache(maxsize=8)
+def _pickled(last_step: PixelFn) -> bytes:
+    return pickle.dumps(last_step)
+
+
 class _Died(Exception):
     """The decoding process ended or was ended over an image; the message says how."""
 
 
-def _start(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a process that serves the socket end `descriptor`; one thread each is enough."""
+def _start(descriptor: int, shared: int) -> subprocess.Popen[bytes]:
+    """Start a process that serves a socket end and a shared file; one thread each is enough."""
     try:
         return subprocess.Popen(
-            [sys.executable, *command(sys.path, descriptor)],
-            pass_fds=[descriptor],
+            [sys.executable, *command(sys.path, descriptor, shared)],
+            pass_fds=[descriptor, shared],
             process_group=0,  # Ctrl-C is for this process, which then hangs up
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # which is for --json
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | _ENVIRONMENT,
         )
     except OSError as error:
         raise Unavailable(_NO_START.format(error.strerror)) from error
 
 
 class _Decoder:
-    """A decoding process and the socket to it."""
+    """A decoding process, the socket to it and the file shared with it."""
 
     def __init__(self) -> None:
-        self._socket, theirs = Pipe()
-        with theirs:
-            self._process = _start(theirs.fileno())
-        if not self._hears(READY):
+        self._shared = _memory_file()
+        self._socket, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _start(theirs.fileno(), self._shared)
+        except Unavailable:
+            self._hang_up()
+            raise
+        self._socket.settimeout(_START_LIMIT)
+        if not self._is_ready():
             self._process.kill()
             self.end()
             raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}"))
+        self._socket.settimeout(TIME_LIMIT)
 
-    def ask(self, job: Job) -> bytes:
-        """The answer to one job; raises `_Died`."""
+    def ask(self, job: Job, data: bytes) -> tuple[Answer, bytes]:
+        """The answer to one job, and its body; raises `_Died`."""
         try:
-            self._socket.send(job)
-            if not self._socket.poll(TIME_LIMIT):
-                self._process.kill()
-                raise _Died(f"took more than {TIME_LIMIT:g} s to decode")
-            return self._socket.recv_bytes()
-        except (EOFError, OSError):
+            put(self._shared, data)
+            job.send(self._socket)
+            answer = Answer.receive(self._socket)
+        except TimeoutError:
+            self._process.kill()
+            raise _Died(f"took more than {TIME_LIMIT:g} s to decode") from None
+        except (EOFError, ConnectionError):
             self.end()
             raise _Died(f"crashed its decoder ({self._how()})") from None
+        except OSError as error:
+            raise _Died(f"found no memory to be decoded in ({error.strerror})") from None
+        body = get(self._shared, answer.size)
+        expected = prod(answer.shape) if answer.kind == PIXELS else answer.size
+        if answer.kind not in (PIXELS, UNREADABLE, DEFECT) or len(body) != expected:
+            raise _Died("crashed its decoder (a wrong answer)")
+        return answer, body
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def is_fit(self) -> bool:
+        """Whether it lives, and holds no more memory than the next image may need."""
+        return self._process.poll() is None and os.fstat(self._shared).st_size <= _MOST_SHARED
 
     def end(self) -> None:
         """Hang up, which an idle process takes as its end."""
-        self._socket.close()
+        self._hang_up()
         try:
             self._process.wait(_END_LIMIT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _hears(self, word: bytes) -> bool:
+    def _hang_up(self) -> None:
+        if self._socket.fileno() >= 0:  # else it was done before
+            self._socket.close()
+            os.close(self._shared)
+
+    def _is_ready(self) -> bool:
         try:
-            return self._socket.poll(_START_LIMIT) and self._socket.recv_bytes() == word
+            return Answer.receive(self._socket).kind == READY
         except (EOFError, OSError):
             return False
 
@@ -187,41 +228,39 @@ class _Decoder:
             return f"signal {-code}"
 
 
+def _memory_file() -> int:
+    """Descriptor of a file without a name, in memory where the system has that."""
+    if sys.platform.startswith("linux"):
+        return os.memfd_create("retailtag")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def _borrow() -> _Decoder:
     """A process that waits for a job, started if there is none."""
     idle = _idle.setdefault(os.getpid(), [])
     with suppress(IndexError):  # asking whether one is left would race with other threads
         while True:
             decoder = idle.pop()
-            if decoder.is_alive():
+            if decoder.is_fit():
                 return decoder
             decoder.end()
     return _Decoder()
 
 
-def _on(decoder: _Decoder, job: Job) -> Pixels:
+def _on(decoder: _Decoder, job: Job, data: bytes) -> Pixels:
     """The pixels of one job; the process is kept if it answered and ended if it did not."""
     try:
-        answer = decoder.ask(job)
-        if not _is_answer(answer):
-            raise _Died("crashed its decoder (a wrong answer)")
+        answer, body = decoder.ask(job, data)
     except BaseException:
         decoder.end()
         raise
     _idle.setdefault(os.getpid(), []).append(decoder)
-    if answer.startswith(UNREADABLE):
-        raise UnreadableImage(answer[1:].decode(errors="replace"))
-    if answer.startswith(DEFECT):
-        raise RuntimeError(f"In a decoding process:\n{answer[1:].decode(errors='replace')}")
-    shape = SHAPE.unpack_from(answer, 1)
-    return np.frombuffer(answer, np.uint8, offset=1 + SHAPE.size).reshape(shape)
-
-
-def _is_answer(answer: bytes) -> bool:
-    if not answer.startswith(PIXELS):
-        return answer[:1] in (UNREADABLE, DEFECT)
-    size = len(answer) - 1 - SHAPE.size
-    return size >= 0 and prod(SHAPE.unpack_from(answer, 1)) == size
+    if answer.kind == UNREADABLE:
+        raise UnreadableImage(body.decode(errors="replace"))
+    if answer.kind == DEFECT:
+        raise RuntimeError(f"In a decoding process:\n{body.decode(errors='replace')}")
+    return np.frombuffer(body, np.uint8).reshape(answer.shape)
 
 
 @atexit.register

@@ -43,10 +43,11 @@ def crash(data, **limits):
         Path(FLAG).touch()
         os.abort()
     return decode(data, **limits)
-def lie(job):
-    return b"p" + worker.SHAPE.pack(9, 9, 3) + b"..." if job[0].endswith(b"LIE") else answer(job)
+def lie(job, shared):
+    lies = worker.get(shared, job.size).endswith(b"LIE")
+    return worker.Answer(worker.PIXELS, 9, (9, 9, 3)) if lies else answer(job, shared)
 worker.decode_image, worker._answer = crash, lie
-worker.serve(int(sys.argv[2]))
+worker.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
@@ -63,7 +64,7 @@ def crashing(monkeypatch, tmp_path):
     """Make every decoding process one that obeys its files."""
     command = module.command
     program = CRASHING.replace("FLAG", repr(str(tmp_path / "crashed once")))
-    monkeypatch.setattr(module, "command", lambda path, fd: ["-c", program, *command(path, fd)[2:]])
+    monkeypatch.setattr(module, "command", lambda *ends: ["-c", program, *command(*ends)[3:]])
 
 
 class Images:
@@ -168,12 +169,19 @@ def test_a_defect_of_the_package_is_not_an_unreadable_image(picture):
 
 def test_a_process_that_cannot_start_says_what_to_do(picture, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "command", lambda path, fd: ["-c", "raise SystemExit(3)"])
+        patch.setattr(module, "command", lambda *ends: ["-c", "raise SystemExit(3)"])
         with pytest.raises(Unavailable, match=r"exit code 3.*--workers 0"):
             decode_apart(picture())
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable, match=r"No such file.*--workers 0"):
         decode_apart(picture())
+
+
+def test_no_module_comes_from_the_folder_of_the_images(picture, tmp_path, monkeypatch):
+    for name in ("json", "numpy", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert decode_apart(picture()).shape == (40, 48, 3)
 
 
 OWNER = """
