@@ -42,6 +42,7 @@ from retailtag.errors import Unavailable, UnreadableImage
 TIME_LIMIT = 300.0
 _START_LIMIT = 600.0
 _END_LIMIT = 5.0
+_LARGEST_STEP = 4096 * 4096  # pixels of what a preprocessing makes
 _MOST_SHARED = 256 << 20  # bytes that a process may keep for the next image
 # Freed memory stays for the next image; nothing in a process would use more threads.
 _ENVIRONMENT = {
@@ -187,9 +188,11 @@ class _Decoder:
             raise _Died(f"crashed its decoder ({self._how()})") from None
         except OSError as error:
             raise _Died(f"found no memory to be decoded in ({error.strerror})") from None
-        body = get(self._shared, answer.size)
-        expected = prod(answer.shape) if answer.kind == PIXELS else answer.size
-        if answer.kind not in (PIXELS, UNREADABLE, DEFECT) or len(body) != expected:
+        # A codec that was taken over must not make its owner allocate what it likes.
+        size = prod(answer.shape) if answer.kind == PIXELS else answer.size
+        fits = answer.size == size <= 3 * max(job.max_pixels, _LARGEST_STEP)
+        body = get(self._shared, size) if fits else b""
+        if answer.kind not in (PIXELS, UNREADABLE, DEFECT) or not fits or len(body) != size:
             raise _Died("crashed its decoder (a wrong answer)")
         return answer, body
 

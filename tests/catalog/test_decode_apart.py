@@ -44,8 +44,14 @@ def crash(data, **limits):
         os.abort()
     return decode(data, **limits)
 def lie(job, shared):
-    lies = worker.get(shared, job.size).endswith(b"LIE")
-    return worker.Answer(worker.PIXELS, 9, (9, 9, 3)) if lies else answer(job, shared)
+    data = worker.get(shared, job.size)
+    if data.endswith(b"LIE"):
+        return worker.Answer(worker.PIXELS, 9, (9, 9, 3))
+    if data.endswith(b"BOAST"):
+        return worker.Answer(worker.PIXELS, 2**62, (2**31, 2**31, 1))
+    if data.endswith(b"SHORT"):
+        return worker.Answer(worker.PIXELS, 2**24, (2**24, 1, 1))
+    return answer(job, shared)
 worker.decode_image, worker._answer = crash, lie
 worker.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
@@ -114,6 +120,8 @@ def test_a_process_serves_one_image_after_another(picture):
         (b"KILL", r"signal 9, SIGKILL"),
         (b"EXIT", r"exit code 3"),
         (b"LIE", r"a wrong answer"),
+        (b"BOAST", r"a wrong answer"),
+        (b"SHORT", r"a wrong answer"),
     ],
 )
 def test_a_crash_is_the_reason_of_its_image_alone(picture, word, how):
