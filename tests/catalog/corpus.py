@@ -339,6 +339,8 @@ def declared() -> Iterator[Case]:
             yield bad(f"GIF of {header}", gif, too_large)
             yield bad(f"JPEG of {header}", jpeg_declaring(width, height), too_large)
             yield bad(f"WebP of {header}", webp_declaring(width, height), "declares|damaged")
+    between = icon_of(png(10_500, 10_000, 8, 2, b""))  # above our limit, below Pillow's guard
+    yield bad("icon of 10500 x 10000", between, "declares 10500 x 10000 .*scale it down")
     none = "no pixels|damaged|no image format|truncated"
     for width, height in ((0, 40), (48, 0), (0, 0)):
         header = f"{width} x {height}"

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -109,6 +111,27 @@ def test_a_process_serves_one_image_after_another(picture):
     (first,) = module._idle[os.getpid()]
     decode_apart(picture(2))
     assert module._idle[os.getpid()] == [first]
+
+
+def test_a_process_that_holds_much_memory_makes_room(picture, monkeypatch):
+    decode_apart(picture(1))
+    (first,) = module._idle[os.getpid()]
+    monkeypatch.setattr(module, "_MOST_SHARED", 48 * 40 * 3 - 1)
+    decode_apart(picture(2))
+    (second,) = module._idle[os.getpid()]
+    assert second is not first
+    assert first._process.returncode == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux shows it")
+def test_a_process_is_out_of_the_way(picture):
+    """It is killed before its owner when memory runs out, not by Ctrl-C, and leaves no core."""
+    decode_apart(picture())
+    (idle,) = module._idle[os.getpid()]
+    about = Path("/proc", str(idle._process.pid))
+    assert (about / "oom_score_adj").read_text() == "500\n"
+    assert re.search(r"Max core file size +0 +0 ", (about / "limits").read_text())
+    assert os.getpgid(idle._process.pid) != os.getpgid(0)
 
 
 @pytest.mark.usefixtures("crashing")

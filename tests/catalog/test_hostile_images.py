@@ -10,11 +10,13 @@ import sys
 import tarfile
 import unicodedata
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from retailtag.backbones.loader import load_batches
 from retailtag.backbones.preprocess import Preprocess
@@ -163,6 +165,24 @@ def test_a_format_without_its_decoder_says_what_it_needs(monkeypatch, missing, h
     monkeypatch.setattr(image_header, "known_formats", lambda: formats)
     with pytest.raises(UnreadableImage, match=sentence):
         decode_image(b"\0\0\0\x18" + head + bytes(40))
+
+
+def test_heif_is_read_where_its_package_is_there(monkeypatch):
+    def register():
+        Image.register_open(
+            "HEIF",
+            lambda *_: Image.new("RGB", (3, 2), (9, 8, 7)),
+            lambda head: head[4:12] == b"ftypheic",
+        )
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    image_header.known_formats.cache_clear()
+    try:
+        assert decoded(b"\0\0\0\x18ftypheic" + bytes(40)).shape == (2, 3, 3)
+    finally:
+        image_header.known_formats.cache_clear()
+        Image.OPEN.pop("HEIF")
+        Image.ID.remove("HEIF")
 
 
 NAMES = [
