@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
 from functools import lru_cache
 from math import prod
 
@@ -233,22 +232,23 @@ class _Decoder:
 
 def _memory_file() -> int:
     """Descriptor of a file without a name, in memory where the system has that."""
-    if sys.platform.startswith("linux"):
-        return os.memfd_create("retailtag")
+    create = getattr(os, "memfd_create", None)  # Linux alone
+    if create is not None:
+        return int(create("retailtag"))
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def _borrow() -> _Decoder:
     """A process that waits for a job, started if there is none."""
-    idle = _idle.setdefault(os.getpid(), [])
-    with suppress(IndexError):  # asking whether one is left would race with other threads
-        while True:
-            decoder = idle.pop()
-            if decoder.is_fit():
-                return decoder
-            decoder.end()
-    return _Decoder()
+    while True:
+        try:  # asking first whether one is left would race with other threads
+            decoder = _idle.setdefault(os.getpid(), []).pop()
+        except IndexError:
+            return _Decoder()
+        if decoder.is_fit():
+            return decoder
+        decoder.end()
 
 
 def _on(decoder: _Decoder, job: Job, data: bytes) -> Pixels:

@@ -87,7 +87,7 @@ def _receive(source: socket.socket, size: int) -> bytes:
     return data
 
 
-def put(shared: int, body: bytes | Pixels) -> int:
+def put(shared: int, body: bytes | memoryview) -> int:
     """Write a body at the start of the shared file; its size in bytes."""
     view, at = memoryview(body).cast("B"), 0
     while at < len(view):
@@ -131,15 +131,14 @@ def _first_to_be_killed() -> None:
 
 def _answer(job: Job, shared: int) -> Answer:
     data = get(shared, job.size)
-    limits = {"max_pixels": job.max_pixels, "allow_truncated": job.allow_truncated}
     try:
-        image = decode_image(data, **limits)
+        image = decode_image(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         pixels = _step(job.last_step)(image) if job.last_step else np.asarray(image)
     except UnreadableImage as error:
         return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
     except Exception:  # noqa: BLE001 - the owner raises it
         return Answer(DEFECT, put(shared, traceback.format_exc().encode(errors="replace")))
-    return Answer(PIXELS, put(shared, np.ascontiguousarray(pixels)), pixels.shape)
+    return Answer(PIXELS, put(shared, np.ascontiguousarray(pixels).data), pixels.shape)
 
 
 @lru_cache(maxsize=8)
