@@ -57,7 +57,7 @@ def test_check_names_unreadable_images_and_ends_with_bad_data(run, shop):
     (shop / "7.png").write_bytes(b"")
     result = run("check", shop)
     assert result.exit_code == EXIT_BAD_DATA
-    assert "is empty (0 bytes)" in result.stdout
+    assert "is empty" in result.stdout  # the rest may stand on the next line of its cell
     assert "7.png" in result.stdout
 
 
