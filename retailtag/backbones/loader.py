@@ -1,7 +1,8 @@
-"""From rows of a catalogue to batches of pixels: read, hash, decode and preprocess in threads.
+"""From rows of a catalogue to batches of pixels: read, hash, decode and preprocess.
 
-Threads, not processes: decoding and resizing release the interpreter lock, and pixels need no
-copy between processes.
+Threads read and hash, so that a source is held once however large its catalogue is. Each has a
+process that decodes and preprocesses (see `retailtag.catalog.decode_apart`): a file that crashes
+its codec then costs one image.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import ImageSource
-from retailtag.catalog.decode import MAX_PIXELS, decode_image
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.catalog.decode_apart import decode_apart, decode_here
 from retailtag.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -102,7 +104,8 @@ def load_batches(
         Rows of a batch; the last may have fewer. Rows that fail leave their batch smaller, so a
         batch depends on its rows alone, never on timing.
     workers : int
-        Threads; 0 loads in the calling thread, when the next batch is asked for.
+        Threads, each with a process that decodes; 0 does it all in the calling thread when the
+        next batch is asked for, where a crash of a codec ends the run.
     max_pixels : int
         Larger images fail, from their header alone.
     allow_truncated : bool
@@ -117,11 +120,16 @@ def load_batches(
     -----
     At most two batches are loaded ahead of the one in use, so memory does not grow with the
     number of rows. An image that cannot be read is a `Failure`; any other exception (a defect of
-    `preprocess`, say) ends the iteration.
+    `preprocess`, say) ends the iteration. A `preprocess` of another package than this runs in the
+    thread, on pixels that came from the process.
     """
+    decode = decode_apart if workers else decode_here
+
+    def pixels_of(data: bytes) -> Pixels:
+        return decode(data, preprocess, max_pixels=max_pixels, allow_truncated=allow_truncated)
 
     def load(row: int) -> _Loaded:
-        return _load_one(images, row, preprocess, max_pixels, allow_truncated)
+        return _load_one(images, row, pixels_of)
 
     loaded = _map_in_order(load, iter(rows), workers, ahead=2 * batch_size)
     while part := list(islice(loaded, batch_size)):
@@ -142,16 +150,13 @@ def hash_images(
     return _map_in_order(digest, iter(rows), workers, ahead=_HASHES_AHEAD)
 
 
-def _load_one(
-    images: ImageSource, row: int, preprocess: PreprocessFn, max_pixels: int, allow_truncated: bool
-) -> _Loaded:
+def _load_one(images: ImageSource, row: int, pixels_of: Callable[[bytes], Pixels]) -> _Loaded:
     start = time.perf_counter()
     row, sha256, pixels, reason = int(row), None, None, ""
     try:
         data = images.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
-        image = decode_image(data, max_pixels=max_pixels, allow_truncated=allow_truncated)
-        pixels = preprocess(image)
+        pixels = pixels_of(data)
     except UnreadableImage as error:
         reason = str(error)
     return _Loaded(row, sha256, pixels, reason, time.perf_counter() - start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.catalog.decode import MAX_PIXELS, decode_image
+from retailtag.catalog.decode import MAX_PIXELS
+from retailtag.catalog.decode_apart import decode_apart
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.errors import UnreadableImage
 from retailtag.progress import SILENT, Progress
@@ -132,7 +132,7 @@ def check_catalog(
     catalog : Catalog
         As read.
     workers : int, optional
-        Threads; default: one a core (decoding releases the interpreter lock).
+        Threads, each with a process that decodes; default: one a core.
     progress : Progress
         Told of every batch of images.
     max_pixels : int
@@ -179,12 +179,9 @@ def _look_at_all(
     """Look at every image in row order, a bounded number of batches ahead."""
     looks: list[_Look] = []
     with (
-        warnings.catch_warnings(),
         progress.task("decode", len(catalog)) as advance,
         ThreadPoolExecutor(workers) as pool,
     ):
-        # What Pillow can read but finds odd is no news for whoever checks a catalogue.
-        warnings.filterwarnings("ignore", module="PIL")
         for batch in _ahead(catalog, pool, 4 * workers, max_pixels):
             looks += batch
             advance(len(batch))
@@ -213,11 +210,10 @@ def _look_at(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Lo
     looks = []
     for row in rows:
         try:
-            image = decode_image(catalog.images.read(row), max_pixels=max_pixels)
+            pixels = decode_apart(catalog.images.read(row), max_pixels=max_pixels)
         except UnreadableImage as error:
             looks.append(_Look(error=str(error)))
             continue
-        pixels = np.asarray(image)
         digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
         looks.append(_Look(digest, _oddity(pixels)))
     return looks

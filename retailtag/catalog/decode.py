@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retailtag.catalog.image_header import AGAIN, PARSER_ERRORS, damage, is_cut_off, open_image
 from retailtag.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -30,21 +29,8 @@ DECODE_POLICY: dict[str, str] = {
 }
 TRUNCATED_ACCEPTED = "of a JPEG the missing part grey, others refused"  # with allow_truncated
 
-# EPS and its like are absent on purpose: they run an interpreter.
-_FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
-)  # fmt: skip
-
-# What Pillow's parsers raise on damaged bytes, warnings-as-errors included.
-_PARSER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ArithmeticError,
-    LookupError, TypeError, AttributeError, RuntimeError, MemoryError, AssertionError, Warning,
-)  # fmt: skip
-
-_NOT_IMAGES = {
-    b"<!doctype": "a web page", b"<html": "a web page", b"<?xml": "XML", b"<svg": "SVG",
-    b"%pdf": "PDF", b"%!ps": "PostScript", b"{": "JSON",
-}  # fmt: skip
+# TIFF 6.0: BitsPerSample, PhotometricInterpretation (black is zero), SampleFormat (unsigned)
+_TIFF_GREY16 = {258: 16, 262: 1, 339: 1}
 
 _NO_CACHE = 0x0040  # cmsFLAGS_NOCACHE: one transform may then serve several threads
 
@@ -57,12 +43,14 @@ def decode_image(
     Parameters
     ----------
     data : bytes
-        A whole file: JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM or ICO.
+        A whole file: JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM or ICO; HEIF where the
+        package pillow-heif is installed.
     max_pixels : int
         Width times height that is refused above this, before any pixel is decoded.
     allow_truncated : bool
         Decode what there is of a JPEG that breaks off and leave the rest grey. Other formats
-        are refused all the same.
+        are refused all the same, and so is a progressive JPEG that breaks off between scans; a
+        PNG may lack what follows its pixels.
 
     Returns
     -------
@@ -72,12 +60,14 @@ def decode_image(
     Raises
     ------
     UnreadableImage
-        If the bytes are no image of these formats, are damaged, or exceed `max_pixels`.
+        If the bytes are no image of these formats, are damaged, or exceed `max_pixels`; the
+        message is the reason and the remedy, without the name of the file.
 
     Notes
     -----
     An upright RGB JPEG without profile is returned as decoded, without a further pass. Pillow's
     own guard, twice ``PIL.Image.MAX_IMAGE_PIXELS``, stays in force above a larger `max_pixels`.
+    Bytes behind the end of the image, and frames behind the first, are not looked at.
     Safe to call from several threads; decoding releases the interpreter lock.
 
     Examples
@@ -85,68 +75,21 @@ def decode_image(
     >>> decode_image(b"<!DOCTYPE html>")
     Traceback (most recent call last):
     ...
-    retailtag.errors.UnreadableImage: is a web page, not an image
+    retailtag.errors.UnreadableImage: is a web page, not an image; fetch it again
     """
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels)
+    if image.format == "PNG" and not allow_truncated and is_cut_off(data):
+        raise UnreadableImage(f"is truncated; {AGAIN}")
     try:
         image.load()
-    except _PARSER_ERRORS as error:
+    except PARSER_ERRORS as error:
         if not (allow_truncated and image.format in ("JPEG", "MPO")):
-            raise UnreadableImage(_damage(error)) from error
+            raise UnreadableImage(damage(error, data)) from error
         image = _load_truncated(data)
     try:
         return _to_rgb(_upright(image))
-    except _PARSER_ERRORS as error:
-        raise UnreadableImage(_damage(error)) from error
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header alone and refuse what is too large or no image."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        raise UnreadableImage("is empty (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_known_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("declares more pixels than Pillow's guard allows") from error
-    except UnidentifiedImageError:
-        raise UnreadableImage(_unknown(data)) from None
-    except _PARSER_ERRORS as error:
-        raise UnreadableImage(_damage(error)) from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UnreadableImage(
-            f"declares {width} x {height} pixels, above the limit of {max_pixels:,}"
-        )
-    if width * height == 0:
-        raise UnreadableImage("has no pixels")
-    return image
-
-
-@lru_cache(maxsize=1)
-def _known_formats() -> tuple[str, ...]:
-    """The formats of the policy that this Pillow was built with."""
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _unknown(data: bytes) -> str:
-    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, what in _NOT_IMAGES.items():
-        if head.startswith(start):
-            return f"is {what}, not an image"
-    return "is of no image format that retailtag reads"
-
-
-def _damage(error: BaseException) -> str:
-    """One sentence for what a parser raised."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "truncated" in text.lower():
-        return f"is truncated ({text})"
-    return f"is damaged ({text})"
+    except PARSER_ERRORS as error:
+        raise UnreadableImage(damage(error, data)) from error
 
 
 def _load_truncated(data: bytes) -> Image.Image:
@@ -156,8 +99,8 @@ def _load_truncated(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=("JPEG", "MPO"))
         image.load()
-    except _PARSER_ERRORS as error:
-        raise UnreadableImage(_damage(error)) from error
+    except PARSER_ERRORS as error:
+        raise UnreadableImage(f"is damaged beyond its end ({error}); {AGAIN}") from error
     return image
 
 
@@ -169,7 +112,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except _PARSER_ERRORS:
+    except PARSER_ERRORS:
         return image  # a damaged EXIF block says nothing about the pixels
     methods = (
         Image.Transpose.FLIP_LEFT_RIGHT,
@@ -216,8 +159,11 @@ def _grey8(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     values = np.asarray(image)
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65_535:
-        raise UnreadableImage(f"has {values.dtype} pixels, whose black and white are not known")
+    known = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65_535
+    if not known or (image.format == "TIFF" and not _is_plain_grey16(image)):
+        raise UnreadableImage(
+            f"has {values.dtype} pixels, whose black and white are not known; convert it to 8 bits"
+        )
     grey = ((values.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -225,6 +171,13 @@ def _grey8(image: Image.Image) -> Image.Image:
     result = Image.fromarray(grey)
     result.info = {k: v for k, v in image.info.items() if k != "transparency"}
     return result
+
+
+def _is_plain_grey16(image: Image.Image) -> bool:
+    """Whether a TIFF says that 0 is black and 65535 white; Pillow hands on values as stored."""
+    tags = getattr(image, "tag_v2", {})
+    stated = {tag: tags.get(tag, plain) for tag, plain in _TIFF_GREY16.items()}
+    return all(stated[tag] in (plain, (plain,)) for tag, plain in _TIFF_GREY16.items())
 
 
 def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:

@@ -25,6 +25,7 @@ from retailtag.catalog.manifest import (
     read_parquet,
 )
 from retailtag.catalog.sources import (
+    MAX_BYTES,
     MISSING,
     ParquetImages,
     PathImages,
@@ -54,6 +55,7 @@ def read_catalog(
     images: Path | None = None,
     cutoffs: GroupCutoffs | None = None,
     use_split: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> Catalog:
     """Read a manifest, a folder per class, or a folder that holds ``catalogue.csv``.
 
@@ -77,6 +79,8 @@ def read_catalog(
         Where tail ends and frequent begins.
     use_split : bool
         Follow the split that is given; without, whatever it says, everything is ``train``.
+    max_bytes : int
+        Image files larger than this count as unreadable.
 
     Returns
     -------
@@ -112,6 +116,7 @@ def read_catalog(
     paths = [str(c) for c in manifest.columns["path"]]
     safe = _check_paths(paths, problems)
     source = _source(manifest, safe, images)
+    source.max_bytes = max_bytes
     _check_files(source, safe, manifest, problems)
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)

@@ -21,8 +21,9 @@ from typing import Any
 from retailtag.catalog.unpack import Members, plain_tar
 from retailtag.errors import DataError, UnreadableImage
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 256 << 20
 MISSING = "is missing"
+LINK = "is a link that leaves the folder; put the file itself there"
 LINKED = (
     "lies behind a link that leaves the folder; give the real folder as --images "
     "(paths are relative to it)"
@@ -35,6 +36,10 @@ def clean_path(path: str) -> str:
     return str(PurePosixPath(path)) if "./" in path or "//" in path else path
 
 
+_PACK = "pack the archive again"
+_MEND = "mend the file or its permissions, or leave it out"
+
+
 class PathImages:
     """What the sources share: paths by row, and faults known beforehand.
 
@@ -44,12 +49,18 @@ class PathImages:
         The folder or archive.
     paths : sequence of str
         Path of each image inside it, by row.
+
+    Attributes
+    ----------
+    max_bytes : int
+        Larger files are refused before they are read; `MAX_BYTES` until another is set.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         self.root = Path(root)
         self.paths = tuple(clean_path(p) for p in paths)
         self.faults: dict[int, str] = {}
+        self.max_bytes = MAX_BYTES
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -72,6 +83,13 @@ class PathImages:
 
     def _read(self, index: int) -> bytes:
         raise NotImplementedError
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise UnreadableImage(
+                f"has {size:,} bytes, above the limit of {self.max_bytes:,}; scale it down or "
+                "raise --max-bytes"
+            )
 
 
 class FolderImages(PathImages):
@@ -109,8 +127,11 @@ class FolderImages(PathImages):
 
     def _fault(self, entry: os.DirEntry[str], folder: str) -> str:
         if entry.is_symlink() and not self._inside(f"{folder}/{entry.name}"):
-            return "is a link that leaves the folder"
-        return "" if entry.is_file() else "is no file"
+            return LINK
+        try:
+            return "" if entry.is_file() else "is no file"
+        except OSError as error:  # a link to itself, say
+            return f"cannot be opened ({error.strerror})"
 
     def _inside(self, path: str) -> bool:
         try:
@@ -122,19 +143,22 @@ class FolderImages(PathImages):
     def _read(self, index: int) -> bytes:
         path = self.paths[index]
         if not self._inside(path):
-            raise UnreadableImage("is a link that leaves the folder")
+            raise UnreadableImage(LINK)
         try:
             fd = os.open(f"{self._real}/{path}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise UnreadableImage(f"cannot be opened ({error.strerror})") from error
+            raise UnreadableImage(f"cannot be opened ({error.strerror}); {_MEND}") from error
         with os.fdopen(fd, "rb") as handle:
             status = os.fstat(handle.fileno())
-            if not S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-                raise UnreadableImage(f"is no file of at most {MAX_BYTES >> 20} MiB")
+            if not S_ISREG(status.st_mode):
+                raise UnreadableImage("is no file; put an image there or leave it out")
+            self._check_size(status.st_size)
             try:
-                return handle.read()
+                data = handle.read(self.max_bytes + 1)  # it may grow meanwhile
             except OSError as error:
-                raise UnreadableImage(f"cannot be read ({error.strerror})") from error
+                raise UnreadableImage(f"cannot be read ({error.strerror}); {_MEND}") from error
+        self._check_size(len(data))
+        return data
 
 
 class _RandomAccess:
@@ -153,14 +177,12 @@ class _RandomAccess:
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at `offset`; raises `UnreadableImage` if there are fewer than `size`."""
-        if size > MAX_BYTES:
-            raise UnreadableImage(f"is larger than {MAX_BYTES >> 20} MiB")
         try:
             data = os.pread(self._fd, size, offset)
         except OSError as error:
-            raise UnreadableImage(f"cannot be read ({error.strerror})") from error
+            raise UnreadableImage(f"cannot be read ({error.strerror}); {_MEND}") from error
         if len(data) != size:
-            raise UnreadableImage("breaks off: the archive ends inside it")
+            raise UnreadableImage("breaks off: the archive ends inside it; fetch the archive again")
         return data
 
 
@@ -181,7 +203,9 @@ class TarImages(PathImages):
         self._spans, self.faults = _locate(self.paths, members)
 
     def _read(self, index: int) -> bytes:
-        return self._file.read(*self._spans[index])
+        offset, size = self._spans[index]
+        self._check_size(size)
+        return self._file.read(offset, size)
 
 
 def _locate(paths: Sequence[str], members: Members) -> tuple[list[tuple[int, int]], dict[int, str]]:
@@ -217,16 +241,17 @@ class ZipImages(PathImages):
 
     def _read(self, index: int) -> bytes:
         info = self._infos[index]
+        self._check_size(max(info.file_size, info.compress_size))
         header = self._file.read(info.header_offset, 30)
         if header[:4] != b"PK\x03\x04":
-            raise UnreadableImage("is damaged (no local header in the archive)")
+            raise UnreadableImage(f"is damaged (no local header in the archive); {_PACK}")
         # The local header repeats the name and has its own extra field, of its own length.
         name, extra = struct.unpack("<HH", header[26:30])
         data = self._file.read(info.header_offset + 30 + name + extra, info.compress_size)
         if info.compress_type == zipfile.ZIP_DEFLATED:
             data = _inflate(data, info.file_size)
         if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise UnreadableImage("is damaged (checksum of the archive differs)")
+            raise UnreadableImage(f"is damaged (checksum of the archive differs); {_PACK}")
         return data
 
 
@@ -235,7 +260,7 @@ def _inflate(data: bytes, size: int) -> bytes:
     try:
         return zlib.decompressobj(-15).decompress(data, size + 1)
     except zlib.error as error:
-        raise UnreadableImage(f"is damaged ({error})") from error
+        raise UnreadableImage(f"is damaged ({error}); {_PACK}") from error
 
 
 def _zip_fault(info: zipfile.ZipInfo) -> str:
@@ -248,7 +273,7 @@ def _zip_fault(info: zipfile.ZipInfo) -> str:
         return "is encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "has a compression other than deflate"
-    return f"is larger than {MAX_BYTES >> 20} MiB" if info.file_size > MAX_BYTES else ""
+    return ""
 
 
 class ParquetImages(PathImages):
@@ -307,7 +332,8 @@ class ParquetImages(PathImages):
         if isinstance(value, dict):
             value = value["bytes"]
         if not isinstance(value, bytes):
-            raise UnreadableImage("has no bytes in the Parquet file")
+            raise UnreadableImage("has no bytes in the Parquet file; fill the row or leave it out")
+        self._check_size(len(value))
         return value
 
     def _group(self, number: int) -> Any:
@@ -322,7 +348,9 @@ class ParquetImages(PathImages):
                     with pq.ParquetFile(path) as file:
                         table = file.read_row_group(group, columns=[self.column])
                 except (OSError, pa.ArrowException) as error:
-                    raise UnreadableImage(f"cannot be read from {path.name} ({error})") from error
+                    raise UnreadableImage(
+                        f"cannot be read from {path.name} ({error}); fetch that file again"
+                    ) from error
                 self._groups[number] = table.column(0).combine_chunks()
             self._groups.move_to_end(number)
             while len(self._groups) > self.KEPT:

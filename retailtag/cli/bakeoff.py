@@ -13,6 +13,7 @@ from retailtag.cli.options import (
     CUTOFFS,
     GRID,
     HEADS,
+    MAX_BYTES,
     MAX_PIXELS,
     REPLICATES,
     AllowTruncatedOption,
@@ -33,6 +34,7 @@ from retailtag.cli.options import (
     ImagesOption,
     JsonOption,
     LrOption,
+    MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
     QuietOption,
@@ -95,6 +97,7 @@ def bakeoff(
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     allow_truncated: AllowTruncatedOption = False,
     replicates: ReplicatesOption = REPLICATES,
     device: DeviceOption = "auto",
@@ -140,7 +143,11 @@ def bakeoff(
         seed=seed,
     )
     catalog = read_catalog(
-        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+        catalogue,
+        attributes=args,
+        images=images,
+        cutoffs=GroupCutoffs.parse(cutoffs),
+        max_bytes=max_bytes,
     )
     if plan:
         _show_plan(output, plan_bakeoff(catalog, settings))

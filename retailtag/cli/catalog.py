@@ -10,12 +10,14 @@ import typer
 
 from retailtag.cli.options import (
     CUTOFFS,
+    MAX_BYTES,
     MAX_PIXELS,
     AttributesOption,
     CatalogArgument,
     CutoffsOption,
     ImagesOption,
     JsonOption,
+    MaxBytesOption,
     MaxPixelsOption,
     QuietOption,
     SeedOption,
@@ -45,9 +47,11 @@ def check(
     images: ImagesOption = None,
     cutoffs: CutoffsOption = CUTOFFS,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that decode images; default: one a core."),
     ] = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -65,6 +69,7 @@ def check(
         attributes=split_list(attributes),
         images=images,
         cutoffs=GroupCutoffs.parse(cutoffs),
+        max_bytes=max_bytes,
     )
     report = check_catalog(
         catalog, workers=workers, progress=output.progress, max_pixels=max_pixels

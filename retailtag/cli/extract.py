@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from retailtag.cli.options import (
+    MAX_BYTES,
     MAX_PIXELS,
     AllowTruncatedOption,
     AttributesOption,
@@ -20,6 +21,7 @@ from retailtag.cli.options import (
     FeaturesOption,
     ImagesOption,
     JsonOption,
+    MaxBytesOption,
     MaxPixelsOption,
     QuietOption,
     WeightsOption,
@@ -64,6 +66,7 @@ def extract(
         ),
     ] = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     allow_truncated: AllowTruncatedOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -77,7 +80,9 @@ def extract(
     output = Output(json, quiet)
     part = ALL if shard is None else Part.parse(shard)
     local = weights_by_backbone(weights, backbone)
-    catalog = read_catalog(catalogue, attributes=split_list(attributes), images=images)
+    catalog = read_catalog(
+        catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
+    )
     device = resolve_device(device)
     summaries = [
         extract_features(

@@ -9,6 +9,7 @@ import typer
 
 from retailtag.cli.options import (
     CUTOFFS,
+    MAX_BYTES,
     MAX_PIXELS,
     AllowTruncatedOption,
     AttributesOption,
@@ -26,6 +27,7 @@ from retailtag.cli.options import (
     ImagesOption,
     JsonOption,
     LrOption,
+    MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
     QuietOption,
@@ -74,6 +76,7 @@ def finetune(
     objective: ObjectiveOption = "f1",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_bytes: MaxBytesOption = MAX_BYTES,
     allow_truncated: AllowTruncatedOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -107,7 +110,11 @@ def finetune(
     resolve_id(backbone)  # refuses A+B before its probe is missed
     fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))
     catalog = read_catalog(
-        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
+        catalogue,
+        attributes=args,
+        images=images,
+        cutoffs=GroupCutoffs.parse(cutoffs),
+        max_bytes=max_bytes,
     )
     local = weights_by_backbone(weights, [backbone]).get(backbone)
     model = load_backbone(backbone, weights=local, device=device)

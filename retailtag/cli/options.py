@@ -17,6 +17,7 @@ HEADS = "logistic,ridge,knn,text"
 FULL_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
 CUTOFFS = "50,500"
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 256 << 20
 REPLICATES = 2000
 PERMUTATIONS = 2000
 
@@ -74,7 +75,10 @@ DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Embeddings stored as float32, or float16 at half the size.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", help="Threads that load images; default: one a core.")
+    int | None,
+    typer.Option(
+        "--workers", help="Processes that decode images; default: one a core; 0: only this one."
+    ),
 ]
 MaxPixelsOption = Annotated[
     int, typer.Option("--max-pixels", min=1, help="Larger images count as unreadable.")
@@ -84,6 +88,9 @@ AllowTruncatedOption = Annotated[
     typer.Option(
         "--allow-truncated", help="Accept JPEG files that end early; their features lie apart."
     ),
+]
+MaxBytesOption = Annotated[
+    int, typer.Option("--max-bytes", min=1, help="Larger image files count as unreadable.")
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]

@@ -116,7 +116,8 @@ def extract(
     batch_size : int
         Images a forward pass, 1 to 1024.
     workers : int or None
-        Loading threads; None: one a core, at most 16. 0: load in the calling thread.
+        Loading threads, each with a process that decodes; None: one a core, at most 16. 0: load
+        in the calling thread.
     dtype : str
         Stored dtype, ``float32`` or ``float16``; part of the identity.
     strict : bool

@@ -64,7 +64,7 @@ def test_batches_keep_the_order_and_name_every_failure(workers, batch_size):
             assert sha256 == hashlib.sha256(data[row]).hexdigest()
     failures = {f.row: f for b in batches for f in b.failures}
     assert failures[3] == Failure(3, None, "no such file")
-    assert failures[7].reason == "is empty (0 bytes)"
+    assert failures[7].reason == "is empty (0 bytes); fetch it again"
     assert failures[8].sha256 == hashlib.sha256(data[8]).hexdigest()
     assert len(failures) == 3
 

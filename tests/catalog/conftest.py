@@ -1,6 +1,8 @@
 """Small images in every container, and a catalogue made of them."""
 
+import importlib.util
 import io
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -74,3 +76,20 @@ def manifest(shop):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_corpus():
+    """The function of `corpus.py` that makes all classes of odd files from a seed."""
+    spec = importlib.util.spec_from_file_location(
+        "image_corpus", Path(__file__).with_name("corpus.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.classes
+
+
+@pytest.fixture(scope="session")
+def corpus(make_corpus):
+    return make_corpus()

@@ -42,7 +42,7 @@ def test_counts_and_oddities(odd_shop, workers):
     assert report.groups == {"tail": 14, "common": 0, "frequent": 0}
     assert report.tags_per_image["max"] == 12
     assert [(u.image_id, u.reason) for u in report.unreadable] == [
-        ("images/5", "is a web page, not an image")
+        ("images/5", "is a web page, not an image; fetch it again")
     ]
     assert [d.image_ids for d in report.duplicates_across] == [("images/0", "images/4")]
     assert report.duplicates_across[0].same_labels

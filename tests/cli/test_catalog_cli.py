@@ -55,10 +55,11 @@ def test_check_json_is_one_object(run, shop):
 
 def test_check_names_unreadable_images_and_ends_with_bad_data(run, shop):
     (shop / "7.png").write_bytes(b"")
-    result = run("check", shop)
+    result = run("check", shop, "--json")
     assert result.exit_code == EXIT_BAD_DATA
-    assert "is empty (0 bytes)" in result.stdout
-    assert "7.png" in result.stdout
+    (found,) = json.loads(result.stdout)["unreadable"]
+    assert found["place"].endswith("7.png")
+    assert found["reason"] == "is empty (0 bytes); fetch it again"
 
 
 def test_split_writes_a_catalogue_of_exact_sizes(run, shop):

@@ -1,0 +1,158 @@
+"""What a decoding process does: take bytes, answer with pixels, until its owner is gone.
+
+Owner and process share a file in memory for what is long and a socket for what is short. The
+answer holds no pickle: a codec that a hostile file took over can send wrong pixels, but nothing
+that the owner would run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import socket
+import struct
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.decode import decode_image
+from retailtag.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pixels = NDArray[np.uint8]
+PixelFn = Callable[["Image.Image"], Pixels]
+
+READY, PIXELS, UNREADABLE, DEFECT = range(4)  # what an answer is
+IDLE_SECONDS = 60.0  # without a job for so long, the process makes room
+_JOB = struct.Struct("<QQ?I")
+_ANSWER = struct.Struct("<BQ3I")
+
+
+class Job(NamedTuple):
+    """A file to decode: the first `size` bytes of the shared file."""
+
+    size: int
+    max_pixels: int
+    allow_truncated: bool
+    last_step: bytes  # pickled `PixelFn`; empty: none
+
+    def send(self, to: socket.socket) -> None:
+        """Send it to the process."""
+        size, max_pixels, allow_truncated, step = self
+        to.sendall(_JOB.pack(size, max_pixels, allow_truncated, len(step)) + step)
+
+    @classmethod
+    def receive(cls, source: socket.socket) -> Job:
+        """Wait for one; raises `EOFError` or `TimeoutError`."""
+        size, max_pixels, allow_truncated, n = _JOB.unpack(_receive(source, _JOB.size))
+        return cls(size, max_pixels, allow_truncated, _receive(source, n))
+
+
+class Answer(NamedTuple):
+    """What became of a file: the first `size` bytes of the shared file, and what they are."""
+
+    kind: int
+    size: int = 0
+    shape: tuple[int, ...] = (0, 0, 0)  # of pixels
+
+    def send(self, to: socket.socket) -> None:
+        """Send it to the owner."""
+        to.sendall(_ANSWER.pack(self.kind, self.size, *self.shape))
+
+    @classmethod
+    def receive(cls, source: socket.socket) -> Answer:
+        """Wait for one; raises `EOFError` or `TimeoutError`."""
+        kind, size, *shape = _ANSWER.unpack(_receive(source, _ANSWER.size))
+        return cls(kind, size, tuple(shape))
+
+
+def _receive(source: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = source.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def put(shared: int, body: bytes | memoryview) -> int:
+    """Write a body at the start of the shared file; its size in bytes."""
+    view, at = memoryview(body).cast("B"), 0
+    while at < len(view):
+        at += os.pwrite(shared, view[at:], at)
+    return at
+
+
+def get(shared: int, size: int) -> bytes:
+    """The first `size` bytes of the shared file, or fewer if there are fewer."""
+    parts, at = [], 0
+    while at < size and (part := os.pread(shared, size - at, at)):
+        parts.append(part)
+        at += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def serve(descriptor: int, shared: int) -> None:
+    """Answer jobs until the socket closes or nothing comes for `IDLE_SECONDS`.
+
+    Parameters
+    ----------
+    descriptor, shared : int
+        File descriptors of this process's end of the socket and of the shared file.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
+    warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
+    _first_to_be_killed()
+    gone = (EOFError, ConnectionError, TimeoutError)
+    with socket.socket(fileno=descriptor) as owner, suppress(*gone):
+        owner.settimeout(IDLE_SECONDS)
+        Answer(READY).send(owner)
+        while True:
+            _answer(Job.receive(owner), shared).send(owner)
+
+
+def _first_to_be_killed() -> None:
+    """Have Linux, when memory runs out, kill this process and not the run that owns it."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+
+
+def _answer(job: Job, shared: int) -> Answer:
+    data = get(shared, job.size)
+    try:
+        image = decode_image(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
+        pixels = _step(job.last_step)(image) if job.last_step else np.asarray(image)
+    except UnreadableImage as error:
+        return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
+    except Exception:  # noqa: BLE001 - the owner raises it
+        return Answer(DEFECT, put(shared, traceback.format_exc().encode(errors="replace")))
+    return Answer(PIXELS, put(shared, np.ascontiguousarray(pixels).data), pixels.shape)
+
+
+@lru_cache(maxsize=8)
+def _step(pickled: bytes) -> PixelFn:
+    step: PixelFn = pickle.loads(pickled)  # noqa: S301 - the owner's own
+    return step
+
+
+def command(path: list[str], descriptor: int, shared: int) -> list[str]:
+    """Arguments after the interpreter that start `serve` with the owner's module path.
+
+    Isolated (``-I``), so that no module is taken from the folder that the owner runs in: it may
+    be a stranger's catalogue.
+    """
+    start = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    run = f"from {__name__} import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    return ["-I", "-c", start + run, json.dumps(path), str(descriptor), str(shared)]

@@ -1,0 +1,172 @@
+"""The header of an image file, read and judged before any pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from retailtag.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# EPS and its like are absent on purpose: they run an interpreter. HEIF comes from pillow-heif.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM",
+    "ICO",
+)  # fmt: skip
+
+# What Pillow's parsers raise on damaged bytes, warnings-as-errors included.
+PARSER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ArithmeticError,
+    LookupError, TypeError, AttributeError, RuntimeError, MemoryError, AssertionError, Warning,
+)  # fmt: skip
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ICO = b"\0\0\1\0"
+_OURS = (_JPEG, _PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", _ICO)
+
+_NOT_IMAGES = {
+    b"<!doctype": "a web page", b"<html": "a web page", b"<?xml": "XML", b"{": "JSON",
+    b"pk\3\4": "a zip archive", b"\x1f\x8b": "a gzip archive", b"rar!": "a RAR archive",
+}  # fmt: skip
+_OTHER_FORMATS = {
+    b"<svg": "SVG", b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "a Photoshop file",
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjxl ": "JPEG XL",
+}  # fmt: skip
+_BRANDS = {
+    b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"hevc": "HEIF",
+    b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF", b"msf1": "HEIF",
+}  # fmt: skip
+_NEEDS = {
+    "AVIF": "which Pillow reads from 11.3 on; update it",
+    "HEIF": "which needs the package pillow-heif; install that",
+}
+
+AGAIN = "fetch it again"
+_CONVERT = "convert it to JPEG or PNG"
+_OR_ACCEPT = "or accept what there is with --allow-truncated"
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Image whose header was read and whose pixels were not.
+
+    Raises
+    ------
+    UnreadableImage
+        If the bytes are no image of the formats read, or declare more than `max_pixels` pixels,
+        or more than Pillow's own guard allows.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise UnreadableImage(f"is empty (0 bytes); {AGAIN}")
+    for width, height in _icon_sizes(data):
+        _check_size(width, height, max_pixels)
+    try:
+        image = Image.open(io.BytesIO(data), formats=known_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(
+            "declares more pixels than Pillow's guard allows; scale it down"
+        ) from error
+    except UnidentifiedImageError:
+        raise UnreadableImage(_unknown(data)) from None
+    except PARSER_ERRORS as error:
+        raise UnreadableImage(damage(error, data)) from error
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImage(
+            f"declares {width} x {height} pixels, above the limit of {max_pixels:,}; scale it "
+            "down or raise --max-pixels"
+        )
+    if width * height == 0:
+        raise UnreadableImage(f"has no pixels ({width} x {height}); {AGAIN}")
+
+
+@lru_cache(maxsize=1)
+def known_formats() -> tuple[str, ...]:
+    """The formats that this Pillow and its plugins read."""
+    from PIL import Image
+
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of every image in an icon, which Pillow decodes on opening."""
+    if not data.startswith(_ICO):
+        return
+    for entry in range(int.from_bytes(data[4:6], "little")):
+        at = int.from_bytes(data[18 + 16 * entry : 22 + 16 * entry], "little")
+        head = data[at : at + 24]
+        if len(head) < 24:
+            return
+        if head.startswith(_PNG):
+            yield struct.unpack(">II", head[16:24])
+        else:
+            width, height = struct.unpack("<ii", head[4:12])
+            yield abs(width), abs(height) // 2  # the picture and, below it, its mask
+
+
+def _unknown(data: bytes) -> str:
+    """What bytes are that no parser takes, and the remedy."""
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, what in _NOT_IMAGES.items():
+        if head.startswith(start):
+            return f"is {what}, not an image; {AGAIN}"
+    for start, what in _OTHER_FORMATS.items():
+        if head.startswith(start):
+            return f"is {what}, which retailtag does not read; {_CONVERT}"
+    kind = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if kind and kind not in known_formats():
+        return f"is {kind}, {_NEEDS[kind]} or {_CONVERT}"
+    if kind or data.startswith(_OURS) or _is_webp(data):
+        return f"is damaged (its header cannot be read); {AGAIN}"
+    return f"is of no image format that retailtag reads; {AGAIN} or {_CONVERT}"
+
+
+def _is_webp(data: bytes) -> bool:
+    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+
+
+def damage(error: BaseException, data: bytes) -> str:
+    """One sentence for what a parser raised over `data`, and the remedy."""
+    if isinstance(error, MemoryError):
+        return "does not fit into memory; scale it down"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "truncated" in text.lower() or is_cut_off(data):
+        return f"is truncated; {AGAIN}" + f" {_OR_ACCEPT}" * data.startswith(_JPEG)
+    return f"is damaged ({text}); {AGAIN}"
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether a PNG or WebP ends before the end that its own structure declares.
+
+    Notes
+    -----
+    Pillow decodes a PNG that breaks off behind its last pixels. Chunk lengths are walked, chunk
+    bodies are not read: microseconds an image.
+    """
+    if _is_webp(data):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if not data.startswith(_PNG):
+        return False
+    at = len(_PNG)
+    while data[at + 4 : at + 8] != b"IEND":
+        if at + 12 > len(data):
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return at + 12 > len(data)
