@@ -156,7 +156,8 @@ def gc(
     """Free what no catalogue given here uses; asks first, and off a terminal needs --yes.
 
     Dropped are rows of images that are in none of the catalogues, or there with other bytes;
-    entries that a later one of the same image replaces; and files that a killed run left behind.
+    entries that a later one of the same image replaces; files that a killed run left behind, and
+    damaged ones that were set aside.
     Whole stores go only by --stores.
     """
     from retailtag.pipeline.collect import plan_collection

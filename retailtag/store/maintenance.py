@@ -80,7 +80,7 @@ class Waste:
     n_superseded : int
         Entries that a later one of the same image replaces.
     n_leftovers : int
-        Temporary files of killed writers.
+        Temporary files of killed writers, and damaged files that were set aside.
     n_rewritten, n_removed : int
         Shards that lose some of their entries, and shards that lose all.
     n_bytes : int
@@ -173,8 +173,8 @@ def _kept(index: Index, is_used: IsUsed) -> dict[str, set[str]]:
 
 
 def _leftovers(store: FeatureStore) -> list[Path]:
-    """Temporary files that a killed writer left behind."""
-    return sorted(store.path.glob(".*.part"))
+    """Temporary files that a killed writer left behind, and damaged ones that were set aside."""
+    return sorted([*store.path.glob(".*.part"), *store.path.glob("*.damaged")])
 
 
 def _n_bytes(files: Iterable[Path]) -> int:

@@ -156,10 +156,11 @@ def test_leftovers_are_counted_and_removed(tmp_path, world):
     store = write_history(tmp_path, world.spec(), [(0, 0, True, False)])
     (store.path / ".spec.json.x.part").write_bytes(b"12345")
     (store.path / ".shard-000001.h5.x.part").write_bytes(b"123")
+    (store.path / "shard-000001.h5.damaged").write_bytes(b"1234")
     waste = find_waste(store, lambda i, sha: True)
-    assert (waste.n_leftovers, waste.n_bytes, waste.n_unused) == (2, 8, 0)
-    assert collect(store, lambda i, sha: True) == 8
-    assert not list(store.path.glob(".*.part"))
+    assert (waste.n_leftovers, waste.n_bytes, waste.n_unused) == (3, 12, 0)
+    assert collect(store, lambda i, sha: True) == 12
+    assert not [*store.path.glob(".*.part"), *store.path.glob("*.damaged")]
 
 
 def test_the_seconds_of_what_stays_stay(tmp_path, world):
