@@ -16,7 +16,6 @@ from torch import Tensor
 
 from retailtag.probes.rotated import Rotated
 
-COVERED = 0.9999  # share of a tag's curvature that is exact; the rest is left to the diagonal
 STRIPE = 256  # columns of a Gram matrix made at once
 FEW = 16  # tags up to which a CPU takes images by tags faster than tags by images
 JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal, the least that is enough is added
@@ -46,8 +45,12 @@ class Sums:
     @classmethod
     def zero(cls, n_tags: int, like: Tensor, dim: int) -> Sums:
         """Sums over no image."""
-        scalar = like.new_zeros(n_tags)
-        return cls(scalar.double(), like.new_zeros(n_tags, dim + 1), scalar, scalar.clone())
+        return cls(
+            loss=like.new_zeros(n_tags, dtype=torch.float64),
+            slope=like.new_zeros(n_tags, dim + 1),
+            weight=like.new_zeros(n_tags),
+            spread=like.new_zeros(n_tags),
+        )
 
     def take(self, rows: Tensor) -> Sums:
         """Only the tags in `rows`."""
@@ -193,12 +196,13 @@ class Problem:
         b = 1 / (C * self.curvature * self.total)
         return torch.cat([w, b[:, None]], dim=1)
 
-    def hessian_factors(self, u: Tensor, C: Tensor, size: int) -> Tensor:
+    def hessian_factors(self, u: Tensor, C: Tensor, size: int, covered: float) -> Tensor:
         """Cholesky factors (tags, dim + 1, dim + 1) of the tags' Hessians, nearly.
 
-        The curvature p(1-p) at logits u (tags, n_images) is exact for the `size` images that have
-        most of it. That of the others is spread over them all, where the Hessian is diagonal in
-        this basis. Rare tags have nearly all their curvature in few images.
+        The curvature p(1-p) at logits u (tags, n_images) is exact for the images that have most of
+        it: as many as make up the share `covered`, at most `size`. That of the others is spread
+        over them all, where the Hessian is diagonal in this basis. Rare tags have nearly all their
+        curvature in few images.
         """
         q = torch.sigmoid(self.away * u)
         weight = q.mul_(1 - q)
@@ -206,8 +210,8 @@ class Problem:
             weight = weight * self.mass
         top, rows = torch.topk(weight, min(size, weight.shape[1]), dim=1)
         total = weight.sum(dim=1)
-        covered = top.cumsum(dim=1) - top < COVERED * total[:, None]
-        much = int(covered.any(dim=0).sum())
+        needed = top.cumsum(dim=1) - top < covered * total[:, None]
+        much = int(needed.any(dim=0).sum())
         top, rows = top[:, :much], rows[:, :much]
         rest = C * (total - top.sum(dim=1)).clamp_min(0)
         A = torch.cat([self.features.rows(rows), torch.ones_like(top)[:, :, None]], dim=2)

@@ -16,6 +16,8 @@ STALE = 3.5  # ratio of strengths from which a factored Hessian is made anew
 RENEW = 8  # iterations between two factorings
 NEWTON = 12  # iterations after which every step is Newton's, from its own factoring
 WIDER = 4  # times the images that those factorings may take
+COVERED = 0.9999  # share of a tag's curvature that a factoring has exactly
+IMAGES = 100_000_000  # numbers of features that an exact factoring takes at once: 0.8 GB
 FACTORS = 400_000_000  # numbers of factored Hessians kept: 1.6 GB
 
 
@@ -27,8 +29,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 class Guess(Protocol):
     """First guess of the inverse Hessian of each tag."""
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
-        """Follow the tags, whose rows make up `problem`, to their logits u (tags, n_images)."""
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
+        """Follow the tags, whose rows make up `problem`, to their logits u (tags, n_images).
+
+        Returns whether the guess is made for these logits, so that pairs would mislead it.
+        """
+        ...
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
         """Inverse Hessian times q, (tags, dim + 1)."""
@@ -41,8 +47,9 @@ class Diagonal:
 
     inverse: Tensor
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
         """Stays as it is."""
+        return False
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
         """See `Guess.apply`."""
@@ -59,28 +66,36 @@ class Factors:
     n_tags : int
         In the batch.
     device : torch.device
+    exact : bool
+        Newton's method from the first step on, with the curvature of as many images as there is
+        room for.
     """
 
-    def __init__(self, dim: int, n_tags: int, device: torch.device) -> None:
+    def __init__(self, dim: int, n_tags: int, device: torch.device, *, exact: bool = False) -> None:
+        self.exact = exact
         self.size = max(4 * dim, 1000)
         self.capacity = max(FACTORS // (dim + 1) ** 2, 1)
         self.dim, self.device = dim, device
         self.factor: OrderedDict[int, Tensor] = OrderedDict()
         self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
         """Factor anew what is stale or was given up for want of room."""
+        newton = self.exact or step >= NEWTON
         for tag in tags.tolist():
             if tag in self.factor:
                 self.factor.move_to_end(tag)
         stale = self.made_at[tags] * STALE < C
-        if step >= NEWTON or (step and step % RENEW == 0):
+        if newton or (step and step % RENEW == 0):
             stale[:] = True
-        size = self.size * WIDER if step >= NEWTON else self.size
+        size, covered = self.size * WIDER if newton else self.size, COVERED
+        if self.exact:
+            size, covered = max(size, IMAGES // (self.dim + 1)), 1.0
         for rows in torch.nonzero(stale).flatten().split(self._at_once(size)):
-            made = problem.keep(rows).hessian_factors(u[rows], C[rows], size)
+            made = problem.keep(rows).hessian_factors(u[rows], C[rows], size, covered)
             self._remember(tags[rows].tolist(), made)
         self.made_at[tags[stale]] = C[stale].double()
+        return newton
 
     def _at_once(self, size: int) -> int:
         """Tags to factor together: a CPU takes one at a time, a GPU wants many small ones."""

@@ -34,7 +34,7 @@ from retailtag.probes.fits import (
     statuses,
 )
 from retailtag.probes.problem import Problem, Sums
-from retailtag.probes.quasi_newton import NEWTON, Diagonal, Factors, Guess, Memory, dot
+from retailtag.probes.quasi_newton import Diagonal, Factors, Guess, Memory, dot
 from retailtag.probes.rotated import Rotated
 from retailtag.probes.rows import FeatureRows
 from retailtag.progress import Advance, nobody
@@ -240,7 +240,7 @@ class _Path:
         exact = _State.at(problem, state.x[tags].double())
         exact.steps += state.steps[tags]
         everyone = torch.arange(len(tags), device=tags.device)
-        factors = Factors(problem.features.V.shape[0], len(tags), tags.device)
+        factors = Factors(problem.features.V.shape[0], len(tags), tags.device, exact=True)
         fresh = Memory.nothing(exact.x)
         for some in everyone.split(factors.capacity):
             _descend(problem, exact, fresh, some, C, factors, self.tol, self.max_iter)
@@ -280,8 +280,7 @@ def _descend(
             memory = memory.take(going)
         if not len(tags):
             break
-        guess.renew(problem, tags, state.u, C, step)
-        if step >= NEWTON:  # what was learned from far away misleads a factor made here
+        if guess.renew(problem, tags, state.u, C, step):
             memory.forget()
         g, slope = _gradient(state, C), state.sums.slope
         d = _downhill(memory.direction(g, C, guess, tags), g)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retailtag.probes.problem import FEW, _logits, _softplus
+from retailtag.probes.problem import FEW, Problem, _logits, _softplus
+from retailtag.probes.rotated import Rotated
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -22,3 +23,49 @@ def test_logits_are_the_same_in_either_order_of_the_product(n_tags):
     found = _logits(torch.from_numpy(x), torch.from_numpy(Z))
     np.testing.assert_allclose(found, x[:, :-1] @ Z.T + x[:, -1:], rtol=1e-12, atol=1e-12)
     assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_are_those_of_the_logits(dtype):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((50, 4)).astype(np.float32)
+    Y = rng.choice([1, 0, -1], (50, 3)).astype(np.int8)
+    features = Rotated.make(X, None, torch.device("cpu"), 1 << 20)
+    problem = Problem.make(features, Y, None, np.ones(3))
+    x = torch.from_numpy(rng.standard_normal((3, 5)).astype(np.float32))
+    if dtype == torch.float64:
+        problem, x = problem.double(), x.double()
+    u = torch.empty_like(problem.away)
+    sums = problem.sums(None, x, u)
+
+    Z, norms = features.Z.double().numpy(), features.norms.double().numpy()
+    known = (Y >= 0).T
+    logits = x[:, :-1].double().numpy() @ Z.T + x[:, -1:].double().numpy()
+    p = 1 / (1 + np.exp(-logits))
+    wrong = np.where(Y.T == 1, -logits, logits)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for found, expected in [
+        (u, logits),
+        (sums.loss, (known * np.logaddexp(0, wrong)).sum(1)),
+        (sums.slope[:, :-1], (known * (p - (Y.T == 1))) @ Z),
+        (sums.slope[:, -1], (known * (p - (Y.T == 1))).sum(1)),
+        (sums.weight, (known * p * (1 - p)).sum(1)),
+        (sums.spread, (known * p * (1 - p)) @ norms),
+    ]:
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_factors_of_all_curvature_are_those_of_the_hessian():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 4)).astype(np.float32)
+    Y = rng.integers(0, 2, (60, 2)).astype(np.int8)
+    features = Rotated.make(X, None, torch.device("cpu"), 1 << 20)
+    problem, C = Problem.make(features, Y, None, np.ones(2)).double(), torch.tensor([0.3, 40.0])
+    u = torch.from_numpy(rng.standard_normal((2, 60)))
+    L = problem.hessian_factors(u, C.double(), 60, 1.0).tril().numpy()
+
+    p = 1 / (1 + np.exp(-u.numpy()))
+    Z = np.column_stack([features.Z.double().numpy(), np.ones(60)])
+    for tag, c in enumerate(C.tolist()):
+        H = c * (Z.T * (p[tag] * (1 - p[tag]))) @ Z + np.diag([1.0] * 4 + [0.0])
+        np.testing.assert_allclose(L[tag] @ L[tag].T, H, rtol=1e-5)

@@ -33,6 +33,20 @@ def test_objective_reaches_the_reference_within_its_own_bound(world):
             assert fits.gap[k, tag] <= 1e-4
 
 
+def test_what_is_solved_in_float64_states_its_own_objective(world):
+    X, Y = world
+    X = X * np.geomspace(1e-2, 1e2, X.shape[1], dtype=np.float32)  # too unlike for float32
+    fits = fit_probes(X, Y, GRID)
+    for k, C in enumerate(GRID):
+        for tag, labels in enumerate(Y.T):
+            known = labels >= 0
+            if fits.status[k, tag] == SINGLE_CLASS:
+                continue
+            head = fits.weight[k, tag], fits.bias[k, tag]
+            true = reference.objective(*head, X[known], labels[known], C)
+            assert fits.objective[k, tag] == pytest.approx(true, rel=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(20, 200),
