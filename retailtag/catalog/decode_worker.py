@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import resource
 import socket
 import struct
 import traceback
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +24,11 @@ from numpy.typing import NDArray
 from retailtag.catalog.decode import decode_image
 from retailtag.errors import UnreadableImage
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 Pixels = NDArray[np.uint8]
-PixelFn = Callable[["Image.Image"], Pixels]
 
 READY, PIXELS, UNREADABLE, DEFECT = range(4)  # what an answer is
 IDLE_SECONDS = 60.0  # without a job for so long, the process makes room
-_JOB = struct.Struct("<QQ?I")
+_JOB = struct.Struct("<QQ?")
 _ANSWER = struct.Struct("<BQ3I")
 
 
@@ -45,18 +38,15 @@ class Job(NamedTuple):
     size: int
     max_pixels: int
     allow_truncated: bool
-    last_step: bytes  # pickled `PixelFn`; empty: none
 
     def send(self, to: socket.socket) -> None:
         """Send it to the process."""
-        size, max_pixels, allow_truncated, step = self
-        to.sendall(_JOB.pack(size, max_pixels, allow_truncated, len(step)) + step)
+        to.sendall(_JOB.pack(*self))
 
     @classmethod
     def receive(cls, source: socket.socket) -> Job:
         """Wait for one; raises `EOFError` or `TimeoutError`."""
-        size, max_pixels, allow_truncated, n = _JOB.unpack(_receive(source, _JOB.size))
-        return cls(size, max_pixels, allow_truncated, _receive(source, n))
+        return cls(*_JOB.unpack(_receive(source, _JOB.size)))
 
 
 class Answer(NamedTuple):
@@ -133,18 +123,12 @@ def _answer(job: Job, shared: int) -> Answer:
     data = get(shared, job.size)
     try:
         image = decode_image(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
-        pixels = _step(job.last_step)(image) if job.last_step else np.asarray(image)
+        pixels = np.asarray(image)
     except UnreadableImage as error:
         return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
     except Exception:  # noqa: BLE001 - the owner raises it
         return Answer(DEFECT, put(shared, traceback.format_exc().encode(errors="replace")))
-    return Answer(PIXELS, put(shared, np.ascontiguousarray(pixels).data), pixels.shape)
-
-
-@lru_cache(maxsize=8)
-def _step(pickled: bytes) -> PixelFn:
-    step: PixelFn = pickle.loads(pickled)  # noqa: S301 - the owner's own
-    return step
+    return Answer(PIXELS, put(shared, pixels.data), pixels.shape)
 
 
 def command(path: list[str], descriptor: int, shared: int) -> list[str]:

@@ -14,7 +14,7 @@ from retailtag.cli.options import (
     MAX_PIXELS,
     AllowTruncatedOption,
     AttributesOption,
-    BatchSizeOption,
+    AutoBatchSizeOption,
     CatalogArgument,
     DeviceOption,
     DtypeOption,
@@ -31,6 +31,7 @@ from retailtag.cli.options import (
     weights_by_backbone,
 )
 from retailtag.cli.output import Output
+from retailtag.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,13 +42,22 @@ if TYPE_CHECKING:
 def extract(
     catalogue: CatalogArgument,
     backbone: Annotated[
-        list[str], typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable."),
+    ] = None,
+    backbones: Annotated[
+        str,
+        typer.Option(
+            "--backbones",
+            metavar="ID,ID...",
+            help="Several, comma-separated: each image is decoded once for all of them.",
+        ),
+    ] = "",
     weights: WeightsOption = None,
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    batch_size: BatchSizeOption = 64,
+    batch_size: AutoBatchSizeOption = None,
     workers: WorkersOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
@@ -74,36 +84,39 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
-    from retailtag.pipeline.extract import extract as extract_features
+    from retailtag.pipeline.extract import extract_together
     from retailtag.pipeline.parts import ALL, Part
 
     output = Output(json, quiet)
+    ids = list(dict.fromkeys([*(backbone or []), *split_list(backbones)]))
+    if not ids:
+        raise UsageError("--backbone is missing; name at least one, such as demo:cnn.")
     part = ALL if shard is None else Part.parse(shard)
-    local = weights_by_backbone(weights, backbone)
+    local = weights_by_backbone(weights, ids)
     catalog = read_catalog(
         catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
     )
     device = resolve_device(device)
-    summaries = [
-        extract_features(
-            catalog,
-            load_backbone(backbone_id, weights=local.get(backbone_id), device=device),
-            features,
-            batch_size=batch_size,
-            workers=workers,
-            dtype=dtype,
-            strict=strict,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            recompute=recompute,
-            part=part,
-            progress=output.progress,
-        )
-        for backbone_id in dict.fromkeys(backbone)
-    ]
+    summaries = extract_together(
+        catalog,
+        [load_backbone(i, weights=local.get(i), device=device) for i in ids],
+        features,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        strict=strict,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        recompute=recompute,
+        part=part,
+        progress=output.progress,
+    )
     output.print(_table(summaries))
-    for summary in summaries:
-        output.print(Text(_costs(summary)))
+    computed = [s for s in summaries if s.n_computed]
+    if computed:
+        output.print(_costs(computed))
+    for s in summaries:
+        output.print(Text(f"{s.store.path}: {s.seconds_total:,.1f} s in all runs"))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
     output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
@@ -139,10 +152,23 @@ def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
     return Text("\n".join(["When every part is here:", *commands]))
 
 
-def _costs(s: ExtractSummary) -> str:
-    """Where the embeddings of one backbone lie, and where its time went."""
-    return (
-        f"{s.store.path}: {s.decode_seconds:,.1f} s decoding (all threads), "
-        f"{s.model_seconds:,.1f} s model, {s.write_seconds:,.1f} s writing; "
-        f"{s.seconds_total:,.1f} s in all runs"
-    )
+def _costs(summaries: list[ExtractSummary]) -> Table:
+    """One row a backbone that computed something: where its time went, and what was the limit."""
+    from rich.table import Table
+
+    table = Table(title="Time of this run (waiting and model: of the wall time)")
+    columns = ("backbone", "limit", "model", "waits for images", "for the disk")
+    for column in (*columns, "reading s", "decoding s", "writing s"):
+        left = column in ("backbone", "limit")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for s in summaries:
+        shares = s.cost.shares()
+        table.add_row(
+            Text(s.store.spec.backbone),
+            s.cost.limit,
+            *(f"{shares[name]:.0%}" for name in ("model", "images", "disk")),
+            f"{s.cost.read_seconds:,.1f}",
+            f"{s.cost.decode_seconds:,.1f}",
+            f"{s.cost.write_seconds:,.2f}",
+        )
+    return table

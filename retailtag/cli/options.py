@@ -93,6 +93,13 @@ MaxBytesOption = Annotated[
     int, typer.Option("--max-bytes", min=1, help="Larger image files count as unreadable.")
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")]
+AutoBatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        help="Images a forward pass; default: what suits the device, less where memory runs out.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 SweepOption = Annotated[

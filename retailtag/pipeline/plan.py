@@ -97,6 +97,7 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
         listed = {stage.name for stage in stages}  # a part is extracted once
         stages += [stage for stage in planner.stages() if stage.name not in listed]
         pairs += [] if any(s.why for s in stages) else planner.finished()
+    stages.sort(key=lambda stage: not stage.name.startswith("extract "))  # one pass comes first
     why: str | None = "predictions or costs will change"
     if not any(stage.why for stage in stages):
         inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
