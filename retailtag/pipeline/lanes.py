@@ -36,10 +36,8 @@ class Lane:
     model : Forward
     environment : dict
         What the journal records of the run.
-    todo : ndarray of intp
-        Rows to compute; those that could not be read the last time come after the others.
-    n_first : int
-        How many others there are.
+    first, again : ndarray of intp
+        Rows to compute: new or changed ones, and those that could not be read the last time.
     cost : Cost
         Of the blocks stored so far.
     """
@@ -48,31 +46,29 @@ class Lane:
     store: FeatureStore
     model: Forward
     environment: dict[str, Any]
-    todo: Rows = field(default_factory=lambda: np.empty(0, np.intp))
-    n_first: int = 0
+    first: Rows = field(default_factory=lambda: np.empty(0, np.intp))
+    again: Rows = field(default_factory=lambda: np.empty(0, np.intp))
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
         self._recorded: dict[str, Absent] = {}
 
     def plan(self, rows: Rows, is_current: NDArray[np.bool_]) -> None:
-        """Put on the list those of `rows` (n,) that are not current.
+        """Put on the lists those of `rows` (n,) that are not current.
 
-        In order, so that a run that continues a killed one forms the blocks that a single run
-        would have formed.
+        What could not be read before has blocks of its own: so a run that continues a killed one
+        forms the blocks that a single run would have formed.
         """
         self._recorded = self.store.absent()
         ids = self.catalog.image_ids[rows].tolist()
-        again = np.array([image_id in self._recorded for image_id in ids], bool)
-        first = rows[~is_current & ~again]
-        self.n_first = len(first)
-        self.todo = np.concatenate([first, rows[~is_current & again]])
+        was_absent = np.array([image_id in self._recorded for image_id in ids], bool)
+        self.first, self.again = rows[~is_current & ~was_absent], rows[~is_current & was_absent]
 
     def blocks(self, n_rows: int) -> Iterator[tuple[tuple[bool, int], Rows, Forward]]:
         """Blocks of `n_rows`, each with the model and a key that grows from one to the next."""
-        for at in range(0, len(self.todo), n_rows):
-            rows = self.todo[at : at + n_rows]
-            yield (at >= self.n_first, int(rows[0])), rows, self.model
+        for is_again, todo in ((False, self.first), (True, self.again)):
+            for at in range(0, len(todo), n_rows):
+                yield (is_again, int(todo[at])), todo[at : at + n_rows], self.model
 
     def commit(self, block: Block) -> Cost:
         """Store a block as one shard, unless there is nothing new to say of its images."""

@@ -30,8 +30,8 @@ def test_every_store_gets_its_own_blocks_in_its_own_order(wanted, n_rows):
     lanes = [lane(missing, missing & unread) for missing, unread in wanted]
     work = list(shared_work(lanes, n_rows))
     for one, (missing, unread) in zip(lanes, wanted, strict=True):
-        todo = sorted(missing - unread) + sorted(missing & unread)
-        alone = [todo[at : at + n_rows] for at in range(0, len(todo), n_rows)]
+        lists = (sorted(missing - unread), sorted(missing & unread))
+        alone = [todo[i : i + n_rows] for todo in lists for i in range(0, len(todo), n_rows)]
         assert [w.rows.tolist() for w in work if one.model in w.models] == alone
 
 
