@@ -18,14 +18,17 @@ from retailtag.cli.options import (
     CatalogArgument,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     FeaturesOption,
     ImagesOption,
     JsonOption,
     MaxBytesOption,
     MaxPixelsOption,
+    PrecisionOption,
     QuietOption,
     WeightsOption,
     WorkersOption,
+    default_workers,
     resolve_device,
     split_list,
     weights_by_backbone,
@@ -51,6 +54,8 @@ def extract(
     workers: WorkersOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "exact",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
     ] = False,
@@ -74,39 +79,60 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
+    from retailtag.pipeline.embed import Loading
+    from retailtag.pipeline.engines import ChosenEngine, EngineRequest, choose_engine
     from retailtag.pipeline.extract import extract as extract_features
     from retailtag.pipeline.parts import ALL, Part
 
     output = Output(json, quiet)
+    request = EngineRequest(engine, precision)
     part = ALL if shard is None else Part.parse(shard)
     local = weights_by_backbone(weights, backbone)
     catalog = read_catalog(
         catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
     )
     device = resolve_device(device)
-    summaries = [
-        extract_features(
+    loading = Loading(batch_size, default_workers(workers), max_pixels, allow_truncated)
+
+    def choose(backbone_id: str) -> ChosenEngine:
+        return choose_engine(
             catalog,
             load_backbone(backbone_id, weights=local.get(backbone_id), device=device),
             features,
-            batch_size=batch_size,
-            workers=workers,
+            request,
             dtype=dtype,
-            strict=strict,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            recompute=recompute,
+            loading=loading,
             part=part,
             progress=output.progress,
         )
-        for backbone_id in dict.fromkeys(backbone)
-    ]
+
+    engines, summaries = [], []
+    for backbone_id in dict.fromkeys(backbone):
+        chosen = choose(backbone_id)
+        engines.append(chosen.to_json())
+        summaries.append(
+            extract_features(
+                catalog,
+                chosen.embedder,
+                features,
+                batch_size=batch_size,
+                workers=workers,
+                dtype=dtype,
+                strict=strict,
+                max_pixels=max_pixels,
+                allow_truncated=allow_truncated,
+                recompute=recompute,
+                part=part,
+                progress=output.progress,
+            )
+        )
     output.print(_table(summaries))
     for summary in summaries:
         output.print(Text(_costs(summary)))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
-    output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
+    stores = [{**s.to_json(), "engine": e} for s, e in zip(summaries, engines, strict=True)]
+    output.result({"n_images": len(catalog), "stores": stores})
 
 
 def _table(summaries: list[ExtractSummary]) -> Table:
@@ -114,12 +140,14 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     from rich.table import Table
 
     table = Table(title="Features")
-    for column in ("backbone", "dim", "computed", "reused", "absent", "images/s", "s", "MB"):
-        left = column == "backbone"
+    names = ("backbone", "engine", "dim", "computed", "reused", "absent", "images/s", "s", "MB")
+    for column in names:
+        left = column in ("backbone", "engine")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
             Text(s.store.spec.backbone),
+            s.store.spec.engine,
             str(s.store.spec.dim),
             *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",

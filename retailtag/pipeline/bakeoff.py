@@ -15,7 +15,9 @@ from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
 from retailtag.finetune.trainer import FinetuneConfig
 from retailtag.pipeline.checks import check_readable, check_request
+from retailtag.pipeline.embed import Loading
 from retailtag.pipeline.embeddings import find_texts
+from retailtag.pipeline.engines import EngineRequest, choose_engine
 from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
@@ -76,6 +78,8 @@ class BakeoffSettings:
         ``cpu`` or ``cuda``.
     dtype : str
         Of the stored embeddings.
+    engine : EngineRequest
+        What computes them.
     batch_size : int
         Of the extraction.
     workers : int
@@ -99,6 +103,7 @@ class BakeoffSettings:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     device: str = "cpu"
     dtype: str = "float32"
+    engine: EngineRequest = field(default_factory=EngineRequest)
     batch_size: int = 64
     workers: int = 2
     max_pixels: int = MAX_PIXELS
@@ -269,9 +274,18 @@ class _Runner:
         backbone = self._load(backbone_id)
         if key in map(canonical, s.tuned):
             backbone.trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
-        summary = extract(
+        chosen = choose_engine(
             self.catalog,
             backbone,
+            s.features,
+            s.engine,
+            dtype=s.dtype,
+            loading=Loading(s.batch_size, s.workers, **s.limits),
+            progress=self.progress,
+        )
+        summary = extract(
+            self.catalog,
+            chosen.embedder,
             s.features,
             batch_size=s.batch_size,
             workers=s.workers,

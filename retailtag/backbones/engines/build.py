@@ -122,7 +122,7 @@ def candidates(precision: str, device: str) -> list[EngineName]:
 
     Under ``fast`` those of float32 follow, for the model whose embeddings bfloat16 spoils.
     """
-    order = ("openvino", "onnxruntime", "compile", "eager")
+    order = ("openvino", "onnxruntime", "compile", "eager")[2 * (device == "cuda") :]
     wanted = ("fast", "exact") if precision == "fast" else ("exact",)
     names = [best_name(engine, p, device) for p in wanted for engine in order]
     return [name for name in dict.fromkeys(names) if name != EAGER] + [EAGER]

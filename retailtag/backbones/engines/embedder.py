@@ -72,6 +72,10 @@ class EngineEmbedder:
         """uint8 (batch, 3, h, w) to float32 (batch, dim); converting the model may take minutes."""
         return self._build()
 
+    def release(self) -> None:
+        """Drop what was converted; it is converted again where it is used again."""
+        self.__dict__.pop("run", None)
+
     @torch.inference_mode()
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed uint8 pixels (n, 3, h, w) to float32 (n, dim).
