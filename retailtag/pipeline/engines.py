@@ -22,6 +22,7 @@ from retailtag.backbones.loader import load_batches
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import StaleFeatures, Unavailable
 from retailtag.pipeline.embed import Embedder, Loading, identity
+from retailtag.pipeline.extract import BLOCK_ROWS, check_extraction
 from retailtag.pipeline.parts import ALL, Part
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
@@ -187,7 +188,6 @@ def choose_engine(
     dtype: str = "float32",
     loading: Loading | None = None,
     part: Part = ALL,
-    block_rows: int = 1024,
     progress: Progress = SILENT,
 ) -> ChosenEngine:
     """Choose what computes a backbone's embeddings of a catalogue.
@@ -206,8 +206,6 @@ def choose_engine(
         How images will be read.
     part : Part
         Part of the catalogue that this machine does.
-    block_rows : int
-        Images of a shard.
     progress : Progress
         Told what was chosen and why.
 
@@ -217,6 +215,8 @@ def choose_engine(
 
     Raises
     ------
+    UsageError
+        If `loading` or `dtype` is none that can be used.
     Unavailable
         If the engine asked for, or that of the store to be continued, cannot run here, or is too
         far from eager float32 on the sample.
@@ -229,7 +229,8 @@ def choose_engine(
     an engine is named.
     """
     request, loading = request or EngineRequest(), loading or Loading()
-    rows = part.rows(len(catalog), block_rows)
+    check_extraction(loading.batch_size, loading.workers, dtype)
+    rows = part.rows(len(catalog), BLOCK_ROWS)
     chooser = _Chooser(catalog, backbone, request, loading, rows)
     root = features if part == ALL else Path(features) / part.folder
     spec = identity(backbone, dtype, allow_truncated=loading.allow_truncated)
@@ -268,8 +269,7 @@ class _Chooser:
                 f"{store.path} cannot be continued: {error} Go on where that engine runs, or start "
                 "a store of its own with --engine and --precision."
             ) from error
-        known = store.known()
-        if any(i not in known for i in self.catalog.image_ids[self.rows].tolist()):
+        if name != EAGER and self._has_new_images(store):
             self._check(name, embedder)
         return ChosenEngine(embedder, f"that of {store.path}, which is continued")
 
@@ -297,6 +297,10 @@ class _Chooser:
         trials += [Trial(name, problem=why) for name, why in missing.items() if why]
         best = fastest(trials)
         return ChosenEngine(engines.get(best.name, self.backbone), _why(trials), tuple(trials))
+
+    def _has_new_images(self, store: FeatureStore) -> bool:
+        known = store.known()
+        return any(i not in known for i in self.catalog.image_ids[self.rows].tolist())
 
     def _check(self, name: EngineName, embedder: Embedder) -> None:
         """Refuse an engine whose embeddings of the sample are not those of eager float32."""

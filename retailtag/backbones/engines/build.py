@@ -64,7 +64,7 @@ def with_engine(
         ``exact``: float32. ``fast``: the smallest arithmetic that the engine has on this device,
         which is float32 again where there is none.
     batch : int, optional
-        Images of one call of the engine; default: 16 on a CPU, 64 on CUDA.
+        Images of one call of an engine that converts the model; default: 16 on a CPU, 64 on CUDA.
 
     Returns
     -------
@@ -105,7 +105,8 @@ def embedder_of(
     if missing:
         raise Unavailable(f"Engine {name} cannot run here: {missing}.")
     batch = batch or (CPU_BATCH if device == "cpu" else CUDA_BATCH)
-    return EngineEmbedder(backbone, name, partial(_build, backbone, name, batch), batch)
+    build = partial(_build, backbone, name, batch)
+    return EngineEmbedder(backbone, name, build, None if name.engine == "eager" else batch)
 
 
 def best_name(engine: str, precision: str, device: str) -> EngineName:

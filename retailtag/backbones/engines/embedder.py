@@ -17,7 +17,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class EngineEmbedder:
-    """A loaded backbone whose embeddings an engine computes, a fixed number of images at a time.
+    """A loaded backbone whose embeddings an engine computes.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class EngineEmbedder:
         Engine and arithmetic, part of the identity.
     build : callable
         Converts the backbone; called once, before the first image.
-    batch : int
+    batch : int or None
         Images of every call of the engine: the last ones are filled up with zeros, so that an
-        embedding does not depend on how many images were asked for at once.
+        embedding does not depend on how many images were asked for at once. None: as they come.
 
     Notes
     -----
@@ -38,7 +38,7 @@ class EngineEmbedder:
     """
 
     def __init__(
-        self, backbone: Backbone, name: EngineName, build: Callable[[], Run], batch: int
+        self, backbone: Backbone, name: EngineName, build: Callable[[], Run], batch: int | None
     ) -> None:
         self.backbone, self.name, self.batch = backbone, name, batch
         self._build = build
@@ -85,16 +85,16 @@ class EngineEmbedder:
         Unavailable
             If the engine cannot run this model here.
         """
-        rows = [
-            self._part(pixels[at : at + self.batch]) for at in range(0, len(pixels), self.batch)
-        ]
-        return torch.cat(rows) if rows else pixels.new_empty((0, self.dim), dtype=torch.float32)
+        if not len(pixels):
+            return pixels.new_empty((0, self.dim), dtype=torch.float32)
+        size = self.batch or len(pixels)
+        rows = [self._part(part, size) for part in pixels.split(size)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def _part(self, pixels: Tensor) -> Tensor:
+    def _part(self, pixels: Tensor, size: int) -> Tensor:
         n = len(pixels)
-        if n < self.batch:
-            blank = pixels.new_zeros((self.batch - n, *pixels.shape[1:]))
-            pixels = torch.cat([pixels, blank])
+        if n < size:
+            pixels = torch.cat([pixels, pixels.new_zeros((size - n, *pixels.shape[1:]))])
         return self.run(pixels)[:n]
 
 
