@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -80,7 +80,7 @@ def extract(
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
     from retailtag.pipeline.embed import Loading
-    from retailtag.pipeline.engines import ChosenEngine, EngineRequest, choose_engine
+    from retailtag.pipeline.engines import EngineRequest, choose_engine
     from retailtag.pipeline.extract import extract as extract_features
     from retailtag.pipeline.parts import ALL, Part
 
@@ -94,8 +94,9 @@ def extract(
     device = resolve_device(device)
     loading = Loading(batch_size, default_workers(workers), max_pixels, allow_truncated)
 
-    def choose(backbone_id: str) -> ChosenEngine:
-        return choose_engine(
+    def extract_one(backbone_id: str) -> tuple[ExtractSummary, dict[str, Any]]:
+        """Its summary, and which engine computed it; the model is let go before the next."""
+        chosen = choose_engine(
             catalog,
             load_backbone(backbone_id, weights=local.get(backbone_id), device=device),
             features,
@@ -105,33 +106,30 @@ def extract(
             part=part,
             progress=output.progress,
         )
-
-    engines, summaries = [], []
-    for backbone_id in dict.fromkeys(backbone):
-        chosen = choose(backbone_id)
-        engines.append(chosen.to_json())
-        summaries.append(
-            extract_features(
-                catalog,
-                chosen.embedder,
-                features,
-                batch_size=batch_size,
-                workers=workers,
-                dtype=dtype,
-                strict=strict,
-                max_pixels=max_pixels,
-                allow_truncated=allow_truncated,
-                recompute=recompute,
-                part=part,
-                progress=output.progress,
-            )
+        summary = extract_features(
+            catalog,
+            chosen.embedder,
+            features,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            strict=strict,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+            recompute=recompute,
+            part=part,
+            progress=output.progress,
         )
+        return summary, chosen.to_json()
+
+    done = [extract_one(backbone_id) for backbone_id in dict.fromkeys(backbone)]
+    summaries = [summary for summary, _ in done]
     output.print(_table(summaries))
     for summary in summaries:
         output.print(Text(_costs(summary)))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
-    stores = [{**s.to_json(), "engine": e} for s, e in zip(summaries, engines, strict=True)]
+    stores = [{**summary.to_json(), **engine} for summary, engine in done]
     output.result({"n_images": len(catalog), "stores": stores})
 
 

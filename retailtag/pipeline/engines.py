@@ -99,8 +99,11 @@ class ChosenEngine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
-        engine = self.embedder.spec().engine
-        return {"engine": engine, "why": self.why, "tried": [t.to_json() for t in self.trials]}
+        return {
+            "engine": self.embedder.spec().engine,
+            "why_engine": self.why,
+            "engines_tried": [trial.to_json() for trial in self.trials],
+        }
 
 
 def stores_of(

@@ -105,7 +105,7 @@ def test_few_images_are_computed_by_eager_without_a_trial(tiny, backbone, tmp_pa
     chosen = choose(tiny, backbone, tmp_path, progress=heard)
     assert chosen.embedder is backbone
     assert (chosen.trials, heard.lines) == ((), [])
-    assert "below 256 images" in chosen.to_json()["why"]
+    assert "below 256 images" in chosen.to_json()["why_engine"]
 
 
 def test_the_fastest_of_the_asked_precision_is_taken_and_said(
@@ -123,7 +123,7 @@ def test_the_fastest_of_the_asked_precision_is_taken_and_said(
     assert fast.embedder.spec().engine == "openvino-bfloat16"
     told = fast.to_json()
     assert told["engine"] == "openvino-bfloat16"
-    assert {"engine": "eager-float32"}.items() <= told["tried"][-1].items()
+    assert {"engine": "eager-float32"}.items() <= told["engines_tried"][-1].items()
 
 
 def test_what_is_too_far_is_passed_over(tiny, backbone, tmp_path, pretended, rates):
