@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
-from retailtag.backbones.engines import EAGER, EngineName
+from retailtag.backbones.engines import EAGER, EngineName, with_engine
 from retailtag.backbones.engines import build as build_module
+from retailtag.backbones.engines.build import cpu_has_bfloat16
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.trial import Bench
 from retailtag.errors import StaleFeatures, Unavailable, UsageError
@@ -25,11 +26,14 @@ from retailtag.pipeline.engines import (
 )
 from retailtag.pipeline.extract import extract
 from retailtag.pipeline.parts import Part
+from retailtag.pipeline.probe import ProbeSettings, run_probe
 from retailtag.progress import SILENT
 from retailtag.store import FeatureStore, JointSpec
+from retailtag.tagger.tagger import Tagger
 
 OPENVINO, HALF = EngineName("openvino"), EngineName("openvino", "bfloat16")
 HERE = Loading(workers=0)
+PROBE = ProbeSettings(grid="0.1", folds=2, heads="logistic")
 
 
 class Heard:
@@ -245,6 +249,37 @@ def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_
         find_store(tmp_path, backbone.spec(), EngineRequest())
     with pytest.raises(StaleFeatures, match="dtype: stored 'float32', asked 'float16'"):
         find_store(tmp_path, identity(backbone, "float16"))
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not compute in bfloat16")
+def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypatch):
+    fast = with_engine(load_backbone("demo:dino"), "eager", "fast")
+    store = extract(tiny, fast, tmp_path / "features", workers=0).store
+    run = run_probe(tiny, store, tmp_path / "probe", PROBE)
+    assert run.probe.facts["stored_as"]["engine"] == "eager-bfloat16"
+    images = [tiny.images.read(i) for i in tiny.rows("test")[:6].tolist()]
+    expected = run.probe.logits(store.load(tiny.image_ids[tiny.rows("test")[:6]]).X)
+    heard = Heard()
+    tagger = Tagger.load(tmp_path / "probe", progress=heard)
+    np.testing.assert_allclose(tagger.logits(images), expected, rtol=1e-3, atol=2e-3)
+    assert heard.lines == []
+    monkeypatch.setattr(build_module, "cpu_has_bfloat16", lambda: False)
+    tagger = Tagger.load(tmp_path / "probe", progress=heard)
+    assert tagger.embedders == tagger.backbones
+    assert "takes a CPU that computes in bfloat16" in heard.lines[0]
+    assert "Predictions are made in eager float32" in heard.lines[0]
+    assert 1e-3 < np.abs(tagger.logits(images) - expected).max() < 1
+
+
+def test_a_tagger_takes_parts_of_several_engines(tiny, tiny_store, tmp_path):
+    clip = extract(tiny, load_backbone("demo:clip"), tmp_path / "clip", workers=0).store
+    filled(tmp_path / "features", clip, "openvino-float32")
+    filled(tmp_path / "features", tiny_store, "eager-float32")
+    store = find_embeddings(tmp_path / "features", "demo:cnn+demo:clip")
+    run = run_probe(tiny, store, tmp_path / "probe", PROBE)
+    assert run.probe.facts["stored_as"]["engine"] == "eager-float32+openvino-float32"
+    tagger = Tagger.load(tmp_path / "probe")
+    assert [b.id for b in tagger.embedders] == ["demo:cnn", "demo:clip"]
 
 
 def test_parts_of_a_joint_backbone_may_differ_in_engine(backbone):
