@@ -75,6 +75,8 @@ class Backbone:
         ``cnn``, ``vit``, ``clip``, or ``other`` where the blocks are not known.
     blocks : tuple of Block
         In running order; empty for ``other``.
+    memory_format : memory_format
+        In which its module's weights lie, and images go in.
     weights_sha256 : str
         Hash of the image model's parameters and buffers as loaded (`state_sha256`).
 
@@ -98,9 +100,9 @@ class Backbone:
         )
         self.module = parts.module.to(self.device).eval()
         # convolutions run a fifth to a half faster on a CPU with channels last
-        self._layout_in_memory = torch.contiguous_format
+        self.memory_format = torch.contiguous_format
         if self.family == "cnn":
-            self._layout_in_memory = torch.channels_last
+            self.memory_format = torch.channels_last
             self.module.to(memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
@@ -237,7 +239,7 @@ class Backbone:
     def _normalised(self, pixels: Tensor) -> Tensor:
         # the order of ToTensor and Normalize, so that results equal theirs bit for bit
         pixels = pixels.to(self.device, non_blocking=True)
-        unit = pixels.to(torch.float32, memory_format=self._layout_in_memory).div_(255)
+        unit = pixels.to(torch.float32, memory_format=self.memory_format).div_(255)
         return unit.sub_(self._mean).div_(self._std)
 
     def _probe_dim(self) -> int:

@@ -26,6 +26,7 @@ from retailtag.cli.options import (
     CutoffsOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     EpochsOption,
     FeaturesOption,
     FoldsOption,
@@ -37,6 +38,7 @@ from retailtag.cli.options import (
     MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
+    PrecisionOption,
     QuietOption,
     ReplicatesOption,
     ScaleOption,
@@ -95,6 +97,8 @@ def bakeoff(
     head_lr: HeadLrOption = 1e-3,
     augment: AugmentOption = True,
     dtype: DtypeOption = "float32",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "exact",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_bytes: MaxBytesOption = MAX_BYTES,
@@ -110,6 +114,7 @@ def bakeoff(
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
+    from retailtag.pipeline.engines import EngineRequest
     from retailtag.pipeline.plan import plan_bakeoff
     from retailtag.pipeline.probe import ProbeSettings
 
@@ -135,6 +140,7 @@ def bakeoff(
         ),
         device=resolve_device(device),
         dtype=dtype,
+        engine=EngineRequest(engine, precision),
         batch_size=batch_size,
         workers=default_workers(workers),
         max_pixels=max_pixels,

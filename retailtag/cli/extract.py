@@ -18,14 +18,17 @@ from retailtag.cli.options import (
     CatalogArgument,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     FeaturesOption,
     ImagesOption,
     JsonOption,
     MaxBytesOption,
     MaxPixelsOption,
+    PrecisionOption,
     QuietOption,
     WeightsOption,
     WorkersOption,
+    default_workers,
     resolve_device,
     split_list,
     weights_by_backbone,
@@ -61,6 +64,8 @@ def extract(
     workers: WorkersOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "exact",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
     ] = False,
@@ -84,10 +89,13 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
+    from retailtag.pipeline.embed import Loading
+    from retailtag.pipeline.engines import EngineRequest, choose_engine
     from retailtag.pipeline.extract import extract_together
     from retailtag.pipeline.parts import ALL, Part
 
     output = Output(json, quiet)
+    request = EngineRequest(engine, precision)
     ids = list(dict.fromkeys([*(backbone or []), *split_list(backbones)]))
     if not ids:
         raise UsageError("--backbone is missing; name at least one, such as demo:cnn.")
@@ -97,9 +105,24 @@ def extract(
         catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
     )
     device = resolve_device(device)
+    at_once = batch_size or Loading.batch_size
+    loading = Loading(at_once, default_workers(workers), max_pixels, allow_truncated)
+    engines = [
+        choose_engine(
+            catalog,
+            load_backbone(i, weights=local.get(i), device=device),
+            features,
+            request,
+            dtype=dtype,
+            loading=loading,
+            part=part,
+            progress=output.progress,
+        )
+        for i in ids
+    ]
     summaries = extract_together(
         catalog,
-        [load_backbone(i, weights=local.get(i), device=device) for i in ids],
+        [chosen.embedder for chosen in engines],
         features,
         batch_size=batch_size,
         workers=workers,
@@ -119,7 +142,10 @@ def extract(
         output.print(Text(f"{s.store.path}: {s.seconds_total:,.1f} s in all runs"))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
-    output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
+    stores = [
+        {**s.to_json(), **chosen.to_json()} for s, chosen in zip(summaries, engines, strict=True)
+    ]
+    output.result({"n_images": len(catalog), "stores": stores})
 
 
 def _table(summaries: list[ExtractSummary]) -> Table:
@@ -127,12 +153,14 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     from rich.table import Table
 
     table = Table(title="Features")
-    for column in ("backbone", "dim", "computed", "reused", "absent", "images/s", "s", "MB"):
-        left = column == "backbone"
+    names = ("backbone", "engine", "dim", "computed", "reused", "absent", "images/s", "s", "MB")
+    for column in names:
+        left = column in ("backbone", "engine")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
             Text(s.store.spec.backbone),
+            s.store.spec.engine,
             str(s.store.spec.dim),
             *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",

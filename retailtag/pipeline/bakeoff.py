@@ -15,7 +15,9 @@ from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
 from retailtag.finetune.trainer import FinetuneConfig
 from retailtag.pipeline.checks import check_readable, check_request
+from retailtag.pipeline.embed import Loading
 from retailtag.pipeline.embeddings import find_texts
+from retailtag.pipeline.engines import EngineRequest, choose_engine
 from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract_together
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
@@ -76,6 +78,8 @@ class BakeoffSettings:
         ``cpu`` or ``cuda``.
     dtype : str
         Of the stored embeddings.
+    engine : EngineRequest
+        What computes them.
     batch_size : int or None
         Of the extraction; None: what suits the device.
     workers : int
@@ -99,6 +103,7 @@ class BakeoffSettings:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     device: str = "cpu"
     dtype: str = "float32"
+    engine: EngineRequest = field(default_factory=EngineRequest)
     batch_size: int | None = None
     workers: int = 2
     max_pixels: int = MAX_PIXELS
@@ -269,9 +274,22 @@ class _Runner:
         backbones = {key: self._load(part) for key, part in parts.items()}
         for key in map(canonical, s.tuned):
             backbones[key].trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
+        loading = Loading(s.batch_size or Loading.batch_size, s.workers, **s.limits)
+        engines = [
+            choose_engine(
+                self.catalog,
+                backbone,
+                s.features,
+                s.engine,
+                dtype=s.dtype,
+                loading=loading,
+                progress=self.progress,
+            )
+            for backbone in backbones.values()
+        ]
         summaries = extract_together(
             self.catalog,
-            list(backbones.values()),
+            [chosen.embedder for chosen in engines],
             s.features,
             batch_size=s.batch_size,
             workers=s.workers,

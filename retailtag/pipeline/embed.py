@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """What `extract` needs of a backbone."""
+    """What `extract` needs: a backbone, or an engine that computes one."""
 
     @property
     def id(self) -> str:
@@ -43,8 +43,8 @@ class Embedder(Protocol):
         """PIL image (RGB) to uint8 (3, h, w)."""
         ...
 
-    def spec(self, engine: str = ..., dtype: str = ...) -> FeatureSpec:
-        """Identity of the embeddings under an engine and a stored dtype."""
+    def spec(self, *, dtype: str = ...) -> FeatureSpec:
+        """Identity of the embeddings under a stored dtype; it names the engine."""
         ...
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:

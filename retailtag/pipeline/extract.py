@@ -30,7 +30,10 @@ from retailtag.store import DTYPES, FeatureStore
 BLOCK_ROWS = 1024  # images per shard: what a kill can cost, against files per store
 NAMED = 20  # unreadable images spelled out in a message
 MOST_WORKERS = 16
-RECORDED = ("torch", "timm", "open_clip_torch", "h5py", "numpy", "pillow")
+RECORDED = (
+    *("torch", "timm", "open_clip_torch", "openvino", "onnxruntime"),
+    *("h5py", "numpy", "pillow"),
+)
 
 
 @dataclass(frozen=True, eq=False)

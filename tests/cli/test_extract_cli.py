@@ -70,6 +70,7 @@ def test_json_is_one_object_with_a_store_per_backbone(call, tmp_path):
     for entry in value["stores"]:
         assert (entry["n_computed"], entry["n_absent"], entry["dtype"]) == (5, 1, "float16")
         assert list(entry["absent"]) == ["3"]
+        assert (entry["engine"], entry["engines_tried"]) == ("eager-float32", [])
         assert FeatureStore.open(entry["store"]).n_rows == 5
     again = json.loads(call("--backbone", ID, "--json", "--quiet", "--dtype", "float16"))
     assert again["stores"][0]["n_reused"] == 5
@@ -93,5 +94,9 @@ def test_weights_reach_their_backbone(call, tmp_path):
 def test_strict_and_wrong_options_fail_with_a_sentence(call):
     with pytest.raises(DataError, match="--strict: 1 of 6 images"):
         call("--backbone", ID, "--strict", "--quiet")
+    with pytest.raises(UsageError, match="--engine tensorrt is unknown"):
+        call("--backbone", ID, "--engine", "tensorrt", "--quiet")
+    with pytest.raises(UsageError, match="--precision half is unknown"):
+        call("--backbone", ID, "--precision", "half", "--quiet")
     with pytest.raises(UsageError, match="--dtype int8"):
         call("--backbone", ID, "--dtype", "int8", "--quiet")
