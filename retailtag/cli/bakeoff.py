@@ -19,7 +19,6 @@ from retailtag.cli.options import (
     AllowTruncatedOption,
     AttributesOption,
     AugmentOption,
-    AutoBatchSizeOption,
     BlocksOption,
     CatalogArgument,
     ChooseOption,
@@ -92,7 +91,13 @@ def bakeoff(
     solver: SolverOption = "torch",
     blocks: BlocksOption = "4",
     epochs: EpochsOption = 5,
-    batch_size: AutoBatchSizeOption = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            help="Images a forward pass; default: 64 in a fine-tune, else what suits the device.",
+        ),
+    ] = None,
     lr: LrOption = 3e-4,
     head_lr: HeadLrOption = 1e-3,
     augment: AugmentOption = True,
