@@ -85,6 +85,23 @@ def test_the_table_names_backbone_and_store(call, tmp_path):
     assert call("--backbone", ID, "--quiet") == ""
 
 
+def test_several_backbones_are_named_in_one_option_or_in_many(call):
+    ids = [ID, "demo:other", "demo:third"]
+    out = call("--backbones", ",".join(ids[:2]), "--backbone", ids[2], "--backbone", ID, "--json")
+    stores = json.loads(out)["stores"]
+    assert sorted(s["backbone"] for s in stores) == sorted(ids)
+    assert all(s["limit"] in ("model", "decoding", "reading", "disk") for s in stores)
+    with pytest.raises(UsageError, match="--backbone is missing"):
+        call("--quiet")
+
+
+def test_the_tables_at_the_end_say_what_was_the_limit(call):
+    out = call("--backbones", f"{ID},demo:other")
+    assert "limit" in out
+    assert "decoding s" in " ".join(out.split())
+    assert "limit" not in call("--backbone", ID)  # nothing was computed
+
+
 def test_weights_reach_their_backbone(call, tmp_path):
     call("--backbone", ID, "--weights", f"{ID}=some.safetensors", "--quiet")
     (store,) = list_stores(tmp_path / "features")
