@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from retailtag.catalog.decode import MAX_PIXELS, decode_image
+from retailtag.catalog.decode import MAX_PIXELS, Pixels, decode_pixels
 from retailtag.catalog.decode_worker import (
     DEFECT,
     PIXELS,
@@ -31,7 +31,6 @@ from retailtag.catalog.decode_worker import (
     UNREADABLE,
     Answer,
     Job,
-    Pixels,
     command,
     get,
     put,
@@ -85,7 +84,7 @@ def decode_apart(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
 ) -> Any:
-    """Decode an image as `decode_image` does, in another process.
+    """Decode an image as `decode_pixels` does, in another process.
 
     Parameters
     ----------
@@ -96,7 +95,7 @@ def decode_apart(
         process and serve the next image after the call: keep no view of them, change nothing.
         Default: copy them.
     max_pixels, allow_truncated
-        As for `decode_image`.
+        As for `decode_pixels`.
 
     Returns
     -------
@@ -106,7 +105,7 @@ def decode_apart(
     Raises
     ------
     UnreadableImage
-        If `decode_image` refuses the image, or the process dies or takes longer than
+        If `decode_pixels` refuses the image, or the process dies or takes longer than
         `TIME_LIMIT` seconds over it, twice: the second time in a fresh process, while no other
         image is on its second attempt, since a want of memory may have been another's fault.
     Unavailable
@@ -115,7 +114,7 @@ def decode_apart(
     Notes
     -----
     A process serves one thread at a time and is kept for the next image, up to a minute. The
-    pixels are those of `decode_image` to the last bit.
+    pixels are those of `decode_pixels` to the last bit.
     """
     job = Job(len(data), max_pixels, allow_truncated)
     use = np.array if use is None else use
@@ -137,8 +136,7 @@ def decode_here(
     allow_truncated: bool = False,
 ) -> Result:
     """Decode in this process: `decode_apart` without its protection and its cost."""
-    image = decode_image(data, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return use(np.asarray(image))
+    return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
 
 
 class _Died(Exception):

@@ -18,13 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from retailtag.catalog.decode import decode_image
+from retailtag.catalog.decode import decode_pixels
 from retailtag.errors import UnreadableImage
-
-Pixels = NDArray[np.uint8]
 
 READY, PIXELS, UNREADABLE, DEFECT = range(4)  # what an answer is
 IDLE_SECONDS = 60.0  # without a job for so long, the process makes room
@@ -122,8 +117,7 @@ def _first_to_be_killed() -> None:
 def _answer(job: Job, shared: int) -> Answer:
     data = get(shared, job.size)
     try:
-        image = decode_image(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
-        pixels = np.asarray(image)
+        pixels = decode_pixels(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
     except UnreadableImage as error:
         return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
     except Exception:  # noqa: BLE001 - the owner raises it

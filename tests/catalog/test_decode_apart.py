@@ -28,7 +28,7 @@ import ctypes, json, os, signal, sys, time
 from pathlib import Path
 sys.path[:] = json.loads(sys.argv[1])
 from retailtag.catalog import decode_worker as worker
-decode, answer = worker.decode_image, worker._answer
+decode, answer = worker.decode_pixels, worker._answer
 ACTS = {
     b"ABORT": os.abort,
     b"SEGV": lambda: ctypes.string_at(0),
@@ -56,7 +56,7 @@ def lie(job, shared):
     if data.endswith(b"SHORT"):
         return worker.Answer(worker.PIXELS, 3 * 2**22, (2**11, 2**11, 3))
     return answer(job, shared)
-worker.decode_image, worker._answer = crash, lie
+worker.decode_pixels, worker._answer = crash, lie
 worker.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 
