@@ -96,7 +96,7 @@ def decode_pixels(
     decoder, which a damaged file raises, Pillow decodes and judges.
     """
     image = open_image(data, max_pixels)
-    if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data)) is not None:
+    if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size)) is not None:
         return pixels
     return np.asarray(_decoded(image, data, allow_truncated))
 
@@ -109,13 +109,16 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     return not profile or _transform(profile, "RGB") is None
 
 
-def _by_libjpeg(data: bytes) -> Pixels | None:
-    """RGB pixels of a JPEG that decodes without a warning, else None."""
+def _by_libjpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
+    """RGB pixels of a JPEG of this width and height that decodes without a warning, else None."""
     try:
         import simplejpeg
     except ImportError:
         return None
     try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=True)
+        if (width, height) != size:  # the limit on pixels was held against `size`
+            return None
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except (ValueError, MemoryError):
         return None
