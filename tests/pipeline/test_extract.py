@@ -255,7 +255,7 @@ def test_what_the_writer_fails_at_ends_the_run_and_loses_nothing(catalog, tmp_pa
     assert_same_data(resumed.store, whole.store)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 500, None])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, None])
 def test_the_batch_size_changes_no_byte(catalog, tmp_path, batch_size):
     catalog.images.data = {11: None}
     one = run(catalog, tmp_path / "one", Exact())

@@ -17,7 +17,7 @@ def lane(missing: set[int], unread: set[int]) -> Lane:
     """A store that lacks the rows `missing`, of which it could not read `unread` before."""
     ids = np.array([str(i) for i in range(N)])
     store = SimpleNamespace(absent=lambda: {str(i): None for i in unread})
-    made = Lane(SimpleNamespace(image_ids=ids), store, SimpleNamespace(), {})
+    made = Lane(SimpleNamespace(image_ids=ids), store, object(), {})
     made.plan(np.arange(N), np.array([i not in missing for i in range(N)]))
     return made
 
