@@ -8,6 +8,7 @@ known at once; the others are not touched, and neither is the run.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import mmap
 import os
 import signal
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from math import prod
 from typing import Any, TypeVar, overload
 
@@ -36,9 +36,6 @@ from retailtag.catalog.decode_worker import (
     put,
 )
 from retailtag.errors import Unavailable, UnreadableImage
-
-if sys.platform == "linux":
-    import fcntl
 
 Result = TypeVar("Result")
 
@@ -258,14 +255,15 @@ def _memory_file() -> tuple[int, bool]:
     Also whether it is certain never to shrink: reading mapped bytes that are gone would end this
     process, and the other one may be in the hands of a hostile file.
     """
-    if sys.platform == "linux":
-        file = os.memfd_create("retailtag", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with suppress(OSError):  # a kernel without seals
-            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-            return file, True
+    if not hasattr(os, "memfd_create"):  # Linux alone has it
+        with tempfile.TemporaryFile() as unnamed:
+            return os.dup(unnamed.fileno()), False
+    file = os.memfd_create("retailtag", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:  # a kernel without seals
         return file, False
-    with tempfile.TemporaryFile() as unnamed:
-        return os.dup(unnamed.fileno()), False
+    return file, True
 
 
 def _borrow() -> _Decoder:

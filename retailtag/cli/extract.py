@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from retailtag.pipeline.extract import ExtractSummary
 
 
+_WAITING = ("model", "images", "disk")
+
+
 def extract(
     catalogue: CatalogArgument,
     backbone: Annotated[
@@ -135,11 +138,9 @@ def extract(
         progress=output.progress,
     )
     output.print(_table(summaries))
-    computed = [s for s in summaries if s.n_computed]
-    if computed:
-        output.print(_costs(computed))
+    output.print(_stages(summaries))
     for s in summaries:
-        output.print(Text(f"{s.store.path}: {s.seconds_total:,.1f} s in all runs"))
+        output.print(Text(_costs(s)))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
     stores = [
@@ -153,20 +154,33 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     from rich.table import Table
 
     table = Table(title="Features")
-    names = ("backbone", "engine", "dim", "computed", "reused", "absent", "images/s", "s", "MB")
-    for column in names:
-        left = column in ("backbone", "engine")
+    for column in ("backbone", "dim", "computed", "reused", "absent", "images/s", "s", "MB"):
+        left = column == "backbone"
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
             Text(s.store.spec.backbone),
-            s.store.spec.engine,
             str(s.store.spec.dim),
             *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",
             f"{s.seconds:,.1f}",
             f"{s.store.nbytes / 1e6:,.1f}",
         )
+    return table
+
+
+def _stages(summaries: list[ExtractSummary]) -> Table:
+    """One row a backbone: its engine, which stage was the limit, and where the time went."""
+    from rich.table import Table
+
+    table = Table(title="Time in the model, and waiting for images and disk")
+    for column in ("backbone", "engine", "limit", "model", "images", "disk"):
+        left = column in ("backbone", "engine", "limit")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for s in summaries:
+        shares = s.cost.shares()
+        parts = [f"{shares[name]:.0%}" if s.n_computed else "" for name in _WAITING]
+        table.add_row(Text(s.store.spec.backbone), s.store.spec.engine, s.cost.limit, *parts)
     return table
 
 
@@ -180,23 +194,10 @@ def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
     return Text("\n".join(["When every part is here:", *commands]))
 
 
-def _costs(summaries: list[ExtractSummary]) -> Table:
-    """One row a backbone that computed something: where its time went, and what was the limit."""
-    from rich.table import Table
-
-    table = Table(title="Time of this run (waiting and model: of the wall time)")
-    columns = ("backbone", "limit", "model", "waits for images", "for the disk")
-    for column in (*columns, "reading s", "decoding s", "writing s"):
-        left = column in ("backbone", "limit")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for s in summaries:
-        shares = s.cost.shares()
-        table.add_row(
-            Text(s.store.spec.backbone),
-            s.cost.limit,
-            *(f"{shares[name]:.0%}" for name in ("model", "images", "disk")),
-            f"{s.cost.read_seconds:,.1f}",
-            f"{s.cost.decode_seconds:,.1f}",
-            f"{s.cost.write_seconds:,.2f}",
-        )
-    return table
+def _costs(s: ExtractSummary) -> str:
+    """Where the embeddings of one backbone lie, and what was done beside the model."""
+    return (
+        f"{s.store.path}: {s.cost.read_seconds:,.1f} s reading, {s.cost.decode_seconds:,.1f} s "
+        f"decoding (all threads), {s.cost.write_seconds:,.1f} s writing, beside the model; "
+        f"{s.seconds_total:,.1f} s in all runs"
+    )

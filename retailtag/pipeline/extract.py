@@ -19,7 +19,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError
 from retailtag.pipeline.costs import Cost
-from retailtag.pipeline.embed import Embedder, Loading, embed_blocks, identity
+from retailtag.pipeline.embed import Block, Embedder, Loading, embed_blocks, identity
 from retailtag.pipeline.forward import BATCH_SIZES, Forward, device_of
 from retailtag.pipeline.lanes import Lane, current, shared_work
 from retailtag.pipeline.parts import ALL, Part
@@ -281,7 +281,12 @@ def _fill(lanes: Sequence[Lane], loading: Loading, advance: Advance) -> None:
 
     images = lanes[0].catalog.images
     blocks = embed_blocks(images, shared_work(lanes, BLOCK_ROWS), loading, watch)
-    with Writer(lambda done: by_model[done[0]].commit(done[1])) as writer, closing(blocks):
+
+    def commit(done: tuple[Forward, Block]) -> Cost:
+        model, block = done
+        return by_model[model].commit(block)
+
+    with Writer(commit) as writer, closing(blocks):
         for together in blocks:
             for done in together:
                 writer.put(done)
