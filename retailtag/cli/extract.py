@@ -138,14 +138,12 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     from rich.table import Table
 
     table = Table(title="Features")
-    names = ("backbone", "engine", "dim", "computed", "reused", "absent", "images/s", "s", "MB")
-    for column in names:
-        left = column in ("backbone", "engine")
+    for column in ("backbone", "dim", "computed", "reused", "absent", "images/s", "s", "MB"):
+        left = column == "backbone"
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
             Text(s.store.spec.backbone),
-            s.store.spec.engine,
             str(s.store.spec.dim),
             *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",
@@ -166,9 +164,10 @@ def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
 
 
 def _costs(s: ExtractSummary) -> str:
-    """Where the embeddings of one backbone lie, and where its time went."""
+    """Where the embeddings of one backbone lie, what computed them, and where its time went."""
     return (
-        f"{s.store.path}: {s.decode_seconds:,.1f} s decoding (all threads), "
+        f"{s.store.path}, by {s.store.spec.engine}: "
+        f"{s.decode_seconds:,.1f} s decoding (all threads), "
         f"{s.model_seconds:,.1f} s model, {s.write_seconds:,.1f} s writing; "
         f"{s.seconds_total:,.1f} s in all runs"
     )

@@ -84,6 +84,14 @@ def test_float32_is_exact(load, pictures, engine, name):
     assert found.keeps("exact"), found
 
 
+def test_openvino_reports_to_no_one(load, pictures):
+    backbone = load("demo:cnn")
+    with_engine(backbone, "openvino", batch=8).embed(pictures(backbone))
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("name", ["demo:cnn", "demo:clip"])
 @pytest.mark.parametrize("engine", ["openvino", "eager"])
