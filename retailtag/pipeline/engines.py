@@ -286,6 +286,8 @@ class _Chooser:
 
     def measured(self) -> ChosenEngine:
         """The fastest on a sample, of those that are near enough."""
+        from retailtag.backbones.engines.embedder import EngineEmbedder
+
         if len(self.rows) < FEW:
             return ChosenEngine(self.backbone, f"nothing is tried below {FEW} images")
         pixels = self._sample()
@@ -294,8 +296,8 @@ class _Chooser:
         precision, device = self.request.precision or "exact", self.backbone.device.type
         names = candidates(precision, device)
         missing = {name: why_unavailable(name, device) for name in names}
-        engines = {n: embedder_of(self.backbone, n) for n, why in missing.items() if not why}
-        engines.pop(EAGER)
+        made = {name: embedder_of(self.backbone, name) for name in names if not missing[name]}
+        engines = {n: engine for n, engine in made.items() if isinstance(engine, EngineEmbedder)}
         trials = Bench(pixels, self.backbone, precision).try_all(engines, len(self.rows))
         trials += [Trial(name, problem=why) for name, why in missing.items() if why]
         best = fastest(trials)

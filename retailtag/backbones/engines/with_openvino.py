@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import openvino
+import sys
+from importlib import import_module
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,10 +16,12 @@ from retailtag.backbones.engines.names import BFLOAT16, EngineName
 
 def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
     """Convert a backbone in memory, for batches of `batch` images."""
+    openvino = _openvino()
     whole = Whole(backbone.module, backbone.preprocess).eval()
-    example = torch.zeros(batch, 3, *backbone.preprocess.size, dtype=torch.uint8)
+    # the conversion runs the model: on two images, for on one an axis of length 1 may be dropped
+    example = torch.zeros(2, 3, *backbone.preprocess.size, dtype=torch.uint8)
     model = openvino.convert_model(whole, example_input=example)
-    model.reshape(list(example.shape))
+    model.reshape([batch, *example.shape[1:]])
     compiled = openvino.Core().compile_model(
         model,
         "CPU",
@@ -35,3 +40,11 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
         return torch.from_numpy(found[0])
 
     return run
+
+
+def _openvino() -> Any:
+    """OpenVINO, kept from reporting to its makers that it is used, as it does when imported."""
+    if "openvino" not in sys.modules:
+        # an import of None fails, and OpenVINO goes without that package
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_module("openvino")

@@ -28,7 +28,7 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
     if name.engine == "compile":
         # Freezing folds the weights into the graph in the layout that its kernels want. A graph
         # in one piece, or an error: one in pieces would be slower than eager without a word.
-        options = {"freezing": True} if backbone.device.type == "cpu" else None
+        options: Any = {"freezing": True} if backbone.device.type == "cpu" else None
         whole = torch.compile(whole, fullgraph=True, dynamic=False, options=options)
 
     def run(pixels: Tensor) -> Tensor:
