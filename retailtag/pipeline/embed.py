@@ -98,7 +98,7 @@ class Block:
 Watch = Callable[[int, int, Cost], None]
 
 
-def unwatched(n_rows: int, n_failed: int, cost: Cost) -> None:
+def unwatched(n_done: int, n_failed: int, cost: Cost) -> None:
     """Watch that nobody keeps."""
 
 
@@ -160,7 +160,7 @@ def embed_blocks(
     loading : Loading
         How to read.
     watch : callable
-        Told of each batch and model: rows done, how many of them could not be read, and the cost.
+        Told of each batch: embeddings done, images that could not be read, and the cost.
 
     Yields
     ------
@@ -173,10 +173,13 @@ def embed_blocks(
         for begun in launched:
             call = begun.call
             piles = piles or [_Pile(model) for model in call.models]
-            for pile, batch, parts, cost in zip(
-                piles, begun.batches, begun.parts, begun.costs, strict=True
-            ):
-                watch(len(call.rows), len(batch.failures), pile.add(batch, parts, cost))
+            together = zip(piles, begun.batches, begun.parts, begun.costs, strict=True)
+            costs = [pile.add(batch, parts, cost) for pile, batch, parts, cost in together]
+            watch(
+                len(call.rows) * len(call.models),
+                len(begun.batches[0].failures),
+                sum(costs, Cost()),
+            )
             if call.is_last:
                 yield [(pile.model, pile.block()) for pile in piles]
                 piles = []

@@ -270,14 +270,14 @@ def _fill(lanes: Sequence[Lane], loading: Loading, advance: Advance) -> None:
     so_far = Cost()
     failed = 0
 
-    def watch(n_rows: int, n_failed: int, cost: Cost) -> None:
+    def watch(n_done: int, n_failed: int, cost: Cost) -> None:
         nonlocal so_far, failed
         so_far, failed = so_far + cost, failed + n_failed
         written = sum(lane.cost.write_seconds for lane in lanes)
         stalled = writer.stall_seconds
         wall = so_far.seconds + stalled
         now = replace(so_far, write_seconds=written, stall_seconds=stalled, seconds=wall)
-        advance(n_rows, _note(now, failed))
+        advance(n_done, _note(now, failed))
 
     images = lanes[0].catalog.images
     blocks = embed_blocks(images, shared_work(lanes, BLOCK_ROWS), loading, watch)
