@@ -44,9 +44,10 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     -----
     Bilinear and bicubic go through PyTorch's kernel for bytes, which has Pillow's filters and
     its two passes, rounded to bytes between them, with weights of 16 bits for Pillow's 22: a byte
-    differs from Pillow's by at most 2, hardly any does, at a fraction of the time. The passes
-    come in the order of Pillow 13 (`_vertical_first`). All in the calling thread, without the
-    interpreter lock.
+    differs from Pillow's by at most 2, and hardly any does: under 0.05 in the mean (0.08 for
+    bilinear on pure noise at a scale of exactly 4/5, whose weights end in ties). The passes come
+    in the order of Pillow 13 (`_vertical_first`), whichever Pillow is installed. All in the
+    calling thread, without the interpreter lock.
 
     References
     ----------

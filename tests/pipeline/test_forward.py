@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from retailtag.errors import Unavailable
+from retailtag.pipeline.embed import Loading, Work, embed_blocks
 from retailtag.pipeline.forward import Forward
 
 OUT_OF_MEMORY = (
@@ -72,3 +76,46 @@ def test_another_error_is_not_taken_for_a_want_of_memory():
 
 def test_no_images_give_no_embeddings():
     assert embedded(Forward(Small(1), 8), images(0)).shape == (0, 1)
+
+
+class Device(Forward):
+    """Stands for a model on a GPU; notes when work is handed over and when it is waited for."""
+
+    def __init__(self, backbone: Small, size: int) -> None:
+        super().__init__(backbone, size)
+        self.is_asynchronous = True
+        self.events: list[str] = []
+
+    def start(self, pixels):
+        self.events.append("start")
+        return super().start(pixels)
+
+    def finish(self, parts):
+        self.events.append("finish")
+        return super().finish(parts)
+
+
+class Drawn:
+    """Images of one pixel, as bright as their row."""
+
+    def read(self, index: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (1, 1), (index, index, index)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_device_has_the_next_batch_before_the_last_is_fetched(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    backbone = Small(8)
+    backbone.preprocess = lambda image: np.asarray(image).transpose(2, 0, 1)
+    model = Device(backbone, 8)
+    work = [Work(np.arange(at, at + 3), (model,)) for at in (0, 3, 6)]
+    loading = Loading(batch_size=2, workers=0)
+    blocks = [block for ((_, block),) in embed_blocks(Drawn(), work, loading)]
+    assert model.events == ["start", *["start", "finish"] * 5, "finish"]
+    for block, piece in zip(blocks, work, strict=True):
+        assert block.rows.tolist() == piece.rows.tolist()
+        assert block.embeddings[:, 0].tolist() == [3.0 * row for row in piece.rows]
