@@ -61,7 +61,7 @@ class Cost:
 
         Examples
         --------
-        >>> Cost(9, model_seconds=2.0, wait_seconds=6.0, decode_seconds=11.0, read_seconds=0.4).limit
+        >>> Cost(9, model_seconds=2.0, wait_seconds=6.0, decode_seconds=11.0).limit
         'decoding'
         """
         stages = {
