@@ -68,8 +68,10 @@ class Exact(StandIn):
     def __init__(self, name: str = "exact", side: int = 4, most: int = 1024) -> None:
         super().__init__()
         self.id, self.side, self.most = f"demo:{name}", side, most
+        self.resized: list[Image.Image] = []
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
+        self.resized.append(image)
         return np.asarray(image.resize((self.side, self.side))).transpose(2, 0, 1)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -311,7 +313,9 @@ def test_several_backbones_get_what_each_gets_alone_and_images_are_read_once(cat
     catalog.images.reads.clear()
     said = Said()
     options = {"batch_size": 4, "workers": 2, "progress": said}
-    together = extract_together(catalog, several(), tmp_path / "together", **options)
+    backbones = several()
+    together = extract_together(catalog, backbones, tmp_path / "together", **options)
+    assert [len(backbone.resized) for backbone in backbones] == [28, 28, 0]
     assert sorted(catalog.images.reads) == list(range(30))
     for one, summary in zip(alone, together, strict=True):
         assert_same_data(one, summary.store)
