@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,10 +143,12 @@ class Backbone:
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed uint8 pixels (n, 3, h, w), on any device, to float32 (n, dim) on the device.
 
-        Puts the module in evaluation mode: normalisation uses stored statistics.
+        Puts the module in evaluation mode: normalisation uses stored statistics. Computes in
+        float32 throughout, on CUDA too.
         """
         self.module.eval()
-        return self.forward(pixels).float()
+        with full_float32(self.device):
+            return self.forward(pixels).float()
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embed texts to float32 (n, dim_text), not normalised.
@@ -250,6 +253,18 @@ class Backbone:
                 "vector; add a pooling to the id, such as ?pool=avg."
             )
         return shape[1]
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from TF32 inside the block: it convolves with 10 bits of mantissa unasked."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = before and device.type != "cuda"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Block, ...]:

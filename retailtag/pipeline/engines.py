@@ -6,7 +6,7 @@ on a sample of its own images. Later stages choose none: they read the store tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,7 +339,12 @@ class _Chooser:
         return torch.from_numpy(np.concatenate([empty, *found]))
 
 
-def _why(trials: Iterable[Trial]) -> str:
-    """What was tried, in a sentence; the engines that can be taken first."""
-    ordered = sorted(trials, key=lambda trial: (bool(trial.problem), -(trial.rate or 0.0)))
-    return "the fastest near enough on a sample: " + "; ".join(map(str, ordered))
+def _why(trials: Sequence[Trial]) -> str:
+    """What was tried, the fastest first, and what was passed over, by reason."""
+    rated = sorted((t for t in trials if not t.problem), key=lambda t: -(t.rate or 0.0))
+    passed: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.problem:
+            passed.setdefault(trial.problem, []).append(str(trial.name))
+    over = [f"{', '.join(names)} passed over ({why})" for why, names in passed.items()]
+    return "the fastest near enough on a sample: " + "; ".join([*map(str, rated), *over])

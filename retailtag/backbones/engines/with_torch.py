@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.backbone import Backbone, full_float32
 from retailtag.backbones.engines.embedder import Run, Whole
 from retailtag.backbones.engines.names import BFLOAT16, EngineName
 
@@ -24,17 +23,17 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
         module = copy.deepcopy(module).to(dtype).to(memory_format=backbone.memory_format)
     whole: Any = Whole(module, backbone.preprocess, dtype, backbone.memory_format)
     whole = whole.eval().to(backbone.device)
-    half = _HALVES.get(name.arithmetic)
+    device, half = backbone.device, _HALVES.get(name.arithmetic)
     if name.engine == "compile":
         # Freezing folds the weights into the graph in the layout that its kernels want. A graph
         # in one piece, or an error: one in pieces would be slower than eager without a word.
-        options: Any = {"freezing": True} if backbone.device.type == "cpu" else None
+        options: Any = {"freezing": True} if device.type == "cpu" else None
         whole = torch.compile(whole, fullgraph=True, dynamic=False, options=options)
 
     def run(pixels: Tensor) -> Tensor:
-        """uint8 (batch, 3, h, w) to float32 (batch, dim) on the backbone's device."""
-        pixels = pixels.to(backbone.device, non_blocking=True)
-        scope = nullcontext() if half is None else torch.autocast(backbone.device.type, half)
+        """uint8 (batch, 3, h, w) to float32 (batch, dim) on the device."""
+        pixels = pixels.to(device, non_blocking=True)
+        scope = full_float32(device) if half is None else torch.autocast(device.type, half)
         with torch.inference_mode(), scope:
             embedding: Tensor = whole(pixels)
         return embedding.float()
