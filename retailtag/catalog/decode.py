@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -84,9 +85,15 @@ def decode_image(
 
 
 def decode_pixels(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+    room: Callable[[int], memoryview] | None = None,
 ) -> Pixels:
     """Pixels of `decode_image`, uint8 (h, w, 3), the same to the last bit and sooner.
+
+    `room` gives so many bytes of memory to put them in; they may lie elsewhere all the same.
 
     Notes
     -----
@@ -96,7 +103,7 @@ def decode_pixels(
     decoder, which a damaged file raises, Pillow decodes and judges.
     """
     image = open_image(data, max_pixels)
-    if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size)) is not None:
+    if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size, room)) is not None:
         return pixels
     return np.asarray(_decoded(image, data, allow_truncated))
 
@@ -109,7 +116,9 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     return not profile or _transform(profile, "RGB") is None
 
 
-def _by_libjpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
+def _by_libjpeg(
+    data: bytes, size: tuple[int, int], room: Callable[[int], memoryview] | None
+) -> Pixels | None:
     """RGB pixels of a JPEG of this width and height that decodes without a warning, else None."""
     try:
         import simplejpeg
@@ -119,7 +128,8 @@ def _by_libjpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=True)
         if (width, height) != size:  # the limit on pixels was held against `size`
             return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        buffer = None if room is None else room(3 * width * height)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=buffer)
     except (ValueError, MemoryError):
         return None
     return pixels

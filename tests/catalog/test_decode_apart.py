@@ -45,7 +45,7 @@ def crash(data, **limits):
         Path(FLAG).touch()
         os.abort()
     return decode(data, **limits)
-def lie(job, shared):
+def lie(job, shared, room):
     data = worker.get(shared, job.size)
     if data.endswith(b"LIE"):
         return worker.Answer(worker.PIXELS, 9, (9, 9, 3))
@@ -55,7 +55,7 @@ def lie(job, shared):
         return worker.Answer(worker.PIXELS, 3 * 2**60, (2**31, 2**29, 3))
     if data.endswith(b"SHORT"):
         return worker.Answer(worker.PIXELS, 3 * 2**22, (2**11, 2**11, 3))
-    return answer(job, shared)
+    return answer(job, shared, room)
 worker.decode_pixels, worker._answer = crash, lie
 worker.serve(int(sys.argv[2]), int(sys.argv[3]))
 """

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from retailtag.catalog import decode as module
 from retailtag.catalog.decode import decode_image, decode_pixels
+from retailtag.catalog.decode_apart import decode_apart
 from retailtag.errors import UnreadableImage
 
 pytest.importorskip("simplejpeg")
@@ -112,3 +113,19 @@ def test_without_the_package_pillow_decodes(monkeypatch):
 def test_limits_hold_before_a_pixel_is_decoded():
     with pytest.raises(UnreadableImage, match="20 x 30 pixels, above the limit of 599"):
         decode_pixels(jpeg(picture(20, 30)), max_pixels=599)
+
+
+def test_pixels_go_where_they_are_told_to():
+    memory, data = bytearray(5000), jpeg(picture(20, 30))
+    pixels = decode_pixels(data, room=lambda size: memoryview(memory)[:size])
+    assert np.shares_memory(pixels, np.frombuffer(memory, np.uint8))
+    np.testing.assert_array_equal(pixels, np.asarray(decode_image(data)))
+
+
+def test_small_and_large_files_alternate_in_shared_memory():
+    """The memory grows with the files; a PNG between them comes by the way of copies."""
+    files = [jpeg(picture(16, 16)), jpeg(picture(400, 300)), jpeg(picture(8, 9))]
+    buffer = io.BytesIO()
+    picture(50, 60).save(buffer, "PNG")
+    for data in (*files, buffer.getvalue(), *files):
+        np.testing.assert_array_equal(decode_apart(data), np.asarray(decode_image(data)))
