@@ -88,7 +88,7 @@ class Space:
     layer_decay: tuple[float, float] = (0.5, 1.0)
 
     def including(self, start: Setting) -> Space:
-        """This space, widened where needed to hold `start`."""
+        """The space, widened where needed to hold `start`."""
         return Space(
             tuple(dict.fromkeys((start.loss, *self.losses))),
             tuple(dict.fromkeys((start.sampler, *self.samplers))),
@@ -181,10 +181,11 @@ def search(
     objective : callable
         ``(setting, report) -> value``, larger is better. It calls ``report(epoch, value)`` for
         each epoch, from 1, those that it takes from a checkpoint included; where that returns
-        True, the setting is stopped and the objective returns its value so far at once. A `DataError` (such as a loss that is not finite) or a value that is not
-        finite makes the setting a failed one; anything else ends the search, which can go on
-        later. A setting that was interrupted is given again: an objective that keeps its
-        checkpoints under `Setting.name` need not begin anew.
+        True, the setting is stopped and the objective returns its value so far at once. A
+        `DataError` (such as a loss that is not finite) or a value that is not finite makes the
+        setting a failed one; anything else ends the search, which can go on later. A setting that
+        was interrupted is given again: an objective that keeps its checkpoints under
+        `Setting.name` need not begin anew.
     n : int
         At least 1.
     folder : Path
