@@ -25,7 +25,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,12 @@ class Ranking:
         the earlier one first.
     """
 
-    rows: tuple[Tried, ...] = field(default=())
+    rows: tuple[Tried, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Tried]) -> Ranking:
+        """Rank `rows`, given in any order."""
+        return cls(tuple(sorted(rows, key=_place)))
 
     @property
     def best(self) -> Setting:
@@ -229,7 +234,7 @@ def search(
             tried = _try(study, objective, start, space, _seed(seed, number))
             progress.say(_line(tried, n))
             advance(1)
-    return Ranking(tuple(sorted(_done(study), key=_place)))
+    return Ranking.of(_done(study))
 
 
 def _open(folder: Path, asked: dict[str, Any]) -> Study:

@@ -61,7 +61,8 @@ def test_applied_swaps_in_and_out_and_survives_an_error():
             inside.append(layer.weight.detach().clone())
             raise KeyError
 
-    pytest.raises(KeyError, fail_inside)
+    with pytest.raises(KeyError):
+        fail_inside()
     assert not torch.equal(inside[0], own + 1)
     assert torch.equal(layer.weight, own + 1)
     assert layer.weight.requires_grad

@@ -97,8 +97,6 @@ def test_killed_at_any_report_it_ends_the_same(tmp_path):
             done = search(dies, n, tmp_path / "broken")
         except _Killed:
             continue
-        except RuntimeError:
-            raise
         if attempts > 200:
             pytest.fail("no progress")
     assert attempts > 5
@@ -242,10 +240,18 @@ def test_ranking_is_by_completion_then_value_then_order():
     def row(number, status, value, epochs=4):
         return Tried(number, Setting(lr=10.0**-number), status, value, epochs)
 
-    rows = [row(0, "stopped", 0.9, 1), row(1, "complete", 0.5), row(2, "complete", 0.5)]
-    ranking = Ranking(tuple(rows[1:] + rows[:1]))
-    assert ranking.best == rows[1].setting
-    assert ranking.to_json()[0]["setting"]["lr"] == rows[1].setting.lr
+    rows = [
+        row(0, "stopped", 0.9, 1),
+        row(1, "complete", 0.4),
+        row(2, "failed", None),
+        row(3, "complete", 0.5),
+        row(4, "complete", 0.5),
+        row(5, "stopped", 0.1, 3),
+    ]
+    ranking = Ranking.of(rows)
+    assert [r.number for r in ranking.rows] == [3, 4, 1, 5, 0, 2]
+    assert ranking.best == rows[3].setting
+    assert ranking.to_json()[0]["setting"]["lr"] == rows[3].setting.lr
 
 
 def test_bad_counts_and_an_absent_package(tmp_path, monkeypatch):
