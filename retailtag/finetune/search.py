@@ -310,7 +310,7 @@ class _Reporter:
 
 
 def _try(study: Study, objective: Objective, start: Setting, space: Space, seed: int) -> Tried:
-    """Try the interrupted setting, or the next one, and record how it did."""
+    """Try the next setting, or again the one that was interrupted, and record how it did."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -335,16 +335,16 @@ def _try(study: Study, objective: Objective, start: Setting, space: Space, seed:
 
 
 def _ask(study: Study, start: Setting) -> Trial:
-    """The trial to run: the start, the one that a kill interrupted, or a new one."""
+    """The trial to run: the start first, then what the sampler proposes.
+
+    A trial that a kill interrupted is given up: the same seed and the same results before it
+    propose it again.
+    """
     from optuna.trial import TrialState
 
-    running = study.get_trials(states=(TrialState.RUNNING,))
-    if not study.get_trials(states=(TrialState.WAITING,)):
-        if not _finished(study):
-            study.enqueue_trial(asdict(start))
-        elif running and running[-1].params.keys() == asdict(start).keys():
-            study.enqueue_trial(running[-1].params)
-    for trial in running:
+    if not _finished(study) and not study.get_trials(states=(TrialState.WAITING,)):
+        study.enqueue_trial(asdict(start))
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     return study.ask()
 

@@ -92,7 +92,7 @@ def test_killed_at_any_report_it_ends_the_same(tmp_path):
     done = None
     while done is None:
         attempts += 1
-        left = 1 + attempts % 4
+        left = 1 + attempts % 7
         try:
             done = search(dies, n, tmp_path / "broken")
         except _Killed:
