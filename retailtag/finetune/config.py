@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from retailtag.errors import UsageError, check_seed
+from retailtag.finetune.augment import Augment
+from retailtag.finetune.losses import parse_loss
+from retailtag.finetune.mixing import parse_mix
+from retailtag.finetune.sampling import parse_sampler
 
 Blocks = int | Literal["all", "scratch"]
 
@@ -39,7 +43,7 @@ class FinetuneConfig:
     clip_norm : float
         Largest gradient norm.
     augment : str
-        Preset, ``none``, ``light`` or ``strong``, or ``cached:V``: V fixed views an image.
+        See `retailtag.finetune.augment`: ``none``, ``light``, ``strong``, ``cached:V``.
     seed : int
         Order of images, augmentation, dropout, and random weights.
     thresholds, objective : str
@@ -47,7 +51,7 @@ class FinetuneConfig:
     layer_decay : float
         Each block's rate is this fraction of the rate of the block after it; 1 for equal rates.
     loss, sampler, mix : str
-        See `retailtag.finetune.losses`, `sampling` and `augment`.
+        See `retailtag.finetune.losses`, `sampling` and `mixing`.
     ema : float
         Decay of the exponential moving average of the weights that is kept; 0 for none.
     precision : str
@@ -78,7 +82,7 @@ class FinetuneConfig:
     seed: int = 0
     thresholds: str = AUTO
     objective: str = "f1"
-    layer_decay: float = 0.8
+    layer_decay: float = 0.75
     loss: str = "bce"
     sampler: str = "shuffle"
     mix: str = "none"
@@ -107,6 +111,13 @@ class FinetuneConfig:
         _check_one_of("choose-epoch", self.choose, CHOICES)
         _check_one_of("precision", self.precision, PRECISIONS)
         self.factors()
+        for parse, text in (
+            (parse_loss, self.loss),
+            (parse_sampler, self.sampler),
+            (parse_mix, self.mix),
+            (Augment.parse, self.augment),
+        ):
+            parse(text)
         check_seed(self.seed)
 
     def factors(self) -> tuple[float, ...]:
@@ -126,6 +137,16 @@ class FinetuneConfig:
         if not 0 <= factor <= 1:
             raise UsageError(f"--interpolate {self.interpolate} must be auto or 0 to 1.")
         return (factor,)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the frozen part is shown the same pixels again and again.
+
+        Mixed images are not among them: mixing activations would be another training than mixing
+        pixels.
+        """
+        frozen = isinstance(self.blocks, int) and self.blocks > 0
+        return frozen and self.mix == "none" and Augment.parse(self.augment).cacheable
 
     @property
     def trained(self) -> int | Literal["all"]:

@@ -18,7 +18,9 @@ from retailtag.finetune.average import Ema, interpolate
 from retailtag.finetune.checkpoint import Snapshots
 from retailtag.finetune.feed import Feed, Rows
 from retailtag.finetune.head import Head
+from retailtag.finetune.logs import RunLog
 from retailtag.finetune.losses import LabelCounts, parse_loss
+from retailtag.finetune.mixing import parse_mix
 from retailtag.finetune.network import Network, State
 from retailtag.finetune.rates import warm_cosine
 from retailtag.finetune.sampling import parse_sampler
@@ -30,8 +32,8 @@ Labels = NDArray[np.int8]
 Logits = NDArray[np.float32]
 # epoch and the judge's value; True ends the training there
 Report = Callable[[int, float], bool]
-# one row of the history
-Log = Callable[[dict[str, Any]], None]
+# last epoch that is known already, None for none, to the log that goes on after it
+OpenLog = Callable[[int | None], RunLog]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def train(
     judge: Judge,
     *,
     snapshots: Snapshots | None = None,
-    log: Log | None = None,
+    open_log: OpenLog | None = None,
     report: Report | None = None,
     progress: Progress = SILENT,
 ) -> FinetuneResult:
@@ -106,10 +108,10 @@ def train(
     judge : Judge
     snapshots : Snapshots, optional
         Where the state is kept; a state found there is gone on from, to the same result.
-    log : callable, optional
-        Given every row of the history once it is known.
+    open_log : callable, optional
+        Opens what is told every row of the history once it is known.
     report : callable, optional
-        Asked after every epoch whether to end.
+        Asked after every epoch, those of an interrupted run included, whether to end.
     progress : Progress
 
     Returns
@@ -130,13 +132,18 @@ def train(
     course = _Course(run, val_rows, judge, snapshots)
     origin = network.state()
     earlier = course.resume()
-    for epoch in range(len(course.history), network.config.epochs + 1):
-        row = course.epoch(epoch)
-        if log:
-            log(row)
-        progress.say(epoch_line(row, network.config.epochs))
-        if report and report(epoch, row["criterion"]):
+    known = len(course.history)
+    log = open_log(known - 1 if known else None) if open_log else None
+    for epoch in range(network.config.epochs + 1):
+        row = course.history[epoch] if epoch < known else course.epoch(epoch)
+        if epoch >= known:
+            progress.say(epoch_line(row, network.config.epochs))
+            if log:
+                log.metrics(epoch, {name: row[name] for name in row if name != "epoch"})
+        if report and epoch and report(epoch, row["criterion"]):
             break
+    if log:
+        log.close()
     return course.conclude(origin, earlier)
 
 
@@ -191,6 +198,7 @@ class Training:
         self.labels, self.rows = torch.from_numpy(labels), rows
         self._draws = parse_sampler(config.sampler).build(fitted)
         loss = parse_loss(config.loss).build(LabelCounts.of(fitted))
+        self._mix = parse_mix(config.mix)
         self.stepper = Stepper(network, feed, loss, progress)
         floats = {n: t for n, t in network.live().items() if t.is_floating_point()}
         self._ema = Ema(floats, config.ema) if config.ema else None
@@ -251,7 +259,9 @@ class Training:
         # epochs of a sampler differ in length, so that steps are counted in fractions of one
         step, steps = (epoch - 1) * n_batches + batch, config.epochs * n_batches
         factor = warm_cosine(step, steps, config.warmup)
-        loss = self.stepper.step(inputs, self.labels[rows], factor)
+        key = (config.seed, epoch, batch)
+        inputs, targets = self._mix(inputs, self.labels[rows], key)
+        loss = self.stepper.step(inputs, targets, factor)
         if self._ema:
             self._ema.update()
         return loss

@@ -121,7 +121,9 @@ class TrunkFeed:
         """Rows that each cache lacks."""
         every = np.concatenate([self._images.fit, self._images.val])
         wanted = [every] + [self._images.fit] * (len(self._caches) - 1)
-        return [self._missing(cache, rows) for cache, rows in zip(self._caches, wanted, strict=True)]
+        return [
+            self._missing(cache, rows) for cache, rows in zip(self._caches, wanted, strict=True)
+        ]
 
     def _missing(self, cache: TrunkCache, rows: Rows) -> Rows:
         row_of = {self._images.ids[row]: row for row in np.sort(rows).tolist()}
@@ -250,8 +252,8 @@ def _filled(feed: TrunkFeed, root: Path, budget: int, progress: Progress) -> Tru
         progress.say(f"activations are not kept ({reason}); every epoch runs the whole model")
         return None
     progress.say(
-        f"activations of {sum(map(len, caches)):,} images and views kept as {feed.dtype} in {root}; "
-        f"an epoch runs the model from {caches[0].spec.boundary} on"
+        f"activations of {sum(map(len, caches)):,} images and views are kept as {feed.dtype} in "
+        f"{root}; an epoch runs the model from {caches[0].spec.boundary} on"
     )
     return feed
 

@@ -160,7 +160,9 @@ class TrunkCache:
 
     def missing(self, sha256: Mapping[str, str]) -> list[str]:
         """Images, given with the hash of their bytes, of which there is no row of these bytes."""
-        return [i for i, s in sha256.items() if i not in self._places or self._places[i].sha256 != s]
+        return [
+            i for i, s in sha256.items() if i not in self._places or self._places[i].sha256 != s
+        ]
 
     def read(self, image_ids: Sequence[str]) -> Bytes:
         """Rows of the images as bytes (n, row_bytes), in the order asked for.

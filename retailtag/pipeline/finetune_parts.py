@@ -145,9 +145,7 @@ def first_head(
     if config.blocks == "scratch":
         return _blank_head(labels[fitted.rows], fitted.X.shape[1])
     solver = make_solver("torch", device)
-    return head_start(
-        fitted.X, fit_at(fitted.X, labels[fitted.rows], probe.C, solver, probe.scale)
-    )
+    return head_start(fitted.X, fit_at(fitted.X, labels[fitted.rows], probe.C, solver, probe.scale))
 
 
 def _blank_head(labels: NDArray[np.int8], dim: int) -> HeadInit:
