@@ -25,7 +25,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ class Space:
     layer_decay: tuple[float, float] = (0.5, 1.0)
 
     def including(self, start: Setting) -> Space:
-        """This space, widened where needed to hold `start`."""
+        """The space, widened where needed to hold `start`."""
         return Space(
             tuple(dict.fromkeys((start.loss, *self.losses))),
             tuple(dict.fromkeys((start.sampler, *self.samplers))),
@@ -138,7 +138,12 @@ class Ranking:
         the earlier one first.
     """
 
-    rows: tuple[Tried, ...] = field(default=())
+    rows: tuple[Tried, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Tried]) -> Ranking:
+        """Rank `rows`, given in any order."""
+        return cls(tuple(sorted(rows, key=_place)))
 
     @property
     def best(self) -> Setting:
@@ -181,10 +186,11 @@ def search(
     objective : callable
         ``(setting, report) -> value``, larger is better. It calls ``report(epoch, value)`` for
         each epoch, from 1, those that it takes from a checkpoint included; where that returns
-        True, the setting is stopped and the objective returns its value so far at once. A `DataError` (such as a loss that is not finite) or a value that is not
-        finite makes the setting a failed one; anything else ends the search, which can go on
-        later. A setting that was interrupted is given again: an objective that keeps its
-        checkpoints under `Setting.name` need not begin anew.
+        True, the setting is stopped and the objective returns its value so far at once. A
+        `DataError` (such as a loss that is not finite) or a value that is not finite makes the
+        setting a failed one; anything else ends the search, which can go on later. A setting that
+        was interrupted is given again: an objective that keeps its checkpoints under
+        `Setting.name` need not begin anew.
     n : int
         At least 1.
     folder : Path
@@ -228,7 +234,7 @@ def search(
             tried = _try(study, objective, start, space, _seed(seed, number))
             progress.say(_line(tried, n))
             advance(1)
-    return Ranking(tuple(sorted(_done(study), key=_place)))
+    return Ranking.of(_done(study))
 
 
 def _open(folder: Path, asked: dict[str, Any]) -> Study:
@@ -304,7 +310,7 @@ class _Reporter:
 
 
 def _try(study: Study, objective: Objective, start: Setting, space: Space, seed: int) -> Tried:
-    """Try the interrupted setting, or the next one, and record how it did."""
+    """Try the next setting, or again the one that was interrupted, and record how it did."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -329,16 +335,16 @@ def _try(study: Study, objective: Objective, start: Setting, space: Space, seed:
 
 
 def _ask(study: Study, start: Setting) -> Trial:
-    """The trial to run: the start, the one that a kill interrupted, or a new one."""
+    """The trial to run: the start first, then what the sampler proposes.
+
+    A trial that a kill interrupted is given up: the same seed and the same results before it
+    propose it again.
+    """
     from optuna.trial import TrialState
 
-    running = study.get_trials(states=(TrialState.RUNNING,))
-    if not study.get_trials(states=(TrialState.WAITING,)):
-        if not _finished(study):
-            study.enqueue_trial(asdict(start))
-        elif running and running[-1].params.keys() == asdict(start).keys():
-            study.enqueue_trial(running[-1].params)
-    for trial in running:
+    if not _finished(study) and not study.get_trials(states=(TrialState.WAITING,)):
+        study.enqueue_trial(asdict(start))
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     return study.ask()
 
