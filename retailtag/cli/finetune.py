@@ -311,8 +311,6 @@ def _summary(runs: Sequence[FinetuneRun], out: Path) -> dict[str, Any]:
         "peak_memory_mib": max(run.record.peak_memory_mib for run in runs),
     }
     if len(runs) > 1:
-        summary["seeds"] = [
-            {"best_epoch": run.best_epoch, "history": run.history} for run in runs
-        ]
+        summary["seeds"] = [{"best_epoch": run.best_epoch, "history": run.history} for run in runs]
         summary["spread"] = _spread(runs)
     return summary

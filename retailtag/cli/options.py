@@ -155,7 +155,8 @@ BlocksOption = Annotated[
     str,
     typer.Option(
         "--blocks",
-        help="How many last blocks a fine-tune retrains; all; or scratch: all, from random weights.",
+        help="How many last blocks a fine-tune retrains, or all, or scratch: all, from random "
+        "weights.",
     ),
 ]
 EpochsOption = Annotated[int, typer.Option("--epochs", help="Epochs of a fine-tune.")]

@@ -130,7 +130,12 @@ def test_bad_settings_name_the_option(setting, option):
 def test_what_repeats_is_known_from_the_settings():
     assert FinetuneConfig(augment="none").repeats
     assert FinetuneConfig(augment="cached:3").repeats
-    for changes in ({"augment": "light"}, {"mix": "mixup"}, {"blocks": "all"}, {"blocks": "scratch"}):
+    for changes in (
+        {"augment": "light"},
+        {"mix": "mixup"},
+        {"blocks": "all"},
+        {"blocks": "scratch"},
+    ):
         assert not FinetuneConfig(**{"augment": "none", **changes}).repeats
 
 

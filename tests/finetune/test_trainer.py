@@ -1,5 +1,6 @@
 """The training itself: what moves, what stays, and that a run can be interrupted anywhere."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -112,7 +113,20 @@ class Killed(BaseException):
     """What stands for a kill: nothing catches it."""
 
 
-def _killed_at(monkeypatch, n_steps):
+@contextmanager
+def killed_at(n_steps):
+    """What runs inside is killed before it takes one step more than `n_steps`."""
+    killed = False
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_at(patch, n_steps)
+        try:
+            yield
+        except Killed:
+            killed = True
+    assert killed
+
+
+def _kill_at(monkeypatch, n_steps):
     real, done = Training._step, []
 
     def step(self, *args):
@@ -125,16 +139,13 @@ def _killed_at(monkeypatch, n_steps):
 
 
 @pytest.mark.parametrize("n_steps", [0, 3, 5, 8])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    world, quick, tmp_path, monkeypatch, n_steps
-):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(world, quick, tmp_path, n_steps):
     """Five batches an epoch: killed before the first, within both epochs, and between them."""
     config = replace(quick, augment="light", ema=0.9, loss="focal", interpolate="auto")
     whole = world.network(config)
     expected = world.train(network=whole)
     always = Snapshots(tmp_path, "key", minutes=1e-9)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _killed_at(patch, n_steps)
+    with killed_at(n_steps):
         world.train(config, snapshots=always)
     network = world.network(config)
     reported = []
@@ -152,7 +163,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 def test_a_run_that_had_ended_is_not_trained_again(world, quick, tmp_path, monkeypatch):
     expected = world.train(quick, snapshots=Snapshots(tmp_path, "key"))
-    _killed_at(monkeypatch, 0)
+    _kill_at(monkeypatch, 0)
     again = world.train(quick, snapshots=Snapshots(tmp_path, "key"))
     np.testing.assert_array_equal(again.val_logits, expected.val_logits)
     assert again.earlier_seconds > 0
@@ -181,9 +192,7 @@ def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path):
 # -- memory ----------------------------------------------------------------------------------
 
 
-def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(
-    world, quick, monkeypatch
-):
+def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(world, quick, monkeypatch):
     config = replace(quick, epochs=1, blocks=0)  # nothing with batch statistics is trained
     expected = world.train(config)
     said, real = Said(), Network.logits
@@ -320,7 +329,7 @@ def test_the_average_is_what_is_judged_and_kept(world, quick):
     plain, averaged = (world.network(replace(quick, ema=ema)) for ema in (0.0, 0.99))
     start = averaged.state()
     results = [world.train(network=n) for n in (plain, averaged)]
-    assert [r.history[1]["loss"] for r in results][0] == results[1].history[1]["loss"]
+    assert results[0].history[1]["loss"] == results[1].history[1]["loss"]
     name = f"backbone.{plain.backbone.trainable_names(1)[0]}"
     steps = [(n.state()[name] - start[name]).norm() for n in (plain, averaged)]
     assert 0 < steps[1] < steps[0]
@@ -347,17 +356,15 @@ def test_the_best_factor_is_kept(world, quick):
     np.testing.assert_allclose(again, result.val_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_refit_is_the_same_training_on_more_images(world, quick, tmp_path, monkeypatch):
+def test_a_refit_is_the_same_training_on_more_images(world, quick, tmp_path):
     """On the same images it ends where the training was after as many epochs."""
     config = replace(quick, epochs=3)
     whole, stopped = world.network(config), world.network(config)
     run = Training(whole, world.feed(whole), world.labels, world.fit)
     for epoch in (1, 2):
         run.epoch(epoch)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _killed_at(patch, 7)
-        network = world.network(config)
-        again = Snapshots(tmp_path, "key")
+    network, again = world.network(config), Snapshots(tmp_path, "key")
+    with killed_at(7):
         refit(network, world.feed(network), world.labels, world.fit, 2, 1.0, snapshots=again)
     refit(
         stopped,
@@ -384,9 +391,7 @@ def test_the_state_of_other_blocks_is_refused(world, quick):
 def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
     """Rates rise, then fall to nearly nothing, over the whole training."""
     seen = []
-    monkeypatch.setattr(
-        steps_module, "set_rates", lambda optimiser, factor: seen.append(factor)
-    )
+    monkeypatch.setattr(steps_module, "set_rates", lambda optimiser, factor: seen.append(factor))
     world.train(replace(quick, epochs=4, warmup=0.25))
     assert len(seen) == 20
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

@@ -20,7 +20,9 @@ def judge(choose="macro-f1"):
 
 
 def test_figures_are_means_over_tags_that_have_them():
-    row = judge().row(measured([0.5, 1, 0, math.nan, 0.5], [0.2, 0.4, math.nan, math.nan, math.nan]))
+    row = judge().row(
+        measured([0.5, 1, 0, math.nan, 0.5], [0.2, 0.4, math.nan, math.nan, math.nan])
+    )
     assert row == {
         "criterion": 0.5,
         "macro_f1": 0.5,
