@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -205,7 +205,7 @@ class Backbone:
         whole = layout is None or layout.stem is None or layout.finish is None
         return isinstance(k, int) and not whole and 0 < k <= len(self.blocks)
 
-    def split_at(self, k: int, *, recompute: bool = False) -> tuple[Run, Run]:
+    def split_at(self, k: int, *, recompute: bool = False, short: bool = False) -> tuple[Run, Run]:
         """Cut the model before the last k blocks, so that frozen activations can be kept.
 
         Parameters
@@ -215,6 +215,9 @@ class Backbone:
         recompute : bool
             Keep only the input of every block of the second part for the backward pass and run
             the block again there: less memory for a forward pass more.
+        short : bool
+            Where a single token is pooled, run the last block for that token alone (see
+            `retailtag.backbones.short`): equal to rounding, not bit for bit.
 
         Returns
         -------
@@ -234,7 +237,9 @@ class Backbone:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
         stem, finish = layout.stem, layout.finish
         first = [self._module(path) for b in self.blocks[:-k] for path in b.runs]
-        second = [self._module(path) for b in last for path in b.runs]
+        second: list[Run] = [self._module(path) for b in last for path in b.runs]
+        if short and layout.short is not None:
+            second[-1] = layout.short
         run_second = _run_again if recompute else _run
 
         def trunk(pixels: Tensor) -> Tensor:
@@ -305,13 +310,13 @@ def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Blo
     return layout.blocks[n - k :]
 
 
-def _run(modules: list[nn.Module], x: Tensor) -> Tensor:
+def _run(modules: Sequence[Run], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
 
 
-def _run_again(modules: list[nn.Module], x: Tensor) -> Tensor:
+def _run_again(modules: Sequence[Run], x: Tensor) -> Tensor:
     for module in modules:
         x = checkpoint(module, x, use_reentrant=False)
     return x

@@ -53,7 +53,7 @@ class Network:
     def _cut(self) -> tuple[Run | None, Run]:
         backbone, k = self.backbone, self.config.trained
         if isinstance(k, int) and backbone.is_divisible(k):
-            return backbone.split_at(k, recompute=self.config.recompute)
+            return backbone.split_at(k, recompute=self.config.recompute, short=True)
         if self.config.recompute:
             backbone.recompute_gradients()
         return None, backbone.forward
