@@ -142,10 +142,7 @@ def _vit(m: Any, pre_logits: bool) -> Layout:
         blocks,
         stem,
         lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
-        # a distilled model's head reads a second token
-        for_first_token(m.blocks[-1])
-        if pools_first and _is_named(m, "VisionTransformer")
-        else None,
+        for_first_token(m.blocks[-1]) if pools_first else None,
     )
 
 

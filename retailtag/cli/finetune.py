@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,11 +49,14 @@ from retailtag.cli.options import (
 from retailtag.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
-    from retailtag.pipeline.finetune import FinetuneRun
+    from retailtag.backbones import Backbone
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.finetune.config import FinetuneConfig
+    from retailtag.pipeline.finetune import FinetuneRun, Means
 
 COLUMNS = {
     "macro_ap": "macro-AP",
@@ -171,18 +175,10 @@ def finetune(
     quiet: QuietOption = False,
 ) -> None:
     """Retrain the last blocks, choose epoch and thresholds on a validation part, predict."""
-    from retailtag.backbones import load_backbone, resolve_id
-    from retailtag.catalog.readers import read_catalog
-    from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.config import FinetuneConfig
-    from retailtag.pipeline.bakeoff import pair_folder
-    from retailtag.pipeline.embed import identity
-    from retailtag.pipeline.finetune import Means, run_finetune, run_seeds
-    from retailtag.pipeline.finetune_search import search_settings
-    from retailtag.probes.artefact import Probe
-    from retailtag.store import FeatureStore
+    from retailtag.pipeline.finetune import Means
 
-    output, args = Output(json, quiet), split_list(attributes)
+    args = split_list(attributes)
     config = FinetuneConfig(
         blocks=parse_blocks(blocks),
         epochs=epochs,
@@ -216,36 +212,78 @@ def finetune(
         compiled,
         tuple(split_list(log)),
     )
-    device = resolve_device(device)
-    resolve_id(backbone)  # refuses A+B before its probe is missed
-    fitted = Probe.load(probe or pair_folder(Path("runs"), backbone, "probe"))
-    catalog = read_catalog(
-        catalogue,
-        attributes=args,
-        images=images,
-        cutoffs=GroupCutoffs.parse(cutoffs),
-        max_bytes=max_bytes,
-    )
+    read: dict[str, Any] = {"attributes": args, "images": images, "max_bytes": max_bytes}
     local = weights_by_backbone(weights, [backbone]).get(backbone)
+    place = _Place(backbone, local, resolve_device(device), probe, out, features, dtype)
+    provenance = provenance_of(catalogue, args, images, cutoffs)
+    _carry_out(
+        Output(json, quiet),
+        place,
+        lambda: _read(catalogue, cutoffs, read),
+        config,
+        means,
+        (search, seeds),
+        provenance,
+    )
 
-    def load() -> Any:
-        return load_backbone(backbone, weights=local, device=device)
 
-    model = load()
-    store = FeatureStore.find(features, identity(model, dtype, allow_truncated=allow_truncated))
-    folder = out or pair_folder(Path("runs"), backbone, "finetune")
-    tried: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class _Place:
+    """Which backbone, and where its files are."""
+
+    backbone: str
+    weights: Path | None
+    device: str
+    probe: Path | None
+    out: Path | None
+    features: Path
+    dtype: str
+
+
+def _read(catalogue: Path, cutoffs: str, how: dict[str, Any]) -> Catalog:
+    from retailtag.catalog.readers import read_catalog
+    from retailtag.catalog.table import GroupCutoffs
+
+    return read_catalog(catalogue, cutoffs=GroupCutoffs.parse(cutoffs), **how)
+
+
+def _carry_out(
+    output: Output,
+    place: _Place,
+    read: Callable[[], Catalog],
+    config: FinetuneConfig,
+    means: Means,
+    repeats: tuple[int, int],
+    provenance: dict[str, Any],
+) -> None:
+    """Search, train under one seed or several, and tell; `repeats` are settings and seeds."""
+    from retailtag.backbones import load_backbone, resolve_id
+    from retailtag.pipeline.bakeoff import pair_folder
+    from retailtag.pipeline.embed import identity
+    from retailtag.pipeline.finetune import run_finetune, run_seeds
+    from retailtag.pipeline.finetune_search import search_settings
+    from retailtag.probes.artefact import Probe
+    from retailtag.store import FeatureStore
+
+    def load() -> Backbone:
+        return load_backbone(place.backbone, weights=place.weights, device=place.device)
+
+    resolve_id(place.backbone)  # refuses A+B before its probe is missed
+    fitted = Probe.load(place.probe or pair_folder(Path("runs"), place.backbone, "probe"))
+    catalog, model = read(), load()
+    asked = identity(model, place.dtype, allow_truncated=means.allow_truncated)
+    store = FeatureStore.find(place.features, asked)
+    folder = place.out or pair_folder(Path("runs"), place.backbone, "finetune")
     how: dict[str, Any] = {"means": means, "progress": output.progress}
-    if search:
-        config, ranking = search_settings(
-            catalog, store, load, fitted, folder, config, search, **how
-        )
+    data, tried, (n_settings, n_seeds) = (catalog, store), [], repeats
+    if n_settings:
+        config, ranking = search_settings(*data, load, fitted, folder, config, n_settings, **how)
         tried = ranking.to_json()
-    how["provenance"] = provenance_of(catalogue, args, images, cutoffs)
-    if seeds > 1:
-        runs = run_seeds(catalog, store, load, fitted, folder, config, seeds, **how)
+    how["provenance"] = provenance
+    if n_seeds > 1:
+        runs = run_seeds(*data, load, fitted, folder, config, n_seeds, **how)
     else:
-        runs = [run_finetune(catalog, store, model, fitted, folder, config, **how)]
+        runs = [run_finetune(*data, model, fitted, folder, config, **how)]
     for run in runs:
         output.print(_table(run))
     if len(runs) > 1:
