@@ -18,7 +18,7 @@ from retailtag.finetune.average import Ema, interpolate
 from retailtag.finetune.checkpoint import Snapshots
 from retailtag.finetune.feed import Feed, Rows
 from retailtag.finetune.head import Head
-from retailtag.finetune.logs import RunLog
+from retailtag.finetune.logs import Logs
 from retailtag.finetune.losses import LabelCounts, parse_loss
 from retailtag.finetune.mixing import parse_mix
 from retailtag.finetune.network import Network, State
@@ -33,7 +33,7 @@ Logits = NDArray[np.float32]
 # epoch and the judge's value; True ends the training there
 Report = Callable[[int, float], bool]
 # last epoch that is known already, None for none, to the log that goes on after it
-OpenLog = Callable[[int | None], RunLog]
+OpenLog = Callable[[int | None], Logs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,17 +133,14 @@ def train(
     origin = network.state()
     earlier = course.resume()
     known = len(course.history)
-    log = open_log(known - 1 if known else None) if open_log else None
-    for epoch in range(network.config.epochs + 1):
-        row = course.history[epoch] if epoch < known else course.epoch(epoch)
-        if epoch >= known:
-            progress.say(epoch_line(row, network.config.epochs))
-            if log:
+    with open_log(known - 1 if known else None) if open_log else Logs(()) as log:
+        for epoch in range(network.config.epochs + 1):
+            row = course.history[epoch] if epoch < known else course.epoch(epoch)
+            if epoch >= known:
+                progress.say(epoch_line(row, network.config.epochs))
                 log.metrics(epoch, {name: row[name] for name in row if name != "epoch"})
-        if report and epoch and report(epoch, row["criterion"]):
-            break
-    if log:
-        log.close()
+            if report and epoch and report(epoch, row["criterion"]):
+                break
     return course.conclude(origin, earlier)
 
 
@@ -214,7 +211,7 @@ class Training:
         snapshots: Snapshots | None = None,
         more: Callable[[], dict[str, Any]] = dict,
     ) -> tuple[float, int]:
-        """One pass over the images that the sampler draws; mean loss, and images shown.
+        """One pass over the images that the sampler draws; mean loss, and images shown now.
 
         Parameters
         ----------
@@ -240,7 +237,7 @@ class Training:
                 advance(len(some))
                 if snapshots is not None and snapshots.is_due:
                     snapshots.save(self.state(epoch, batch, watch.total()) | more())
-        return watch.total() / max(len(order), 1), len(order)
+        return watch.total() / max(len(order), 1), len(order) - start
 
     def _enter_epoch(self, epoch: int) -> tuple[int, float]:
         """First batch and sum of losses so far; dropout draws depend on seed and epoch alone."""

@@ -19,7 +19,7 @@ from retailtag.finetune.augment import Augment
 from retailtag.finetune.checkpoint import Snapshots
 from retailtag.finetune.config import FinetuneConfig
 from retailtag.finetune.feed import Feed, PixelFeed, Views, image_keys
-from retailtag.finetune.logs import RunLog, open_logs
+from retailtag.finetune.logs import Logs, open_logs
 from retailtag.finetune.network import Network, State
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.steps import Parts, predict
@@ -231,7 +231,7 @@ class FinetuneStage:
         )
         return kept or plain
 
-    def _open_log(self, resume_at: int | None) -> RunLog:
+    def _open_log(self, resume_at: int | None) -> Logs:
         log = open_logs(self.out, self.means.trackers, resume_at=resume_at, say=self.progress.say)
         log.settings(self.inputs["settings"])
         return log
