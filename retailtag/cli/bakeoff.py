@@ -21,6 +21,7 @@ from retailtag.cli.options import (
     AugmentOption,
     BatchSizeOption,
     BlocksOption,
+    CacheGbOption,
     CatalogArgument,
     ChooseOption,
     CutoffsOption,
@@ -33,12 +34,14 @@ from retailtag.cli.options import (
     HeadsOption,
     ImagesOption,
     JsonOption,
+    LossOption,
     LrOption,
     MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
     QuietOption,
     ReplicatesOption,
+    SamplerOption,
     ScaleOption,
     SeedOption,
     SolverOption,
@@ -93,7 +96,10 @@ def bakeoff(
     batch_size: BatchSizeOption = 64,
     lr: LrOption = 3e-4,
     head_lr: HeadLrOption = 1e-3,
-    augment: AugmentOption = True,
+    augment: AugmentOption = "light",
+    loss: LossOption = "bce",
+    sampler: SamplerOption = "shuffle",
+    cache_gb: CacheGbOption = None,
     dtype: DtypeOption = "float32",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
@@ -108,7 +114,7 @@ def bakeoff(
     """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
-    from retailtag.finetune.trainer import FinetuneConfig
+    from retailtag.finetune.config import FinetuneConfig
     from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
     from retailtag.pipeline.plan import plan_bakeoff
     from retailtag.pipeline.probe import ProbeSettings
@@ -124,15 +130,18 @@ def bakeoff(
             sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
         ),
         finetune=FinetuneConfig(
-            parse_blocks(blocks),
-            epochs,
-            batch_size,
-            lr,
-            head_lr,
+            blocks=parse_blocks(blocks),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            head_lr=head_lr,
             augment=augment,
+            loss=loss,
+            sampler=sampler,
             seed=seed,
             objective=objective,
         ),
+        cache_gb=cache_gb,
         device=resolve_device(device),
         dtype=dtype,
         batch_size=batch_size,
