@@ -76,16 +76,20 @@ class Snapshots:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._set_aside(f"cannot be read ({error.strerror or error})")
+            self._set_aside(f"cannot be read ({error.strerror or error})")
+            return None
         body = memoryview(content)[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
-            return self._set_aside("is damaged")
+            self._set_aside("is damaged")
+            return None
         try:
             saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
-            return self._set_aside(f"cannot be read ({error})")
+            self._set_aside(f"cannot be read ({error})")
+            return None
         if saved.get("format") != FORMAT or saved.get("key") != self._key:
-            return self._set_aside("belongs to other settings or data")
+            self._set_aside("belongs to other settings or data")
+            return None
         state: dict[str, Any] = saved["state"]
         return state
 

@@ -183,7 +183,7 @@ class TrunkCache:
         handle = self._files[place.piece]
         handle.seek(place.row * size)
         whole = handle.readinto(out.data) == size  # type: ignore[attr-defined]
-        whole = whole and (image_id in self._checked or zlib.crc32(out) == place.crc)
+        whole = whole and (image_id in self._checked or zlib.crc32(out.data) == place.crc)
         if not whole:
             self._forget(place.piece)
             raise DamagedFile(f"{self.path} holds a damaged row of {image_id}; compute it again.")
@@ -245,7 +245,7 @@ class TrunkWriter:
     def add(self, image_ids: Sequence[str], sha256: Sequence[str], rows: Bytes) -> None:
         """Add rows (n, row_bytes) of images whose bytes have these hashes."""
         for image_id, digest, row in zip(image_ids, sha256, rows, strict=True):
-            self._listed.append((image_id, digest, zlib.crc32(row)))
+            self._listed.append((image_id, digest, zlib.crc32(row.data)))
             self._rows.append(row)
             if len(self._rows) >= self._limit:
                 self.finish()
