@@ -214,6 +214,21 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
         search(_objective, 2, tmp_path, seed=1, inputs={"catalogue": "abd"})
 
 
+def test_two_searches_in_one_folder_are_refused(tmp_path):
+    def second(setting, report):
+        with pytest.raises(Unavailable, match="being written by another process"):
+            search(_objective, 1, tmp_path)
+        return _objective(setting, report)
+
+    assert len(search(second, 1, tmp_path).rows) == 1
+
+
+def test_a_damaged_database_is_named(tmp_path):
+    (tmp_path / "search.db").write_bytes(b"no database" * 100)
+    with pytest.raises(ArtefactError, match=r"search\.db is damaged .* delete it"):
+        search(_objective, 1, tmp_path)
+
+
 def test_odd_folder_names_are_no_obstacle(tmp_path):
     folder = tmp_path / "été 100% #1" / "x"
     assert len(search(_objective, 2, folder).rows) == 2
