@@ -256,9 +256,11 @@ class DistributionBalanced(_Spec):
     n being counts of positives: r is how often class-balanced sampling would draw the image for
     tag k, over how often it draws it for any of its tags. The cell's loss is
     ``L⁺ = w·log(1 + e^{-(z - v)})`` and ``L⁻ = (w/lam)·log(1 + e^{lam·(z - v)})`` with
-    ``v = kappa·log(p_k/(1 - p_k))``, p_k being the share of positives: the logit at which the loss
-    of a constant score is smallest, scaled. ``lam > 1`` lets a negative's gradient fall off
-    faster once its score is low, so that negatives do not push without end.
+    ``v = -kappa·log(p_k/(1 - p_k))``, p_k being the share of positives. The log odds are the
+    constant score of smallest loss; v > 0 for a rare tag has training see the logit lowered
+    towards it, so that a network that starts at 0 is not pushed down by negatives first.
+    ``lam > 1`` lets a negative's gradient fall off faster once its score is low, so that
+    negatives do not push without end.
 
     Parameters
     ----------
@@ -279,7 +281,7 @@ class DistributionBalanced(_Spec):
     References
     ----------
     Wu et al. (2020), Distribution-Balanced Loss for Multi-Label Classification in Long-Tailed
-    Datasets (re-balanced weighting and negative-tolerant regularisation).
+    Datasets, equations 3 to 5 (weights) and 9 to 10 (negative-tolerant regularisation).
     """
 
     alpha: float = 0.1
@@ -299,7 +301,7 @@ class DistributionBalanced(_Spec):
     def build(self, counts: LabelCounts) -> TagLoss:
         """Bound to 1/n_k and the shift v of the catalogue."""
         frequency = _PerTag(1 / np.maximum(counts.positives, 1))
-        shift = _PerTag(self.kappa * counts.log_odds)
+        shift = _PerTag(-self.kappa * counts.log_odds)
         return TagLoss(
             lambda z, y: self._cells(z - shift(z), y),
             self.smoothing,

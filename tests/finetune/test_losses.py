@@ -179,6 +179,17 @@ def test_negative_tolerance_lets_go_of_low_scores():
     assert (tolerant < 0.01 * plain).all()
 
 
+def test_balanced_loss_sees_the_logits_of_rare_tags_lowered():
+    z, y = torch.zeros(1, 4), torch.zeros(1, 4)
+    plain, shifted = (
+        parse_loss(f"db:alpha=0.5,beta=0,lam=1,kappa={kappa}").build(COUNTS).cells(z, y)[0]
+        for kappa in (0, 0.1)
+    )
+    push = plain - shifted  # of a negative, less where the tag is rarer
+    assert push[2] > push[1] > push[0] > 0
+    assert push[3].item() == pytest.approx(0, abs=1e-6)  # half of the images have tag 3
+
+
 def test_adjusted_loss_of_a_shifted_head_is_plain_bce():
     logits, targets = _data(6)
     shifted = torch.from_numpy(logits - COUNTS.log_odds)

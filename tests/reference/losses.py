@@ -28,7 +28,8 @@ def logit_adjusted(z, y, tau, prior):
 
 
 def negative_tolerant(z, y, lam, kappa, prior):
-    shifted = z - kappa * -np.log(1 / prior - 1)
+    best_constant = -np.log(1 / prior - 1)
+    shifted = z - -kappa * best_constant
     pull = y * np.log(1 + np.exp(-shifted))
     return pull + (1 - y) * np.log(1 + np.exp(lam * shifted)) / lam
 
