@@ -13,6 +13,9 @@ RUN holds the probes of these backbones on this catalogue (`retailtag bakeoff CA
   validation part**; the test split chooses nothing here;
 * all blocks, and all blocks from random weights (``scratch``).
 
+Where the start validates best, epoch 0 is kept and rows come out alike: ``validation_last_epoch``
+then tells what training did.
+
 Macro-F1 and tail macro-F1 with their intervals are the scorer's, on the test split. Seconds are
 the whole stage; ``images_s`` is of the training epochs alone. A row that shows kept activations
 which an earlier row computed is spared their computation: seconds are comparable within a
@@ -112,7 +115,9 @@ class Result:
     record: StageRecord
     images_s: float | None = None
     best_epoch: int | None = None
+    factor: float | None = None
     validation: float | None = None
+    last_validation: float | None = None
 
 
 def probe_result(bench: Bench) -> Result:
@@ -134,7 +139,9 @@ def tuned_result(bench: Bench, name: str, changes: Changes) -> Result:
         run.record,
         fmean(rates) if rates else None,
         run.best_epoch,
+        run.checkpoint.facts["interpolation"]["factor"],
         run.history[run.best_epoch]["criterion"],
+        run.history[-1]["criterion"],
     )
 
 
@@ -166,7 +173,7 @@ def results(bench: Bench, rows: tuple[str, ...]) -> Iterator[tuple[str, Result]]
 
 def row_of(bench: Bench, name: str, result: Result) -> dict[str, object]:
     """One line of the table."""
-    card = score_predictions(result.predictions, bench.catalog, "test")
+    card = score_predictions(result.predictions, bench.catalog, split="test")
     whole, tail, config = card.summaries["all"], card.summaries["tail"], result.config
     return {
         **stamp(),
@@ -184,7 +191,9 @@ def row_of(bench: Bench, name: str, result: Result) -> dict[str, object]:
         "epochs": config.epochs if config else "",
         "best_epoch": _text(result.best_epoch),
         "seed": config.seed if config else "",
+        "interpolation": _text(result.factor),
         "validation": _text(result.validation),
+        "validation_last_epoch": _text(result.last_validation),
         "macro_f1": _text(whole.macro_f1),
         "macro_f1_low": _text(whole.macro_f1_low),
         "macro_f1_high": _text(whole.macro_f1_high),
@@ -211,7 +220,7 @@ def toy(folder: Path) -> tuple[Path, list[str]]:
     steps = [
         ["demo", "--out", str(catalogue), "--n-images", "200", "--quiet"],
         ["bakeoff", str(catalogue / "catalogue.csv"), "--backbones", "demo:cnn"]
-        + ["--strategies", "probe", "--out", str(run), "--replicates", "50", *where],
+        + ["--strategies", "probe", "--out", str(run), "--replicates", "100", *where],
     ]
     for step in steps:
         if command(step):

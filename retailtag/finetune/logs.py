@@ -111,6 +111,7 @@ def open_logs(
     Unavailable
         If its package is not installed; says what to install.
     """
+    kinds: dict[str, Callable[[Path, int | None, Say], RunLog]]
     kinds = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb}
     for name in trackers:
         if name not in kinds:

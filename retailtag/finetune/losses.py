@@ -399,8 +399,3 @@ def parse_loss(text: str) -> Loss:
     'focal:alpha=none,smoothing=0.1'
     """
     return parse_spec(text, LOSSES, OPTION)
-
-
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the known cells: ``bce`` as a function."""
-    return TagLoss(_bce)(logits, labels)

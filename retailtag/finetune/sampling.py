@@ -51,11 +51,6 @@ class Draws:
         shown = np.repeat(np.arange(len(self.factors)), self._rounded(generator))
         return generator.permutation(shown)
 
-    def steps(self, seed: int, epochs: int, batch_size: int) -> int:
-        """Batches in epochs 1 to `epochs`, the last of each possibly smaller."""
-        sizes = [int(self.counts(seed, epoch).sum()) for epoch in range(1, epochs + 1)]
-        return sum(-(-size // batch_size) for size in sizes)
-
     def _rounded(self, generator: np.random.Generator) -> NDArray[np.int64]:
         whole = np.floor(self.factors)
         up = generator.random(len(self.factors)) < self.factors - whole

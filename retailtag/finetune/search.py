@@ -34,12 +34,14 @@ import numpy as np
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError, check_seed
 from retailtag.files import make_folder
 from retailtag.progress import SILENT, Progress
+from retailtag.store.lock import WriterLock
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
 DATABASE = "search.db"
+LOCK = "search.lock"
 FACTOR = 3  # one setting in three goes on from a rung to the next
 
 
@@ -212,9 +214,9 @@ def search(
     UsageError
         If n is below 1 or the seed out of range.
     Unavailable
-        If Optuna is not installed.
+        If Optuna is not installed, or another process is searching in this folder.
     ArtefactError
-        If the database belongs to another search.
+        If the database belongs to another search, or is damaged.
 
     Notes
     -----
@@ -227,32 +229,44 @@ def search(
     start = start or Setting()
     space = (space or Space()).including(start)
     asked = {"seed": seed, "start": asdict(start), "space": asdict(space), **(inputs or {})}
-    study = _open(folder, asked)
-    with progress.task("search", n, "settings") as advance:
-        advance(min(n, len(_done(study))))
-        while (number := len(_done(study))) < n:
-            tried = _try(study, objective, start, space, _seed(seed, number))
-            progress.say(_line(tried, n))
-            advance(1)
-    return Ranking.of(_done(study))
+    make_folder(folder)
+    lock = WriterLock(folder / LOCK)
+    lock.acquire()  # a second process would take the running setting for an interrupted one
+    try:
+        study = _open(folder, asked)
+        with progress.task("search", n, "settings") as advance:
+            advance(min(n, len(_done(study))))
+            while (number := len(_done(study))) < n:
+                tried = _try(study, objective, start, space, _seed(seed, number))
+                progress.say(_line(tried, n))
+                advance(1)
+        return Ranking.of(_done(study))
+    finally:
+        lock.release()
 
 
 def _open(folder: Path, asked: dict[str, Any]) -> Study:
     """The study in `folder`, made if there is none; refused if it was asked something else."""
     try:
         import optuna
+        from sqlalchemy.exc import DatabaseError
     except ImportError:
         raise Unavailable(
             '--search needs Optuna, which is not installed; run `pip install "retailtag[search]"`.'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    make_folder(folder)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / DATABASE}",
-        study_name="finetune",
-        direction="maximize",
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / DATABASE}",
+            study_name="finetune",
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        raise ArtefactError(
+            f"{folder / DATABASE} is damaged or of another version of Optuna "
+            f"({str(error).splitlines()[0]}); delete it to begin anew."
+        ) from error
     asked = json.loads(json.dumps(asked))
     held = study.user_attrs.get("asked")
     if held is None:

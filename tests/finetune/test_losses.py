@@ -24,7 +24,7 @@ NEUTRAL = {
     "bce": "bce",
     "asl": "asl:gamma_neg=0,clip=0",
     "focal": "focal:gamma=0,alpha=none",
-    "db": "db:alpha=0.5,beta=0,kappa=0,lam=1",
+    "db": "db:alpha=0.5,beta=0,lam=1,kappa=0",
     "la": "la:tau=0",
 }
 

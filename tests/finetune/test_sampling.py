@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from reference_sampling import repeat_factors
 
 from retailtag.errors import UsageError
-from retailtag.finetune.sampling import Draws, RepeatFactor, Shuffle, parse_sampler
+from retailtag.finetune.sampling import RepeatFactor, Shuffle, parse_sampler
 
 LABELS = arrays(
     np.int8, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.sampled_from([-1, 0, 1])
@@ -69,16 +69,6 @@ def test_shuffling_shows_every_image_once():
     order = draws.epoch(0, 1)
     assert sorted(order) == list(range(1000))
     assert order.tolist() != list(range(1000))
-
-
-@given(
-    sizes=arrays(np.float64, st.integers(0, 40), elements=st.floats(1, 4)), batch=st.integers(1, 9)
-)
-@settings(max_examples=30, deadline=None)
-def test_steps_are_the_batches_of_all_epochs(sizes, batch):
-    draws = Draws(sizes)
-    batches = [len(range(0, len(draws.epoch(2, e)), batch)) for e in (1, 2, 3)]
-    assert draws.steps(2, 3, batch) == sum(batches)
 
 
 @pytest.mark.parametrize("text", ["shuffle", "repeat", "repeat:t=0.01"])
