@@ -111,6 +111,7 @@ class Bench:
             self.root,
             10**12,
             self.views(),
+            dtype="float16",  # unasked, random weights may be kept in float32: they hardly tell
         )
         assert feed is not None
         return feed

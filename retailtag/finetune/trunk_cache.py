@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -122,6 +123,7 @@ class TrunkCache:
         self._places: dict[str, _Place] = {}
         self._files: dict[int, IO[bytes]] = {}
         self._checked: set[str] = set()
+        weakref.finalize(self, _close_all, self._files)
         if self._is_ours():
             os.utime(self.path / _IDENTITY)  # the least recently used goes first
             for path in sorted(self.path.glob("rows-*.json")):
@@ -153,9 +155,7 @@ class TrunkCache:
 
     def close(self) -> None:
         """Close the files; nothing can be read after."""
-        for handle in self._files.values():
-            handle.close()
-        self._files.clear()
+        _close_all(self._files)
         self._places.clear()
 
     def missing(self, sha256: Mapping[str, str]) -> list[str]:
@@ -264,6 +264,11 @@ class TrunkWriter:
         write_json(path, {"rows": listed, "sha256": _listing_digest(listed)})
         self._listed, self._rows = [], []
         cache._open_piece(path)
+
+
+def _close_all(files: dict[int, IO[bytes]]) -> None:
+    while files:
+        files.popitem()[1].close()
 
 
 def cache_folder(root: Path, spec: TrunkSpec) -> Path:
