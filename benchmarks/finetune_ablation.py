@@ -63,7 +63,7 @@ SAMPLERS: dict[str, Changes] = {
 }
 OTHERS: dict[str, Changes] = {
     "average": {"ema": 0.99},
-    "mixup": {"mix": "mixup"},
+    "mixup": {"mix": "mixup", "augment": "light"},
     "cutmix": {"mix": "cutmix", "augment": "light"},
     "no augmentation": {"augment": "none"},
     "light": {"augment": "light"},

@@ -10,7 +10,8 @@ name        what is mixed
 ``cutmix``  places: a rectangle of x_j pasted into x_i (Yun et al. 2019)
 ==========  =====================================================================
 
-The target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**. The
+Pixels are mixed, before the frozen part of a network: what it makes of an image cannot be kept
+then. The target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**. The
 partner j is another image of the batch, drawn for each i, and so is the share.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,15 +32,7 @@ _STREAM = 0x313C  # keeps these draws apart from others of the same seed
 
 
 class Mix(Protocol):
-    """Settings of a mixture.
-
-    Attributes
-    ----------
-    needs_images : bool
-        Whether it wants height and width, which the tokens of a cache have not.
-    """
-
-    needs_images: ClassVar[bool]
+    """Settings of a mixture."""
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, key: Sequence[int]
@@ -65,8 +58,6 @@ class Mix(Protocol):
 @dataclass(frozen=True)
 class NoMix:
     """The batch as it is."""
-
-    needs_images: ClassVar[bool] = False
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, key: Sequence[int]
@@ -96,7 +87,6 @@ class Mixup:
 
     alpha: float = 0.2
     p: float = 1.0
-    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range(self.alpha, 0.001, 100, "alpha", OPTION)
@@ -109,9 +99,9 @@ class Mixup:
         rng = np.random.default_rng([*key, _STREAM])
         partner, share = _partners(len(inputs), rng), _shares(len(inputs), self.alpha, self.p, rng)
         weight = share.to(inputs.device).reshape(-1, *[1] * (inputs.ndim - 1))
-        mixed = weight * inputs.float() + (1 - weight) * inputs[partner].float()
+        mixed = inputs[partner].float().lerp_(inputs.float(), weight)  # in place: batches are big
         if not inputs.is_floating_point():
-            mixed = mixed.round()
+            mixed.round_()
         return mixed.to(inputs.dtype), _mixed_targets(targets, partner, share)
 
     def __str__(self) -> str:
@@ -143,7 +133,6 @@ class Cutmix:
 
     alpha: float = 1.0
     p: float = 0.5
-    needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self.alpha, 0.001, 100, "alpha", OPTION)

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -98,9 +97,3 @@ def test_text_reads_back(text):
 def test_bad_text_names_the_option(text):
     with pytest.raises(UsageError, match="--mix"):
         parse_mix(text)
-
-
-def test_only_cutmix_needs_images():
-    needs = {text: parse_mix(text).needs_images for text in ("none", "mixup", "cutmix")}
-    assert needs == {"none": False, "mixup": False, "cutmix": True}
-    assert np.all([isinstance(v, bool) for v in needs.values()])
