@@ -11,8 +11,8 @@ name        what is mixed
 ==========  =====================================================================
 
 Pixels are mixed, before the frozen part of a network: what it makes of an image cannot be kept
-then. The target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**. The
-partner j is another image of the batch, drawn for each i, and so is the share.
+then. The target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**.
+The partner j is another image of the batch, drawn for each i, and so is the share.
 """
 
 from __future__ import annotations
