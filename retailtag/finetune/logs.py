@@ -23,6 +23,7 @@ that was being written, and the next run removes what is left of it.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -135,6 +136,7 @@ class JsonLines:
         kept = [] if resume_at is None else _lines_until(path, resume_at)
         with write_whole(path) as handle:
             handle.write(b"".join(kept))
+        self._path = path
         self._settings = [json.loads(line).get("settings") for line in kept]
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
@@ -155,8 +157,14 @@ class JsonLines:
             self._file = -1
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        os.write(self._file, line.encode())  # one call: the kernel appends it in one piece
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            written = os.write(self._file, line)  # one call: appended in one piece
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:
@@ -295,7 +303,8 @@ def _package(module: str, extra: str) -> Any:
 
 def _held_id(path: Path, resume_at: int | None) -> str | None:
     """Id of the run to continue, None for a fresh one."""
-    return None if resume_at is None or not path.exists() else str(read_json(path)["id"])
+    held = read_json(path) if resume_at is not None and path.exists() else None
+    return str(held["id"]) if isinstance(held, dict) and "id" in held else None
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,6 +81,22 @@ def test_what_was_told_before_a_kill_is_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], check=False, env=os.environ.copy())
     assert done.returncode == -signal.SIGKILL
     assert [row["step"] for row in _rows(tmp_path / "log.jsonl")] == list(range(1, 50))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
+    log = JsonLines(tmp_path / "log.jsonl")
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(log, "_file", full)
+    with pytest.raises(OSError, match=r"No space left.*log\.jsonl"):
+        log.metrics(1, {"loss": 0.5})
+    os.close(full)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "write", lambda file, data: 3)
+    with pytest.raises(OSError, match=r"No space left.*log\.jsonl"):
+        log.metrics(1, {"loss": 0.5})
+    monkeypatch.undo()
+    log.close()
 
 
 def test_tensorboard_files_hold_the_numbers(tmp_path):
