@@ -301,7 +301,7 @@ def _table(run: FinetuneRun) -> Table:
     title += f", seed {facts['settings']['seed']}"
     title += "" if factor == 1 else f"; kept: {factor:g} of the way from the start"
     table = Table(title=title)
-    for column in ("epoch", "loss", *COLUMNS.values(), "images/s", "seconds"):
+    for column in ("epoch", "loss", *COLUMNS.values(), "per s", "seconds"):
         table.add_column(column, justify="right")
     for row in run.history:
         mark = " *" if row["epoch"] == run.best_epoch else "" if row["kept_tail"] else " -"
@@ -309,7 +309,7 @@ def _table(run: FinetuneRun) -> Table:
         shown = ["-" if row[k] is None else f"{100 * row[k]:.2f}" for k in COLUMNS]
         speed = f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "-"
         table.add_row(f"{row['epoch']}{mark}", loss, *shown, speed, f"{row['seconds']:.1f}")
-    table.caption = "validation part; *: kept, -: loses the tail"
+    table.caption = "validation part, %; *: kept, -: loses the tail; images per s"
     return table
 
 

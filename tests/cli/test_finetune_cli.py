@@ -55,7 +55,7 @@ def test_a_search_goes_before_the_training(tune, tmp_path, capsys):
 def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
     assert tune("--ema", "0.9", "--mix", "mixup", "--parts", "2", "--precision", "bf16") == 0
     shown = capsys.readouterr().out
-    for word in ("macro-AP", "tail AP", "macro-F1", "tail F1", "images/s", "*: kept"):
+    for word in ("macro-AP", "tail AP", "macro-F1", "tail F1", "per s", "*: kept"):
         assert word in shown
 
 
