@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,6 +50,9 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
                     return
         except BaseException as error:  # noqa: BLE001 - handed over to the caller's thread
             last = _Failed(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here, where it ran
         offer(last)
 
     thread = threading.Thread(target=work, name="batches-ahead", daemon=True)

@@ -178,7 +178,7 @@ def trunk_feed(
     pixels : PixelSource
     images : KeptImages
     identity : FeatureSpec
-        Of the backbone's embeddings: names weights and preprocessing.
+        Of the backbone's embeddings: names architecture and preprocessing.
     root : Path
         Folder of all caches.
     budget : int
@@ -204,7 +204,12 @@ def trunk_feed(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--cache-dtype {dtype} is unknown; use one of {', '.join(DTYPES)}.")
-    if network.trunk is None or budget == 0 or not len(images.fit):
+    if network.trunk is None:
+        progress.say(
+            f"{network.backbone.id} cannot be cut before its last blocks: every epoch runs it whole"
+        )
+        return None
+    if budget == 0 or not len(images.fit):
         return None
     network.eval()
     sample = _sample(network, pixels, images)
@@ -276,7 +281,7 @@ def spec_of(network: Network, identity: FeatureSpec, sample: Tensor, dtype: str)
     assert isinstance(k, int)
     return TrunkSpec(
         backbone=identity.backbone,
-        weights_sha256=identity.weights_sha256,
+        weights_sha256=network.backbone.weights_sha256,
         architecture=identity.architecture,
         preprocessing=identity.preprocessing,
         engine=network.precision.engine,

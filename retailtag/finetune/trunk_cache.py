@@ -179,15 +179,23 @@ class TrunkCache:
         return out
 
     def _read_one(self, image_id: str, out: Bytes) -> None:
-        place, size = self._places[image_id], self.spec.row_bytes
-        handle = self._files[place.piece]
-        handle.seek(place.row * size)
-        whole = handle.readinto(out.data) == size  # type: ignore[attr-defined]
+        place = self._places[image_id]
+        whole = self._fetch(place, out)
         whole = whole and (image_id in self._checked or zlib.crc32(out.data) == place.crc)
         if not whole:
             self._forget(place.piece)
             raise DamagedFile(f"{self.path} holds a damaged row of {image_id}; compute it again.")
         self._checked.add(image_id)
+
+    def _fetch(self, place: _Place, out: Bytes) -> bool:
+        """Read one row into `out` (row_bytes,); whether the disk gave all of it."""
+        handle = self._files[place.piece]
+        try:
+            handle.seek(place.row * self.spec.row_bytes)
+            n_read: int = handle.readinto(out.data)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return n_read == self.spec.row_bytes
 
     def _forget(self, piece: int) -> None:
         self._files.pop(piece).close()

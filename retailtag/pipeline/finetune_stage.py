@@ -153,7 +153,7 @@ class FinetuneStage:
         origin = self.network.state()
         val, config = self.parts.val.rows, self.config
         judge = make_judge(self.catalog, val, self.tuning, config.choose)
-        feed = self._feed(self.network)
+        feed = self._feed(self.network, config.epochs)
         self.result = train(
             self.network,
             feed,
@@ -168,24 +168,22 @@ class FinetuneStage:
         )
         group = self.catalog.table.group
         self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val], group)
-        if config.refit and self.result.best_epoch:
-            self._refit(origin, feed)
-        elif isinstance(feed, TrunkFeed):
+        if isinstance(feed, TrunkFeed):
             feed.close()
+        if config.refit:
+            self._refit(origin)
 
     def _network(self, fitted: Features) -> Network:
         start = first_head(self.labels, fitted, self.probe, self.config, self.device)
         return Network(self.backbone, start, self.config, compiled=self.means.compiled)
 
-    def _refit(self, origin: State, feed: Feed) -> None:
+    def _refit(self, origin: State) -> None:
         both = self.parts.both
         self.network = self._network(both)
         self.network.load_body(origin)
-        if isinstance(feed, TrunkFeed):
-            feed.close()
         refit(
             self.network,
-            self._feed(self.network),
+            self._feed(self.network, self.result.best_epoch),
             self.labels,
             both.rows,
             self.result.best_epoch,
@@ -211,11 +209,11 @@ class FinetuneStage:
         keys = image_keys(self.catalog.image_ids.tolist())
         return Views(augment, self.config.seed, keys, self.means.workers)
 
-    def _feed(self, network: Network) -> Feed:
+    def _feed(self, network: Network, epochs: int) -> Feed:
         """Kept activations where they repeat and fit the budget, else pixels."""
         views = self._views()
         plain = PixelFeed(network, self.pixels, views)
-        if not self.config.repeats or not self.config.epochs or network.trunk is None:
+        if not self.config.repeats or not epochs:
             return plain
         features = self.store.path.parent
         root = features.with_name(f"{features.name}-trunk")

@@ -29,7 +29,7 @@ MEANS = Means(workers=0)
 
 @pytest.fixture(scope="module")
 def probe(tiny, tiny_store, tmp_path_factory):
-    settings = ProbeSettings(grid="0.01", folds=2)
+    settings = ProbeSettings(grid="0.01", folds=2, heads="logistic")
     return run_probe(tiny, tiny_store, tmp_path_factory.mktemp("probe"), settings).probe
 
 
@@ -164,7 +164,7 @@ def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
             probe,
             tmp_path / str(refit),
             replace(config, refit=refit),
-            means=replace(MEANS, cache_gb=0),  # which goes by the weights of the store
+            means=MEANS,
         )
         for refit in (False, True)
     )
@@ -174,6 +174,16 @@ def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
     assert twice.checkpoint.facts["n_fit"] == len(tiny.rows("train"))
     assert once.checkpoint.facts["n_fit"] < len(tiny.rows("train"))
     assert not np.array_equal(once.predictions.logits, twice.predictions.logits)
+
+
+def test_a_refit_of_the_start_is_a_probe_of_all_training_images(tiny, tiny_store, probe, tmp_path):
+    config = replace(QUICK, epochs=0, refit=True)
+    run = run_finetune(tiny, tiny_store, load(), probe, tmp_path, config, means=MEANS)
+    train = tiny.rows("train")
+    X = tiny_store.load(tiny.image_ids[train].tolist()).X
+    logits = X @ run.checkpoint.weight.T + run.checkpoint.bias
+    expected = probe.logits(X)
+    np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(tiny, tiny_store, probe):
