@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retailtag.backbones.blocks import Block, Layout, Run
 from retailtag.backbones.ids import BackboneId
@@ -203,13 +204,25 @@ class Backbone:
             if any(block.covers(name) for block in last):
                 module.train()
 
-    def split_at(self, k: int) -> tuple[Run, Run]:
+    def is_divisible(self, k: Blocks) -> bool:
+        """Whether `split_at` can cut the model before its last `k` blocks."""
+        layout = self._layout
+        whole = layout is None or layout.stem is None or layout.finish is None
+        return isinstance(k, int) and not whole and 0 < k <= len(self.blocks)
+
+    def split_at(self, k: int, *, recompute: bool = False, short: bool = False) -> tuple[Run, Run]:
         """Cut the model before the last k blocks, so that frozen activations can be kept.
 
         Parameters
         ----------
         k : int
             Number of blocks in the second part, at least 1.
+        recompute : bool
+            Keep only the input of every block of the second part for the backward pass and run
+            the block again there: less memory for a forward pass more.
+        short : bool
+            Where a single token is pooled, run the last block for that token alone (see
+            `retailtag.backbones.short`): equal to rounding, not bit for bit.
 
         Returns
         -------
@@ -229,12 +242,40 @@ class Backbone:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
         stem, finish = layout.stem, layout.finish
         first = [self._module(path) for b in self.blocks[:-k] for path in b.runs]
-        second = [self._module(path) for b in last for path in b.runs]
+        second: list[Run] = [self._module(path) for b in last for path in b.runs]
+        if short and layout.short is not None:
+            second[-1] = layout.short
+        run_second = _run_again if recompute else _run
 
         def trunk(pixels: Tensor) -> Tensor:
             return _run(first, stem(self._normalised(pixels)))
 
-        return trunk, lambda x: finish(_run(second, x))
+        return trunk, lambda x: finish(run_second(second, x))
+
+    def recompute_gradients(self) -> None:
+        """Let the whole model run its blocks again in the backward pass instead of keeping them.
+
+        Raises
+        ------
+        UsageError
+            If the model's library has no such mode for it.
+        """
+        for module in self.module.modules():
+            switch = getattr(module, "set_grad_checkpointing", None)
+            if switch is not None:
+                try:
+                    switch(True)
+                except AssertionError:  # timm's way of saying that this model cannot
+                    continue
+                return
+        raise UsageError(
+            f"{self.id} has no gradient checkpointing; leave --checkpoint-gradients out."
+        )
+
+    def depth_of(self, name: str) -> int:
+        """Number of blocks after the one that holds the parameter `name`; all for the stem."""
+        n = len(self.blocks)
+        return next((n - 1 - i for i, b in enumerate(self.blocks) if b.covers(name)), n)
 
     def _module(self, path: str) -> nn.Module:
         return self.module.get_submodule(path)
@@ -286,7 +327,13 @@ def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Blo
     return layout.blocks[n - k :]
 
 
-def _run(modules: list[nn.Module], x: Tensor) -> Tensor:
+def _run(modules: Sequence[Run], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
+    return x
+
+
+def _run_again(modules: Sequence[Run], x: Tensor) -> Tensor:
+    for module in modules:
+        x = checkpoint(module, x, use_reentrant=False)
     return x

@@ -41,6 +41,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from retailtag.backbones.short import for_first_token
+
 Run = Callable[[Tensor], Tensor]
 
 
@@ -82,12 +84,15 @@ class Layout:
         one input, so that the model cannot be run in two parts.
     finish : callable or None
         Output of the last block's modules to the embedding.
+    short : callable or None
+        Input of the last block to as much of its output as `finish` reads, where that is less.
     """
 
     family: str
     blocks: tuple[Block, ...]
     stem: Run | None = None
     finish: Run | None = None
+    short: Run | None = None
 
     def under(self, prefix: str) -> Layout:
         """The same layout for a module that holds this one as its attribute `prefix`."""
@@ -130,7 +135,15 @@ def _vit(m: Any, pre_logits: bool) -> Layout:
         return m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(x))))
 
     blocks = _blocks(_row("blocks", m.blocks), "norm", "fc_norm", "attn_pool", *_head(pre_logits))
-    return Layout("vit", blocks, stem, lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits))
+    pools_first = m.global_pool == "token" and m.cls_token is not None and m.attn_pool is None
+    pools_first &= type(m).__name__ == "VisionTransformer"  # a distilled one reads a second token
+    return Layout(
+        "vit",
+        blocks,
+        stem,
+        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
+        for_first_token(m.blocks[-1]) if pools_first else None,
+    )
 
 
 def _vit_with_shared_input(m: Any, pre_logits: bool) -> Layout:
@@ -243,7 +256,9 @@ def _clip_vit(m: Any, pre_logits: bool) -> Layout:
     blocks = _blocks(steps, "attn_pool", "attn_pool_contrastive", "ln_post", "proj")
     # sequence-first transformers transpose around their blocks and cannot be cut between them
     splits = getattr(m.transformer, "batch_first", False)
-    return Layout("clip", blocks, m._embeds if splits else None, finish if splits else None)
+    pools_first = m.attn_pool is None and m.pool_type == "tok"
+    short = for_first_token(m.transformer.resblocks[-1]) if pools_first and splits else None
+    return Layout("clip", blocks, m._embeds if splits else None, finish if splits else None, short)
 
 
 def _clip_resnet(m: Any, pre_logits: bool) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ def _layout(model: Any, is_clip: bool) -> Layout | None:
     layout = trunk.under("trunk")
     if not is_clip:
         return layout
-    whole = layout.extended(model.proj, "proj")
-    return Layout("clip", whole.blocks, whole.stem, whole.finish)
+    return replace(layout.extended(model.proj, "proj"), family="clip")
 
 
 def _text_encoder(model: Any) -> EncodeText:

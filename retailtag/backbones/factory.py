@@ -23,6 +23,7 @@ def load_backbone(
     weights: Path | None = None,
     device: str = "cpu",
     random_weights: bool = False,
+    seed: int = RANDOM_SEED,
 ) -> Backbone:
     """Load a pretrained image model.
 
@@ -36,7 +37,10 @@ def load_backbone(
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
     random_weights : bool
-        Untrained weights, the same in every process; for tests and timing.
+        Untrained weights, the same in every process; for tests and timing, and for training from
+        scratch.
+    seed : int
+        Of random weights.
 
     Returns
     -------
@@ -58,11 +62,16 @@ def load_backbone(
     if weights is not None and random_weights:
         raise UsageError("Random weights and --weights exclude each other; drop one.")
     parsed = resolve_id(backbone_id)
-    return Backbone(build_parts(parsed, weights, random_weights=random_weights), device)
+    parts = build_parts(parsed, weights, random_weights=random_weights, seed=seed)
+    return Backbone(parts, device)
 
 
 def build_parts(
-    backbone_id: BackboneId, weights: Path | None = None, *, random_weights: bool = False
+    backbone_id: BackboneId,
+    weights: Path | None = None,
+    *,
+    random_weights: bool = False,
+    seed: int = RANDOM_SEED,
 ) -> Parts:
     """Build and load on the CPU (or the current default device) what makes a backbone.
 
@@ -75,7 +84,7 @@ def build_parts(
     else:
         from retailtag.backbones.demo_models import build
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(RANDOM_SEED)
+        torch.default_generator.manual_seed(seed)
         return build(backbone_id, weights, random_weights=random_weights)
 
 

@@ -20,6 +20,7 @@ from retailtag.cli.options import (
     AttributesOption,
     AugmentOption,
     BlocksOption,
+    CacheGbOption,
     CatalogArgument,
     ChooseOption,
     CutoffsOption,
@@ -33,6 +34,7 @@ from retailtag.cli.options import (
     HeadsOption,
     ImagesOption,
     JsonOption,
+    LossOption,
     LrOption,
     MaxBytesOption,
     MaxPixelsOption,
@@ -40,6 +42,7 @@ from retailtag.cli.options import (
     PrecisionOption,
     QuietOption,
     ReplicatesOption,
+    SamplerOption,
     ScaleOption,
     SeedOption,
     SolverOption,
@@ -100,7 +103,10 @@ def bakeoff(
     ] = None,
     lr: LrOption = 3e-4,
     head_lr: HeadLrOption = 1e-3,
-    augment: AugmentOption = True,
+    augment: AugmentOption = "light",
+    loss: LossOption = "bce",
+    sampler: SamplerOption = "shuffle",
+    cache_gb: CacheGbOption = None,
     dtype: DtypeOption = "float32",
     engine: EngineOption = "auto",
     precision: PrecisionOption = "exact",
@@ -117,7 +123,7 @@ def bakeoff(
     """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
-    from retailtag.finetune.trainer import FinetuneConfig
+    from retailtag.finetune.config import FinetuneConfig
     from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
     from retailtag.pipeline.engines import EngineRequest
     from retailtag.pipeline.plan import plan_bakeoff
@@ -134,15 +140,18 @@ def bakeoff(
             sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
         ),
         finetune=FinetuneConfig(
-            parse_blocks(blocks),
-            epochs,
-            batch_size or FinetuneConfig.batch_size,
-            lr,
-            head_lr,
+            blocks=parse_blocks(blocks),
+            epochs=epochs,
+            batch_size=batch_size or FinetuneConfig.batch_size,
+            lr=lr,
+            head_lr=head_lr,
             augment=augment,
+            loss=loss,
+            sampler=sampler,
             seed=seed,
             objective=objective,
         ),
+        cache_gb=cache_gb,
         device=resolve_device(device),
         dtype=dtype,
         engine=EngineRequest(engine, precision),

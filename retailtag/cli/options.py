@@ -182,13 +182,38 @@ ObjectiveOption = Annotated[
 SolverOption = Annotated[str, typer.Option("--solver", help="torch, cuml or sklearn.")]
 
 BlocksOption = Annotated[
-    str, typer.Option("--blocks", help="How many last blocks a fine-tune retrains, or all.")
+    str,
+    typer.Option(
+        "--blocks",
+        help="How many last blocks a fine-tune retrains, or all, or scratch: all, from random "
+        "weights.",
+    ),
 ]
 EpochsOption = Annotated[int, typer.Option("--epochs", help="Epochs of a fine-tune.")]
-LrOption = Annotated[float, typer.Option("--lr", help="Peak learning rate of the blocks.")]
+LrOption = Annotated[float, typer.Option("--lr", help="Peak learning rate of the last block.")]
 HeadLrOption = Annotated[float, typer.Option("--head-lr", help="Peak learning rate of the head.")]
 AugmentOption = Annotated[
-    bool, typer.Option("--augment/--no-augment", help="Mirror and shift images in a fine-tune.")
+    str,
+    typer.Option(
+        "--augment",
+        help="What an epoch shows: light or strong changes, none, or cached:V (V views in turn). "
+        "With none and cached:V the frozen blocks run once an image and view.",
+    ),
+]
+LossOption = Annotated[
+    str, typer.Option("--loss", help="bce, asl, focal, db or la, with settings: asl:gamma_neg=2.")
+]
+SamplerOption = Annotated[
+    str,
+    typer.Option("--sampler", help="shuffle, or repeat:t=0.001: images of rare tags more often."),
+]
+CacheGbOption = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-gb",
+        help="Disk for activations of frozen blocks; 0: none. Default: half of what is free, at "
+        "most 100.",
+    ),
 ]
 
 RunsArgument = Annotated[
@@ -289,6 +314,8 @@ def resolve_device(name: str) -> str:
     import torch
 
     if torch.cuda.is_available():
+        # cuBLAS reads it when it starts; without it the same products may differ between runs
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return "cuda"
     if name == "cuda":
         raise Unavailable("--device cuda: PyTorch sees no CUDA device here; use --device cpu.")
@@ -322,8 +349,8 @@ def default_workers(workers: int | None) -> int:
     return min(os.cpu_count() or 1, 16) if workers is None else workers
 
 
-def parse_blocks(text: str) -> int | Literal["all"]:
-    """``--blocks``: a positive number or ``all``.
+def parse_blocks(text: str) -> int | Literal["all", "scratch"]:
+    """``--blocks``: a positive number, ``all`` or ``scratch``.
 
     Raises
     ------
@@ -332,6 +359,8 @@ def parse_blocks(text: str) -> int | Literal["all"]:
     """
     if text == "all":
         return "all"
+    if text == "scratch":
+        return "scratch"
     if text.isdigit() and int(text) > 0:
         return int(text)
-    raise UsageError(f"--blocks {text} is neither a positive number nor all.")
+    raise UsageError(f"--blocks {text} is neither a positive number nor all nor scratch.")

@@ -1,39 +1,189 @@
-"""Augmentation on batches of uint8 pixels."""
+"""Views of images for training, each a function of (seed, image, view) alone.
+
+``Augment.parse("light")`` reads a setting. Epoch e shows view e of every image, a new one each
+time; ``cached:V`` shows V views in turn, so that what the frozen part of a network makes of them
+can be kept. View 0 is the image itself.
+
+===================  ========================================================================
+setting              an epoch shows
+===================  ========================================================================
+``none``             the images themselves
+``light``            mirrored or not; a crop of 70 to 100 % of the area
+``strong``           mirrored or not; a crop of 35 to 100 %; brightness, contrast and
+                     saturation ±30 %; in a quarter of the images a patch blanked
+``cached:V``         one of V views: the image itself and V - 1 of ``light``
+``cached:V:strong``  the same of ``strong``
+===================  ========================================================================
+
+Hue is left alone: colours are tags. Views are cut from preprocessed pixels, as wide as the
+backbone's input, by torchvision's v2 functions on bytes; the random numbers are our own, since
+torchvision's come from one global generator and would depend on the order of images and threads.
+
+References
+----------
+Zhong et al. (2020), Random Erasing Data Augmentation (the blank patch).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
-from torch import Generator, Tensor
-from torch.nn.functional import pad
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retailtag.errors import UsageError
+
+_STREAM = 0xA06  # keeps these draws apart from others of the same seed
 
 
-def flip_and_shift(pixels: Tensor, generator: Generator, share: float = 1 / 16) -> Tensor:
-    """Mirror half of the images and move all by up to `share` of their size.
+@dataclass(frozen=True)
+class _Preset:
+    """Ranges that a view is drawn from."""
+
+    area: float  # smallest crop, as a share of the image
+    ratio: float  # largest change of the aspect
+    tone: float = 0.0  # largest change of brightness, contrast and saturation
+    erase: float = 0.0  # share of the images with a blank patch
+
+
+PRESETS = {"light": _Preset(0.7, 1.15), "strong": _Preset(0.35, 4 / 3, tone=0.3, erase=0.25)}
+FORMS = "none, light, strong, cached:V or cached:V:strong"
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Which views of the images training sees.
 
     Parameters
     ----------
-    pixels : Tensor of uint8, shape (n, 3, h, w)
-    generator : torch.Generator
-        On the CPU; the result is a function of its state alone.
-    share : float
-        Largest shift as a fraction of height and width; edges are repeated.
+    preset : str
+        ``none``, ``light`` or ``strong``.
+    views : int
+        Distinct views of an image, shown in turn from view 0, the image itself; 0 is a new one
+        every epoch.
 
-    Returns
-    -------
-    Tensor of uint8, shape (n, 3, h, w)
+    Examples
+    --------
+    >>> augment = Augment.parse("cached:3")
+    >>> [augment.view_of(epoch) for epoch in (1, 2, 3, 4)]
+    [0, 1, 2, 0]
+    >>> [Augment.parse("light").view_of(epoch) for epoch in (1, 2, 3, 4)]
+    [1, 2, 3, 4]
     """
-    n, _, h, w = pixels.shape
-    mirrored = torch.rand(n, generator=generator) < 0.5
-    pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-    dy, dx = int(h * share), int(w * share)
-    if dy == 0 and dx == 0:
-        return pixels
-    # Replication padding is not defined for integers; bytes are exact in float32.
-    padded = pad(pixels.float(), (dx, dx, dy, dy), mode="replicate").to(torch.uint8)
-    top = torch.randint(0, 2 * dy + 1, (n,), generator=generator)
-    left = torch.randint(0, 2 * dx + 1, (n,), generator=generator)
-    y = top[:, None] + torch.arange(h)
-    x = left[:, None] + torch.arange(w)
-    image = torch.arange(n)[:, None, None, None]
-    channel = torch.arange(3)[None, :, None, None]
-    return padded[image, channel, y[:, None, :, None], x[:, None, None, :]]
+
+    preset: str = "light"
+    views: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Augment:
+        """Setting from its text.
+
+        Raises
+        ------
+        UsageError
+            If it is none of the forms above.
+        """
+        if text == "none":
+            return cls("none", 1)
+        if text in PRESETS:
+            return cls(text)
+        kind, _, rest = text.partition(":")
+        views, _, preset = rest.partition(":")
+        preset = preset or "light"
+        if kind != "cached" or not views.isdecimal() or int(views) < 1 or preset not in PRESETS:
+            raise UsageError(f"--augment {text} is unknown; use {FORMS}, V being at least 1.")
+        return cls(preset, int(views))
+
+    def __str__(self) -> str:
+        if self.preset == "none" or self.views == 0:
+            return self.preset
+        return f"cached:{self.views}" + ("" if self.preset == "light" else f":{self.preset}")
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether epochs repeat views, so that keeping what the frozen part makes of them pays."""
+        return self.views > 0
+
+    def view_of(self, epoch: int) -> int:
+        """View that `epoch`, from 1, shows of every image."""
+        return (epoch - 1) % self.views if self.views else epoch
+
+    def view(
+        self,
+        pixels: Tensor,
+        images: NDArray[np.integer[Any]],
+        seed: int,
+        view: int,
+        pool: Executor | None = None,
+    ) -> Tensor:
+        """View number `view` of a batch of images.
+
+        Parameters
+        ----------
+        pixels : Tensor of uint8, shape (n, 3, h, w)
+            On the CPU; not changed.
+        images : ndarray of int, shape (n,)
+            What tells images apart, at least 0: rows of a catalogue, or a digest for a cache that
+            outlives it.
+        seed : int
+        view : int
+            0 gives `pixels` back.
+        pool : Executor, optional
+            Threads that share the batch; the result is the same.
+
+        Returns
+        -------
+        Tensor of uint8, shape (n, 3, h, w)
+        """
+        if view == 0 or self.preset == "none":
+            return pixels
+        preset = PRESETS[self.preset]
+
+        def one(image: Tensor, key: int) -> Tensor:
+            return _draw(image, preset, np.random.default_rng([seed, view, int(key), _STREAM]))
+
+        spread: Callable[..., Any] = pool.map if pool else map
+        return torch.stack(list(spread(one, pixels, images.tolist())))
+
+
+def _draw(image: Tensor, preset: _Preset, rng: np.random.Generator) -> Tensor:
+    """One view (3, h, w) of an image (3, h, w)."""
+    from torchvision.transforms.v2 import functional as tv
+
+    size = [image.shape[1], image.shape[2]]
+    box = _box(size, rng.uniform(preset.area, 1.0), preset.ratio, rng)
+    out = tv.resized_crop(image, *box, size, antialias=True)
+    if rng.random() < 0.5:
+        out = tv.horizontal_flip(out)
+    if preset.tone:
+        adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
+        for change, amount in zip(adjust, rng.uniform(-preset.tone, preset.tone, 3), strict=True):
+            out = change(out, 1 + amount)
+    if rng.random() < preset.erase:
+        out = tv.erase(out, *_box(size, rng.uniform(0.02, 0.2), 2.0, rng), _mean_colour(out))
+    return out
+
+
+def _box(
+    size: list[int], area: float, ratio: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a share `area` of an image: its aspect changed up to `ratio`.
+
+    A side that would leave the image ends at its edge.
+    """
+    h, w = size
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(ratio) / 2)
+    height = min(h, max(1, round(h * math.sqrt(area) / stretch)))
+    width = min(w, max(1, round(w * math.sqrt(area) * stretch)))
+    return int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1)), height, width
+
+
+def _mean_colour(image: Tensor) -> Tensor:
+    """Mean over the pixels of bytes (3, h, w), as bytes (3, 1, 1)."""
+    return image.float().mean((1, 2), keepdim=True).round().to(image.dtype)

@@ -13,13 +13,13 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.checks import check_readable, check_request
 from retailtag.pipeline.embed import Loading
 from retailtag.pipeline.embeddings import find_texts
 from retailtag.pipeline.engines import EngineRequest, choose_engine
 from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract_together
-from retailtag.pipeline.finetune import finetune_inputs, run_finetune
+from retailtag.pipeline.finetune import Means, finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.pairs import (
     Pair,
@@ -88,6 +88,8 @@ class BakeoffSettings:
         Larger images count as unreadable.
     allow_truncated : bool
         Accept files that end early.
+    cache_gb : float or None
+        Disk for kept activations of fine-tunes; see `retailtag.pipeline.finetune.Means`.
     n_bootstrap : int
         Replicates behind the intervals.
     seed : int
@@ -108,6 +110,7 @@ class BakeoffSettings:
     workers: int = 2
     max_pixels: int = MAX_PIXELS
     allow_truncated: bool = False
+    cache_gb: float | None = None
     n_bootstrap: int = N_REPLICATES
     seed: int = 0
 
@@ -273,7 +276,7 @@ class _Runner:
         parts = {canonical(part): part for b in s.backbones for part in parts_of(b)}
         backbones = {key: self._load(part) for key, part in parts.items()}
         for key in map(canonical, s.tuned):
-            backbones[key].trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
+            backbones[key].trainable_names(s.finetune.trained)  # refuses --blocks that it has not
         loading = Loading(s.batch_size or Loading.batch_size, s.workers, **s.limits)
         engines = [
             choose_engine(
@@ -345,8 +348,7 @@ class _Runner:
             folder,
             s.finetune,
             provenance=self.provenance,
-            workers=s.workers,
-            **s.limits,
+            means=Means(workers=s.workers, **s.limits, cache_gb=s.cache_gb),
             progress=self.progress,
         ).record
 

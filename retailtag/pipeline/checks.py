@@ -37,11 +37,11 @@ def check_request(catalog: Catalog, settings: BakeoffSettings) -> None:
     if folds > n:
         raise UsageError(f"--folds {folds} exceeds the {n:,} training images of {catalog.path}.")
     make_solver(settings.probe.solver, settings.device)
-    if settings.finetune.blocks != "all":
+    if settings.finetune.trained != "all":
         for backbone in settings.tuned:
             # local weights may bring another architecture: it is judged when they are loaded
             if backbone not in settings.weights:
-                _check_blocks(backbone, settings.finetune.blocks)
+                _check_blocks(backbone, settings.finetune.trained)
 
 
 def check_splits(catalog: Catalog) -> None:

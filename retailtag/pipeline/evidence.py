@@ -63,16 +63,12 @@ def threshold_f1(
     the half, so the choice of the rule is cross-fit with the thresholds. Not nested is what made
     the scores: C (or the epoch) was chosen on the same images, for all thresholds alike.
     """
-    if len(np.unique(catalog.group[rows])) < 2:
+    half = halves(catalog, rows, tuning.seed)
+    if half is None:
         return {}
     labels, group = catalog.table.labels[rows], catalog.table.group
-    half = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, tuning.seed)
-    tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
     fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
-    for side in (0, 1):
-        other = half != side
-        tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)
-        crossed[~other] = logits[~other] >= tuned.thresholds
+    crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
     given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
     f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
     scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}
@@ -81,3 +77,29 @@ def threshold_f1(
         for scope, tags in scopes.items()
         if (inside := tags & np.isfinite(f1["in_sample"])).any()
     }
+
+
+def halves(catalog: Catalog, rows: NDArray[np.intp], seed: int) -> NDArray[np.int64] | None:
+    """Half (n_images,) of each image, 0 or 1, no product divided; None for a single product."""
+    if len(np.unique(catalog.group[rows])) < 2:
+        return None
+    labels = catalog.table.labels[rows]
+    return k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, seed)
+
+
+def crossed_cells(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    logits: NDArray[np.float32],
+    tuning: Tuning,
+    half: NDArray[np.int64],
+    fold: NDArray[np.intp] | None = None,
+) -> NDArray[np.bool_]:
+    """Tags given (n_images, n_tags) to each half by the thresholds tuned on the other."""
+    labels, group = catalog.table.labels[rows], catalog.table.group
+    tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
+    for side in (0, 1):
+        other = half != side
+        tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)
+        crossed[~other] = logits[~other] >= tuned.thresholds
+    return crossed

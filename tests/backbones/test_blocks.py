@@ -267,3 +267,44 @@ def test_a_subclass_with_its_own_forward_pass_is_not_read_as_its_parent():
             return self.layer4(super().forward_features(x))
 
     assert layout_of(Odd(BasicBlock, (1, 1, 1, 1), num_classes=0)) is None
+
+
+SHORTENED = {
+    "demo:dino": True,
+    "demo:clip": True,
+    "timm:vit_tiny_patch16_224?img_size=64": True,
+    "timm:vit_small_patch14_dinov2?img_size=56": True,
+    "timm:vit_small_patch14_reg4_dinov2?img_size=56": True,
+    "open_clip:ViT-S-32?size=64": True,
+    "timm:vit_tiny_patch16_224?img_size=64&pool=avg": False,
+    "timm:deit_tiny_distilled_patch16_224?img_size=64": False,
+    "timm:resnet18?size=64": False,
+}
+
+
+@pytest.mark.parametrize("backbone_id", SHORTENED)
+def test_a_last_block_for_one_token_agrees_in_value_and_gradient(backbone_id, pixels):
+    backbone = load_small(backbone_id)
+    images = pixels(2, *backbone.preprocess.size)
+    backbone.unfreeze_last(2)
+    found = []
+    for short in (False, True):
+        trunk, rest = backbone.split_at(2, short=short)
+        embedding = rest(trunk(images))
+        backbone.module.zero_grad()
+        embedding.square().sum().backward()
+        gradients = [p.grad.clone() for p in backbone.module.parameters() if p.grad is not None]
+        found.append((embedding.detach(), gradients))
+    assert len(found[0][1]) == len(backbone.trainable_names(2)) == len(found[1][1])
+    scale = max(float(g.abs().max()) for g in found[0][1])
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-5 * scale)
+    assert (backbone._layout.short is not None) == SHORTENED[backbone_id]
+
+
+def test_depth_counts_the_blocks_behind_a_parameter():
+    backbone = load_small("timm:vit_tiny_patch16_224?img_size=64")
+    depth = {n: backbone.depth_of(n) for n, _ in backbone.module.named_parameters()}
+    assert depth["trunk.blocks.11.attn.qkv.weight"] == depth["trunk.norm.weight"] == 0
+    assert depth["trunk.blocks.0.norm1.bias"] == 11
+    assert depth["trunk.patch_embed.proj.weight"] == depth["trunk.cls_token"] == 12

@@ -1,7 +1,15 @@
 """The command line shows defaults without importing what they belong to; they must be the same."""
 
+import inspect
+
+import pytest
+
 from retailtag.catalog import decode, sources
 from retailtag.cli import options
+from retailtag.cli.bakeoff import bakeoff
+from retailtag.cli.finetune import finetune
+from retailtag.finetune.config import FinetuneConfig
+from retailtag.pipeline.finetune import Means
 from retailtag.pipeline.probe import ProbeSettings
 from retailtag.scoring import bootstrap, permutation
 
@@ -13,3 +21,17 @@ def test_defaults_shown_are_those_of_the_library():
     assert options.PERMUTATIONS == permutation.PERMUTATIONS
     settings = ProbeSettings()
     assert (settings.grid, settings.heads) == (options.GRID, options.HEADS)
+
+
+OTHER_NAMES = {"choose_epoch": "choose"}
+APART = ("workers", "blocks", "thresholds", "choose")  # texts, or of the probe in a bake-off
+
+
+@pytest.mark.parametrize("command", [finetune, bakeoff])
+def test_defaults_of_a_fine_tune_are_those_of_its_settings(command):
+    known = {**vars(FinetuneConfig()), **vars(Means())}
+    for name, parameter in inspect.signature(command).parameters.items():
+        setting = OTHER_NAMES.get(name, name)
+        if setting in known and name not in APART:
+            assert parameter.default == known[setting], name
+    assert inspect.signature(finetune).parameters["blocks"].default == str(known["blocks"])

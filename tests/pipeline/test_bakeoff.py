@@ -10,7 +10,7 @@ from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import ArtefactError, DataError, StaleFeatures, UsageError
 from retailtag.files import read_json
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import BakeoffSettings, pair_folder, run_bakeoff
 from retailtag.pipeline.extract import extract
 from retailtag.pipeline.finetune import run_finetune

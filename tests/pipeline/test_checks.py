@@ -7,7 +7,7 @@ import pytest
 
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import DataError, UsageError
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
 from retailtag.pipeline.checks import check_readable
 from retailtag.pipeline.plan import plan_bakeoff

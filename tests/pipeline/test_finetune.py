@@ -8,8 +8,8 @@ import pytest
 from retailtag.backbones import load_backbone
 from retailtag.errors import ArtefactError, DataError
 from retailtag.finetune.artefact import Checkpoint
-from retailtag.finetune.trainer import FinetuneConfig
-from retailtag.pipeline import finetune as stage
+from retailtag.finetune.config import FinetuneConfig
+from retailtag.pipeline import finetune_stage as stage
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.probe import ProbeSettings, run_probe
 

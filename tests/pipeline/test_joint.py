@@ -7,7 +7,7 @@ from retailtag.backbones import load_backbone
 from retailtag.cli.main import run as command
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json, write_json
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import BakeoffSettings, pair_folder, run_bakeoff
 from retailtag.pipeline.embeddings import find_embeddings
 from retailtag.pipeline.plan import plan_bakeoff

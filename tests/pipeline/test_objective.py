@@ -7,7 +7,7 @@ import pytest
 
 from retailtag.backbones import load_backbone
 from retailtag.errors import UsageError
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import BakeoffSettings
 from retailtag.pipeline.finetune import run_finetune
 from retailtag.pipeline.probe import ProbeSettings, run_probe

@@ -12,10 +12,10 @@ from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.files import read_json, write_json
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
 from retailtag.pipeline.extract import extract
-from retailtag.pipeline.finetune import run_finetune
+from retailtag.pipeline.finetune import Means, run_finetune
 from retailtag.pipeline.pairs import Pair, machine_findings, readable_images
 from retailtag.pipeline.probe import ProbeSettings, load_rows, run_probe
 from retailtag.report.results import PairCost
@@ -74,7 +74,13 @@ def test_limits_reach_the_fine_tune_and_the_tagger(tiny, tiny_store, tmp_path):
     backbone, out = load_backbone("demo:cnn"), tmp_path / "tuned"
     with pytest.raises(UnreadableImage, match="--max-pixels"):
         run_finetune(
-            tiny, tiny_store, backbone, probe, out, FinetuneConfig(epochs=0), max_pixels=10
+            tiny,
+            tiny_store,
+            backbone,
+            probe,
+            out,
+            FinetuneConfig(epochs=0),
+            means=Means(max_pixels=10),
         )
     image = tiny.images.read(0)
     with pytest.raises(UnreadableImage, match="limit of 10"):

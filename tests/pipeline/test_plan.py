@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from retailtag.files import write_json
-from retailtag.finetune.trainer import FinetuneConfig
+from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline import bakeoff
 from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
 from retailtag.pipeline.engines import EngineRequest

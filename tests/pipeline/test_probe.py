@@ -18,7 +18,7 @@ from retailtag.pipeline import heads
 from retailtag.pipeline import probe as stage
 from retailtag.pipeline.embeddings import find_texts
 from retailtag.pipeline.extract import extract
-from retailtag.pipeline.finetune import head_start
+from retailtag.pipeline.finetune_parts import head_start
 from retailtag.pipeline.probe import NO_TEXTS, ProbeSettings, load_rows, run_probe
 from retailtag.pipeline.stage import read_record, why_stale
 from retailtag.pipeline.sweep import fit_at, strengths_around

@@ -1,0 +1,98 @@
+"""Which epoch and which interpolation is kept, by what the validation part says.
+
+The value is the mean over tags of F1 or average precision on the validation part. F1 needs
+thresholds: they are tuned on one half of that part and counted on the other, product by product,
+for a threshold tuned and counted on the same images flatters whoever fits them best.
+
+====================  ============================================================================
+``--choose-epoch``    the largest
+====================  ============================================================================
+``macro-f1``          macro-F1, among the states whose tail macro-F1 does not lie behind that of the
+                      start by more than one standard error
+``macro-f1-free``     macro-F1 alone
+``macro-ap``          macro average precision
+``auto``              ``macro-f1``, or ``macro-ap`` where thresholds aim at a precision
+====================  ============================================================================
+
+The standard error is that of the mean of the paired differences over tail tags: a validation part
+holds few positives of a rare tag, and a plain "not lower" would be a toss of a coin. The start (the
+probe on frozen blocks) always qualifies. Of equals the earlier one is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Scores of the validation part, tag by tag.
+
+    Parameters
+    ----------
+    f1, ap : ndarray of float64, shape (n_tags,)
+        Cross-fit F1 and average precision; NaN for a tag without a positive.
+    """
+
+    f1: Floats
+    ap: Floats
+
+
+# logits (n_val, n_tags) of the validation part to scores
+Measure = Callable[[NDArray[np.float32]], Measured]
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Measures states of a training and says which of two is kept.
+
+    Parameters
+    ----------
+    measure : callable
+    is_tail : ndarray of bool, shape (n_tags,)
+    choose : str
+        ``macro-f1``, ``macro-f1-free`` or ``macro-ap``.
+    """
+
+    measure: Measure
+    is_tail: NDArray[np.bool_]
+    choose: str = "macro-f1"
+
+    def row(self, measured: Measured) -> dict[str, float | None]:
+        """Figures of a state for the history, and its ``criterion``; None where undefined."""
+        figures = {
+            "criterion": self.value(measured),
+            "macro_f1": _mean(measured.f1),
+            "tail_macro_f1": _mean(measured.f1[self.is_tail]),
+            "macro_ap": _mean(measured.ap),
+            "tail_macro_ap": _mean(measured.ap[self.is_tail]),
+        }
+        return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def value(self, measured: Measured) -> float:
+        """What is to be large; average precision where no F1 is defined, -1 where nothing is."""
+        value = math.nan if self.choose == "macro-ap" else _mean(measured.f1)
+        value = value if math.isfinite(value) else _mean(measured.ap)
+        return value if math.isfinite(value) else -1.0
+
+    def admits(self, measured: Measured, start: Measured) -> bool:
+        """Whether a state keeps the tail of the start, as far as the validation part can tell."""
+        if self.choose != "macro-f1":
+            return True
+        gain = (measured.f1 - start.f1)[self.is_tail]
+        gain = gain[np.isfinite(gain)]
+        if len(gain) < 2:
+            return len(gain) == 0 or bool(gain[0] >= 0)
+        return bool(gain.mean() >= -gain.std(ddof=1) / math.sqrt(len(gain)))
+
+
+def _mean(values: Floats) -> float:
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else math.nan
