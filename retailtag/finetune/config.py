@@ -109,7 +109,7 @@ class FinetuneConfig:
                 "--layer-decay must be at most 1, --ema and --warmup at least 0 and below 1."
             )
         _check_one_of("choose-epoch", self.choose, CHOICES)
-        _check_one_of("precision", self.precision, PRECISIONS)
+        _check_one_of("amp", self.precision, PRECISIONS)
         self.factors()
         for parse, text in (
             (parse_loss, self.loss),

@@ -47,7 +47,7 @@ class Precision:
         if asked == AUTO:
             asked = "float32" if device.type != "cuda" else _fastest_on(device)
         if asked == "fp16" and device.type != "cuda":
-            raise UsageError("--precision fp16 needs a CUDA device; use bf16 or float32.")
+            raise UsageError("--amp fp16 needs a CUDA device; use bf16 or float32.")
         return cls(asked, device.type)
 
     @property

@@ -53,7 +53,7 @@ def test_a_search_goes_before_the_training(tune, tmp_path, capsys):
 
 
 def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
-    assert tune("--ema", "0.9", "--mix", "mixup", "--parts", "2", "--precision", "bf16") == 0
+    assert tune("--ema", "0.9", "--mix", "mixup", "--parts", "2", "--amp", "bf16") == 0
     shown = capsys.readouterr().out
     for word in ("macro-AP", "tail AP", "macro-F1", "tail F1", "per s", "*: kept"):
         assert word in shown
@@ -67,7 +67,7 @@ def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
         (("--cache-dtype", "int4"), "--cache-dtype int4"),
         (("--checkpoint-minutes", "0"), "--checkpoint-minutes"),
         (("--log", "paper"), "--log paper"),
-        (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+        (("--amp", "fp16"), "--amp fp16 needs a CUDA device"),
     ],
 )
 def test_what_cannot_be_followed_is_a_sentence(tune, capsys, options, words):

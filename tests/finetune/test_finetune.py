@@ -93,7 +93,7 @@ def test_rows_asked_for_twice_are_decoded_once(tiny, backbone):
         ({"layer_decay": 0}, "--layer-decay"),
         ({"ema": 1}, "--ema"),
         ({"parts": 65}, "--parts 65 must be 1 to --batch-size, 64"),
-        ({"precision": "int8"}, "--precision int8"),
+        ({"precision": "int8"}, "--amp int8"),
         ({"choose": "loss"}, "--choose-epoch loss"),
         ({"interpolate": "2"}, "--interpolate 2"),
         ({"interpolate": "some"}, "--interpolate some"),

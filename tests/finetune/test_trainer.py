@@ -293,7 +293,7 @@ def test_precision_follows_the_hardware(monkeypatch):
     for capability, name in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert Precision.choose("auto", cuda).name == name
-    with pytest.raises(UsageError, match="--precision fp16 needs a CUDA"):
+    with pytest.raises(UsageError, match="--amp fp16 needs a CUDA"):
         Precision.choose("fp16", torch.device("cpu"))
 
 
