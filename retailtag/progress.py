@@ -6,14 +6,20 @@ bars on a terminal and writes plain lines elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """What a task is told of its progress."""
+
+    def __call__(self, n: int, note: str = "", /) -> None:
+        """Count `n` more; a note says how it goes, in place of the last one."""
+        ...
 
 
-def nobody(n: int) -> None:
+def nobody(n: int, note: str = "", /) -> None:
     """Advance that nobody listens to."""
 
 

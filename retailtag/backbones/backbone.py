@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +76,8 @@ class Backbone:
         ``cnn``, ``vit``, ``clip``, or ``other`` where the blocks are not known.
     blocks : tuple of Block
         In running order; empty for ``other``.
+    memory_format : memory_format
+        In which its module's weights lie, and images go in.
     weights_sha256 : str
         Hash of the image model's parameters and buffers as loaded (`state_sha256`).
 
@@ -98,9 +101,9 @@ class Backbone:
         )
         self.module = parts.module.to(self.device).eval()
         # convolutions run a fifth to a half faster on a CPU with channels last
-        self._layout_in_memory = torch.contiguous_format
+        self.memory_format = torch.contiguous_format
         if self.family == "cnn":
-            self._layout_in_memory = torch.channels_last
+            self.memory_format = torch.channels_last
             self.module.to(memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
@@ -140,10 +143,12 @@ class Backbone:
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed uint8 pixels (n, 3, h, w), on any device, to float32 (n, dim) on the device.
 
-        Puts the module in evaluation mode: normalisation uses stored statistics.
+        Puts the module in evaluation mode: normalisation uses stored statistics. Computes in
+        float32 throughout, on CUDA too.
         """
         self.module.eval()
-        return self.forward(pixels).float()
+        with full_float32(self.device):
+            return self.forward(pixels).float()
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embed texts to float32 (n, dim_text), not normalised.
@@ -237,7 +242,7 @@ class Backbone:
     def _normalised(self, pixels: Tensor) -> Tensor:
         # the order of ToTensor and Normalize, so that results equal theirs bit for bit
         pixels = pixels.to(self.device, non_blocking=True)
-        unit = pixels.to(torch.float32, memory_format=self._layout_in_memory).div_(255)
+        unit = pixels.to(torch.float32, memory_format=self.memory_format).div_(255)
         return unit.sub_(self._mean).div_(self._std)
 
     def _probe_dim(self) -> int:
@@ -248,6 +253,18 @@ class Backbone:
                 "vector; add a pooling to the id, such as ?pool=avg."
             )
         return shape[1]
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from TF32 inside the block: it convolves with 10 bits of mantissa unasked."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = before and device.type != "cuda"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Block, ...]:

@@ -1,8 +1,8 @@
 """From rows of a catalogue to batches of pixels: read, hash, decode and preprocess.
 
 Threads read and hash, so that a source is held once however large its catalogue is. Each has a
-process that decodes and preprocesses (see `retailtag.catalog.decode_apart`): a file that crashes
-its codec then costs one image.
+process that decodes (see `retailtag.catalog.decode_apart`), so that a file that crashes its codec
+costs one image, and resizes what lies in the memory it shares with that process.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, tee
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -58,26 +59,36 @@ class Batch:
         SHA-256 of each image's bytes, hexadecimal.
     failures : list of Failure
         The other rows of this batch.
-    seconds : float
-        Time that the threads spent on this batch, summed over threads.
+    read_seconds, decode_seconds : float
+        Time that the threads spent on reading and hashing this batch, and on decoding and
+        preprocessing it, summed over threads.
     """
 
     rows: NDArray[np.intp]
     pixels: Pixels
     sha256: list[str]
     failures: list[Failure]
-    seconds: float
+    read_seconds: float
+    decode_seconds: float
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
+class Request(NamedTuple):
+    """Rows to load together, and the preprocessings that each of their images goes through."""
+
+    rows: Sequence[int] | NDArray[np.intp]
+    steps: tuple[PreprocessFn, ...]
+
+
 class _Loaded(NamedTuple):
     row: int
     sha256: str | None
-    pixels: Pixels | None  # (3, h, w); None: unreadable
+    views: tuple[Pixels, ...] | None  # (3, h, w) for each step; None: unreadable
     reason: str
-    seconds: float
+    read_seconds: float
+    decode_seconds: float
 
 
 def load_batches(
@@ -103,6 +114,48 @@ def load_batches(
     batch_size : int
         Rows of a batch; the last may have fewer. Rows that fail leave their batch smaller, so a
         batch depends on its rows alone, never on timing.
+    workers, max_pixels, allow_truncated
+        As for `load_views`.
+
+    Yields
+    ------
+    Batch
+        One for every `batch_size` rows.
+    """
+    requests = (
+        Request(rows[at : at + batch_size], (preprocess,)) for at in range(0, len(rows), batch_size)
+    )
+    for (batch,) in load_views(
+        images,
+        requests,
+        ahead=2 * batch_size,
+        workers=workers,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+    ):
+        yield batch
+
+
+def load_views(
+    images: ImageSource,
+    requests: Iterable[Request],
+    *,
+    ahead: int,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+) -> Generator[tuple[Batch, ...], None, None]:
+    """Yield each request's images once for every preprocessing; each is read and decoded once.
+
+    Parameters
+    ----------
+    images : ImageSource
+        Gives the bytes of a row.
+    requests : iterable of Request
+        Asked for in order, as far ahead as needed.
+    ahead : int
+        Images loaded before they are asked for, at most: across the bounds of requests, and
+        however many rows there are.
     workers : int
         Threads, each with a process that decodes; 0 does it all in the calling thread when the
         next batch is asked for, where a crash of a codec ends the run.
@@ -113,27 +166,44 @@ def load_batches(
 
     Yields
     ------
-    Batch
-        One for every `batch_size` rows.
+    tuple of Batch
+        One for each step of the request, alike but for their pixels.
 
     Notes
     -----
-    At most two batches are loaded ahead of the one in use, so memory does not grow with the
-    number of rows. An image that cannot be read is a `Failure`; any other exception (a defect of
-    `preprocess`, say) ends the iteration. A `preprocess` of another package than this runs in the
-    thread, on pixels that came from the process.
+    An image that cannot be read is a `Failure`; any other exception (a defect of a step, say)
+    ends the iteration.
     """
-    decode = decode_apart if workers else decode_here
+    decode = partial(
+        decode_apart if workers else decode_here,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+    )
 
-    def pixels_of(data: bytes) -> Pixels:
-        return decode(data, preprocess, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    def load(item: tuple[int, tuple[PreprocessFn, ...]]) -> _Loaded:
+        row, steps = item
+        return _load_one(images, int(row), lambda data: decode(data, partial(_views, steps)))
 
-    def load(row: int) -> _Loaded:
-        return _load_one(images, row, pixels_of)
+    coming, requests = tee(requests)
+    items = ((row, request.steps) for request in coming for row in request.rows)
+    loaded = _map_in_order(load, items, workers, ahead)
+    for request in requests:
+        yield _collate(list(islice(loaded, len(request.rows))), len(request.steps))
 
-    loaded = _map_in_order(load, iter(rows), workers, ahead=2 * batch_size)
-    while part := list(islice(loaded, batch_size)):
-        yield _collate(part)
+
+def _views(steps: tuple[PreprocessFn, ...], pixels: Pixels) -> tuple[Pixels, ...]:
+    """Apply each step to decoded pixels (h, w, 3), which are valid no longer than this call."""
+    return tuple(_view(step, pixels) for step in steps)
+
+
+def _view(step: PreprocessFn, pixels: Pixels) -> Pixels:
+    of_pixels = getattr(step, "of_pixels", None)  # spares the way through Pillow
+    if of_pixels is not None:
+        result: Pixels = of_pixels(pixels)
+        return result
+    from PIL import Image
+
+    return step(Image.fromarray(pixels))
 
 
 def hash_images(
@@ -150,27 +220,40 @@ def hash_images(
     return _map_in_order(digest, iter(rows), workers, ahead=_HASHES_AHEAD)
 
 
-def _load_one(images: ImageSource, row: int, pixels_of: Callable[[bytes], Pixels]) -> _Loaded:
-    start = time.perf_counter()
-    row, sha256, pixels, reason = int(row), None, None, ""
+def _load_one(
+    images: ImageSource, row: int, views_of: Callable[[bytes], tuple[Pixels, ...]]
+) -> _Loaded:
+    start = read = time.perf_counter()
+    sha256, views, reason = None, None, ""
     try:
         data = images.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
-        pixels = pixels_of(data)
+        read = time.perf_counter()
+        views = views_of(data)
     except UnreadableImage as error:
         reason = str(error)
-    return _Loaded(row, sha256, pixels, reason, time.perf_counter() - start)
+        read = read if sha256 else time.perf_counter()
+    return _Loaded(row, sha256, views, reason, read - start, time.perf_counter() - read)
 
 
-def _collate(part: list[_Loaded]) -> Batch:
+def _collate(part: list[_Loaded], n_steps: int) -> tuple[Batch, ...]:
     # `good` repeats the test on sha256 for the type checker: pixels imply a hash.
     good = [
-        (x.row, x.sha256, x.pixels) for x in part if x.pixels is not None and x.sha256 is not None
+        (x.row, x.sha256, x.views) for x in part if x.views is not None and x.sha256 is not None
     ]
-    rows = np.array([row for row, _, _ in good], np.intp)
-    pixels = np.stack([p for _, _, p in good]) if good else np.empty((0, 3, 0, 0), np.uint8)
-    failures = [Failure(x.row, x.sha256, x.reason) for x in part if x.pixels is None]
-    return Batch(rows, pixels, [s for _, s, _ in good], failures, sum(x.seconds for x in part))
+    alike = partial(
+        Batch,
+        np.array([row for row, _, _ in good], np.intp),
+        sha256=[sha256 for _, sha256, _ in good],
+        failures=[Failure(x.row, x.sha256, x.reason) for x in part if x.views is None],
+        read_seconds=sum(x.read_seconds for x in part),
+        decode_seconds=sum(x.decode_seconds for x in part),
+    )
+    nothing = np.empty((0, 3, 0, 0), np.uint8)
+    return tuple(
+        alike(pixels=np.stack([views[step] for _, _, views in good]) if good else nothing)
+        for step in range(n_steps)
+    )
 
 
 def _map_in_order(

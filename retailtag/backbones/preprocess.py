@@ -8,23 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from retailtag.backbones.ids import BackboneId
+from retailtag.backbones.resize import INTERPOLATIONS, Pixels, arithmetic, centre, scale
 from retailtag.errors import UsageError
 from retailtag.store.spec import FeatureSpec, canonical_json
 
 Triple = tuple[float, float, float]
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 MAX_SIDE = 4096
 MODES = ("shortest", "squash", "longest")
 _CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
@@ -61,9 +53,10 @@ class Preprocess:
 
     Notes
     -----
-    The arithmetic (rounding included) is that of ``timm.data.create_transform`` and
-    ``open_clip.image_transform`` with torchvision's Pillow backend: results are equal byte for
-    byte.
+    Sizes, crops and borders are those of ``timm.data.create_transform`` and
+    ``open_clip.image_transform`` with torchvision's Pillow backend. Pixels differ by at most 2
+    of 255, by under 0.05 in the mean, where `retailtag.backbones.resize` scales with PyTorch
+    (bilinear, bicubic); with the other filters they are equal byte for byte.
     """
 
     size: tuple[int, int]
@@ -95,21 +88,30 @@ class Preprocess:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UsageError("mean and std need one value per colour, and std above 0.")
 
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
+    def __call__(self, image: Image.Image) -> Pixels:
         """Resize and crop one RGB image of any size to uint8 (3, h, w)."""
-        scaled = image.resize(self._scaled(image), INTERPOLATIONS[self.interpolation])
-        cut = _centre(scaled, self.size, self.fill)
-        return np.ascontiguousarray(np.asarray(cut).transpose(2, 0, 1))
+        return self.of_pixels(np.asarray(image))
+
+    def of_pixels(self, pixels: Pixels) -> Pixels:
+        """Resize and crop decoded RGB pixels (any, any, 3) to uint8 (3, h, w), a copy."""
+        height, width = pixels.shape[:2]
+        scaled = scale(pixels, self._scaled(width, height), self.interpolation)
+        return centre(scaled, self.size, self.fill)
+
+    @property
+    def same_pixels(self) -> Preprocess:
+        """Equal for two that make the same pixels: the normalisation comes after them."""
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def to_json(self) -> str:
         """Every fact that changes the pixels, the decoder's policy included, as canonical JSON."""
         from retailtag.catalog.decode import DECODE_POLICY
 
-        return canonical_json({**asdict(self), "decode": DECODE_POLICY})
+        facts = {"resize": arithmetic(self.interpolation), "decode": DECODE_POLICY}
+        return canonical_json(asdict(self) | facts)
 
-    def _scaled(self, image: Image.Image) -> tuple[int, int]:
+    def _scaled(self, w: int, h: int) -> tuple[int, int]:
         """Width and height after scaling (Pillow's order)."""
-        w, h = image.size
         target_h, target_w = (math.floor(side / self.crop_pct) for side in self.size)
         if self.mode == "squash":
             return target_w, target_h
@@ -223,14 +225,3 @@ def _timm_fill(mode: str, mean: Triple) -> tuple[int, int, int]:
     """Border colour of timm: the mean, so that a border is zero after normalisation."""
     r, g, b = (round(255 * v) for v in mean) if mode == "longest" else (0, 0, 0)
     return r, g, b
-
-
-def _centre(image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
-    """Cut (h, w) out of the centre, with a border of `fill` where the image is smaller."""
-    h, w = size
-    if image.width < w or image.height < h:
-        canvas = Image.new("RGB", (max(image.width, w), max(image.height, h)), fill)
-        canvas.paste(image, (max(w - image.width, 0) // 2, max(h - image.height, 0) // 2))
-        image = canvas
-    top, left = round((image.height - h) / 2), round((image.width - w) / 2)
-    return image.crop((left, top, left + w, top + h))

@@ -8,20 +8,22 @@ known at once; the others are not touched, and neither is the run.
 from __future__ import annotations
 
 import atexit
+import fcntl
+import mmap
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from functools import lru_cache
+from collections.abc import Callable
 from math import prod
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from retailtag.catalog.decode import MAX_PIXELS, decode_image
+from retailtag.catalog.decode import MAX_PIXELS, Pixels, decode_pixels
 from retailtag.catalog.decode_worker import (
     DEFECT,
     PIXELS,
@@ -29,19 +31,19 @@ from retailtag.catalog.decode_worker import (
     UNREADABLE,
     Answer,
     Job,
-    PixelFn,
-    Pixels,
     command,
     get,
     put,
 )
 from retailtag.errors import Unavailable, UnreadableImage
 
+Result = TypeVar("Result")
+
 # Seconds. Generous, for a machine may be busy: the largest image allowed takes a few, a start one.
 TIME_LIMIT = 300.0
 _START_LIMIT = 600.0
 _END_LIMIT = 5.0
-_LARGEST_STEP = 4096 * 4096  # pixels of what a preprocessing makes
+_LONGEST_MESSAGE = 1 << 20  # bytes
 _MOST_SHARED = 256 << 20  # bytes that a process may keep for the next image
 # Freed memory stays for the next image; nothing in a process would use more threads.
 _ENVIRONMENT = {
@@ -60,34 +62,47 @@ _idle: dict[int, list[_Decoder]] = {}
 _alone = threading.Lock()
 
 
+@overload
+def decode_apart(
+    data: bytes, use: None = None, *, max_pixels: int = ..., allow_truncated: bool = ...
+) -> Pixels: ...
+@overload
 def decode_apart(
     data: bytes,
-    last_step: PixelFn | None = None,
+    use: Callable[[Pixels], Result],
+    *,
+    max_pixels: int = ...,
+    allow_truncated: bool = ...,
+) -> Result: ...
+def decode_apart(
+    data: bytes,
+    use: Callable[[Pixels], Any] | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
-) -> Pixels:
-    """Decode an image as `decode_image` does, in another process.
+) -> Any:
+    """Decode an image as `decode_pixels` does, in another process.
 
     Parameters
     ----------
     data : bytes
         A whole file.
-    last_step : callable, optional
-        RGB image to pixels (3, h, w). One of this package runs in the other process, so that
-        little comes back; any other runs in the caller's.
+    use : callable, optional
+        What to do with the pixels, RGB, uint8 (h, w, 3). They lie in memory shared with the
+        process and serve the next image after the call: keep no view of them, change nothing.
+        Default: copy them.
     max_pixels, allow_truncated
-        As for `decode_image`.
+        As for `decode_pixels`.
 
     Returns
     -------
-    ndarray of uint8, shape (3, h, w), or (h, w, 3) without `last_step`
-        Perhaps read-only.
+    object
+        What `use` returned; without it the pixels.
 
     Raises
     ------
     UnreadableImage
-        If `decode_image` refuses the image, or the process dies or takes longer than
+        If `decode_pixels` refuses the image, or the process dies or takes longer than
         `TIME_LIMIT` seconds over it, twice: the second time in a fresh process, while no other
         image is on its second attempt, since a want of memory may have been another's fault.
     Unavailable
@@ -96,43 +111,29 @@ def decode_apart(
     Notes
     -----
     A process serves one thread at a time and is kept for the next image, up to a minute. The
-    pixels are those of `decode_image` to the last bit.
+    pixels are those of `decode_pixels` to the last bit.
     """
-    travels = str(getattr(last_step, "__module__", "")).startswith("retailtag.")
-    step = _pickled(last_step) if last_step is not None and travels else b""
-    job = Job(len(data), max_pixels, allow_truncated, step)
+    job = Job(len(data), max_pixels, allow_truncated)
+    use = np.array if use is None else use
     try:
-        pixels = _on(_borrow(), job, data)
+        return _on(_borrow(), job, data, use)
     except _Died:
         with _alone:
             try:
-                pixels = _on(_Decoder(), job, data)
+                return _on(_Decoder(), job, data, use)
             except _Died as second:
                 raise UnreadableImage(f"{second}; save it anew or leave it out") from None
-    return pixels if travels or last_step is None else _here(pixels, last_step)
 
 
 def decode_here(
     data: bytes,
-    last_step: PixelFn,
+    use: Callable[[Pixels], Result],
     *,
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
-) -> Pixels:
+) -> Result:
     """Decode in this process: `decode_apart` without its protection and its cost."""
-    image = decode_image(data, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return last_step(image)
-
-
-def _here(pixels: Pixels, last_step: PixelFn) -> Pixels:
-    from PIL import Image
-
-    return last_step(Image.fromarray(pixels))
-
-
-@lru_cache(maxsize=8)
-def _pickled(last_step: PixelFn) -> bytes:
-    return pickle.dumps(last_step)
+    return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
 
 
 class _Died(Exception):
@@ -158,7 +159,8 @@ class _Decoder:
     """A decoding process, the socket to it and the file shared with it."""
 
     def __init__(self) -> None:
-        self._shared = _memory_file()
+        self._shared, self._keeps_its_size = _memory_file()
+        self._mapped: mmap.mmap | None = None
         self._socket, theirs = socket.socketpair()
         try:
             with theirs:
@@ -173,8 +175,8 @@ class _Decoder:
             raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}"))
         self._socket.settimeout(TIME_LIMIT)
 
-    def ask(self, job: Job, data: bytes) -> tuple[Answer, bytes]:
-        """The answer to one job, and its body; raises `_Died`."""
+    def ask(self, job: Job, data: bytes) -> tuple[Answer, Pixels]:
+        """The answer to one job and its body, bytes that last until the next; raises `_Died`."""
         try:
             put(self._shared, data)
             job.send(self._socket)
@@ -187,17 +189,26 @@ class _Decoder:
             raise _Died(f"crashed its decoder ({self._how()})") from None
         except OSError as error:
             raise _Died(f"found no memory to be decoded in ({error.strerror})") from None
-        # A codec that was taken over must not make its owner allocate what it likes.
-        size = prod(answer.shape) if answer.kind == PIXELS else answer.size
-        fits = answer.size == size <= 3 * max(job.max_pixels, _LARGEST_STEP)
-        body = get(self._shared, size) if fits else b""
-        if answer.kind not in (PIXELS, UNREADABLE, DEFECT) or not fits or len(body) != size:
+        # A codec that was taken over must not make its owner trust its word.
+        if not _is_possible(answer, job.max_pixels) or answer.size > self._shared_size:
             raise _Died("crashed its decoder (a wrong answer)")
-        return answer, body
+        return answer, self._body(answer.size)
+
+    @property
+    def _shared_size(self) -> int:
+        return os.fstat(self._shared).st_size
+
+    def _body(self, size: int) -> Pixels:
+        """The first `size` bytes of the shared file: in place where no process can take them."""
+        if not self._keeps_its_size:
+            return np.frombuffer(bytearray(get(self._shared, size)), np.uint8)
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = mmap.mmap(self._shared, self._shared_size)
+        return np.frombuffer(self._mapped, np.uint8, size)
 
     def is_fit(self) -> bool:
         """Whether it lives, and holds no more memory than the next image may need."""
-        return self._process.poll() is None and os.fstat(self._shared).st_size <= _MOST_SHARED
+        return self._process.poll() is None and self._shared_size <= _MOST_SHARED
 
     def end(self) -> None:
         """Hang up, which an idle process takes as its end."""
@@ -212,6 +223,7 @@ class _Decoder:
         if self._socket.fileno() >= 0:  # else it was done before
             self._socket.close()
             os.close(self._shared)
+            self._mapped = None
 
     def _is_ready(self) -> bool:
         try:
@@ -230,13 +242,28 @@ class _Decoder:
             return f"signal {-code}"
 
 
-def _memory_file() -> int:
-    """Descriptor of a file without a name, in memory where the system has that."""
-    create = getattr(os, "memfd_create", None)  # Linux alone
-    if create is not None:
-        return int(create("retailtag"))
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+def _is_possible(answer: Answer, max_pixels: int) -> bool:
+    if answer.kind == PIXELS:
+        is_rgb = min(answer.shape) > 0 and answer.shape[2] == 3
+        return is_rgb and answer.size == prod(answer.shape) <= 3 * max_pixels
+    return answer.kind in (UNREADABLE, DEFECT) and answer.size <= _LONGEST_MESSAGE
+
+
+def _memory_file() -> tuple[int, bool]:
+    """Descriptor of a file without a name, in memory where the system has that.
+
+    Also whether it is certain never to shrink: reading mapped bytes that are gone would end this
+    process, and the other one may be in the hands of a hostile file.
+    """
+    if not hasattr(os, "memfd_create"):  # Linux alone has it
+        with tempfile.TemporaryFile() as unnamed:
+            return os.dup(unnamed.fileno()), False
+    file = os.memfd_create("retailtag", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:  # a kernel without seals
+        return file, False
+    return file, True
 
 
 def _borrow() -> _Decoder:
@@ -251,19 +278,26 @@ def _borrow() -> _Decoder:
         decoder.end()
 
 
-def _on(decoder: _Decoder, job: Job, data: bytes) -> Pixels:
-    """The pixels of one job; the process is kept if it answered and ended if it did not."""
+def _on(decoder: _Decoder, job: Job, data: bytes, use: Callable[[Pixels], Result]) -> Result:
+    """What `use` makes of the pixels; the process is kept if it answered, ended if it did not."""
     try:
         answer, body = decoder.ask(job, data)
     except BaseException:
         decoder.end()
         raise
-    _idle.setdefault(os.getpid(), []).append(decoder)
-    if answer.kind == UNREADABLE:
-        raise UnreadableImage(body.decode(errors="replace"))
-    if answer.kind == DEFECT:
-        raise RuntimeError(f"In a decoding process:\n{body.decode(errors='replace')}")
-    return np.frombuffer(body, np.uint8).reshape(answer.shape)
+    try:
+        if answer.kind == UNREADABLE:
+            raise UnreadableImage(_text(body))
+        if answer.kind == DEFECT:
+            raise RuntimeError(f"In a decoding process:\n{_text(body)}")
+        return use(body.reshape(answer.shape))
+    finally:  # not before `use` is done with the memory
+        del body
+        _idle.setdefault(os.getpid(), []).append(decoder)
+
+
+def _text(body: Pixels) -> str:
+    return body.tobytes().decode(errors="replace")
 
 
 @atexit.register

@@ -8,34 +8,25 @@ that the owner would run.
 from __future__ import annotations
 
 import json
+import mmap
 import os
-import pickle
 import resource
 import socket
 import struct
 import traceback
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retailtag.catalog.decode import decode_image
+from retailtag.catalog.decode import Pixels, decode_pixels
 from retailtag.errors import UnreadableImage
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-Pixels = NDArray[np.uint8]
-PixelFn = Callable[["Image.Image"], Pixels]
 
 READY, PIXELS, UNREADABLE, DEFECT = range(4)  # what an answer is
 IDLE_SECONDS = 60.0  # without a job for so long, the process makes room
-_JOB = struct.Struct("<QQ?I")
+_JOB = struct.Struct("<QQ?")
 _ANSWER = struct.Struct("<BQ3I")
 
 
@@ -45,18 +36,15 @@ class Job(NamedTuple):
     size: int
     max_pixels: int
     allow_truncated: bool
-    last_step: bytes  # pickled `PixelFn`; empty: none
 
     def send(self, to: socket.socket) -> None:
         """Send it to the process."""
-        size, max_pixels, allow_truncated, step = self
-        to.sendall(_JOB.pack(size, max_pixels, allow_truncated, len(step)) + step)
+        to.sendall(_JOB.pack(*self))
 
     @classmethod
     def receive(cls, source: socket.socket) -> Job:
         """Wait for one; raises `EOFError` or `TimeoutError`."""
-        size, max_pixels, allow_truncated, n = _JOB.unpack(_receive(source, _JOB.size))
-        return cls(size, max_pixels, allow_truncated, _receive(source, n))
+        return cls(*_JOB.unpack(_receive(source, _JOB.size)))
 
 
 class Answer(NamedTuple):
@@ -104,6 +92,33 @@ def get(shared: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class Room:
+    """The shared file as memory, for a decoder that writes where it is told to.
+
+    Parameters
+    ----------
+    shared : int
+        Descriptor of the file.
+    """
+
+    def __init__(self, shared: int) -> None:
+        self._shared = shared
+        self._memory: mmap.mmap | None = None
+
+    def take(self, size: int) -> memoryview:
+        """The first `size` bytes."""
+        if self._memory is None or len(self._memory) < size:
+            if os.fstat(self._shared).st_size < size:
+                os.truncate(self._shared, size)
+            self._memory = mmap.mmap(self._shared, os.fstat(self._shared).st_size)
+        return memoryview(self._memory)[:size]
+
+    def holds(self, pixels: Pixels) -> bool:
+        """Whether pixels lie in it already."""
+        memory = self._memory
+        return memory is not None and np.may_share_memory(pixels, np.frombuffer(memory, np.uint8))
+
+
 def serve(descriptor: int, shared: int) -> None:
     """Answer jobs until the socket closes or nothing comes for `IDLE_SECONDS`.
 
@@ -115,12 +130,12 @@ def serve(descriptor: int, shared: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
     _first_to_be_killed()
-    gone = (EOFError, ConnectionError, TimeoutError)
+    gone, room = (EOFError, ConnectionError, TimeoutError), Room(shared)
     with socket.socket(fileno=descriptor) as owner, suppress(*gone):
         owner.settimeout(IDLE_SECONDS)
         Answer(READY).send(owner)
         while True:
-            _answer(Job.receive(owner), shared).send(owner)
+            _answer(Job.receive(owner), shared, room).send(owner)
 
 
 def _first_to_be_killed() -> None:
@@ -129,22 +144,16 @@ def _first_to_be_killed() -> None:
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
-def _answer(job: Job, shared: int) -> Answer:
+def _answer(job: Job, shared: int, room: Room) -> Answer:
     data = get(shared, job.size)
     try:
-        image = decode_image(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
-        pixels = _step(job.last_step)(image) if job.last_step else np.asarray(image)
+        pixels = decode_pixels(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
     except UnreadableImage as error:
         return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
     except Exception:  # noqa: BLE001 - the owner raises it
         return Answer(DEFECT, put(shared, traceback.format_exc().encode(errors="replace")))
-    return Answer(PIXELS, put(shared, np.ascontiguousarray(pixels).data), pixels.shape)
-
-
-@lru_cache(maxsize=8)
-def _step(pickled: bytes) -> PixelFn:
-    step: PixelFn = pickle.loads(pickled)  # noqa: S301 - the owner's own
-    return step
+    size = pixels.nbytes if room.holds(pixels) else put(shared, pixels.data)
+    return Answer(PIXELS, size, pixels.shape)
 
 
 def command(path: list[str], descriptor: int, shared: int) -> list[str]:

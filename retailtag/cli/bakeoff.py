@@ -19,13 +19,13 @@ from retailtag.cli.options import (
     AllowTruncatedOption,
     AttributesOption,
     AugmentOption,
-    BatchSizeOption,
     BlocksOption,
     CatalogArgument,
     ChooseOption,
     CutoffsOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     EpochsOption,
     FeaturesOption,
     FoldsOption,
@@ -37,6 +37,7 @@ from retailtag.cli.options import (
     MaxBytesOption,
     MaxPixelsOption,
     ObjectiveOption,
+    PrecisionOption,
     QuietOption,
     ReplicatesOption,
     ScaleOption,
@@ -90,11 +91,19 @@ def bakeoff(
     solver: SolverOption = "torch",
     blocks: BlocksOption = "4",
     epochs: EpochsOption = 5,
-    batch_size: BatchSizeOption = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            help="Images a forward pass; default: 64 in a fine-tune, else what suits the device.",
+        ),
+    ] = None,
     lr: LrOption = 3e-4,
     head_lr: HeadLrOption = 1e-3,
     augment: AugmentOption = True,
     dtype: DtypeOption = "float32",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "exact",
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_bytes: MaxBytesOption = MAX_BYTES,
@@ -110,6 +119,7 @@ def bakeoff(
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
+    from retailtag.pipeline.engines import EngineRequest
     from retailtag.pipeline.plan import plan_bakeoff
     from retailtag.pipeline.probe import ProbeSettings
 
@@ -126,7 +136,7 @@ def bakeoff(
         finetune=FinetuneConfig(
             parse_blocks(blocks),
             epochs,
-            batch_size,
+            batch_size or FinetuneConfig.batch_size,
             lr,
             head_lr,
             augment=augment,
@@ -135,6 +145,7 @@ def bakeoff(
         ),
         device=resolve_device(device),
         dtype=dtype,
+        engine=EngineRequest(engine, precision),
         batch_size=batch_size,
         workers=default_workers(workers),
         max_pixels=max_pixels,

@@ -14,23 +14,27 @@ from retailtag.cli.options import (
     MAX_PIXELS,
     AllowTruncatedOption,
     AttributesOption,
-    BatchSizeOption,
+    AutoBatchSizeOption,
     CatalogArgument,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     FeaturesOption,
     ImagesOption,
     JsonOption,
     MaxBytesOption,
     MaxPixelsOption,
+    PrecisionOption,
     QuietOption,
     WeightsOption,
     WorkersOption,
+    default_workers,
     resolve_device,
     split_list,
     weights_by_backbone,
 )
 from retailtag.cli.output import Output
+from retailtag.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,19 +42,33 @@ if TYPE_CHECKING:
     from retailtag.pipeline.extract import ExtractSummary
 
 
+_WAITING = ("model", "images", "disk")
+
+
 def extract(
     catalogue: CatalogArgument,
     backbone: Annotated[
-        list[str], typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable."),
+    ] = None,
+    backbones: Annotated[
+        str,
+        typer.Option(
+            "--backbones",
+            metavar="ID,ID...",
+            help="Several, comma-separated: each image is decoded once for all of them.",
+        ),
+    ] = "",
     weights: WeightsOption = None,
     features: FeaturesOption = Path("features"),
     attributes: AttributesOption = "",
     images: ImagesOption = None,
-    batch_size: BatchSizeOption = 64,
+    batch_size: AutoBatchSizeOption = None,
     workers: WorkersOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "exact",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
     ] = False,
@@ -74,39 +92,61 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
-    from retailtag.pipeline.extract import extract as extract_features
+    from retailtag.pipeline.embed import Loading
+    from retailtag.pipeline.engines import EngineRequest, choose_engine
+    from retailtag.pipeline.extract import extract_together
     from retailtag.pipeline.parts import ALL, Part
 
     output = Output(json, quiet)
+    request = EngineRequest(engine, precision)
+    ids = list(dict.fromkeys([*(backbone or []), *split_list(backbones)]))
+    if not ids:
+        raise UsageError("--backbone is missing; name at least one, such as demo:cnn.")
     part = ALL if shard is None else Part.parse(shard)
-    local = weights_by_backbone(weights, backbone)
+    local = weights_by_backbone(weights, ids)
     catalog = read_catalog(
         catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
     )
     device = resolve_device(device)
-    summaries = [
-        extract_features(
+    at_once = batch_size or Loading.batch_size
+    loading = Loading(at_once, default_workers(workers), max_pixels, allow_truncated)
+    engines = [
+        choose_engine(
             catalog,
-            load_backbone(backbone_id, weights=local.get(backbone_id), device=device),
+            load_backbone(i, weights=local.get(i), device=device),
             features,
-            batch_size=batch_size,
-            workers=workers,
+            request,
             dtype=dtype,
-            strict=strict,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            recompute=recompute,
+            loading=loading,
             part=part,
             progress=output.progress,
         )
-        for backbone_id in dict.fromkeys(backbone)
+        for i in ids
     ]
+    summaries = extract_together(
+        catalog,
+        [chosen.embedder for chosen in engines],
+        features,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        strict=strict,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        recompute=recompute,
+        part=part,
+        progress=output.progress,
+    )
     output.print(_table(summaries))
-    for summary in summaries:
-        output.print(Text(_costs(summary)))
+    output.print(_stages(summaries))
+    for s in summaries:
+        output.print(Text(_costs(s)))
     if part != ALL:
         output.print(_how_to_join(features, summaries))
-    output.result({"n_images": len(catalog), "stores": [s.to_json() for s in summaries]})
+    stores = [
+        {**s.to_json(), **chosen.to_json()} for s, chosen in zip(summaries, engines, strict=True)
+    ]
+    output.result({"n_images": len(catalog), "stores": stores})
 
 
 def _table(summaries: list[ExtractSummary]) -> Table:
@@ -129,6 +169,21 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     return table
 
 
+def _stages(summaries: list[ExtractSummary]) -> Table:
+    """One row a backbone: its engine, which stage was the limit, and where the time went."""
+    from rich.table import Table
+
+    table = Table(title="Time in the model, and waiting for images and disk")
+    for column in ("backbone", "engine", "limit", "model", "images", "disk"):
+        left = column in ("backbone", "engine", "limit")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for s in summaries:
+        shares = s.cost.shares()
+        parts = [f"{shares[name]:.0%}" if s.n_computed else "" for name in _WAITING]
+        table.add_row(Text(s.store.spec.backbone), s.store.spec.engine, s.cost.limit, *parts)
+    return table
+
+
 def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
     """Commands that make one store of the parts, once every part is there."""
     parts = f"{features}/{summaries[0].store.path.parent.name}"
@@ -140,9 +195,9 @@ def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
 
 
 def _costs(s: ExtractSummary) -> str:
-    """Where the embeddings of one backbone lie, and where its time went."""
+    """Where the embeddings of one backbone lie, and what was done beside the model."""
     return (
-        f"{s.store.path}: {s.decode_seconds:,.1f} s decoding (all threads), "
-        f"{s.model_seconds:,.1f} s model, {s.write_seconds:,.1f} s writing; "
+        f"{s.store.path}: {s.cost.read_seconds:,.1f} s reading, {s.cost.decode_seconds:,.1f} s "
+        f"decoding (all threads), {s.cost.write_seconds:,.1f} s writing, beside the model; "
         f"{s.seconds_total:,.1f} s in all runs"
     )

@@ -32,6 +32,8 @@ from retailtag.cli.options import (
     ObjectiveOption,
     QuietOption,
     SeedOption,
+    StoredEngineOption,
+    StoredPrecisionOption,
     ValidationThresholdsOption,
     WeightsOption,
     WorkersOption,
@@ -67,6 +69,8 @@ def finetune(
     images: ImagesOption = None,
     cutoffs: CutoffsOption = CUTOFFS,
     dtype: DtypeOption = "float32",
+    engine: StoredEngineOption = "auto",
+    precision: StoredPrecisionOption = None,
     epochs: EpochsOption = 5,
     batch_size: BatchSizeOption = 64,
     lr: LrOption = 3e-4,
@@ -90,9 +94,9 @@ def finetune(
     from retailtag.finetune.trainer import FinetuneConfig
     from retailtag.pipeline.bakeoff import pair_folder
     from retailtag.pipeline.embed import identity
+    from retailtag.pipeline.engines import EngineRequest, find_store
     from retailtag.pipeline.finetune import run_finetune
     from retailtag.probes.artefact import Probe
-    from retailtag.store import FeatureStore
 
     output, args = Output(json, quiet), split_list(attributes)
     config = FinetuneConfig(
@@ -119,9 +123,16 @@ def finetune(
     local = weights_by_backbone(weights, [backbone]).get(backbone)
     model = load_backbone(backbone, weights=local, device=device)
     folder = out or pair_folder(Path("runs"), backbone, "finetune")
+    store = find_store(
+        features,
+        identity(model, dtype, allow_truncated=allow_truncated),
+        EngineRequest(engine, precision),
+        fitted=fitted.facts.get("features"),
+        progress=output.progress,
+    )
     run = run_finetune(
         catalog,
-        FeatureStore.find(features, identity(model, dtype, allow_truncated=allow_truncated)),
+        store,
         model,
         fitted,
         folder,

@@ -74,6 +74,29 @@ FeaturesOption = Annotated[
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Embeddings stored as float32, or float16 at half the size.")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="auto: that of the store, else the fastest on a sample; or eager, compile, "
+        "openvino, onnxruntime.",
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="exact: float32; fast: bfloat16 or float16 where it is near enough."
+    ),
+]
+StoredEngineOption = Annotated[
+    str, typer.Option("--engine", help="Read the features of this engine; auto: of any.")
+]
+StoredPrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="Read exact features alone, or fast ones first; default: exact first."
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -93,6 +116,13 @@ MaxBytesOption = Annotated[
     int, typer.Option("--max-bytes", min=1, help="Larger image files count as unreadable.")
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.")]
+AutoBatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        help="Images a forward pass; default: what suits the device, less where memory runs out.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 SweepOption = Annotated[

@@ -74,6 +74,7 @@ class _Bars:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
         self._open = 0
@@ -84,7 +85,7 @@ class _Bars:
         if self._open == 0:
             self._bars.start()
         self._open += 1
-        task = self._bars.add_task(name, total=total, rate="")
+        task = self._bars.add_task(name, total=total, rate="", note="")
         try:
             yield self._advance(task, unit)
         finally:
@@ -96,11 +97,11 @@ class _Bars:
     def _advance(self, task: TaskID, unit: str) -> Advance:
         start, done = time.perf_counter(), 0
 
-        def advance(n: int) -> None:
+        def advance(n: int, note: str = "", /) -> None:
             nonlocal done
             done += n
             rate = done / max(time.perf_counter() - start, 1e-9)
-            self._bars.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s")
+            self._bars.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=note)
 
         return advance
 
@@ -120,14 +121,15 @@ class _Lines:
         start = last = time.perf_counter()
         done = 0
 
-        def advance(n: int) -> None:
+        def advance(n: int, note: str = "", /) -> None:
             """Count n more; a line if the last is long enough ago."""
             nonlocal done, last
             done += n
             now = time.perf_counter()
             if now - last >= PLAIN_LINE_EVERY:
                 last = now
-                self.say(_progress_line(name, done, total, unit, now - start))
+                line = _progress_line(name, done, total, unit, now - start)
+                self.say(f"{line}; {note}" if note else line)
 
         yield advance
         self.say(f"{name}: {done:,} {unit} in {time.perf_counter() - start:,.1f} s")

@@ -36,7 +36,9 @@ def predict(
     output = Output(json, quiet)
     ids = list(backbones_of(model))
     local = weights_by_backbone(weights if ids else None, ids)
-    tagger = Tagger.load(model, weights=local, device=resolve_device(device))
+    tagger = Tagger.load(
+        model, weights=local, device=resolve_device(device), progress=output.progress
+    )
     tagged: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     with output.progress.task("predict", len(images)) as advance:

@@ -29,6 +29,8 @@ from retailtag.cli.options import (
     ScaleOption,
     SeedOption,
     SolverOption,
+    StoredEngineOption,
+    StoredPrecisionOption,
     SweepOption,
     ThresholdsOption,
     WeightsOption,
@@ -59,6 +61,8 @@ def probe(
     images: ImagesOption = None,
     cutoffs: CutoffsOption = CUTOFFS,
     dtype: DtypeOption = "float32",
+    engine: StoredEngineOption = "auto",
+    precision: StoredPrecisionOption = None,
     folds: FoldsOption = 5,
     choose: ChooseOption = "per-group",
     scale: ScaleOption = "standardise",
@@ -77,6 +81,7 @@ def probe(
     from retailtag.catalog.table import GroupCutoffs
     from retailtag.pipeline.bakeoff import pair_folder
     from retailtag.pipeline.embeddings import find_embeddings, find_texts
+    from retailtag.pipeline.engines import EngineRequest
     from retailtag.pipeline.probe import ProbeSettings, run_probe
 
     output, args = Output(json, quiet), split_list(attributes)
@@ -99,6 +104,8 @@ def probe(
             device=device,
             dtype=dtype,
             allow_truncated=allow_truncated,
+            request=EngineRequest(engine, precision),
+            progress=output.progress,
         ),
         folder,
         settings,

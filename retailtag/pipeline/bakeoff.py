@@ -15,8 +15,10 @@ from retailtag.errors import DataError, UsageError, check_seed
 from retailtag.files import slug
 from retailtag.finetune.trainer import FinetuneConfig
 from retailtag.pipeline.checks import check_readable, check_request
+from retailtag.pipeline.embed import Loading
 from retailtag.pipeline.embeddings import find_texts
-from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract
+from retailtag.pipeline.engines import EngineRequest, choose_engine
+from retailtag.pipeline.extract import ExtractSummary, check_extraction, extract_together
 from retailtag.pipeline.finetune import finetune_inputs, run_finetune
 from retailtag.pipeline.machine import describe_machine
 from retailtag.pipeline.pairs import (
@@ -76,8 +78,10 @@ class BakeoffSettings:
         ``cpu`` or ``cuda``.
     dtype : str
         Of the stored embeddings.
-    batch_size : int
-        Of the extraction.
+    engine : EngineRequest
+        What computes them.
+    batch_size : int or None
+        Of the extraction; None: what suits the device.
     workers : int
         Decoding threads.
     max_pixels : int
@@ -99,7 +103,8 @@ class BakeoffSettings:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     device: str = "cpu"
     dtype: str = "float32"
-    batch_size: int = 64
+    engine: EngineRequest = field(default_factory=EngineRequest)
+    batch_size: int | None = None
     workers: int = 2
     max_pixels: int = MAX_PIXELS
     allow_truncated: bool = False
@@ -210,6 +215,7 @@ def run_bakeoff(
     """
     check_request(catalog, settings)
     runner = _Runner(catalog, settings, provenance or {}, progress)
+    runner.extract()
     pairs = [pair for backbone in settings.backbones for pair in runner.backbone(backbone)]
     inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
     if runner.is_current("report", settings.out, inputs):
@@ -243,8 +249,8 @@ class _Runner:
         self.extracted: dict[str, ExtractSummary] = {}
 
     def backbone(self, backbone_id: str) -> list[Pair]:
-        """Run all stages of one backbone."""
-        summaries = [self.extract(part) for part in parts_of(backbone_id)]
+        """Run all stages of one backbone after its extraction."""
+        summaries = [self.extracted[canonical(part)] for part in parts_of(backbone_id)]
         check_readable(self.catalog, {i: why for s in summaries for i, why in s.absent.items()})
         store = join([summary.store for summary in summaries])
         strategies = self.settings.strategies_of(backbone_id)
@@ -261,17 +267,29 @@ class _Runner:
             pairs.append(finished_pair(self.catalog, store, strategy, folder, records, latency))
         return pairs
 
-    def extract(self, backbone_id: str) -> ExtractSummary:
-        """Bring the backbone's feature store up to date, once a run."""
-        s, key = self.settings, canonical(backbone_id)
-        if key in self.extracted:
-            return self.extracted[key]
-        backbone = self._load(backbone_id)
-        if key in map(canonical, s.tuned):
-            backbone.trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
-        summary = extract(
+    def extract(self) -> None:
+        """Bring the feature stores of all backbones up to date in one pass over the images."""
+        s = self.settings
+        parts = {canonical(part): part for b in s.backbones for part in parts_of(b)}
+        backbones = {key: self._load(part) for key, part in parts.items()}
+        for key in map(canonical, s.tuned):
+            backbones[key].trainable_names(s.finetune.blocks)  # refuses --blocks that it has not
+        loading = Loading(s.batch_size or Loading.batch_size, s.workers, **s.limits)
+        engines = [
+            choose_engine(
+                self.catalog,
+                backbone,
+                s.features,
+                s.engine,
+                dtype=s.dtype,
+                loading=loading,
+                progress=self.progress,
+            )
+            for backbone in backbones.values()
+        ]
+        summaries = extract_together(
             self.catalog,
-            backbone,
+            [chosen.embedder for chosen in engines],
             s.features,
             batch_size=s.batch_size,
             workers=s.workers,
@@ -279,12 +297,12 @@ class _Runner:
             **s.limits,
             progress=self.progress,
         )
-        name = f"extract {backbone.id}"
-        self._note(name, f"{summary.n_computed:,} new images" if summary.n_computed else None)
-        if summary.absent:
-            self.findings.append(absent_finding(summary, len(self.catalog)))
-        self.extracted[key] = summary
-        return summary
+        for (key, backbone), summary in zip(backbones.items(), summaries, strict=True):
+            name, n_new = f"extract {backbone.id}", summary.n_computed
+            self._note(name, f"{n_new:,} new images" if n_new else None)
+            if summary.absent:
+                self.findings.append(absent_finding(summary, len(self.catalog)))
+            self.extracted[key] = summary
 
     def probe(self, backbone_id: str, store: EmbeddingSource) -> StageRecord:
         """Fit the probe, unless it stands."""

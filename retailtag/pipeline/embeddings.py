@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from retailtag.backbones import load_backbone, parts_of
 from retailtag.backbones.ids import resolve_id
 from retailtag.pipeline.embed import identity
+from retailtag.pipeline.engines import ANY, EngineRequest, find_store
 from retailtag.pipeline.heads import parse_heads
 from retailtag.probes.text_prior import text_embeddings
-from retailtag.store import EmbeddingSource, FeatureStore, join
+from retailtag.progress import SILENT, Progress
+from retailtag.store import EmbeddingSource, join
 
 
 def find_embeddings(
@@ -24,6 +26,8 @@ def find_embeddings(
     device: str = "cpu",
     dtype: str = "float32",
     allow_truncated: bool = False,
+    request: EngineRequest = ANY,
+    progress: Progress = SILENT,
 ) -> EmbeddingSource:
     """Open the stores of every part of ``A+B`` under `features`, joined in that order.
 
@@ -41,21 +45,24 @@ def find_embeddings(
         Of the stored embeddings.
     allow_truncated : bool
         Whether they were extracted with files that end early.
+    request : EngineRequest
+        Which engines' embeddings will do; see `retailtag.pipeline.engines.find_store`.
+    progress : Progress
+        Told which store was taken of several.
 
     Raises
     ------
     DataError
         If a part was not extracted.
     StaleFeatures
-        If it was extracted with other weights or preprocessing.
+        If it was extracted with other weights or preprocessing, or by other engines.
     """
     local = weights or {}
     stores = []
     for part in parts_of(backbone):
         model = load_backbone(part, weights=local.get(part), device=device)
-        stores.append(
-            FeatureStore.find(features, identity(model, dtype, allow_truncated=allow_truncated))
-        )
+        spec = identity(model, dtype, allow_truncated=allow_truncated)
+        stores.append(find_store(features, spec, request, progress=progress))
     return join(stores)
 
 

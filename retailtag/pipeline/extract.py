@@ -5,28 +5,35 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retailtag.backbones.loader import hash_images
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.errors import DataError, UsageError
-from retailtag.pipeline.embed import Embedder, Loading, embed_block, identity
+from retailtag.pipeline.costs import Cost
+from retailtag.pipeline.embed import Block, Embedder, Loading, embed_blocks, identity
+from retailtag.pipeline.forward import BATCH_SIZES, Forward, device_of
+from retailtag.pipeline.lanes import Lane, current, shared_work
 from retailtag.pipeline.parts import ALL, Part
+from retailtag.pipeline.writer import Writer
 from retailtag.progress import SILENT, Advance, Progress
-from retailtag.store import DTYPES, Absent, FeatureStore
+from retailtag.store import DTYPES, FeatureStore
 
 BLOCK_ROWS = 1024  # images per shard: what a kill can cost, against files per store
 NAMED = 20  # unreadable images spelled out in a message
 MOST_WORKERS = 16
-RECORDED = ("torch", "timm", "open_clip_torch", "h5py", "numpy", "pillow")
+RECORDED = (
+    *("torch", "timm", "open_clip_torch", "openvino", "onnxruntime"),
+    *("h5py", "numpy", "pillow"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +52,8 @@ class ExtractSummary:
         Wall time of this run.
     seconds_total : float
         Wall time of computing everything now in the store, over all runs.
-    images_per_second : float
-        Images computed in this run by the wall time of computing them; 0 if there were none.
-    decode_seconds, model_seconds, write_seconds : float
-        Loading (summed over threads), model and writing in this run.
+    cost : Cost
+        Of the images computed in this run, by stage.
     """
 
     store: FeatureStore
@@ -57,13 +62,18 @@ class ExtractSummary:
     absent: dict[str, str]
     seconds: float
     seconds_total: float
-    images_per_second: float
-    decode_seconds: float
-    model_seconds: float
-    write_seconds: float
+    cost: Cost
+
+    @property
+    def images_per_second(self) -> float:
+        """Images computed in this run by the wall time of computing them; 0 if there were none."""
+        return self.n_computed / self.cost.seconds if self.n_computed else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
+        stages = {
+            k: v for k, v in self.cost.to_json().items() if k not in ("n_computed", "seconds")
+        }
         return {
             "backbone": self.store.spec.backbone,
             "store": str(self.store.path),
@@ -78,9 +88,9 @@ class ExtractSummary:
             "seconds": self.seconds,
             "seconds_total": self.seconds_total,
             "images_per_second": self.images_per_second,
-            "decode_seconds": self.decode_seconds,
-            "model_seconds": self.model_seconds,
-            "write_seconds": self.write_seconds,
+            **stages,
+            "shares": self.cost.shares(),
+            "limit": self.cost.limit,
         }
 
 
@@ -89,7 +99,7 @@ def extract(
     backbone: Embedder,
     features: Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int | None = None,
     dtype: str = "float32",
     strict: bool = False,
@@ -101,20 +111,58 @@ def extract(
 ) -> ExtractSummary:
     """Bring the backbone's store under `features` up to date with a catalogue.
 
+    `extract_together` for one backbone; parameters and exceptions are explained there.
+    """
+    (summary,) = extract_together(
+        catalog,
+        [backbone],
+        features,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        strict=strict,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        recompute=recompute,
+        part=part,
+        progress=progress,
+    )
+    return summary
+
+
+def extract_together(
+    catalog: Catalog,
+    backbones: Sequence[Embedder],
+    features: Path,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    dtype: str = "float32",
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+    recompute: bool = False,
+    part: Part = ALL,
+    progress: Progress = SILENT,
+) -> list[ExtractSummary]:
+    """Bring the stores of several backbones under `features` up to date with a catalogue.
+
     An image is computed if its id is new or its bytes changed since. Every block of 1,024 images
     is committed as it is finished, so an interrupted run is continued by the same call and ends
-    with the same embeddings.
+    with the same embeddings. An image that several stores lack is read, hashed and decoded once;
+    each store becomes what it would have become alone, byte for byte.
 
     Parameters
     ----------
     catalog : Catalog
         Images of all splits are extracted.
-    backbone : Embedder
-        A `retailtag.backbones.Backbone`.
+    backbones : sequence of Embedder
+        Such as `retailtag.backbones.Backbone`, each with a store of its own.
     features : Path
         Folder of the feature stores.
-    batch_size : int
-        Images a forward pass, 1 to 1024.
+    batch_size : int or None
+        Images a forward pass, 1 to 1024; None: what suits the device. Halved where memory runs
+        out.
     workers : int or None
         Loading threads, each with a process that decodes; None: one a core, at most 16. 0: load
         in the calling thread.
@@ -136,8 +184,8 @@ def extract(
 
     Returns
     -------
-    ExtractSummary
-        Counts, times and the store.
+    list of ExtractSummary
+        Counts, times and the store of each backbone.
 
     Raises
     ------
@@ -148,7 +196,8 @@ def extract(
     ArtefactError
         If the store is of a newer format, or a file of it cannot be read.
     Unavailable
-        If another process writes this store, or the disk is full or read-only.
+        If another process writes one of the stores, the disk is full or read-only, or a backbone
+        does not fit into memory.
 
     Notes
     -----
@@ -156,40 +205,107 @@ def extract(
     a limit raised; their record is written only when it changes.
     """
     check_extraction(batch_size, workers, dtype)
+    if batch_size is None:
+        batch_size = min(BATCH_SIZES.get(device_of(b), BATCH_SIZES["cpu"]) for b in backbones)
     loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
     start = time.perf_counter()
     rows = part.rows(len(catalog), BLOCK_ROWS)
     root = features if part == ALL else Path(features) / part.folder
-    store = FeatureStore.create_or_open(
-        root, identity(backbone, dtype, allow_truncated=allow_truncated)
-    )
-    task = progress.task(f"extract {backbone.id}", len(rows))
-    with store.mending() as damaged, task as advance:
-        for name in damaged:
-            progress.say(f"{store.path / name} is damaged; the images it held are computed again.")
-        todo = rows
+    lanes = _lanes(catalog, backbones, root, dtype, loading, progress)
+    names = ", ".join(lane.model.backbone.id for lane in lanes)
+    unit = "images" if len(lanes) == 1 else "embeddings"
+    with ExitStack() as stack:
+        for lane in lanes:
+            for name in stack.enter_context(lane.store.mending()):
+                path = lane.store.path / name
+                progress.say(f"{path} is damaged; the images it held are computed again.")
+        task = progress.task(f"extract {names}", len(rows) * len(lanes), unit)
+        advance = stack.enter_context(task)
+        stores = [lane.store for lane in lanes]
+        is_current = np.zeros((len(lanes), len(rows)), bool)
         if not recompute:
-            todo = _new_or_changed(catalog, rows, store, loading.workers, advance)
-        block_rows = BLOCK_ROWS // batch_size * batch_size
-        environment = _environment(backbone, loading)
-        run = _Run(catalog, backbone, store, loading, store.absent(), environment, advance)
-        blocks = [
-            run.extract_block(todo[at : at + block_rows]) for at in range(0, len(todo), block_rows)
-        ]
+            is_current = current(catalog, rows, stores, loading.workers, advance)
+        for lane, have in zip(lanes, is_current, strict=True):
+            lane.plan(rows, have)
+        _fill(lanes, loading, advance)
         if recompute:
-            store.prune()
+            for store in stores:
+                store.prune()
     ids = catalog.image_ids[rows].tolist()
-    summary = _summary(ids, store, blocks, time.perf_counter() - start)
-    if summary.absent and strict:
-        raise DataError(f"--strict: {_unreadable(summary.absent, len(ids), catalog.path)}")
-    if summary.absent:
-        progress.say(_unreadable(summary.absent, len(ids), catalog.path))
-    return summary
+    summaries = [_summary(ids, lane, time.perf_counter() - start) for lane in lanes]
+    _report_unreadable(summaries, len(ids), catalog.path, strict, progress)
+    return summaries
 
 
-def check_extraction(batch_size: int, workers: int | None, dtype: str) -> None:
+def _lanes(
+    catalog: Catalog,
+    backbones: Sequence[Embedder],
+    root: Path,
+    dtype: str,
+    loading: Loading,
+    progress: Progress,
+) -> list[Lane]:
+    """Each backbone with its store, made where it is missing."""
+    specs = [identity(b, dtype, allow_truncated=loading.allow_truncated) for b in backbones]
+    twice = [spec.backbone for i, spec in enumerate(specs) if spec in specs[:i]]
+    if twice:
+        raise UsageError(f"Backbone {twice[0]} is given twice; name each once.")
+    return [
+        Lane(
+            catalog,
+            FeatureStore.create_or_open(root, spec),
+            Forward(backbone, loading.batch_size, progress.say),
+            _environment(backbone, loading),
+        )
+        for backbone, spec in zip(backbones, specs, strict=True)
+    ]
+
+
+def _fill(lanes: Sequence[Lane], loading: Loading, advance: Advance) -> None:
+    """Compute and store what the lanes' lists say, block by block.
+
+    Whatever ends it, every block that was finished is stored.
+    """
+    by_model = {lane.model: lane for lane in lanes}
+    so_far = Cost()
+    failed = 0
+
+    def watch(n_done: int, n_failed: int, cost: Cost) -> None:
+        nonlocal so_far, failed
+        so_far, failed = so_far + cost, failed + n_failed
+        written = sum(lane.cost.write_seconds for lane in lanes)
+        stalled = writer.stall_seconds
+        wall = so_far.seconds + stalled
+        now = replace(so_far, write_seconds=written, stall_seconds=stalled, seconds=wall)
+        advance(n_done, _note(now, failed))
+
+    images = lanes[0].catalog.images
+    blocks = embed_blocks(images, shared_work(lanes, BLOCK_ROWS), loading, watch)
+
+    def commit(done: tuple[Forward, Block]) -> Cost:
+        model, block = done
+        return by_model[model].commit(block)
+
+    with Writer(commit) as writer, closing(blocks):
+        for together in blocks:
+            for done in together:
+                writer.put(done)
+    stalled = writer.stall_seconds / len(lanes)
+    for lane in lanes:
+        lane.cost += Cost(seconds=stalled, stall_seconds=stalled)
+
+
+def _note(cost: Cost, n_unreadable: int) -> str:
+    """How an extraction goes: what its time goes to, and the images that could not be read."""
+    shares = cost.shares()
+    note = f"model {shares['model']:.0%}, images {shares['images']:.0%}, "
+    note += f"writing {shares['writing']:.0%}"
+    return f"{note}; {n_unreadable:,} unreadable" if n_unreadable else note
+
+
+def check_extraction(batch_size: int | None, workers: int | None, dtype: str) -> None:
     """Raise `UsageError` naming the option that `extract` could not follow."""
-    if not 1 <= batch_size <= BLOCK_ROWS:
+    if batch_size is not None and not 1 <= batch_size <= BLOCK_ROWS:
         raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {BLOCK_ROWS}.")
     if workers is not None and workers < 0:
         raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
@@ -202,96 +318,34 @@ def _threads(workers: int | None) -> int:
     return min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
 
 
-def _new_or_changed(
-    catalog: Catalog, rows: NDArray[np.intp], store: FeatureStore, workers: int, advance: Advance
-) -> NDArray[np.intp]:
-    """Those of `rows` whose embedding is missing or was made from other bytes.
-
-    In order, those that could not be read the last time at the end: so a run that continues a
-    killed one forms the blocks that a single run would have formed.
-    """
-    known = store.known()
-    stored = [known.get(image_id) for image_id in catalog.image_ids[rows].tolist()]
-    held = [i for i, sha256 in enumerate(stored) if sha256 is not None]
-    todo = np.ones(len(rows), bool)
-    hashes = hash_images(catalog.images, rows[held], workers=workers)
-    for i, sha256 in zip(held, hashes, strict=True):
-        if sha256 == stored[i]:
-            todo[i] = False
-            advance(1)
-    gone = store.absent()
-    again = np.array([i in gone for i in catalog.image_ids[rows].tolist()], bool)
-    return np.concatenate([rows[todo & ~again], rows[todo & again]])
-
-
-class _BlockCost(NamedTuple):
-    """Images computed in one block, and wall seconds (decoding: summed over threads)."""
-
-    n_computed: int
-    seconds: float
-    decode_seconds: float
-    model_seconds: float
-    write_seconds: float
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What stays the same over the blocks of one extraction."""
-
-    catalog: Catalog
-    backbone: Embedder
-    store: FeatureStore
-    loading: Loading
-    recorded: dict[str, Absent]  # unreadable images as the store knew them at the start
-    environment: dict[str, Any]
-    advance: Advance
-
-    def extract_block(self, rows: NDArray[np.intp]) -> _BlockCost:
-        """Embed `rows` and commit them as one shard, unless there is nothing new to say of them."""
-        start = time.perf_counter()
-        block = embed_block(self.catalog.images, rows, self.backbone, self.loading, self.advance)
-        write_start = time.perf_counter()
-        ids = self.catalog.image_ids
-        absent = [Absent(str(ids[f.row]), f.sha256, f.reason) for f in block.failures]
-        absent = [entry for entry in absent if self.recorded.get(entry.image_id) != entry]
-        name = None
-        if len(block.rows) or absent:
-            embeddings = block.embeddings
-            name = self.store.append(ids[block.rows].tolist(), block.sha256, embeddings, absent)
-        end = time.perf_counter()
-        cost = _BlockCost(
-            n_computed=len(block.rows),
-            seconds=end - start,
-            decode_seconds=block.decode_seconds,
-            model_seconds=block.model_seconds,
-            write_seconds=end - write_start,
-        )
-        if name is not None:
-            self.store.journal.append(
-                {"kind": "shard", "shard": name, **cost._asdict(), "run": self.environment}
-            )
-        return cost
-
-
-def _summary(
-    ids: list[str], store: FeatureStore, blocks: list[_BlockCost], seconds: float
-) -> ExtractSummary:
-    """Add up the blocks of this run and look up which of `ids` the store lacks."""
-    rows, gone = store.known(), store.absent()
-    computed = sum(cost.n_computed for cost in blocks)
-    computing = sum(cost.seconds for cost in blocks)
+def _summary(ids: list[str], lane: Lane, seconds: float) -> ExtractSummary:
+    """What became of one store, and which of `ids` it lacks."""
+    rows, gone = lane.store.known(), lane.store.absent()
+    computed = lane.cost.n_computed
     return ExtractSummary(
-        store=store,
+        store=lane.store,
         n_computed=computed,
         n_reused=sum(image_id in rows for image_id in ids) - computed,
         absent={image_id: gone[image_id].reason for image_id in ids if image_id in gone},
         seconds=seconds,
-        seconds_total=store.seconds,
-        images_per_second=computed / computing if computed else 0.0,
-        decode_seconds=sum(cost.decode_seconds for cost in blocks),
-        model_seconds=sum(cost.model_seconds for cost in blocks),
-        write_seconds=sum(cost.write_seconds for cost in blocks),
+        seconds_total=lane.store.seconds,
+        cost=lane.cost,
     )
+
+
+def _report_unreadable(
+    summaries: Sequence[ExtractSummary],
+    n_images: int,
+    catalogue: Path,
+    strict: bool,
+    progress: Progress,
+) -> None:
+    """Name the images that could not be read, once: every backbone reads the same files."""
+    absent = {image_id: why for s in summaries for image_id, why in s.absent.items()}
+    if absent and strict:
+        raise DataError(f"--strict: {_unreadable(absent, n_images, catalogue)}")
+    if absent:
+        progress.say(_unreadable(absent, n_images, catalogue))
 
 
 def _unreadable(absent: dict[str, str], n_images: int, catalogue: Path) -> str:

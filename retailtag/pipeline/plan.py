@@ -10,10 +10,13 @@ from typing import Any
 
 from retailtag.backbones import canonical, parts_of
 from retailtag.backbones.cost import Cost, cost_of_all
+from retailtag.backbones.engines import AUTO, EAGER, EngineName
+from retailtag.backbones.engines.build import best_name
 from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.catalog.catalog import Catalog
 from retailtag.pipeline.bakeoff import STRATEGIES, BakeoffSettings
 from retailtag.pipeline.checks import check_request
+from retailtag.pipeline.engines import FEW
 from retailtag.pipeline.finetune import finetune_inputs
 from retailtag.pipeline.pairs import (
     LATENCY_IMAGES,
@@ -97,6 +100,7 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
         listed = {stage.name for stage in stages}  # a part is extracted once
         stages += [stage for stage in planner.stages() if stage.name not in listed]
         pairs += [] if any(s.why for s in stages) else planner.finished()
+    stages.sort(key=lambda stage: not stage.name.startswith("extract "))  # one pass comes first
     why: str | None = "predictions or costs will change"
     if not any(stage.why for stage in stages):
         inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
@@ -182,9 +186,10 @@ class _Planner:
         return max(sources)[-1] if sources else None
 
     def _is_asked(self, spec: FeatureSpec) -> bool:
-        """Whether the settings ask for this dtype and these damaged files."""
+        """Whether the settings ask for this dtype and these damaged files, and allow the engine."""
         asked = self.settings.dtype, self.settings.allow_truncated
-        return (spec.dtype, accepts_truncated(spec)) == asked
+        allowed = self.settings.engine.allows(EngineName.parse(spec.engine))
+        return allowed and (spec.dtype, accepts_truncated(spec)) == asked
 
     def _models(self, store: EmbeddingSource) -> dict[str, str | None]:
         """Why probe and fine-tune would run on embeddings that stand; None where they stand."""
@@ -231,10 +236,20 @@ class _Planner:
         width = 2 if self.settings.dtype == "float16" else 4
         return _stage(
             f"extract {canonical(self.backbone)}",
-            f"{new:,} new images" if new else None,
+            f"{new:,} new images, {self._engine(store, new)}" if new else None,
             self._embed_seconds(new, cost),
             float(new) * (cost.dim * width + 64),
         )
+
+    def _engine(self, store: EmbeddingSource | None, new: int) -> str:
+        """What will compute the embeddings, as far as it is known before anything is measured."""
+        request = self.settings.engine
+        if store is not None and store.n_rows:
+            return store.spec.engine
+        if request.engine != AUTO:
+            name = best_name(request.engine, request.precision or "exact", self.settings.device)
+            return str(name)
+        return str(EAGER) if new < FEW else "by the fastest engine"
 
     def _probe_seconds(self, cost: Cost) -> float:
         n, n_tags = len(self.catalog.rows("train")), len(self.catalog.table.tags)

@@ -347,11 +347,22 @@ def _finding(group: Sequence[tuple[str, Finding]], n_pairs: int) -> str:
     return f'<li><strong>{code}</strong> {said}<br><span class="note">{remedy}</span></li>'
 
 
+def _engines(result: BakeoffResult) -> dict[str, str]:
+    """What computed the embeddings of each backbone, where its predictions say."""
+    found = {}
+    for pair in result.pairs:
+        stored = pair.scorecard.provenance.get("predictions", {}).get("stored_as", {})
+        if "engine" in stored:
+            found[f"Embeddings of {pair.backbone}"] = f"{stored['engine']}, as {stored['dtype']}"
+    return found
+
+
 def _provenance(result: BakeoffResult) -> str:
     facts: list[tuple[str, object]] = [
         ("Catalogue", f"{result.catalog.get('name')}, digest {result.catalog.get('digest')}"),
         ("Seed", result.seed),
         *((f"Machine: {key}", value) for key, value in result.machine.items()),
+        *_engines(result).items(),
         *((p.name, json.dumps(p.scorecard.provenance, sort_keys=True)) for p in result.pairs),
     ]
     rows = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in facts)

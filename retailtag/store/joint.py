@@ -91,21 +91,19 @@ class JointSpec:
     Parameters
     ----------
     parts : tuple of FeatureSpec
-        Two or more, of one engine and dtype.
+        Two or more, of one dtype.
 
     Raises
     ------
     UsageError
-        If they differ in engine or dtype.
+        If they differ in dtype.
     """
 
     parts: tuple[FeatureSpec, ...]
 
     def __post_init__(self) -> None:
-        if len({(part.engine, part.dtype) for part in self.parts}) > 1:
-            raise UsageError(
-                f"{self.backbone} mixes engines or dtypes; extract all with one --dtype."
-            )
+        if len({part.dtype for part in self.parts}) > 1:
+            raise UsageError(f"{self.backbone} mixes dtypes; extract all with one --dtype.")
 
     @property
     def backbone(self) -> str:
@@ -114,8 +112,9 @@ class JointSpec:
 
     @property
     def engine(self) -> str:
-        """Compute engine and precision of every part."""
-        return self.parts[0].engine
+        """Compute engine and precision of every part; where they differ, joined by ``+``."""
+        engines = [part.engine for part in self.parts]
+        return engines[0] if len(set(engines)) == 1 else "+".join(engines)
 
     @property
     def dtype(self) -> str:
@@ -201,6 +200,6 @@ def join(stores: Sequence[FeatureStore]) -> EmbeddingSource:
     Raises
     ------
     UsageError
-        If they differ in engine or dtype.
+        If they differ in dtype.
     """
     return stores[0] if len(stores) == 1 else JointStore(stores)

@@ -13,14 +13,17 @@ from PIL.Image import Image
 
 from retailtag.backbones import load_backbone, parts_of
 from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.engines import EngineName, embedder_of
+from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.preprocess import with_truncated
 from retailtag.catalog.decode import MAX_PIXELS, decode_image
-from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.files import read_json
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.probes.artefact import Probe
 from retailtag.probes.knn import KnnVote
 from retailtag.probes.scaling import unit_rows
+from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, JointSpec
 
 Weights = Path | Mapping[str, Path] | None
@@ -47,6 +50,9 @@ class Tagger:
         Divide every embedding by its norm first.
     vote : KnnVote, optional
         Gives the logits in place of weight and bias; searched on the CPU.
+    embedders : tuple of Backbone or EngineEmbedder
+        What computes the embeddings of each backbone, if not the backbone itself: the engine of
+        reduced precision that the probe was fitted on.
     """
 
     backbones: tuple[Backbone, ...]
@@ -58,6 +64,11 @@ class Tagger:
     allow_truncated: bool = False
     unit: bool = False
     vote: KnnVote | None = None
+    embedders: tuple[Backbone | EngineEmbedder, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.embedders:
+            object.__setattr__(self, "embedders", self.backbones)
 
     @classmethod
     def load(
@@ -68,6 +79,7 @@ class Tagger:
         device: str = "cpu",
         max_pixels: int = MAX_PIXELS,
         allow_truncated: bool = False,
+        progress: Progress = SILENT,
     ) -> Tagger:
         """Load what ``retailtag probe`` or ``retailtag finetune`` wrote to `folder`.
 
@@ -83,6 +95,8 @@ class Tagger:
             Larger images are refused.
         allow_truncated : bool
             Accept files that end early.
+        progress : Progress
+            Told if the probe's engine of reduced precision cannot run here.
 
         Raises
         ------
@@ -97,7 +111,7 @@ class Tagger:
             tagger = cls._from_checkpoint(Checkpoint.load(folder), folder, weights, device)
             return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
         if (folder / "probe.json").exists():
-            tagger = cls._from_probe(Probe.load(folder), folder, weights, device)
+            tagger = cls._from_probe(Probe.load(folder), folder, weights, device, progress)
             return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
         raise DataError(
             f"{folder} holds neither a probe nor a fine-tuned checkpoint; name the folder that "
@@ -124,11 +138,19 @@ class Tagger:
         return cls((backbone,), saved.tags, saved.weight, saved.bias, saved.thresholds)
 
     @classmethod
-    def _from_probe(cls, probe: Probe, folder: Path, weights: Weights, device: str) -> Tagger:
+    def _from_probe(
+        cls, probe: Probe, folder: Path, weights: Weights, device: str, progress: Progress
+    ) -> Tagger:
         ids = parts_of(probe.facts["backbone"])
         local = _local_weights(weights, ids)
         backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
-        specs = tuple(backbone.spec(**probe.facts["stored_as"]) for backbone in backbones)
+        stored = probe.facts["stored_as"]
+        engines = stored["engine"].split("+")  # one, or one a backbone where they differ
+        engines = engines * len(ids) if len(engines) == 1 else engines
+        specs = tuple(
+            backbone.spec(engine, stored["dtype"])
+            for backbone, engine in zip(backbones, engines, strict=True)
+        )
         # With files that end early or without: of whole images the embeddings are the same.
         lenient = tuple(map(with_truncated, specs))
         if probe.facts["features"] not in (_digest(specs), _digest(lenient)):
@@ -137,7 +159,13 @@ class Tagger:
                 f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
             )
         head = (probe.weight, probe.bias, probe.thresholds)
-        return cls(backbones, probe.tags, *head, unit=probe.unit, vote=probe.vote)
+        embedders = tuple(
+            _embedder(backbone, EngineName.parse(engine), progress)
+            for backbone, engine in zip(backbones, engines, strict=True)
+        )
+        return cls(
+            backbones, probe.tags, *head, unit=probe.unit, vote=probe.vote, embedders=embedders
+        )
 
     def logits(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of encoded images (JPEG, PNG, ...).
@@ -153,8 +181,8 @@ class Tagger:
             for backbone, rows in zip(self.backbones, pixels, strict=True):
                 rows.append(backbone.preprocess(picture))
         parts = [
-            backbone.embed(torch.from_numpy(np.stack(rows))).float().cpu().numpy()
-            for backbone, rows in zip(self.backbones, pixels, strict=True)
+            embedder.embed(torch.from_numpy(np.stack(rows))).float().cpu().numpy()
+            for embedder, rows in zip(self.embedders, pixels, strict=True)
         ]
         embeddings = np.concatenate(parts, axis=1)
         if self.vote is not None:
@@ -186,6 +214,21 @@ class Tagger:
         body = [p for b in self.backbones for p in b.module.parameters()]
         size = sum(p.numel() * p.element_size() for p in body)
         return size + bank + self.weight.nbytes + self.bias.nbytes
+
+
+def _embedder(
+    backbone: Backbone, name: EngineName, progress: Progress
+) -> Backbone | EngineEmbedder:
+    """What predicts as a probe on features of `name` expects: float32 in any case by eager."""
+    if name.exact:
+        return backbone
+    if name.engine == "compile":  # the same arithmetic, without minutes of compiling
+        name = replace(name, engine="eager")
+    try:
+        return embedder_of(backbone, name, batch=1)
+    except Unavailable as error:
+        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
+        return backbone
 
 
 def _digest(specs: tuple[FeatureSpec, ...]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from retailtag.backbones import load_backbone, resolve_id
-from retailtag.backbones.backbone import Backbone, Parts
+from retailtag.backbones.backbone import Backbone, Parts, full_float32
 from retailtag.backbones.cost import cost_of, count_flops
 from retailtag.backbones.demo_models import from_demo_model
 from retailtag.backbones.preprocess import Preprocess
@@ -36,6 +36,16 @@ def test_embedding_does_not_depend_on_training_mode_or_batch(small, pixels):
     small.train_last("all")
     assert torch.equal(small.embed(images), reference)
     assert torch.allclose(torch.cat([small.embed(i[None]) for i in images]), reference, atol=1e-6)
+
+
+def test_float32_on_cuda_is_no_tf32(monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    with full_float32(torch.device("cuda")):
+        assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32
+    with full_float32(torch.device("cpu")):
+        assert cudnn.allow_tf32
 
 
 def test_the_pixels_given_are_left_as_they_were(small, pixels):

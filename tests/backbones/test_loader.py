@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retailtag.backbones.loader import Failure, hash_images, load_batches
+from retailtag.backbones.loader import Failure, Request, hash_images, load_batches, load_views
 from retailtag.errors import UnreadableImage
 
 
@@ -108,3 +108,40 @@ def test_hashes_come_in_order(workers):
     data = [png(1), None, png(2)]
     expected = [None if d is None else hashlib.sha256(d).hexdigest() for d in data]
     assert list(hash_images(Images(data), [2, 1, 0], workers=workers)) == expected[::-1]
+
+
+def first_row(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)[:1].transpose(2, 0, 1).copy()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_image_is_read_once_for_all_that_is_made_of_it(workers):
+    images = Images([png(v) if v != 4 else b"junk" for v in range(9)])
+    requests = [
+        Request([0, 1, 4], (preprocess, first_row)),
+        Request([], (preprocess,)),
+        Request([8, 2], (first_row,)),
+    ]
+    views = list(load_views(images, requests, ahead=2, workers=workers))
+    assert [[b.rows.tolist() for b in batches] for batches in views] == [
+        [[0, 1], [0, 1]],
+        [[]],
+        [[8, 2]],
+    ]
+    (small, wide), _, (alone,) = views
+    assert small.pixels.shape == (2, 3, 2, 3)
+    assert wide.pixels.shape == alone.pixels.shape == (2, 3, 1, 6)
+    assert wide.pixels[:, 0, 0, 0].tolist() == [0, 1]
+    assert alone.pixels[:, 0, 0, 0].tolist() == [8, 2]
+    assert [f.row for f in small.failures] == [f.row for f in wide.failures] == [4]
+    assert images.reads == 5
+    assert min(small.read_seconds, small.decode_seconds) > 0
+
+
+def test_what_comes_next_is_loaded_across_the_bounds_of_requests():
+    images = Images([png(1)] * 20)
+    requests = (Request([i], (preprocess,)) for i in range(20))
+    views = load_views(images, requests, ahead=6, workers=2)
+    next(views)
+    views.close()
+    assert images.reads > 1

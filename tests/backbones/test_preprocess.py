@@ -1,8 +1,9 @@
-"""Pixels equal those of timm's and open_clip's own transforms."""
+"""Pixels are those of timm's and open_clip's own transforms, rounding of the scaling aside."""
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 
@@ -34,13 +35,31 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def assert_same(mine, theirs):
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth shapes, edges and a little grain: noise alone averages out when it shrinks."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / a + c) * np.cos(y / b) for a, b, c in rng.uniform(3, 90, (3, 3))]
+    image = 128 + 100 * np.stack(waves, axis=-1) + rng.normal(0, 6, (height, width, 3))
+    image[height // 3 : height // 2, width // 4 :] = (255, 0, 12)
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+PICTURES = (noise, photo)
+
+
+def assert_same(mine, theirs, interpolation="bicubic"):
+    """Parity: at most 2 of 255, under 0.05 in the mean; equal where Pillow scales."""
     assert mine.shape == theirs.shape
     assert mine.dtype == np.uint8
+    assert mine.flags.c_contiguous
     difference = np.abs(mine.astype(int) - theirs.astype(int))
-    assert difference.max() == 0, difference.mean()
+    most, mean = (2, 0.05) if interpolation in ("bilinear", "bicubic") else (0, 1e-9)
+    assert difference.max() <= most, difference.max()
+    assert difference.mean() < mean, difference.mean()
 
 
+@pytest.mark.parametrize("draw", PICTURES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(
@@ -49,10 +68,11 @@ def assert_same(mine, theirs):
         ((224, 224), 0.875, "bilinear"),
         ((224, 224), 1.0, "bicubic"),
         ((96, 160), 0.9, "bicubic"),
+        ((64, 48), 0.9, "bilinear"),
         ((33, 33), 0.95, "lanczos"),
     ],
 )
-def test_pixels_equal_timm(size, crop_mode, shape, crop_pct, interpolation):
+def test_pixels_equal_timm(draw, size, crop_mode, shape, crop_pct, interpolation):
     from timm.data import create_transform
 
     config = {
@@ -63,21 +83,22 @@ def test_pixels_equal_timm(size, crop_mode, shape, crop_pct, interpolation):
         **IMAGENET,
     }
     theirs = create_transform(**config, is_training=False, normalize=False)
-    image = noise(*size)
-    assert_same(from_timm(config)(image), theirs(image).numpy())
+    image = draw(*size)
+    assert_same(from_timm(config)(image), theirs(image).numpy(), interpolation)
 
 
+@pytest.mark.parametrize("draw", PICTURES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("shape", [224, (96, 160)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_pixels_equal_open_clip(size, mode, shape, interpolation):
+def test_pixels_equal_open_clip(draw, size, mode, shape, interpolation):
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(
         size=shape, resize_mode=mode, interpolation=interpolation, fill_color=90, **IMAGENET
     )
-    image = noise(*size)
+    image = draw(*size)
     floats = image_transform_v2(config, is_train=False)(image).numpy()
     mean, std = (np.array(IMAGENET[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
     theirs = np.rint((floats * std + mean) * 255).clip(0, 255).astype(np.uint8)
@@ -126,7 +147,8 @@ def test_normalised_pixels_equal_timm_bit_for_bit(pixels):
         **resolve_model_data_config(backbone.module.trunk),
         "input_size": (3, 64, 64),
     }
-    image = noise(90, 70)
+    side = math.floor(64 / backbone.preprocess.crop_pct)
+    image = noise(side + 9, side)  # nothing to scale: rounding there is another matter
     theirs = create_transform(**config, is_training=False)(image)
 
     import torch
@@ -173,6 +195,9 @@ def test_json_says_every_field_and_the_decoder():
     assert value["decode"] == DECODE_POLICY
     assert value["size"] == [8, 9]
     assert value["antialias"] is True
+    assert value["resize"] == "torch"
+    lanczos = Preprocess(size=(8, 9), interpolation="lanczos").to_json()
+    assert json.loads(lanczos)["resize"] == "pillow"
     assert value["decode"].keys() >= {"decoder", "exif", "transparency", "icc", "truncated"}
     assert Preprocess(size=(8, 9)).to_json() != Preprocess(size=(8, 9), mode="squash").to_json()
 
@@ -193,3 +218,18 @@ def test_accepted_truncation_is_one_more_fact():
 def test_it_travels_to_other_processes():
     preprocess = Preprocess(size=(8, 9))
     assert pickle.loads(pickle.dumps(preprocess)) == preprocess  # noqa: S301
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
+def test_pixels_are_a_copy_whatever_has_to_be_done(interpolation):
+    for size in ((8, 8), (1, 1), (3, 2), (9, 9)):
+        pixels = np.full((*size, 3), 7, np.uint8)
+        made = Preprocess(size=size, interpolation=interpolation).of_pixels(pixels)
+        assert (made == 7).all()
+        assert not np.shares_memory(made, pixels)
+
+
+def test_normalisation_does_not_part_what_has_the_same_pixels():
+    one = Preprocess(size=(8, 9), mean=(0.1, 0.2, 0.3))
+    assert one.same_pixels == replace(one, std=(1.0, 2.0, 3.0)).same_pixels
+    assert one.same_pixels != replace(one, fill=(1, 1, 1)).same_pixels

@@ -20,7 +20,6 @@ from retailtag.catalog.check import check_catalog
 from retailtag.catalog.decode import decode_image
 from retailtag.catalog.decode_apart import decode_apart, end_idle
 from retailtag.catalog.readers import read_catalog
-from retailtag.catalog.sources import clean_path
 from retailtag.errors import Unavailable, UnreadableImage
 
 # The real process with a decoder that obeys the last bytes of a file.
@@ -29,13 +28,14 @@ import ctypes, json, os, signal, sys, time
 from pathlib import Path
 sys.path[:] = json.loads(sys.argv[1])
 from retailtag.catalog import decode_worker as worker
-decode, answer = worker.decode_image, worker._answer
+decode, answer = worker.decode_pixels, worker._answer
 ACTS = {
     b"ABORT": os.abort,
     b"SEGV": lambda: ctypes.string_at(0),
     b"KILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     b"EXIT": lambda: os._exit(3),
     b"SLEEP": lambda: time.sleep(3600),
+    b"DEFECT": lambda: 1 / 0,
 }
 def crash(data, **limits):
     for word, act in ACTS.items():
@@ -45,16 +45,18 @@ def crash(data, **limits):
         Path(FLAG).touch()
         os.abort()
     return decode(data, **limits)
-def lie(job, shared):
+def lie(job, shared, room):
     data = worker.get(shared, job.size)
     if data.endswith(b"LIE"):
         return worker.Answer(worker.PIXELS, 9, (9, 9, 3))
+    if data.endswith(b"GREY"):
+        return worker.Answer(worker.PIXELS, 9, (3, 3, 1))
     if data.endswith(b"BOAST"):
-        return worker.Answer(worker.PIXELS, 2**62, (2**31, 2**31, 1))
+        return worker.Answer(worker.PIXELS, 3 * 2**60, (2**31, 2**29, 3))
     if data.endswith(b"SHORT"):
-        return worker.Answer(worker.PIXELS, 2**24, (2**24, 1, 1))
-    return answer(job, shared)
-worker.decode_image, worker._answer = crash, lie
+        return worker.Answer(worker.PIXELS, 3 * 2**22, (2**11, 2**11, 3))
+    return answer(job, shared, room)
+worker.decode_pixels, worker._answer = crash, lie
 worker.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 
@@ -92,9 +94,8 @@ def test_pixels_are_those_of_decoding_here(picture):
         data = picture(70, kind)
         image = decode_image(data)
         assert (decode_apart(data) == np.asarray(image)).all()
-        assert (decode_apart(data, last_step) == last_step(image)).all()
-        own = decode_apart(data, lambda image: np.asarray(image).transpose(2, 0, 1))
-        assert (own == np.asarray(image).transpose(2, 0, 1)).all()
+        assert (decode_apart(data, last_step.of_pixels) == last_step(image)).all()
+        assert decode_apart(data, lambda pixels: pixels.sum()) == np.asarray(image).sum()
 
 
 def test_limits_and_refusals_are_those_of_decoding_here(picture):
@@ -143,6 +144,7 @@ def test_a_process_is_out_of_the_way(picture):
         (b"KILL", r"signal 9, SIGKILL"),
         (b"EXIT", r"exit code 3"),
         (b"LIE", r"a wrong answer"),
+        (b"GREY", r"a wrong answer"),
         (b"BOAST", r"a wrong answer"),
         (b"SHORT", r"a wrong answer"),
     ],
@@ -193,9 +195,31 @@ def test_a_process_that_went_away_is_replaced(picture):
     assert decode_apart(picture()).shape == (40, 48, 3)
 
 
+@pytest.mark.usefixtures("crashing")
 def test_a_defect_of_the_package_is_not_an_unreadable_image(picture):
-    with pytest.raises(RuntimeError, match=r"(?s)decoding process.*TypeError"):
-        decode_apart(picture(), clean_path)
+    with pytest.raises(RuntimeError, match=r"(?s)decoding process.*ZeroDivisionError"):
+        decode_apart(picture() + b"DEFECT")
+    (idle,) = module._idle[os.getpid()]
+    with pytest.raises(KeyError):
+        decode_apart(picture(), lambda pixels: {}[len(pixels)])
+    assert module._idle[os.getpid()] == [idle]
+
+
+def test_a_process_cannot_take_memory_away_that_its_owner_reads(picture):
+    decode_apart(picture())
+    (idle,) = module._idle[os.getpid()]
+    if not idle._keeps_its_size:
+        pytest.skip("no seals here: pixels are copied")
+    with pytest.raises(PermissionError):
+        os.ftruncate(idle._shared, 0)
+
+
+def test_where_memory_can_be_taken_away_pixels_are_copied(picture, monkeypatch):
+    create = module._memory_file
+    monkeypatch.setattr(module, "_memory_file", lambda: (create()[0], False))
+    for value in (70, 80):
+        data = picture(value)
+        assert (decode_apart(data) == np.asarray(decode_image(data))).all()
 
 
 def test_a_process_that_cannot_start_says_what_to_do(picture, monkeypatch):

@@ -248,8 +248,11 @@ def test_progress_lines_hold_rate_and_time_left(capsys, monkeypatch):
 
     monkeypatch.setattr(output, "PLAIN_LINE_EVERY", 0.0)
     with Output().progress.task("count [odd]", 10, "fits") as advance:
-        advance(4)
-    first, last = capsys.readouterr().err.splitlines()
+        advance(3, "model 90%")
+        advance(1)
+    noted, first, last = capsys.readouterr().err.splitlines()
+    assert noted.startswith("count [odd]: 3/10 fits, ")
+    assert noted.endswith("s left; model 90%")
     assert first.startswith("count [odd]: 4/10 fits, ")
     assert first.endswith("s left")
     assert last.startswith("count [odd]: 4 fits in")

@@ -70,6 +70,7 @@ def test_json_is_one_object_with_a_store_per_backbone(call, tmp_path):
     for entry in value["stores"]:
         assert (entry["n_computed"], entry["n_absent"], entry["dtype"]) == (5, 1, "float16")
         assert list(entry["absent"]) == ["3"]
+        assert (entry["engine"], entry["engines_tried"]) == ("eager-float32", [])
         assert FeatureStore.open(entry["store"]).n_rows == 5
     again = json.loads(call("--backbone", ID, "--json", "--quiet", "--dtype", "float16"))
     assert again["stores"][0]["n_reused"] == 5
@@ -84,6 +85,26 @@ def test_the_table_names_backbone_and_store(call, tmp_path):
     assert call("--backbone", ID, "--quiet") == ""
 
 
+def test_several_backbones_are_named_in_one_option_or_in_many(call):
+    ids = [ID, "demo:other", "demo:third"]
+    out = call("--backbones", ",".join(ids[:2]), "--backbone", ids[2], "--backbone", ID, "--json")
+    stores = json.loads(out)["stores"]
+    assert sorted(s["backbone"] for s in stores) == sorted(ids)
+    assert all(s["limit"] in ("model", "decoding", "reading", "disk") for s in stores)
+    with pytest.raises(UsageError, match="--backbone is missing"):
+        call("--quiet")
+
+
+def test_the_tables_at_the_end_say_what_was_the_limit(call):
+    out = call("--backbones", f"{ID},demo:other")
+    rows = [line.split() for line in out.splitlines() if "eager-float32" in line]
+    assert [row[1] for row in rows] == [ID, "demo:other"]
+    for row in rows:
+        assert row[5] in ("model", "decoding", "reading", "disk")
+        assert sum(int(cell[:-1]) for cell in row if cell.endswith("%")) in (99, 100, 101)
+    assert "%" not in call("--backbone", ID)  # nothing was computed
+
+
 def test_weights_reach_their_backbone(call, tmp_path):
     call("--backbone", ID, "--weights", f"{ID}=some.safetensors", "--quiet")
     (store,) = list_stores(tmp_path / "features")
@@ -93,5 +114,9 @@ def test_weights_reach_their_backbone(call, tmp_path):
 def test_strict_and_wrong_options_fail_with_a_sentence(call):
     with pytest.raises(DataError, match="--strict: 1 of 6 images"):
         call("--backbone", ID, "--strict", "--quiet")
+    with pytest.raises(UsageError, match="--engine tensorrt is unknown"):
+        call("--backbone", ID, "--engine", "tensorrt", "--quiet")
+    with pytest.raises(UsageError, match="--precision half is unknown"):
+        call("--backbone", ID, "--precision", "half", "--quiet")
     with pytest.raises(UsageError, match="--dtype int8"):
         call("--backbone", ID, "--dtype", "int8", "--quiet")

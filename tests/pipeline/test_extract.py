@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from retailtag.catalog.table import TagTable
 from retailtag.errors import DataError, StaleFeatures, Unavailable, UnreadableImage, UsageError
 from retailtag.pipeline import extract as extract_module
 from retailtag.pipeline.embed import Loading, embed_block
-from retailtag.pipeline.extract import extract
+from retailtag.pipeline.extract import extract, extract_together
 from retailtag.pipeline.parts import Part
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.maintenance import merge
@@ -58,14 +60,37 @@ class StandIn:
         return (pixels.float() / 255).flatten(1) @ self._W
 
 
+class Exact(StandIn):
+    """Sums of whole numbers: the same in every batch. Another `side` is another preprocessing."""
+
+    dim = 3
+
+    def __init__(self, name: str = "exact", side: int = 4, most: int = 1024) -> None:
+        super().__init__()
+        self.id, self.side, self.most = f"demo:{name}", side, most
+        self.resized: list[Image.Image] = []
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        self.resized.append(image)
+        return np.asarray(image.resize((self.side, self.side))).transpose(2, 0, 1)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(pixels))
+        if len(pixels) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return pixels.float().sum((2, 3))
+
+
 class Drawn:
     """Images drawn from their row; `data` overrides a row's bytes, None: cannot be read."""
 
     def __init__(self, salt: int = 0) -> None:
         self.salt = salt
         self.data: dict[int, bytes | None] = {}
+        self.reads: list[int] = []
 
     def read(self, index: int) -> bytes:
+        self.reads.append(index)
         data = self.data.get(index, b"")
         if data is None:
             raise UnreadableImage("no such file")
@@ -198,6 +223,142 @@ def test_an_interrupted_run_keeps_finished_blocks_and_ends_the_same(catalog, tmp
     resumed = run(catalog, tmp_path / "cut")
     assert (resumed.n_reused, resumed.n_computed) == (16, 14)
     assert_same_data(resumed.store, whole.store)
+
+
+def test_blocks_before_the_one_that_is_interrupted_are_stored(catalog, tmp_path):
+    class Interrupted(StandIn):
+        def embed(self, pixels):
+            if len(self.batches) == 4:  # the third block has just begun
+                raise KeyboardInterrupt
+            return super().embed(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(catalog, tmp_path, Interrupted())
+    assert run(catalog, tmp_path).n_reused == 16
+
+
+def test_what_the_writer_fails_at_ends_the_run_and_loses_nothing(catalog, tmp_path, monkeypatch):
+    whole = run(catalog, tmp_path / "whole")
+    real, calls = FeatureStore.append, []
+
+    def append(store, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise Unavailable("No space left on device")
+        return real(store, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "append", append)
+        with pytest.raises(Unavailable, match="No space left"):
+            run(catalog, tmp_path / "full")
+    assert len(calls) == 3
+    resumed = run(catalog, tmp_path / "full")
+    assert (resumed.n_reused, resumed.n_computed) == (16, 14)
+    assert_same_data(resumed.store, whole.store)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, None])
+def test_the_batch_size_changes_no_byte(catalog, tmp_path, batch_size):
+    catalog.images.data = {11: None}
+    one = run(catalog, tmp_path / "one", Exact())
+    other = extract(catalog, Exact(), tmp_path / "other", batch_size=batch_size, workers=1)
+    assert_same_data(one.store, other.store)
+
+
+def test_a_batch_that_finds_no_memory_is_halved_and_changes_no_byte(catalog, tmp_path):
+    said = Said()
+    whole = run(catalog, tmp_path / "whole", Exact())
+    backbone = Exact(most=3)
+    small = extract(catalog, backbone, tmp_path / "small", batch_size=8, workers=2, progress=said)
+    assert_same_data(small.store, whole.store)
+    assert backbone.batches[:3] == [8, 4, 2]
+    assert set(backbone.batches[3:]) == {2}
+    assert sum("no memory for" in line for line in said.lines) == 2
+    assert small.store.journal.entries()[-1]["run"]["batch_size"] == 2
+
+
+class Said:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.notes: list[str] = []
+        self.done, self.total = 0, 0
+
+    @contextmanager
+    def task(self, name, total, unit="images"):
+        self.name, self.total, self.unit = name, total, unit
+
+        def advance(n, note="", /):
+            self.done += n
+            self.notes.append(note)
+
+        yield advance
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def several() -> list[Exact]:
+    """Two share their preprocessing."""
+    wide = Exact("wide", side=6)
+    first, second = Exact("first"), Exact("second")
+    second.preprocess = first.preprocess
+    return [first, wide, second]
+
+
+def test_several_backbones_get_what_each_gets_alone_and_images_are_read_once(catalog, tmp_path):
+    catalog.images.data = {2: None, 9: b"<html>"}
+    alone = [run(catalog, tmp_path / "alone", backbone).store for backbone in several()]
+    catalog.images.reads.clear()
+    said = Said()
+    options = {"batch_size": 4, "workers": 2, "progress": said}
+    backbones = several()
+    together = extract_together(catalog, backbones, tmp_path / "together", **options)
+    assert [len(backbone.resized) for backbone in backbones] == [28, 28, 0]
+    assert sorted(catalog.images.reads) == list(range(30))
+    for one, summary in zip(alone, together, strict=True):
+        assert_same_data(one, summary.store)
+        assert summary.n_computed == 28
+        assert list(summary.absent) == ["image-002", "image-009"]
+    assert len([line for line in said.lines if "could not be read" in line]) == 1
+    assert (said.done, said.total, said.unit) == (90, 90, "embeddings")
+    assert said.name == "extract demo:first, demo:wide, demo:second"
+    assert re.fullmatch(r"model \d+%, images \d+%, writing \d+%; 2 unreadable", said.notes[-1]), (
+        said.notes[-1]
+    )
+
+
+def test_a_store_that_has_a_block_is_passed_over(catalog, tmp_path):
+    """One is a block ahead, as a kill between two stores leaves it, one is finished."""
+    catalog.images.data = {2: None}
+    first, wide, second = several()
+    alone = [run(catalog, tmp_path / "alone", backbone).store for backbone in (first, wide, second)]
+
+    class Interrupted(Exact):
+        def embed(self, pixels):
+            if len(self.batches) == 3:
+                raise KeyboardInterrupt
+            return super().embed(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(catalog, tmp_path / "cut", Interrupted("first"))
+    run(catalog, tmp_path / "cut", wide)
+    catalog.images.reads.clear()
+    backbones = several()
+    options = {"batch_size": 4, "workers": 2}
+    cut = extract_together(catalog, backbones, tmp_path / "cut", **options)
+    assert [s.n_computed for s in cut] == [22, 0, 29]
+    assert sum(backbones[1].batches) == 0
+    for one, summary in zip(alone, cut, strict=True):
+        assert_same_data(one, summary.store)
+    decoded = len(catalog.images.reads) - 29  # what a store has is read to be hashed
+    assert decoded == 30 + 1  # and the broken one is tried again, at the end of one list
+
+
+def test_a_backbone_given_twice_is_refused(catalog, tmp_path):
+    with pytest.raises(UsageError, match="demo:exact is given twice"):
+        extract_together(catalog, [Exact(), Exact()], tmp_path)
 
 
 def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
@@ -362,11 +523,16 @@ def test_the_journal_records_what_the_identity_leaves_out(catalog, tmp_path):
     assert sum(entry["seconds"] for entry in entries) == summary.seconds_total
     assert entries[0]["run"]["batch_size"] == 4
     assert entries[0]["run"]["versions"]["torch"]
+    assert entries[0].keys() >= {"read_seconds", "decode_seconds", "wait_seconds", "model_seconds"}
 
 
 def test_the_summary_is_plain_json(catalog, tmp_path):
     value = run(catalog, tmp_path).to_json()
     assert value["n_computed"] == 30
+    assert value["limit"] in ("model", "decoding", "reading", "disk")
+    assert value["shares"].keys() == {"model", "images", "disk", "writing"}
+    assert value["shares"]["model"] + value["shares"]["images"] + value["shares"]["disk"] <= 1.001
+    assert value["images_per_second"] > 0
     assert value["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*/*.h5"))
 
 

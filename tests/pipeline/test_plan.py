@@ -10,6 +10,7 @@ from retailtag.files import write_json
 from retailtag.finetune.trainer import FinetuneConfig
 from retailtag.pipeline import bakeoff
 from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
+from retailtag.pipeline.engines import EngineRequest
 from retailtag.pipeline.plan import plan_bakeoff
 from retailtag.pipeline.probe import ProbeSettings
 from retailtag.report.write import PICTURES
@@ -72,6 +73,7 @@ CHANGES = {
     "thresholds": ({"probe": replace(PROBE, thresholds="fixed")}, _nothing),
     "objective": ({"probe": replace(PROBE, objective="fbeta:2")}, _nothing),
     "dtype": ({"dtype": "float16"}, _nothing),
+    "precision": ({"engine": EngineRequest("eager", "fast")}, _nothing),
     "no report": ({}, lambda run: (run / "report.html").unlink()),
     "no picture": ({}, lambda run: (run / "tail.png").unlink()),
     "bad result": ({}, lambda run: (run / "bakeoff.json").write_text("junk")),
@@ -95,6 +97,18 @@ def test_plan_and_run_agree(finished, tiny, tmp_path, name):
     assert [s for s in possible if s in ran] == ran
     assert (possible == []) == (ran == [])
     assert not any(stage.why for stage in plan_bakeoff(tiny, settings))
+
+
+def test_the_plan_says_what_will_embed(finished, tiny, tmp_path):
+    def why(root, **changes):
+        return plan_bakeoff(tiny, _settings(root, **changes))[0].why
+
+    assert why(tmp_path) == "140 new images, eager-float32"
+    asked = EngineRequest("onnxruntime", "fast")
+    assert why(tmp_path, engine=asked) == "140 new images, onnxruntime-float32"
+    more = replace(tiny, image_ids=tiny.image_ids + "-new")
+    settings = _settings(finished, engine=EngineRequest("auto", "fast"))
+    assert plan_bakeoff(more, settings)[0].why == "140 new images, eager-float32"
 
 
 def test_back_from_another_dtype(finished, tiny, tmp_path):
