@@ -212,7 +212,8 @@ def test_exceptions_carry_the_documented_codes():
 def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv):
     """SIGINT in the middle: 130, one sentence, and the same command ends the work."""
     slow = (
-        "import time, sys\n"
+        "import signal, time, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background
         "from retailtag.backbones import backbone\n"
         "real = backbone.Backbone.embed\n"
         "def embed(self, pixels):\n"

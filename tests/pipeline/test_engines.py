@@ -59,13 +59,13 @@ def pretended(monkeypatch):
     noise = {}
 
     def build(backbone, name, batch):
-        def run(pixels):
+        def run_one(pixels):
             rows = backbone.embed(pixels)
             generator = np.random.default_rng(0)
             off = noise.get(name, 0.0) * rows.std(dim=0).numpy() * generator.normal(size=rows.shape)
             return rows + rows.new_tensor(off)
 
-        return run
+        return lambda parts: [run_one(part) for part in parts]
 
     monkeypatch.setattr(build_module, "_build", build)
     monkeypatch.setattr(build_module, "why_unavailable", lambda name, device: "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -13,7 +13,7 @@ from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.preprocess import Preprocess
 from retailtag.store.spec import FeatureSpec
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class EngineEmbedder:
@@ -69,7 +69,7 @@ class EngineEmbedder:
 
     @cached_property
     def run(self) -> Run:
-        """uint8 (batch, 3, h, w) to float32 (batch, dim); converting the model may take minutes."""
+        """Parts uint8 (batch, 3, h, w) to parts float32 (batch, dim); building may take minutes."""
         return self._build()
 
     def release(self) -> None:
@@ -87,15 +87,12 @@ class EngineEmbedder:
         """
         if not len(pixels):
             return pixels.new_empty((0, self.dim), dtype=torch.float32)
-        size = self.batch or len(pixels)
-        rows = [self._part(part, size) for part in pixels.split(size)]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-    def _part(self, pixels: Tensor, size: int) -> Tensor:
-        n = len(pixels)
-        if n < size:
-            pixels = torch.cat([pixels, pixels.new_zeros((size - n, *pixels.shape[1:]))])
-        return self.run(pixels)[:n]
+        n, size = len(pixels), self.batch or len(pixels)
+        if n % size:
+            blank = pixels.new_zeros((size - n % size, *pixels.shape[1:]))
+            pixels = torch.cat([pixels, blank])
+        rows = self.run(pixels.contiguous().split(size))
+        return torch.cat(rows)[:n]
 
 
 class Whole(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,9 +31,10 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     (given,) = session.get_inputs()
 
-    def run(pixels: Tensor) -> Tensor:
-        """uint8 (batch, 3, h, w) to float32 (batch, dim)."""
-        return torch.from_numpy(session.run(None, {given.name: pixels.contiguous().numpy()})[0])
+    def run(parts: Sequence[Tensor]) -> list[Tensor]:
+        """Parts uint8 (batch, 3, h, w) to parts float32 (batch, dim)."""
+        found = [session.run(None, {given.name: part.numpy()}) for part in parts]
+        return [torch.from_numpy(rows) for (rows,) in found]
 
     return run
 

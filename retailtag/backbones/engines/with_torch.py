@@ -30,7 +30,7 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
         options: Any = {"freezing": True} if device.type == "cpu" else None
         whole = torch.compile(whole, fullgraph=True, dynamic=False, options=options)
 
-    def run(pixels: Tensor) -> Tensor:
+    def run_one(pixels: Tensor) -> Tensor:
         """uint8 (batch, 3, h, w) to float32 (batch, dim) on the device."""
         pixels = pixels.to(device, non_blocking=True)
         scope = full_float32(device) if half is None else torch.autocast(device.type, half)
@@ -39,5 +39,5 @@ def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
         return embedding.float()
 
     if name.engine == "compile":  # it is compiled by its first call: what fails, fails here
-        run(torch.zeros(batch, 3, *backbone.preprocess.size, dtype=torch.uint8))
-    return run
+        run_one(torch.zeros(batch, 3, *backbone.preprocess.size, dtype=torch.uint8))
+    return lambda parts: [run_one(part) for part in parts]

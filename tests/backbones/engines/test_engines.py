@@ -128,6 +128,18 @@ def test_an_embedding_does_not_depend_on_its_batch(load, pictures, engine, name)
     assert embedder.embed(pixels[:0]).shape == (0, backbone.dim)
 
 
+def test_parts_computed_at_once_keep_their_order(load, pictures):
+    backbone = load("demo:cnn")
+    pixels = pictures(backbone)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = with_engine(backbone, "openvino", batch=2).embed(pixels)
+    finally:
+        torch.set_num_threads(before)
+    assert Parity.of(backbone.embed(pixels).numpy(), found.numpy()).keeps("exact")
+
+
 def test_the_backbone_is_left_as_it_was(load, pictures):
     backbone = load("demo:clip")
     pixels = pictures(backbone)
@@ -165,9 +177,9 @@ def test_it_is_built_when_it_first_embeds_and_can_be_dropped(load, pictures, mon
     assert len(built) == 2
 
 
-def _doubled(pixels):
-    assert len(pixels) == 4
-    return 2 * pixels.float().mean(dim=(2, 3))
+def _doubled(parts):
+    assert [len(part) for part in parts] == [4] * 6
+    return [2 * part.float().mean(dim=(2, 3)) for part in parts]
 
 
 def test_an_absent_package_is_one_sentence_with_its_extra(load, monkeypatch):

@@ -111,7 +111,7 @@ def test_one_that_cannot_be_built_is_passed_over_with_its_reason(clock):
 
 
 def test_eager_is_taken_where_nothing_pays(clock):
-    engine = Made(clock, 1e-6)
+    engine = Made(clock, 1e-2)
     few = int(BUILD_SECONDS["openvino"] / GAIN / 0.1)
     trials = bench(clock).try_all({OPENVINO: engine}, few)
     assert fastest(trials).name == EAGER
