@@ -16,6 +16,8 @@ Random weights, generated JPEG photographs, the last four blocks and a head of 2
   ``speedup_timm`` is an epoch of such steps, data for nothing, against the epoch from kept
   activations. For a ViT it has a whole last block: bounded by 2.1.
 * ``waiting``: share of an epoch that the training waits for its next batch.
+* ``loss_plain`` and ``loss_cached``: of one epoch from the same start, and ``scores_apart``: the
+  largest difference of two logits after it, in standard deviations of the logits.
 * ``peak_mib``: memory of one step above what stood before it, and the model's weights.
 * ``saved_mib``: what autograd keeps for the backward pass of one image, counted through its hooks,
   and ``t4_batch``: the largest power of two whose activations, with weights, gradients, AdamW's two
@@ -55,6 +57,7 @@ from retailtag.finetune.losses import LabelCounts, parse_loss
 from retailtag.finetune.network import Network
 from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.steps import Stepper
+from retailtag.finetune.trainer import Training
 from retailtag.finetune.trunk import KeptImages, trunk_feed
 from retailtag.pipeline.finetune_stage import backbone_bytes
 from retailtag.pipeline.measure import measured
@@ -223,6 +226,19 @@ def t4_batch(bench: Bench, per_image: int) -> int:
     return 1 << (images.bit_length() - 1) if images > 0 else 0
 
 
+def agreement(bench: Bench, feeds: dict[str, Feed]) -> dict[str, float]:
+    """Loss of one epoch from the same start by each feed, and how far scores are apart after it."""
+    origin, losses, scores = bench.network.state(), {}, []
+    for name in ("plain", "cached"):
+        bench.network.load(origin)
+        run = Training(bench.network, feeds[name], bench.labels, bench.rows)
+        losses[f"loss_{name}"], _ = run.epoch(1)
+        scores.append(run.predict(bench.rows))
+    bench.network.load(origin)
+    apart = np.abs(scores[0] - scores[1]).max() / scores[0].std()
+    return {**losses, "scores_apart": float(f"{apart:.2g}")}
+
+
 def peak_mib(bench: Bench, feed: Feed) -> float:
     """Memory of one step above what stood before it, and the model."""
     stepper = bench.stepper(feed)
@@ -263,6 +279,7 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
         2 * rounds,
     )
     per_image = saved_bytes(bench, batch[:4])
+    agree = agreement(bench, feeds)
     return {
         "backbone": backbone_id,
         "images": len(catalog),
@@ -277,6 +294,7 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
         "against_timm": round(steps["timm"] / steps["ours"], 3),
         **{f"waiting_{name}": round(share, 4) for name, share in waits.items()},
         **{f"peak_mib_{name}": round(value) for name, value in peaks.items()},
+        **{name: round(value, 6) for name, value in agree.items()},
         "saved_mib": round(per_image / 2**20, 2),
         "t4_batch": t4_batch(bench, per_image),
     }

@@ -284,6 +284,8 @@ def resolve_device(name: str) -> str:
     import torch
 
     if torch.cuda.is_available():
+        # cuBLAS reads it when it starts; without it the same products may differ between runs
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return "cuda"
     if name == "cuda":
         raise Unavailable("--device cuda: PyTorch sees no CUDA device here; use --device cpu.")

@@ -41,7 +41,7 @@ def check_request(catalog: Catalog, settings: BakeoffSettings) -> None:
         for backbone in settings.tuned:
             # local weights may bring another architecture: it is judged when they are loaded
             if backbone not in settings.weights:
-                _check_blocks(backbone, settings.finetune.blocks)
+                _check_blocks(backbone, settings.finetune.trained)
 
 
 def check_splits(catalog: Catalog) -> None:

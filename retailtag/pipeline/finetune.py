@@ -32,6 +32,8 @@ from retailtag.probes.thresholds import Tuning
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureStore
 
+__all__ = ["FinetuneRun", "Means", "finetune_inputs", "run_finetune", "run_seeds"]
+
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
 
 

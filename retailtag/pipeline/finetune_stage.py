@@ -22,6 +22,7 @@ from retailtag.finetune.feed import Feed, PixelFeed, Views, image_keys
 from retailtag.finetune.logs import Logs, open_logs
 from retailtag.finetune.network import Network, State
 from retailtag.finetune.pixels import PixelSource
+from retailtag.finetune.repeatable import repeatable
 from retailtag.finetune.steps import Parts, predict
 from retailtag.finetune.trainer import FinetuneResult, Report, refit, train
 from retailtag.finetune.trunk import KeptImages, TrunkFeed, trunk_feed
@@ -142,6 +143,10 @@ class FinetuneStage:
 
     def train(self, report: Report | None = None) -> None:
         """Train, tune the thresholds, and train again on all images if that is asked for."""
+        with repeatable(self.backbone.device):
+            self._train(report)
+
+    def _train(self, report: Report | None) -> None:
         self.parts = divide(self.catalog, self.store, self.config)
         self.pixels = self._pixels()
         self.network = self._network(self.parts.fit)

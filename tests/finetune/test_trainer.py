@@ -14,6 +14,7 @@ from retailtag.finetune.losses import LabelCounts, parse_loss
 from retailtag.finetune.network import Network
 from retailtag.finetune.precision import Precision, is_out_of_memory
 from retailtag.finetune.rates import make_optimiser, set_rates
+from retailtag.finetune.repeatable import repeatable
 from retailtag.finetune.steps import Parts, Stepper, predict
 from retailtag.finetune.trainer import Training, epoch_line, refit
 
@@ -397,3 +398,12 @@ def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert seen[5:] == sorted(seen[5:], reverse=True)
     assert seen[-1] < 0.02
+
+
+def test_deterministic_algorithms_are_asked_for_on_cuda_alone():
+    before = torch.are_deterministic_algorithms_enabled()
+    with repeatable(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled() == before
+    with repeatable(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before

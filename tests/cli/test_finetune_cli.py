@@ -1,0 +1,77 @@
+"""`retailtag finetune` with the options that the four verbs in a row do without."""
+
+import json
+
+import pytest
+
+from retailtag.cli.main import run
+from retailtag.files import read_json
+
+QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_csv, tmp_path_factory):
+    """A folder with features and probe of the small world."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        same = [str(tiny_csv), "--backbone", "demo:cnn", "--device", "cpu", "--quiet"]
+        assert run(["extract", *same]) == 0
+        assert (
+            run(["probe", *same, "--sweep-C", "0.01", "--folds", "2", "--heads", "logistic"]) == 0
+        )
+    return folder
+
+
+@pytest.fixture
+def tune(prepared, tiny_csv, monkeypatch, tmp_path):
+    """Run the command there, into a folder of its own."""
+    monkeypatch.chdir(prepared)
+    common = [str(tiny_csv), "--backbone", "demo:cnn", "--device", "cpu", "--out", str(tmp_path)]
+    return lambda *options: run(["finetune", *common, *QUICK, *options])
+
+
+def test_seeds_give_a_mean_a_spread_and_one_model(tune, tmp_path, capsys):
+    assert tune("--seeds", "2", "--json", "--loss", "asl", "--sampler", "repeat:t=0.3") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["seeds"]) == 2
+    assert set(told["spread"]["macro_f1"]) == {"mean", "sd"}
+    other = ["runs/demo-cnn/probe", str(tmp_path), "--json", "--replicates", "100"]
+    assert run(["compare", *other, "--permutations", "100", "--out", str(tmp_path / "p.csv")]) == 0
+    assert "(2 seeds)" in capsys.readouterr().out
+
+
+def test_a_search_goes_before_the_training(tune, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    assert tune("--search", "2", "--json", "--cache-gb", "0", "--refit") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["search"]) == 2
+    best = told["search"][0]["setting"]
+    settings = read_json(tmp_path / "checkpoint.json")["facts"]["settings"]
+    assert {name: settings[name] for name in best} == best
+
+
+def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
+    assert tune("--ema", "0.9", "--mix", "mixup", "--parts", "2", "--precision", "bf16") == 0
+    shown = capsys.readouterr().out
+    for word in ("macro-AP", "tail AP", "macro-F1", "tail F1", "images/s", "*: kept"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--blocks", "some"), "neither a positive number nor all nor scratch"),
+        (("--cache-gb", "-1"), "--cache-gb -1"),
+        (("--cache-dtype", "int4"), "--cache-dtype int4"),
+        (("--checkpoint-minutes", "0"), "--checkpoint-minutes"),
+        (("--log", "paper"), "--log paper"),
+        (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+    ],
+)
+def test_what_cannot_be_followed_is_a_sentence(tune, capsys, options, words):
+    assert tune(*options) == 2
+    said = capsys.readouterr()
+    assert words in " ".join((said.err + said.out).split())
+    assert "Traceback" not in said.err
