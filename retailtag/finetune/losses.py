@@ -19,9 +19,9 @@ Conventions shared by all
 * Targets are 1, 0, -1 (unknown), or anything between 0 and 1 (mixed images). A loss is
   ``y·L⁺(z) + (1 - y)·L⁻(z)`` in a cell with logit z and target y.
 * Cells with a negative target take no part in sum, mean or gradient. The value is the **mean over
-  the known cells** of the batch, 0 where there is none. timm's asymmetric loss and the authors'
-  code of it return a *sum* over cells: their learning rates belong to gradients that are
-  n·n_tags times larger before clipping and Adam's normalisation.
+  the known cells** of the batch, 0 where there is none. timm's asymmetric loss sums over tags
+  (its earlier releases and the paper's code over images too): learning rates found with it belong
+  to gradients that are n_tags (n·n_tags) times larger, before clipping and Adam's normalisation.
 * ``smoothing=s`` replaces y by ``(1 - s)·y + s/2`` (Szegedy et al. 2016 for two outcomes).
 * Logits of half precision are raised to float32 first; a value and gradient are finite for every
   finite float16 logit.

@@ -51,7 +51,7 @@ def make_optimiser(
         }
         for (peak, is_matrix), parameters in grouped.items()
     ]
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=True)  # one pass over the weights instead of ten
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:

@@ -136,8 +136,9 @@ class FinetuneStage:
         self.means, self.progress = means, progress
         self.labels, self.device = catalog.table.labels, str(backbone.device.type)
         self.tuning = Tuning(config.thresholds, config.objective, config.seed)
-        self.inputs = inputs = finetune_inputs(catalog, store, probe, config)
-        key = hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
+        self.inputs = finetune_inputs(catalog, store, probe, config)
+        whole = {**self.inputs, "weights": backbone.weights_sha256}
+        key = hashlib.sha256(canonical_json(whole).encode()).hexdigest()
         snapshots = partial(Snapshots, out, key, means.checkpoint_minutes, progress=progress)
         self.snapshots, self.refit_snapshots = snapshots(), snapshots(name=REFIT_SNAPSHOT)
 

@@ -74,6 +74,30 @@ def test_asymmetric_settings_are_used_where_they_belong():
     assert got.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_asymmetric_loss_is_that_of_timm_but_for_the_scale():
+    from timm.loss import AsymmetricLossMultiLabel
+
+    logits, targets = (torch.from_numpy(a).float() for a in _data(7, n=30, mixed=False))
+    z, targets = logits.requires_grad_(), targets.clamp_min(0)
+    theirs = AsymmetricLossMultiLabel(gamma_neg=3, gamma_pos=1, clip=0.1)(z, targets)
+    ours = parse_loss("asl:gamma_neg=3,gamma_pos=1,clip=0.1").build(COUNTS)(z, targets)
+    scale = ours.item() / theirs.item()
+    assert scale == pytest.approx(1 / 4, rel=1e-5)  # they sum over tags, we average
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (ours, theirs * scale)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("alpha", "text"), [(0.3, "0.3"), (-1, "none")])
+def test_focal_loss_is_that_of_torchvision(alpha, text):
+    from torchvision.ops import sigmoid_focal_loss
+
+    logits, targets = (torch.from_numpy(a) for a in _data(8, mixed=False))
+    targets = targets.clamp_min(0)
+    theirs = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=1.5, reduction="mean")
+    ours = parse_loss(f"focal:gamma=1.5,alpha={text}").build(COUNTS)(logits, targets)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @given(
     logits=arrays(np.float64, (3, 4), elements=st.floats(-30, 30)),
