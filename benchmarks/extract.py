@@ -107,6 +107,7 @@ def own_transform(name: str, backbone: Any) -> Callable[[Image.Image], Any]:
         import timm
 
         config = timm.data.resolve_model_data_config(backbone.module.trunk)
+        config["input_size"] = (3, *backbone.preprocess.size)  # of the id, not of the weights
         return timm.data.create_transform(**config, is_training=False)
     import open_clip
 
@@ -134,12 +135,15 @@ def ours(job: Job) -> Job:
     from retailtag.pipeline.extract import extract
 
     keep_freed_memory()
-    catalog = read_catalog(Path(job["images"]) / f"{job['manifest']}.csv")
+    whole, catalog = (
+        read_catalog(Path(job["images"]) / f"{manifest}.csv")
+        for manifest in ("all", job["manifest"])
+    )
     backbone = load_backbone(job["backbone"], random_weights=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=job["out"]) as features:
         request = EngineRequest("auto", job["precision"])
-        embedder = choose_engine(catalog, backbone, Path(features), request).embedder
+        embedder = choose_engine(whole, backbone, Path(features), request).embedder
         batch = torch.zeros(32, 3, *backbone.preprocess.size, dtype=torch.uint8)
         embedder.embed(batch)
         setup = time.perf_counter() - start
