@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from retailtag.finetune.pixels import PixelSource
 from retailtag.finetune.trainer import train
 from retailtag.finetune.trunk import KeptImages, trunk_feed
 from retailtag.finetune.validation import Judge, Measured
+from retailtag.progress import SILENT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,11 +113,28 @@ class World:
         return train(network, feed, self.labels, self.fit, self.val, self.judge(), **options)
 
 
-@pytest.fixture(scope="session")
-def hashes(tiny, tmp_path_factory):
-    """SHA-256 of every image's bytes, by id."""
-    import hashlib
+class Said:
+    """A progress that remembers."""
 
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def task(self, name, total, unit="images"):
+        return SILENT.task(name, total, unit)
+
+
+@pytest.fixture
+def said():
+    """A progress whose `lines` are what was said."""
+    return Said()
+
+
+@pytest.fixture(scope="session")
+def hashes(tiny):
+    """SHA-256 of every image's bytes, by id."""
     return {
         str(i): hashlib.sha256(tiny.images.read(row)).hexdigest()
         for row, i in enumerate(tiny.image_ids)

@@ -19,21 +19,6 @@ from retailtag.finetune.steps import Parts, Stepper, predict
 from retailtag.finetune.trainer import Training, epoch_line, refit
 
 
-class Said:
-    """A progress that remembers."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def task(self, name, total, unit="images"):
-        from retailtag.progress import SILENT
-
-        return SILENT.task(name, total, unit)
-
-
 def states_equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -170,8 +155,7 @@ def test_a_run_that_had_ended_is_not_trained_again(world, quick, tmp_path, monke
     assert again.earlier_seconds > 0
 
 
-def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path):
-    said = Said()
+def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path, said):
     Snapshots(tmp_path, "key").save({"x": torch.ones(2)})
     assert torch.equal(Snapshots(tmp_path, "key").load()["x"], torch.ones(2))
     assert Snapshots(tmp_path, "other", progress=said).load() is None
@@ -193,10 +177,12 @@ def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path):
 # -- memory ----------------------------------------------------------------------------------
 
 
-def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(world, quick, monkeypatch):
+def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(
+    world, quick, monkeypatch, said
+):
     config = replace(quick, epochs=1, blocks=0)  # nothing with batch statistics is trained
     expected = world.train(config)
-    said, real = Said(), Network.logits
+    real = Network.logits
 
     def small(self, activations):
         if torch.is_grad_enabled() and len(activations) > 4:

@@ -210,10 +210,10 @@ def test_half_precision_is_taken_where_embeddings_agree(world, quick, name):
     assert storage_dtype(network, 1000 + sample / 1000) == "float32"  # within, and rounded away
 
 
-def _epoch(world, network, feed, config, epoch=1):
+def _epoch(world, network, feed):
     """Loss of an epoch and scores after it."""
     run = Training(network, feed, world.labels, world.fit)
-    loss, _ = run.epoch(epoch)
+    loss, _ = run.epoch(1)
     return loss, run.predict(world.val)
 
 
@@ -240,11 +240,11 @@ def test_kept_and_plain_training_agree(world, quick, tmp_path, name, augment):
 
 def test_the_second_time_nothing_is_computed_or_decoded(world, quick, tmp_path, monkeypatch):
     network = world.network(quick)
-    first = _epoch(world, network, world.kept(network, tmp_path), quick)
+    first = _epoch(world, network, world.kept(network, tmp_path))
     network = world.network(quick)
     feed = world.kept(network, tmp_path, dtype=_dtype(tmp_path))
     monkeypatch.setattr(type(network), "activations", None)
-    again = _epoch(world, network, feed, quick)
+    again = _epoch(world, network, feed)
     assert first[0] == again[0]
     np.testing.assert_array_equal(first[1], again[1])
 
@@ -259,13 +259,13 @@ def _dtype(root):
 
 def test_a_damaged_row_is_computed_again_in_the_middle_of_an_epoch(world, quick, tmp_path):
     network = world.network(quick)
-    expected = _epoch(world, network, world.kept(network, tmp_path), quick)
+    expected = _epoch(world, network, world.kept(network, tmp_path))
     (path,) = tmp_path.glob("*/rows-000000.bin")
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 64
     path.write_bytes(content)
     network = world.network(quick)
-    found = _epoch(world, network, world.kept(network, tmp_path), quick)
+    found = _epoch(world, network, world.kept(network, tmp_path))
     assert found[0] == expected[0]
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -294,23 +294,8 @@ def test_other_weights_are_not_served(world, quick, tmp_path):
     )
 
 
-class Said:
-    """A progress that remembers."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def task(self, name, total, unit="images"):
-        from retailtag.progress import SILENT
-
-        return SILENT.task(name, total, unit)
-
-
-def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypatch):
-    said, network = Said(), world.network(quick)
+def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypatch, said):
+    network = world.network(quick)
     assert world.kept(network, tmp_path, budget=1000, progress=said) is None
     assert "do not fit --cache-gb" in said.lines[-1]
     assert not list(tmp_path.glob("*/rows*"))
@@ -323,8 +308,8 @@ def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypa
     assert "No space left on device" in said.lines[-1]
 
 
-def test_a_cache_that_another_process_fills_is_left_to_it(world, quick, tmp_path):
-    said, network = Said(), world.network(quick)
+def test_a_cache_that_another_process_fills_is_left_to_it(world, quick, tmp_path, said):
+    network = world.network(quick)
     world.kept(network, tmp_path).close()
     (folder,) = tmp_path.iterdir()
     for path in folder.glob("rows-*"):
