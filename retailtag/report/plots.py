@@ -178,7 +178,7 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult, decision: Decision) -> 
     axes.set_title("Quality against cost")
     axes.set_xlabel("latency, ms (log); bubble: training time")
     axes.set_ylabel("macro-F1 × 100, all tags")
-    _label_bubbles(axes, result, decision, shown)
+    _label_bubbles(axes, result, decision, shown, sizes)
 
 
 def _bubble_sizes(seconds: Sequence[float]) -> list[float]:
@@ -221,8 +221,13 @@ def _label_bubbles(
     result: BakeoffResult,
     decision: Decision,
     pairs: Sequence[PairResult],
+    sizes: Sequence[float],
 ) -> None:
-    """Name and training time beside each bubble, on the side that has room, none over another."""
+    """Name and training time beside each bubble, on the side that has room, none over another.
+
+    A label may lie over another pair's bubble or interval; a halo keeps it legible.
+    """
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import ScaledTranslation
 
     short = short_backbones(result)
@@ -237,7 +242,7 @@ def _label_bubbles(
         min([low, *(y - LABEL_ROOM * (high - low) / 2 for y in places)]),
         max([high, *(y + LABEL_ROOM * (high - low) / 2 for y in places)]),
     )
-    for pair, x, value, y in zip(pairs, latencies, values, places, strict=True):
+    for pair, x, value, y, size in zip(pairs, latencies, values, places, sizes, strict=True):
         side = 1 if x <= middle else -1
         best = pair.name == decision.winner
         cost = f"{strategy_name(pair)}, {duration(pair.cost.train_seconds)}"
@@ -245,8 +250,12 @@ def _label_bubbles(
             f"{clipped(short[pair.backbone])}\n{cost}", (x, value), xytext=(x, y),
             textcoords=axes.transData + aside[side],
             va="center", ha="left" if side == 1 else "right", fontsize=7, linespacing=1.15,
-            fontweight="bold" if best else "normal", color=INK if best else MUTED, zorder=1,
-            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2},
+            fontweight="bold" if best else "normal", color=INK if best else MUTED, zorder=4,
+            path_effects=[withStroke(linewidth=2, foreground=PAPER)],
+            arrowprops={
+                "arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2,
+                "shrinkB": size / 2,
+            },
         )  # fmt: skip
 
 
