@@ -5,7 +5,8 @@
   Hessian guess of every L-BFGS direction, so that conditioning does not depend on the spectrum.
 * From the strength on where that guess no longer does (large C, rare tags, nearly separable), the
   guess is the factored Hessian of the images that hold nearly all of the tag's curvature. Tags
-  that take long (those near the edge of separability do) end with Newton steps.
+  that take long (those near the edge of separability do) end with Newton steps, and what float32
+  does not bring to the tolerance goes on in float64 with the curvature of all images.
 * Logits are linear in the step: one pass over the images gives a trial point and its gradient, and
   a shorter step costs no product with the features.
 * Strengths are solved in ascending order, each from the solution of the one before, whose sums
