@@ -277,6 +277,7 @@ class DistributionBalanced(_Spec):
     used. The paper has no image without a positive; here r is then infinite, its limit for an
     image never drawn, and w = alpha + 1. Counts below 1 count as 1; p_k as `LabelCounts.log_odds`.
     Mixed targets enter Σ with their value. The paper combines the loss with class-aware sampling.
+    Defaults are those in use for COCO-MLT (80 tags), the larger of the paper's two data sets.
 
     References
     ----------
@@ -287,7 +288,7 @@ class DistributionBalanced(_Spec):
     alpha: float = 0.1
     beta: float = 10.0
     mu: float = 0.2
-    lam: float = 5.0
+    lam: float = 2.0
     kappa: float = 0.05
     smoothing: float = 0.0
 

@@ -44,7 +44,7 @@ def _cell(name, targets):
 
     def balanced(z, y, i, k):
         weight = balanced_weight(targets[i], k, n_positive, 0.1, 10.0, 0.2)
-        return weight * negative_tolerant(z, y, 5.0, 0.05, PRIOR[k])
+        return weight * negative_tolerant(z, y, 2.0, 0.05, PRIOR[k])
 
     return {
         "bce": lambda z, y, i, k: bce(z, y),
