@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from retailtag.backbones.blocks import Block, Layout, Run
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess
+from retailtag.backbones.short import FirstToken
 from retailtag.backbones.weights import state_sha256
 from retailtag.errors import UsageError
 from retailtag.store.spec import FeatureSpec, canonical_json
@@ -251,6 +254,21 @@ class Backbone:
             return _run(first, stem(self._normalised(pixels)))
 
         return trunk, lambda x: finish(run_second(second, x))
+
+    def lean_module(self) -> nn.Module:
+        """What computes the embeddings of `module` with the least work, for engines to convert.
+
+        Where a single token is pooled, it is a copy that runs its last block for that token alone
+        (see `retailtag.backbones.short`): equal to rounding, weights shared. Elsewhere it is
+        `module` itself.
+        """
+        if self._layout is None or self._layout.short is None:
+            return self.module
+        shared = chain(self.module.parameters(), self.module.buffers())
+        lean = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
+        last = self.blocks[-1].name
+        lean.set_submodule(last, FirstToken(lean.get_submodule(last)))
+        return lean
 
     def recompute_gradients(self) -> None:
         """Let the whole model run its blocks again in the backward pass instead of keeping them.

@@ -9,9 +9,10 @@ the whole block, in another order: results agree to rounding, not bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 Run = Callable[[Tensor], Tensor]
@@ -30,12 +31,39 @@ def for_first_token(block: Any) -> Run | None:
     callable or None
         None for a block of another class or with another attention.
     """
+    way = _way(block)
+    return None if way is None else partial(way, block)
+
+
+class FirstToken(nn.Module):
+    """A block in whose place the first output token (n, 1, dim) alone is computed.
+
+    Parameters
+    ----------
+    block : Module
+        One for which `for_first_token` knows a way; its parameters are shared, not copied.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self._way = block, _way(block)
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        """Input (n, n_tokens, dim) of the block to its first output token (n, 1, dim).
+
+        open_clip names a mask, of which image towers have none.
+        """
+        assert self._way is not None
+        return self._way(self.block, x)
+
+
+def _way(block: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind = type(block)
     known = (kind.__module__.partition(".")[0], kind.__name__)
     if known == ("timm", "Block") and _is_plain(block.attn):
-        return lambda x: _timm_block(block, x)
+        return _timm_block
     if known == ("open_clip", "ResidualAttentionBlock") and not hasattr(block, "ln_1_kv"):
-        return lambda x: _open_clip_block(block, x)
+        return _open_clip_block
     return None
 
 

@@ -302,6 +302,22 @@ def test_a_last_block_for_one_token_agrees_in_value_and_gradient(backbone_id, pi
     assert (backbone._layout.short is not None) == SHORTENED[backbone_id]
 
 
+@pytest.mark.parametrize("backbone_id", SHORTENED)
+def test_the_lean_module_gives_the_same_embeddings_from_the_same_weights(backbone_id, pixels):
+    backbone = load_small(backbone_id)
+    names = list(backbone.module.state_dict())
+    normalised = backbone._normalised(pixels(3, *backbone.preprocess.size))
+    lean = backbone.lean_module()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            lean(normalised), backbone.module(normalised), rtol=1e-4, atol=1e-5
+        )
+    assert (lean is not backbone.module) == SHORTENED[backbone_id]
+    addresses = {p.data_ptr() for p in backbone.module.parameters()}
+    assert {p.data_ptr() for p in lean.parameters()} == addresses
+    assert list(backbone.module.state_dict()) == names  # the original is as it was
+
+
 def test_depth_counts_the_blocks_behind_a_parameter():
     backbone = load_small("timm:vit_tiny_patch16_224?img_size=64")
     depth = {n: backbone.depth_of(n) for n, _ in backbone.module.named_parameters()}

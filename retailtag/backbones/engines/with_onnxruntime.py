@@ -20,7 +20,7 @@ _ERRORS_ALONE = 3  # of ONNX Runtime's levels
 
 def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
     """Export a backbone through a temporary folder, for batches of `batch` images."""
-    whole = Whole(backbone.module, backbone.preprocess).eval()
+    whole = Whole(backbone.lean_module(), backbone.preprocess).eval()
     example = torch.zeros(batch, 3, *backbone.preprocess.size, dtype=torch.uint8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -21,7 +21,7 @@ MOST_STREAMS = 4  # parts computed at once: the batches of an extraction have fo
 def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
     """Convert a backbone in memory, for batches of `batch` images."""
     openvino = _openvino()
-    whole = Whole(backbone.module, backbone.preprocess).eval()
+    whole = Whole(backbone.lean_module(), backbone.preprocess).eval()
     # the conversion runs the model: on two images, for on one an axis of length 1 may be dropped
     example = torch.zeros(2, 3, *backbone.preprocess.size, dtype=torch.uint8)
     model = openvino.convert_model(whole, example_input=example)

@@ -17,7 +17,7 @@ _HALVES = {"autocast-float16": torch.float16, "autocast-bfloat16": torch.bfloat1
 
 def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
     """Make a backbone's module run as `name` says, on batches of `batch` images."""
-    module, dtype = backbone.module, torch.float32
+    module, dtype = backbone.lean_module(), torch.float32
     if name.arithmetic == BFLOAT16:
         dtype = torch.bfloat16
         module = copy.deepcopy(module).to(dtype).to(memory_format=backbone.memory_format)
