@@ -13,6 +13,12 @@ the peak of the process that runs the model, at the full number of images and (m
 quarter of it. Methods `decoding apart` and `decoding here` are one thread that decodes and resizes,
 in a process of its own and not.
 
+No engine computes float32 faster than the processor multiplies matrices: method `matrix product` is
+the rate of one of 4,096 x 4,096, and `gflops` of the others what the model's work, counted on the
+whole model, comes to at `model_images_s`. `ceiling_exact` is the speedup of a model that ran at the
+rate of that product, with all else for nothing; where it is under the speedup aimed at, the aim is
+out of reach of this processor.
+
 Images are photographs in nothing but statistics: JPEG of about 500 x 500 pixels and 60 kB, drawn
 from a seed. Weights are random (nothing is downloaded): times do not depend on them, but cosines
 do, and those of trained weights must be measured with such. Appends to ``results/extract.csv``.
@@ -39,6 +45,7 @@ from PIL import Image
 from record import append, stamp
 
 from retailtag.allocator import keep_freed_memory
+from retailtag.backbones.cost import count_flops
 
 BACKBONES = {
     "resnet50": "timm:resnet50.a1_in1k",
@@ -209,9 +216,19 @@ def decoding(job: Job) -> Job:
     return {"images_s": model_rate(all_of_them, len(data), job)}
 
 
+def product(job: Job) -> Job:
+    """Rate of a large matrix product in float32, on all cores."""
+    import torch
+
+    side = 256 if job["quick"] else 4096
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    products = [model_rate(lambda: a @ b, 1, job) for _ in range(3)]
+    return {"gflops": max(products) * 2 * side**3 / 1e9}
+
+
 def child(job: Job) -> Job:
     """One measurement; its own peak memory with it."""
-    measure = {"loop": loop, "decoding": decoding}.get(job["kind"], ours)
+    measure = {"loop": loop, "decoding": decoding, "product": product}.get(job["kind"], ours)
     result = measure(job)
     return result | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -260,25 +277,28 @@ def measure_backbone(name: str, images: Path, n: int, rounds: int, quick: bool) 
     rate = {m: statistics.median(r["images_s"] for r in rs) for m, rs in found.items()}
     best = max(rate[method] for method in rate if method.startswith("loop"))
     ends = {"exact": float(cosine(loop, exact).min()), "fast": float(cosine(loop, fast).min())}
-    return [
+    gflop = count_flops(BACKBONES[name]) / 1e9
+    rows = [
         row(name, method, n // 4 if method == "memory" else n, runs)
         | {"speedup": rate[method] / best, "cosine_min_with_loop": ends.get(method)}
         for method, runs in found.items()
     ]
+    return [r | {"gflops": r["model_images_s"] * gflop} for r in rows]
 
 
 COLUMNS = (
     *("backbone", "method", "images", "images_s", "images_s_least", "images_s_most", "speedup"),
     *("model_images_s", "engine", "limit", "model_share", "wait_share", "write_share"),
     *("setup_seconds", "cosine_min", "centred_cosine_min", "centred_cosine_mean"),
-    *("cosine_min_with_loop", "peak_mib"),
+    *("cosine_min_with_loop", "peak_mib", "gflops"),
 )
 
 
 def row(backbone: str, method: str, n: int, runs: list[Job]) -> Job:
     """One row of the table: the run of median rate, with the range of rates."""
-    runs = sorted(runs, key=lambda run: run["images_s"])
-    rates = {"images_s_least": runs[0]["images_s"], "images_s_most": runs[-1]["images_s"]}
+    runs = sorted(runs, key=lambda run: run.get("images_s", 0.0))
+    ends = {"images_s_least": runs[0], "images_s_most": runs[-1]}
+    rates = {column: run.get("images_s") for column, run in ends.items()}
     about = {"backbone": backbone, "method": method, "images": n}
     return dict.fromkeys(COLUMNS) | about | runs[len(runs) // 2] | rates
 
@@ -288,7 +308,7 @@ def measure(names: list[str], n: int, side: int, rounds: int, quick: bool) -> li
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "images").mkdir()
         images = draw(Path(folder) / "images", n, side)
-        rows = []
+        rows = [row("", "matrix product", 0, [in_child({"kind": "product", "quick": quick})])]
         for place in ("here", "apart"):
             apart = place == "apart"
             job = {"kind": "decoding", "apart": apart, "images": str(images), "quick": quick}
@@ -306,7 +326,15 @@ def summary(rows: list[Job]) -> Job:
     def of(method: str, column: str) -> Job:
         return {name: by_key[name, method][column] for name in names}
 
+    peak = by_key["", "matrix product"]["gflops"]
+
+    def ceiling(exact: Job) -> float:
+        model_images_s = peak / exact["gflops"] * exact["model_images_s"]
+        loop_images_s = exact["images_s"] / exact["speedup"]
+        return float(model_images_s / loop_images_s)
+
     return {
+        "ceiling_exact": {name: ceiling(by_key[name, "exact"]) for name in names},
         "speedup_exact": of("exact", "speedup"),
         "speedup_fast": of("fast", "speedup"),
         "cosine_min_exact": of("exact", "cosine_min"),
@@ -342,7 +370,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(summary(rows)))
     else:
-        shown = ("backbone", "method", "images_s", "speedup", "model_images_s", "engine", "limit")
+        shown = ("backbone", "method", "images_s", "speedup", "model_images_s", "gflops")
+        shown += ("engine", "limit")
         print(*(name.ljust(16) for name in shown))
         for r in rows:
             print(*(str(r[name] if r[name] is not None else "").ljust(16) for name in shown))

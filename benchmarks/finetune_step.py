@@ -7,14 +7,13 @@ Random weights, generated JPEG photographs, the last four blocks and a head of 2
 
 * ``cached``: an epoch from kept activations (read from the disk's cache, float16) against an epoch
   through the whole model from decoded pixels in memory (``plain``), and against one that decodes
-  its images each time (``decoding``), both without augmentation. Arithmetic bounds the first: with
-  f of the forward work in the trained part, and a backward pass of twice its forward pass, the
-  ratio is (1 + 2f)/(3f) where all work runs equally fast: 1.7 for 4 whole blocks of 12, 1.8 where
-  the last one runs for the pooled token alone, 2.0 for the last four of ResNet-50.
+  its images each time (``decoding``), both without augmentation. Arithmetic bounds the first:
+  ``bound`` is the ratio of the operations of the two epochs, counted in forward and backward pass,
+  which the ratio of times reaches where all work runs equally fast.
 * ``timm``: timm's ``train.py`` step (its optimiser factory, autocast off, bytes normalised on the
   device as its prefetching loader does) with the same parameters frozen, against our plain step;
   ``speedup_timm`` is an epoch of such steps, data for nothing, against the epoch from kept
-  activations. For a ViT it has a whole last block: bounded by 2.1.
+  activations, and ``bound_timm`` the same ratio of operations: a ViT's last block runs whole there.
 * ``waiting``: share of an epoch that the training waits for its next batch.
 * ``loss_plain`` and ``loss_cached``: of one epoch from the same start, and ``scores_apart``: the
   largest difference of two logits after it, in standard deviations of the logits.
@@ -43,6 +42,7 @@ from PIL import Image
 from record import append, stamp
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.flop_counter import FlopCounterMode
 
 from retailtag.backbones import load_backbone
 from retailtag.catalog.catalog import Catalog
@@ -226,6 +226,26 @@ def t4_batch(bench: Bench, per_image: int) -> int:
     return 1 << (images.bit_length() - 1) if images > 0 else 0
 
 
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of `call`, those of its backward pass included."""
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque call, which counts as nothing
+    with FlopCounterMode(display=False) as counter:
+        call()
+    torch.backends.mha.set_fastpath_enabled(True)
+    return counter.get_total_flops()
+
+
+def bounds(bench: Bench, batch: Tensor) -> dict[str, float]:
+    """How much less a step from kept activations computes than one through the whole model."""
+    network = bench.network
+    network.train()
+    kept = network.activations(batch)
+    rest = operations(lambda: network.logits(kept).sum().backward())
+    trunk = operations(lambda: network.activations(batch))
+    whole = operations(lambda: network.head(network.backbone.forward(batch)).sum().backward())
+    return {"bound": (trunk + rest) / rest, "bound_timm": whole / rest}
+
+
 def agreement(bench: Bench, feeds: dict[str, Feed]) -> dict[str, float]:
     """Loss of one epoch from the same start by each feed, and how far scores are apart after it."""
     origin, losses, scores = bench.network.state(), {}, []
@@ -278,7 +298,7 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
         },
         2 * rounds,
     )
-    per_image = saved_bytes(bench, batch[:4])
+    per_image, bound = saved_bytes(bench, batch[:4]), bounds(bench, batch[:4])
     agree = agreement(bench, feeds)
     return {
         "backbone": backbone_id,
@@ -287,7 +307,9 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
         "decoding_s": round(epochs["decoding"], 3),
         "cached_s": round(epochs["cached"], 3),
         "speedup": round(epochs["plain"] / epochs["cached"], 3),
+        "bound": round(bound["bound"], 3),
         "speedup_timm": round(steps["timm"] * len(catalog) / BATCH / epochs["cached"], 3),
+        "bound_timm": round(bound["bound_timm"], 3),
         "speedup_decoding": round(epochs["decoding"] / epochs["cached"], 3),
         "step_s": round(steps["ours"], 4),
         "timm_step_s": round(steps["timm"], 4),
