@@ -20,7 +20,8 @@ Macro-F1 and tail macro-F1 with their intervals are the scorer's, on the test sp
 the whole stage; ``images_s`` is of the training epochs alone. A row that shows kept activations
 which an earlier row computed is spared their computation: seconds are comparable within a
 backbone only from the second row on. A row that stands in RUN from the same settings is not
-trained again, so that an interrupted run goes on. Appends to ``results/finetune.csv``; ``--quick``
+trained again, so that an interrupted run goes on; nor is ``chosen`` where a row above has its
+settings. Appends to ``results/finetune.csv``; ``--quick``
 makes a toy catalogue and records nothing.
 """
 
@@ -34,6 +35,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from record import append, stamp
 
 from retailtag.backbones import load_backbone
@@ -44,12 +46,12 @@ from retailtag.files import slug
 from retailtag.finetune.config import FinetuneConfig
 from retailtag.pipeline.bakeoff import pair_folder
 from retailtag.pipeline.embed import identity
+from retailtag.pipeline.engines import find_store
 from retailtag.pipeline.finetune import FinetuneRun, Means, finetune_inputs, run_finetune
 from retailtag.pipeline.stage import StageRecord, read_record, why_stale
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.scoring.score import score_predictions
-from retailtag.store import FeatureStore
 
 Changes = Mapping[str, Any]
 
@@ -96,8 +98,8 @@ class Bench:
         """The fine-tune with these settings, trained unless it stands."""
         config = replace(self.base, **changes)
         model = load_backbone(self.backbone, weights=self.weights, device=self.device)
-        store = FeatureStore.find(self.features, identity(model, "float32"))
         probe = Probe.load(self.probe_folder())
+        store = find_store(self.features, identity(model), fitted=probe.facts["features"])
         folder = pair_folder(self.run, self.backbone, "ablation") / slug(name)
         inputs = finetune_inputs(self.catalog, store, probe, config)
         run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
@@ -167,7 +169,9 @@ def results(bench: Bench, rows: tuple[str, ...]) -> Iterator[tuple[str, Result]]
         changes = menu.get(name)
         if changes is None:
             changes = {**best_of(done, LOSSES), **best_of(done, SAMPLERS)}
-        done[name] = tuned_result(bench, name, changes)
+        config = replace(bench.base, **changes)
+        same = [result for result in done.values() if result.config == config]
+        done[name] = same[0] if same else tuned_result(bench, name, changes)
         yield name, done[name]
 
 
@@ -206,6 +210,7 @@ def row_of(bench: Bench, name: str, result: Result) -> dict[str, object]:
         "images_s": _text(result.images_s),
         "peak_memory_mib": round(result.record.peak_memory_mib, 1),
         "device": bench.device,
+        "threads": torch.get_num_threads(),
     }
 
 
