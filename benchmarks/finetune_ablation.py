@@ -72,6 +72,8 @@ OTHERS: dict[str, Changes] = {
     "strong": {"augment": "strong"},
     "no interpolation": {"interpolate": "1"},
     "equal rates": {"layer_decay": 1.0},
+    "batch statistics": {"batch_norm": "batch"},
+    "refit": {"refit": True},
 }
 ROWS = ("probe", "bce", *LOSSES, *SAMPLERS, *OTHERS, "chosen", "all blocks", "scratch")
 

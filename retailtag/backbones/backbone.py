@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from retailtag.backbones.blocks import Block, Layout, Run
@@ -194,18 +195,25 @@ class Backbone:
             parameter.requires_grad_(name in wanted)
         return [p for n, p in self.module.named_parameters() if n in wanted]
 
-    def train_last(self, k: Blocks) -> None:
+    def train_last(self, k: Blocks, *, stored_statistics: bool = False) -> None:
         """Put the last k blocks in training mode and everything before them in evaluation mode.
 
         Frozen batch normalisation so keeps its stored statistics, and frozen dropout stays off.
+
+        Parameters
+        ----------
+        k : int or "all"
+        stored_statistics : bool
+            Let batch normalisation in the last k blocks use its stored statistics too, and keep
+            them; its weights and biases are trained all the same.
         """
         self.module.train(k == "all")
-        if k == "all":
-            return
-        last = last_blocks(self.id, self._layout, k)
+        last = () if k == "all" else last_blocks(self.id, self._layout, k)
         for name, module in self.module.named_modules():
             if any(block.covers(name) for block in last):
                 module.train()
+            if stored_statistics and isinstance(module, _BatchNorm):
+                module.eval()
 
     def is_divisible(self, k: Blocks) -> bool:
         """Whether `split_at` can cut the model before its last `k` blocks."""

@@ -115,6 +115,14 @@ def finetune(
             "on the validation part.",
         ),
     ] = "auto",
+    batch_norm: Annotated[
+        str,
+        typer.Option(
+            "--batch-norm",
+            help="In trained blocks: stored statistics, which stay, or those of the batch; auto: "
+            "stored, and batch for --blocks scratch.",
+        ),
+    ] = "auto",
     choose_epoch: Annotated[
         str,
         typer.Option(
@@ -205,6 +213,7 @@ def finetune(
         parts=parts,
         recompute=recompute,
         interpolate=interpolate,
+        batch_norm=batch_norm,
         choose=choose_epoch,
         refit=refit,
     )

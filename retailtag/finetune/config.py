@@ -16,6 +16,7 @@ Blocks = int | Literal["all", "scratch"]
 
 CHOICES = ("auto", "macro-f1", "macro-f1-free", "macro-ap")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
+STATISTICS = ("auto", "stored", "batch")
 AUTO = "auto"
 
 
@@ -64,6 +65,10 @@ class FinetuneConfig:
     interpolate : str
         WiSE-FT: ``auto`` chooses the factor on the validation part; a number in 0..1 fixes it
         (1: no interpolation).
+    batch_norm : str
+        What batch normalisation in trained blocks uses while they are trained: ``stored``, the
+        statistics that it came with, which stay; ``batch``, those of each batch, which also moves
+        the stored ones. ``auto``: stored, and batch for ``scratch``, which has none.
     choose : str
         What the validation part decides by: see `retailtag.finetune.validation`.
     refit : bool
@@ -91,6 +96,7 @@ class FinetuneConfig:
     parts: int = 1
     recompute: bool = False
     interpolate: str = AUTO
+    batch_norm: str = AUTO
     choose: str = AUTO
     refit: bool = False
 
@@ -110,6 +116,7 @@ class FinetuneConfig:
             )
         _check_one_of("choose-epoch", self.choose, CHOICES)
         _check_one_of("amp", self.precision, PRECISIONS)
+        _check_one_of("batch-norm", self.batch_norm, STATISTICS)
         self.factors()
         for parse, text in (
             (parse_loss, self.loss),
@@ -137,6 +144,16 @@ class FinetuneConfig:
         if not 0 <= factor <= 1:
             raise UsageError(f"--interpolate {self.interpolate} must be auto or 0 to 1.")
         return (factor,)
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batch normalisation in trained blocks keeps to its stored statistics.
+
+        The head starts from a probe on embeddings that were made with them: on other images than
+        the pretraining's, those of a batch move every embedding at the first step.
+        """
+        auto = "batch" if self.blocks == "scratch" else "stored"
+        return (auto if self.batch_norm == AUTO else self.batch_norm) == "stored"
 
     @property
     def repeats(self) -> bool:

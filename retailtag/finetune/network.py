@@ -65,7 +65,8 @@ class Network:
 
     def train(self) -> None:
         """Training mode for what is trained, evaluation mode for what is frozen."""
-        self.backbone.train_last(self.config.trained)
+        config = self.config
+        self.backbone.train_last(config.trained, stored_statistics=config.keeps_statistics)
         self.head.train()
 
     def eval(self) -> None:

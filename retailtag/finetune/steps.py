@@ -109,8 +109,8 @@ class Stepper:
         Notes
         -----
         Losses of the parts are summed over cells and divided by all known cells of the batch, so
-        that the gradient is that of the undivided batch. Only batch normalisation in trained
-        blocks sees the parts.
+        that the gradient is that of the undivided batch. Only batch normalisation by the
+        statistics of the batch sees the parts.
         """
         loss = self.parts.until_it_fits(lambda: self._gradients(batch, targets))
         self.scaler.unscale_(self.optimiser)

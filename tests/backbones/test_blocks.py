@@ -217,14 +217,18 @@ def test_clip_from_a_folder_splits_and_freezes(tiny_clip_folder: Path, pixels):
     assert torch.equal(rest(trunk(images)), backbone.forward(images))
 
 
-def test_frozen_normalisation_keeps_its_statistics_and_unfrozen_moves(pixels):
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("k", [4, "all"])
+def test_statistics_move_in_unfrozen_blocks_alone_and_only_if_asked_to(pixels, k, stored):
     backbone = load_small("timm:resnet18?size=32")
     stats = {n: b.clone() for n, b in backbone.module.named_buffers() if "running_mean" in n}
-    backbone.unfreeze_last(4)
-    backbone.train_last(4)
-    backbone.forward(pixels(4, 32, 32))
+    backbone.unfreeze_last(k)
+    backbone.train_last(k, stored_statistics=stored)
+    backbone.forward(pixels(4, 32, 32)).sum().backward()
     moved = {n for n, b in backbone.module.named_buffers() if n in stats and not b.equal(stats[n])}
-    assert moved == {n for n in stats if n.startswith(("trunk.layer3.", "trunk.layer4."))}
+    last = ("trunk.layer3.", "trunk.layer4.") if k == 4 else ("trunk.",)
+    assert moved == (set() if stored else {n for n in stats if n.startswith(last)})
+    assert backbone.module.trunk.layer4[1].bn2.weight.grad is not None
 
 
 def test_all_is_everything_and_none_is_nothing():
