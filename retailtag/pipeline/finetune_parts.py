@@ -164,8 +164,23 @@ def head_start(X: NDArray[np.float32], fitted: FittedHead) -> HeadInit:
     if fitted.scaler.kind == "standardise":
         affine = fitted.scaler.affine
         return HeadInit(affine.mean, affine.scale, fitted.weight, fitted.bias)
-    weight, bias = fitted.raw()
-    if is_unit(fitted.scaler.kind):
+    return _on_standardised(X, *fitted.raw(), unit=is_unit(fitted.scaler.kind))
+
+
+def probe_head(X: NDArray[np.float32], probe: Probe) -> HeadInit:
+    """The linear head of `probe` itself, as `head_start` expresses one."""
+    return _on_standardised(X, probe.weight, probe.bias, unit=probe.unit)
+
+
+def _on_standardised(
+    X: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    *,
+    unit: bool,
+) -> HeadInit:
+    """A head for raw embeddings, or for unit rows of them, as one for standardised ones."""
+    if unit:
         weight = weight / np.float32(mean_norm(X))
     affine = Standardiser.fit(X)
     return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))

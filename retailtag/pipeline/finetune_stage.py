@@ -17,7 +17,7 @@ from retailtag.errors import UsageError
 from retailtag.finetune.artefact import Checkpoint
 from retailtag.finetune.augment import Augment
 from retailtag.finetune.checkpoint import Snapshots
-from retailtag.finetune.config import FinetuneConfig
+from retailtag.finetune.config import AUTO, FinetuneConfig
 from retailtag.finetune.feed import Feed, PixelFeed, Views, image_keys
 from retailtag.finetune.logs import Logs, open_logs
 from retailtag.finetune.network import Network, State
@@ -28,7 +28,7 @@ from retailtag.finetune.trainer import FinetuneResult, Report, refit, train
 from retailtag.finetune.trunk import KeptImages, TrunkFeed, trunk_feed
 from retailtag.finetune.trunk_cache import parse_budget
 from retailtag.pipeline.evidence import copies_of_fitted, threshold_f1
-from retailtag.pipeline.finetune_parts import divide, first_head, make_judge
+from retailtag.pipeline.finetune_parts import divide, first_head, make_judge, probe_head
 from retailtag.pipeline.probe import Features
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
@@ -89,6 +89,8 @@ def finetune_inputs(
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "C": probe.C.tolist(),
         "scale": probe.scale,
+        "head": probe.head,
+        "thresholds": hashlib.sha256(probe.thresholds.tobytes()).hexdigest(),
         "settings": config.to_json(),
     }
 
@@ -171,8 +173,39 @@ class FinetuneStage:
         self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val], group)
         if isinstance(feed, TrunkFeed):
             feed.close()
-        if config.refit:
+        if self.keeps_probe:
+            self._keep_probe()
+        elif config.refit:
             self._refit(origin)
+
+    @property
+    def keeps_probe(self) -> bool:
+        """Whether the result is the probe itself: no epoch validated better than its start.
+
+        The start lacks the validation part, and so do its thresholds all the rest: neither is
+        needed once nothing is chosen by that part. Only a probe that is what training would have
+        started from can take its place, with thresholds for the same end.
+        """
+        probe, config = self.probe, self.config
+        alike = probe.head == "logistic" and config.blocks != "scratch"
+        aim = probe.facts["settings"]["objective"]
+        return (
+            self.result.best_epoch == 0
+            and alike
+            and (config.thresholds, config.objective)
+            == (
+                AUTO,
+                aim,
+            )
+        )
+
+    def _keep_probe(self) -> None:
+        """Take the head and the thresholds of the probe."""
+        self.progress.say("no epoch validates better than the start: the probe is kept as it is")
+        start = probe_head(self.parts.both.X, self.probe)
+        self.network = Network(self.backbone, start, self.config)
+        made = self.probe.facts["thresholds"]
+        self.tuned = Tuned(self.probe.thresholds, **made)
 
     def _network(self, fitted: Features) -> Network:
         start = first_head(self.labels, fitted, self.probe, self.config, self.device)
@@ -245,9 +278,14 @@ class FinetuneStage:
         result, parts, ids = self.result, self.parts, self.catalog.image_ids
         spec = self.store.spec
         val, fitted = parts.val.rows, np.sort(np.concatenate([parts.fit.rows, parts.val.rows]))
-        seen = threshold_f1(
-            self.catalog, val, result.val_logits, self.tuned.thresholds, self.tuning
+        seen = (
+            self.probe.facts["threshold_f1"]
+            if self.keeps_probe
+            else threshold_f1(
+                self.catalog, val, result.val_logits, self.tuned.thresholds, self.tuning
+            )
         )
+        whole = self.config.refit or self.keeps_probe
         return {
             "strategy": "finetune",
             "backbone": spec.backbone,
@@ -256,8 +294,9 @@ class FinetuneStage:
             "model": [spec.architecture, spec.preprocessing],
             "settings": self.config.to_json(),
             "best_epoch": result.best_epoch,
+            "is_probe": self.keeps_probe,
             "interpolation": {"factor": result.factor, "tried": result.factors},
-            "n_fit": len(fitted) if self.config.refit else len(parts.fit.rows),
+            "n_fit": len(fitted) if whole else len(parts.fit.rows),
             "n_val": len(val),
             "copies": copies_of_fitted(self.store, ids[parts.test], ids[fitted]),
             "thresholds": self.tuned.facts,

@@ -45,6 +45,41 @@ def test_the_checkpoint_is_kept_when_predicting_fails(
     assert Checkpoint.load(tmp_path).tags == tiny.table.tags
 
 
+def test_where_no_epoch_gains_the_result_is_the_probe(tiny, tiny_store, probe, tmp_path):
+    run = run_finetune(
+        tiny, tiny_store, load_backbone("demo:cnn"), probe, tmp_path, replace(NO_EPOCH, refit=True)
+    )
+    known = set(tiny_store.known())
+    test = [row for row in tiny.rows("test") if tiny.image_ids[row] in known]
+    assert run.predictions.image_ids.tolist() == tiny.image_ids[test].tolist()
+    X = tiny_store.load(tiny.image_ids[test]).X
+    np.testing.assert_allclose(run.predictions.logits, probe.logits(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(run.predictions.thresholds, probe.thresholds)
+    facts = run.checkpoint.facts
+    assert facts["is_probe"]
+    assert facts["thresholds"] == probe.facts["thresholds"]
+    assert facts["n_fit"] == len(run.predictions.fitted_ids)
+
+
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [
+        ("ridge", {}),
+        ("logistic", {"thresholds": "group"}),
+        ("logistic", {"objective": "fbeta:2"}),
+        ("logistic", {"blocks": "scratch"}),
+    ],
+)
+def test_a_probe_of_another_kind_or_for_another_end_does_not_stand_in(
+    tiny, tiny_store, probe, tmp_path, head, changes
+):
+    other = replace(probe, head=head, thresholds=probe.thresholds + 1)
+    backbone, config = load_backbone("demo:cnn"), replace(NO_EPOCH, **changes)
+    run = run_finetune(tiny, tiny_store, backbone, other, tmp_path, config)
+    assert not run.checkpoint.facts["is_probe"]
+    assert not np.array_equal(run.predictions.thresholds, other.thresholds)
+
+
 def _relabelled(probe, **facts):
     return replace(probe, facts={**probe.facts, **facts})
 
