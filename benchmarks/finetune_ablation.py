@@ -13,9 +13,9 @@ RUN holds the probes of these backbones on this catalogue (`retailtag bakeoff CA
   validation part**; the test split chooses nothing here;
 * all blocks, and all blocks from random weights (``scratch``).
 
-The base settings choose the epoch by average precision, which a small validation part tells better
-than F1; ``default choice`` is by macro-F1 while the tail keeps its own, as `retailtag finetune` does
-unasked. Where the start validates best the probe is kept and rows come out alike:
+The base settings choose the epoch by average precision, of which a small validation part tells
+more than of F1; ``default choice`` is by macro-F1 while the tail keeps its own, as `retailtag
+finetune` does unasked. Where the start validates best the probe is kept and rows come out alike:
 ``validation_last_epoch`` then tells what training did.
 
 Macro-F1 and tail macro-F1 with their intervals are the scorer's, on the test split. Seconds are
