@@ -27,6 +27,7 @@ def cell_findings(
         found.non_finite_scores(table.tags, aligned.logits),
         found.constant_scores(table.tags, aligned.logits),
         *_optimism(predictions.provenance),
+        found.probe_kept(predictions.provenance.get("is_probe")),
         *_prevalence(catalog, aligned),
     ]
     return [f for f in maybe if f is not None]

@@ -184,6 +184,19 @@ def threshold_optimism(scope: str, in_sample: float, cross_fit: float) -> Findin
     )
 
 
+def probe_kept(is_probe: object) -> Finding | None:
+    """A fine-tune whose result is the probe that it started from."""
+    if is_probe is not True:
+        return None
+    return Finding(
+        "probe-kept",
+        "No epoch of this fine-tune did better than its start on the validation part, so it is "
+        "the probe, thresholds included.",
+        "Train longer (--epochs) or more gently (--lr), give it more images, or choose the epoch "
+        "by what a small validation part can tell: --choose-epoch macro-ap.",
+    )
+
+
 def calibration_off(scope: str, error: float) -> Finding | None:
     """Expected calibration error (a fraction) of the logits' logistic, pooled over a scope."""
     if not error > CALIBRATION:

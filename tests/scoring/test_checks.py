@@ -124,6 +124,14 @@ def test_threshold_optimism_comes_from_what_the_probe_recorded(catalog, predict)
     assert found.threshold_optimism("all", 0.5, float("nan")) is None
 
 
+@pytest.mark.parametrize(("recorded", "fires"), [(True, True), (False, False), (None, False)])
+def test_a_fine_tune_that_kept_its_probe_says_so(catalog, predict, recorded, fires):
+    card = score_predictions(
+        predict(catalog, provenance={"is_probe": recorded}), catalog, n_bootstrap=5
+    )
+    assert any(f.code == "probe-kept" for f in card.findings) == fires
+
+
 def test_provenance_holds_the_hash_of_everything_read(catalog, predict):
     facts = {"features": "f" * 64, "catalog_digest": catalog.digest, "settings": {"seed": 3}}
     card = score_predictions(predict(catalog, provenance=facts), catalog, n_bootstrap=5, seed=4)
