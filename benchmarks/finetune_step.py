@@ -1,6 +1,7 @@
 """An epoch from kept activations against a whole one, and our step against timm's.
 
-    python benchmarks/finetune_step.py [--backbones a,b] [--quick] [--json] [--dry] [--rounds N]
+    python benchmarks/finetune_step.py [--backbones a,b] [--images N] [--rounds N]
+                                       [--quick] [--json] [--dry]
 
 Random weights, generated JPEG photographs, the last four blocks and a head of 250 tags, batches of
 32. All ratios are within one run, the rivals taking turns; a time is the least of the rounds.
@@ -62,7 +63,7 @@ from retailtag.finetune.trunk import KeptImages, trunk_feed
 from retailtag.pipeline.finetune_stage import backbone_bytes
 from retailtag.pipeline.measure import measured
 
-BACKBONES = "timm:vit_small_patch16_224,timm:resnet50"
+BACKBONES = "dinov2,cnn,clip"
 QUICK = "timm:vit_tiny_patch16_224?img_size=64,timm:resnet18?size=64"
 BATCH, N_TAGS = 32, 250
 T4_BYTES, T4_SPARE = 16 << 30, 3 << 29
@@ -326,13 +327,14 @@ def main() -> None:
     """Measure every backbone and append the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbones", default="")
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="toy sizes")
     parser.add_argument("--json", action="store_true", help="print one JSON object alone")
     parser.add_argument("--dry", action="store_true", help="record nothing")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     names = (args.backbones or (QUICK if args.quick else BACKBONES)).split(",")
-    n, side = (64, 96) if args.quick else (256, 500)
+    n, side = (64, 96) if args.quick else (args.images, 500)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), n, side)
