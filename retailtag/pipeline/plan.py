@@ -196,23 +196,13 @@ class _Planner:
         s, folder = self.settings, partial(self.settings.folder, self.backbone)
         inputs = probe_inputs(self.catalog, store, s.probe)
         probe = why_stale(folder("probe"), inputs)
-        if probe is not None and not self._same_C(inputs):
-            return {"probe": probe, "finetune": "probe will change: C may"}
+        if probe is not None:
+            return {"probe": probe, "finetune": "probe will change: C or thresholds may"}
         if not isinstance(store, FeatureStore):
             return {"probe": probe}
         fitted = Probe.load(folder("probe"))
         known = finetune_inputs(self.catalog, store, fitted, s.finetune)
         return {"probe": probe, "finetune": why_stale(folder("finetune"), known)}
-
-    def _same_C(self, inputs: dict[str, Any]) -> bool:
-        """Whether a stale probe will choose the C that it has: only its thresholds differ."""
-        folder = self.settings.folder(self.backbone, "probe")
-        record = read_record(folder)
-        if record is None or why_stale(folder, record.inputs) is not None:
-            return False
-        tuning = {name: inputs["settings"][name] for name in ("thresholds", "objective")}
-        settings = {**record.inputs["settings"], **tuning}
-        return {**record.inputs, "settings": settings} == {**record.inputs, **inputs}
 
     def _latency(self, name: str, cost: Cost, strategy: str, model_why: str | None) -> PlannedStage:
         folder = self.settings.folder(self.backbone, strategy)

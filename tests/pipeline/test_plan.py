@@ -16,7 +16,7 @@ from retailtag.pipeline.probe import ProbeSettings
 from retailtag.report.write import PICTURES
 
 PROBE = ProbeSettings(grid="0.01", folds=2)
-MAY = ("probe will change: C may", "model may change")
+MAY = ("probe will change: C or thresholds may", "model may change")
 
 
 def _settings(root, **changes):
