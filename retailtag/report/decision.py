@@ -21,7 +21,7 @@ RULE = (
     "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
     "tail has an interval above 0. "
     "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
-    "equal), then the shortest training."
+    "equal), then the shortest training; a fine-tune that kept its probe gives way to it."
 )
 
 
@@ -83,6 +83,9 @@ def decide(result: BakeoffResult) -> Decision:
         survivors, sentence = _best_on_tail(result, survivors)
         reasons.append(sentence)
         decided_by = "tail"
+        survivors, twins = _without_twins(survivors)
+        reasons += twins
+        decided_by = "training" if len(survivors) == 1 and twins else decided_by
     winner = survivors[0]
     if len(survivors) > 1:
         winner, decided_by, sentence = _cheapest(survivors)
@@ -163,6 +166,20 @@ def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[P
         return left, f"{head}, but not clearly ahead of any of the tied: the tail decides nothing."
     beaten = _listed([p.name for p in tied if p not in left])
     return left, f"{head}, clearly ahead of {beaten}."
+
+
+def _without_twins(tied: list[PairResult]) -> tuple[list[PairResult], list[str]]:
+    """Pairs but for fine-tunes that kept a probe that is among them: one model, trained longer."""
+    probed = {p.backbone for p in tied if p.strategy == "probe"}
+    twins = [
+        p
+        for p in tied
+        if p.strategy != "probe"
+        and p.backbone in probed
+        and any(f.code == "probe-kept" for f in p.scorecard.findings)
+    ]
+    said = [f"{p.name} kept its probe: the same model after more training." for p in twins]
+    return [p for p in tied if p not in twins], said
 
 
 def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:

@@ -11,6 +11,7 @@ from retailtag.report.decision import RULE, decide
 from retailtag.report.results import BakeoffResult, PairCost, PairResult
 from retailtag.scoring.bootstrap import Difference
 from retailtag.scoring.compare import Comparison
+from retailtag.scoring.findings import probe_kept
 from retailtag.scoring.scorecard import GroupSummary, ScoreCard
 
 COST = PairCost(0.0, 100.0, 500.0, 10.0, 12.0, 100.0, 1_000_000, 4.0)
@@ -60,6 +61,20 @@ def test_a_tie_on_the_tail_too_is_broken_by_latency():
     decision = decide(bakeoff(pairs, {"all": 0.05, "tail": 0.05}))
     assert (decision.winner, decision.decided_by) == ("b · probe", "latency")
     assert "10 ms an image, against a · probe (30 ms)" in decision.reasons[3]
+
+
+def test_a_fine_tune_that_kept_its_probe_gives_way_to_it():
+    probe, other = pair("a", 0.6, 0.2), pair("b", 0.59, 0.2, latency_ms_p50=1.0)
+    card = replace(probe.scorecard, findings=(probe_kept(True),))
+    cost = replace(COST, latency_ms_p50=1.0)
+    twin = PairResult("a", "finetune", card, cost)
+    decision = decide(bakeoff([probe, twin], {"all": 0.05, "tail": 0.05}))
+    assert (decision.winner, decision.decided_by) == ("a · probe", "training")
+    assert "a · finetune kept its probe: the same model" in decision.reasons[3]
+    alone = decide(
+        bakeoff([replace(twin, strategy="finetune"), other], {"all": 0.05, "tail": 0.05})
+    )
+    assert not any("kept its probe" in reason for reason in alone.reasons)
 
 
 def test_equal_latency_leaves_it_to_training_time():
