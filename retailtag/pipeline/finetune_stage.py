@@ -188,16 +188,9 @@ class FinetuneStage:
         """
         probe, config = self.probe, self.config
         alike = probe.head == "logistic" and config.blocks != "scratch"
-        aim = probe.facts["settings"]["objective"]
-        return (
-            self.result.best_epoch == 0
-            and alike
-            and (config.thresholds, config.objective)
-            == (
-                AUTO,
-                aim,
-            )
-        )
+        aim = probe.facts.get("settings", {}).get("objective")
+        same_end = config.thresholds == AUTO and config.objective == aim
+        return self.result.best_epoch == 0 and alike and same_end
 
     def _keep_probe(self) -> None:
         """Take the head and the thresholds of the probe."""
@@ -285,7 +278,7 @@ class FinetuneStage:
                 self.catalog, val, result.val_logits, self.tuned.thresholds, self.tuning
             )
         )
-        whole = self.config.refit or self.keeps_probe
+        whole = self.config.refit or (self.keeps_probe and not parts.is_own_val)
         return {
             "strategy": "finetune",
             "backbone": spec.backbone,
