@@ -217,13 +217,20 @@ def decoding(job: Job) -> Job:
 
 
 def product(job: Job) -> Job:
-    """Rate of a large matrix product in float32, on all cores."""
+    """Rate of a large matrix product in float32, on all cores.
+
+    The faster of two libraries: PyTorch's product is MKL's, its 1 x 1 convolution oneDNN's, which
+    is twice as fast on an AMD processor with AVX-512 (Zen 5).
+    """
     import torch
 
-    side = 256 if job["quick"] else 4096
+    side = 256 if job["quick"] else 2048
     a, b = torch.rand(side, side), torch.rand(side, side)
-    products = [model_rate(lambda: a @ b, 1, job) for _ in range(3)]
-    return {"gflops": max(products) * 2 * side**3 / 1e9}
+    conv = torch.nn.Conv2d(side, side, 1, bias=False).to(memory_format=torch.channels_last)
+    x = torch.rand(1, side, side // 16, 16).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        rates = [model_rate(f, 1, job) for f in (lambda: a @ b, lambda: conv(x)) for _ in range(3)]
+    return {"gflops": max(rates) * 2 * side**3 / 1e9}
 
 
 def child(job: Job) -> Job:
