@@ -81,8 +81,9 @@ def loop(job: Job) -> Job:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from retailtag.backbones import load_backbone
+    from retailtag.backbones import linear, load_backbone
 
+    linear.enabled = False  # the loop has PyTorch's own layers
     backbone = load_backbone(job["backbone"], random_weights=True)
     model = backbone.module.to(memory_format=torch.contiguous_format).eval()
     transform = own_transform(job["backbone"], backbone)

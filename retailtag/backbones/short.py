@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from retailtag.backbones.linear import linear
 
 Run = Callable[[Tensor], Tensor]
 

@@ -7,11 +7,11 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retailtag.backbones import processor
 from retailtag.backbones.engines.names import (
     AUTO,
     BFLOAT16,
@@ -46,7 +46,6 @@ _BUILD_ERRORS = (
     ImportError,
     OSError,
 )
-_FLAGS = Path("/proc/cpuinfo")
 
 
 def with_engine(
@@ -115,7 +114,7 @@ def best_name(engine: str, precision: str, device: str) -> EngineName:
         return EngineName(engine, FLOAT32)
     if device == "cuda":
         return EngineName(engine, f"autocast-{_cuda_half()}")
-    return EngineName(engine, BFLOAT16 if cpu_has_bfloat16() else FLOAT32)
+    return EngineName(engine, BFLOAT16 if processor.has_bfloat16() else FLOAT32)
 
 
 def candidates(precision: str, device: str) -> list[EngineName]:
@@ -145,25 +144,11 @@ def why_unavailable(name: EngineName, device: str) -> str:
 
 
 def _why_not_computed(arithmetic: str, device: str) -> str:
-    if arithmetic == BFLOAT16 and not (device == "cpu" and cpu_has_bfloat16()):
+    if arithmetic == BFLOAT16 and not (device == "cpu" and processor.has_bfloat16()):
         return "this takes a CPU that computes in bfloat16; give --precision exact"
     if arithmetic.startswith("autocast") and device != "cuda":
         return "this takes a CUDA device; give --precision exact"
     return ""
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices: AVX512-BF16, AMX, or ARM's; Linux alone says.
-
-    Without it bfloat16 is emulated and slower than float32.
-    """
-    try:
-        text = _FLAGS.read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = {word for line in text.splitlines() for word in line.partition(":")[2].split()}
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def _cuda_half() -> str:

@@ -1,0 +1,35 @@
+"""What the processor says it can do."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@cache
+def words() -> frozenset[str]:
+    """Flags, vendor and whatever else Linux says of the CPU, word by word; elsewhere none."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    return frozenset(w for line in text.splitlines() for w in line.partition(":")[2].split())
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices: AVX512-BF16, AMX, or ARM's.
+
+    Without it bfloat16 is emulated and slower than float32.
+    """
+    return bool(words() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def multiplies_slowly() -> bool:
+    """Whether PyTorch's float32 matrix product leaves half of this CPU unused.
+
+    On x86 that product is MKL's, which computes on AMD's processors without their AVX-512. The
+    convolutions are oneDNN's, which asks the processor and not its maker.
+    """
+    return {"AuthenticAMD", "avx512f"} <= words()
