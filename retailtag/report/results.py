@@ -130,8 +130,13 @@ class BakeoffResult:
 
     @property
     def ranking(self) -> tuple[PairResult, ...]:
-        """Pairs by macro-F1 over all tags, best first; by name among equals."""
-        return tuple(sorted(self.pairs, key=lambda p: (-_rankable(p), p.name)))
+        """Pairs by macro-F1 over all tags, best first; of equals probes first, then by name.
+
+        A fine-tune that kept its probe equals it.
+        """
+        return tuple(
+            sorted(self.pairs, key=lambda p: (-_rankable(p), p.strategy != "probe", p.name))
+        )
 
     def pair(self, name: str) -> PairResult:
         """Pair of that name."""

@@ -70,6 +70,7 @@ def test_a_fine_tune_that_kept_its_probe_gives_way_to_it():
     twin = PairResult("a", "finetune", card, cost)
     decision = decide(bakeoff([probe, twin], {"all": 0.05, "tail": 0.05}))
     assert (decision.winner, decision.decided_by) == ("a · probe", "training")
+    assert decision.ranking == ("a · probe", "a · finetune")
     assert "a · finetune kept its probe: the same model" in decision.reasons[3]
     alone = decide(
         bakeoff([replace(twin, strategy="finetune"), other], {"all": 0.05, "tail": 0.05})
