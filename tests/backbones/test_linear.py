@@ -23,6 +23,8 @@ BACKBONES = (
 @pytest.fixture
 def convolved(monkeypatch):
     """Let any CPU count as one whose matrix product is slow; the shapes that were convolved."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(processor, "multiplies_slowly", lambda: True)
     shapes = []
     conv2d = nn.functional.conv2d

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 TIMED_SECONDS = 1.0  # an engine is timed for this long at least,
 TIMED_PASSES = 3  # and this many times over the sample: the fastest pass counts
-# What building and first using an engine costs, by itself: seconds on two slow cores; on two fast
-# ones OpenVINO takes 1.3 to 2.8 and ONNX Runtime 4 to 8 for a ResNet-50 or a ViT.
+# What building and first using an engine costs, by itself, in seconds: some three times (OpenVINO)
+# and twice (ONNX Runtime) what a ResNet-50 or a ViT took on two fast cores, 1.3 to 2.8 and 4 to 8.
 BUILD_SECONDS = {"eager": 2.0, "openvino": 8.0, "onnxruntime": 16.0, "compile": 180.0}
 GAIN = 0.5  # part of the eager time that an engine may be hoped to save
 
