@@ -139,8 +139,8 @@ def ours(job: Job) -> Job:
 
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
-    from retailtag.pipeline.engines import EngineRequest, choose_engine
-    from retailtag.pipeline.extract import extract
+    from retailtag.extraction.engines import EngineRequest, choose_engine
+    from retailtag.extraction.extract import extract
 
     keep_freed_memory()
     whole, catalog = (
@@ -204,7 +204,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def decoding(job: Job) -> Job:
     """One thread that decodes and resizes, with or without a process of its own."""
     from retailtag.backbones.preprocess import Preprocess
-    from retailtag.catalog.decode_apart import decode_apart, decode_here
+    from retailtag.images.decode_pool import decode_apart, decode_here
 
     decode = decode_apart if job["apart"] else decode_here
     step = Preprocess((224, 224), crop_pct=0.875, interpolation="bicubic").of_pixels

@@ -41,18 +41,18 @@ import torch
 from record import append, stamp
 
 from retailtag.backbones import load_backbone
+from retailtag.bakeoffs.run import pair_folder
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli.main import run as command
+from retailtag.extraction.embed import identity
+from retailtag.extraction.engines import find_store
 from retailtag.files import slug
-from retailtag.finetune.config import FinetuneConfig
-from retailtag.pipeline.bakeoff import pair_folder
-from retailtag.pipeline.embed import identity
-from retailtag.pipeline.engines import find_store
-from retailtag.pipeline.finetune import FinetuneRun, Means, finetune_inputs, run_finetune
-from retailtag.pipeline.stage import StageRecord, read_record, why_stale
+from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
+from retailtag.runs.finetune import FinetuneRun, Means, finetune_inputs, run_finetune
+from retailtag.runs.stage import StageRecord, read_record, why_stale
 from retailtag.scoring.score import score_predictions
 
 Changes = Mapping[str, Any]

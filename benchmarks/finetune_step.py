@@ -49,21 +49,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retailtag.backbones import linear, load_backbone
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.decode import MAX_PIXELS
 from retailtag.catalog.readers import read_catalog
-from retailtag.finetune import pixels as pixels_module
-from retailtag.finetune.augment import Augment
-from retailtag.finetune.config import FinetuneConfig
-from retailtag.finetune.feed import Feed, PixelFeed, Views, image_keys
-from retailtag.finetune.head import HeadInit
-from retailtag.finetune.losses import LabelCounts, parse_loss
-from retailtag.finetune.network import Network
-from retailtag.finetune.pixels import PixelSource
-from retailtag.finetune.steps import Stepper
-from retailtag.finetune.trainer import Training
-from retailtag.finetune.trunk import KeptImages, trunk_feed
-from retailtag.pipeline.finetune_stage import backbone_bytes
-from retailtag.pipeline.measure import measured
+from retailtag.finetuning import pixels as pixels_module
+from retailtag.finetuning.augment import Augment
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.finetuning.feed import Feed, PixelFeed, Views, image_keys
+from retailtag.finetuning.head import HeadInit
+from retailtag.finetuning.losses import LabelCounts, parse_loss
+from retailtag.finetuning.network import Network
+from retailtag.finetuning.pixels import PixelSource
+from retailtag.finetuning.steps import Stepper
+from retailtag.finetuning.trainer import Training
+from retailtag.finetuning.trunk import KeptImages, trunk_feed
+from retailtag.images.decode import MAX_PIXELS
+from retailtag.runs.finetune_training import backbone_bytes
+from retailtag.runs.measure import measured
 
 BACKBONES = "dinov2,cnn,clip"
 QUICK = "timm:vit_tiny_patch16_224?img_size=64,timm:resnet18?size=64"

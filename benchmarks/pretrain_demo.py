@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailtag.allocator import keep_freed_memory
-from retailtag.backbones.demo import build_demo_model, packaged_weights, tokenise
-from retailtag.backbones.demo_file import pack
-from retailtag.catalog.demo.source import CODE_SIZES, sample_source
-from retailtag.catalog.demo.write import photographs
+from retailtag.demo.backbones import build_demo_model, packaged_weights, tokenise
+from retailtag.demo.drawing.source import CODE_SIZES, sample_source
+from retailtag.demo.drawing.write import photographs
+from retailtag.demo.weights_file import pack
 
 SIZE = 64
 SHOTS = 2

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from retailtag.catalog.split import k_folds
-from retailtag.probes.fit import fit_probes, make_solver
+from retailtag.probes.solver.fit import fit_probes, make_solver
 from retailtag.probes.sweep import Sweeper
 from retailtag.scoring.metrics import average_precision_per_tag
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retailtag.pipeline.machine import describe_machine
+from retailtag.runs.machine import describe_machine
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -29,13 +29,12 @@ from record import append, stamp
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.catalog.split import k_folds
-from retailtag.pipeline.probe import Features, load_rows
-from retailtag.pipeline.sweep import fit_at
 from retailtag.probes.choice import choose_candidate
-from retailtag.probes.fit import make_solver
 from retailtag.probes.grid import parse_grid
+from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.sweep import Sweep, Sweeper
-from retailtag.probes.thresholds import choose_rule, tune_thresholds
+from retailtag.runs.probe import Features, load_rows
+from retailtag.runs.sweep import fit_at
 from retailtag.scoring.metrics import (
     average_precision_per_tag,
     f1_from_counts,
@@ -43,6 +42,7 @@ from retailtag.scoring.metrics import (
     tag_counts,
 )
 from retailtag.store import FeatureStore, list_stores
+from retailtag.thresholds.tuning import choose_rule, tune_thresholds
 
 CHOICES = ("global", "per-group", "per-tag")
 CHOSEN = "chosen"  # by cross-fit over the folds of the scores

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from record import append, stamp
 from scipy.special import ndtr
 
-from retailtag.probes.curves import rank_tags
-from retailtag.probes.menu import Menu
-from retailtag.probes.objectives import F1
-from retailtag.probes.own_cuts import Replicates
-from retailtag.probes.thresholds import RULES, choose_rule
+from retailtag.thresholds.curves import rank_tags
+from retailtag.thresholds.objectives import F1
+from retailtag.thresholds.per_tag import Replicates
+from retailtag.thresholds.rules import Menu
+from retailtag.thresholds.tuning import RULES, choose_rule
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")

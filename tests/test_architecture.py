@@ -9,27 +9,34 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "retailtag"
 
-# A room may import itself and the rooms named here; everything may import the base.
-BASE = {"errors", "progress", "files", ""}
+# A package may import itself and the packages named here; everything may import the base.
+BASE = {"errors", "progress", "files", "statistics", ""}
+DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "allocator": set(),
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
-    "catalog": BASE,
+    "statistics": {"errors"},
+    "images": BASE,
+    "catalog": BASE | {"images"},
     "store": BASE,
     "predictions": BASE,
-    "backbones": BASE | {"catalog", "store"},
-    "probes": BASE | {"catalog", "store", "predictions"},
-    "finetune": BASE | {"catalog", "store", "predictions", "backbones"},
-    "scoring": BASE | {"catalog", "store", "predictions"},
-    "report": BASE | {"catalog", "store", "predictions", "scoring"},
-    "tagger": BASE | {"catalog", "store", "predictions", "backbones", "probes", "finetune"},
+    "backbones": DATA | {"demo"},
+    "demo": DATA | {"backbones"},
+    "thresholds": BASE | {"probes"},
+    "probes": DATA | {"thresholds"},
+    "finetuning": DATA | {"backbones"},
+    "scoring": DATA,
+    "report": DATA | {"scoring"},
+    "tagger": DATA | {"backbones", "probes", "finetuning"},
+    "extraction": DATA | {"backbones"},
 }
-LOWER = set(MAY_IMPORT) - {"__main__"}
-MAY_IMPORT["pipeline"] = LOWER | {""}
-MAY_IMPORT["cli"] = LOWER | {"pipeline", ""}
+LOWER = (set(MAY_IMPORT) | {""}) - {"__main__"}
+MAY_IMPORT["runs"] = LOWER
+MAY_IMPORT["bakeoffs"] = LOWER | {"runs"}
+MAY_IMPORT["cli"] = LOWER | {"runs", "bakeoffs"}
 ONLY_IN = {"typer": {"cli"}, "rich": {"cli", "report"}, "matplotlib": {"report"}}
 
 
@@ -37,7 +44,7 @@ def _modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def _room(path):
+def _package(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return "" if parts == ("__init__",) else parts[0]
 
@@ -56,20 +63,22 @@ def _imports(path):
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_follow_the_one_direction(path):
-    room = _room(path)
+    package = _package(path)
     for name in _imports(path):
         top, _, rest = name.partition(".")
         if top in ONLY_IN:
-            assert room in ONLY_IN[top], f"{path} imports {name}"
-        if top == "retailtag" and room:
+            assert package in ONLY_IN[top], f"{path} imports {name}"
+        if top == "retailtag" and package:
             other = rest.split(".")[0]
             if other.startswith("__"):
                 other = ""
-            assert other == room or other in MAY_IMPORT[room], f"{room} must not import {other}"
+            assert other == package or other in MAY_IMPORT[package], (
+                f"{package} must not import {other}"
+            )
 
 
-def test_every_room_has_a_rule():
-    assert {_room(path) for path in _modules()} - {""} == set(MAY_IMPORT)
+def test_every_package_has_a_rule():
+    assert {_package(path) for path in _modules()} - {""} == set(MAY_IMPORT)
 
 
 def _loaded_by(code):
@@ -97,5 +106,5 @@ def test_help_of_every_command_starts_without_heavy_imports():
 def test_scoring_needs_no_torch(tmp_path):
     assert "torch" not in _loaded_by(
         "import retailtag.scoring.files, retailtag.catalog.readers, retailtag.cli.score, "
-        "retailtag.cli.compare, retailtag.pipeline.foreign"
+        "retailtag.cli.compare, retailtag.runs.foreign"
     )

@@ -82,7 +82,7 @@ def build_parts(
     elif backbone_id.scheme == "open_clip":
         from retailtag.backbones.clip_models import build
     else:
-        from retailtag.backbones.demo_models import build
+        from retailtag.demo.models import build
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(backbone_id, weights, random_weights=random_weights)

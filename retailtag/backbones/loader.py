@@ -1,7 +1,7 @@
 """From rows of a catalogue to batches of pixels: read, hash, decode and preprocess.
 
 Threads read and hash, so that a source is held once however large its catalogue is. Each has a
-process that decodes (see `retailtag.catalog.decode_apart`), so that a file that crashes its codec
+process that decodes (see `retailtag.images.decode_pool`), so that a file that crashes its codec
 costs one image, and resizes what lies in the memory it shares with that process.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import ImageSource
-from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.catalog.decode_apart import decode_apart, decode_here
 from retailtag.errors import UnreadableImage
+from retailtag.images.decode import MAX_PIXELS
+from retailtag.images.decode_pool import decode_apart, decode_here
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -105,7 +105,7 @@ class Preprocess:
 
     def to_json(self) -> str:
         """Every fact that changes the pixels, the decoder's policy included, as canonical JSON."""
-        from retailtag.catalog.decode import DECODE_POLICY
+        from retailtag.images.decode import DECODE_POLICY
 
         facts = {"resize": arithmetic(self.interpolation), "decode": DECODE_POLICY}
         return canonical_json(asdict(self) | facts)
@@ -127,7 +127,7 @@ class Preprocess:
 
 def with_truncated(spec: FeatureSpec) -> FeatureSpec:
     """Identity of the same embeddings where JPEG files that end early were accepted."""
-    from retailtag.catalog.decode import TRUNCATED_ACCEPTED
+    from retailtag.images.decode import TRUNCATED_ACCEPTED
 
     facts = json.loads(spec.preprocessing)
     facts["decode"] = {**facts.get("decode", {}), "truncated": TRUNCATED_ACCEPTED}

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.catalog.decode import MAX_PIXELS
-from retailtag.catalog.decode_apart import decode_apart
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.errors import UnreadableImage
+from retailtag.images.decode import MAX_PIXELS
+from retailtag.images.decode_pool import decode_apart
 from retailtag.progress import SILENT, Progress
 
 BATCH = 64  # images a task: enough to hide the hand-over between threads

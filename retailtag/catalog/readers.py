@@ -24,7 +24,10 @@ from retailtag.catalog.manifest import (
     read_json_lines,
     read_parquet,
 )
-from retailtag.catalog.sources import (
+from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
+from retailtag.errors import BadCatalogue, DataError, UsageError
+from retailtag.files import write_text
+from retailtag.images.sources import (
     MAX_BYTES,
     MISSING,
     ParquetImages,
@@ -32,9 +35,6 @@ from retailtag.catalog.sources import (
     archives_beside,
     open_images,
 )
-from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
-from retailtag.errors import BadCatalogue, DataError, UsageError
-from retailtag.files import write_text
 
 FOLDER_MANIFEST = "catalogue.csv"
 IMAGE_SUFFIXES = (

@@ -62,8 +62,8 @@ from retailtag.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from retailtag.pipeline.bakeoff import BakeoffRun
-    from retailtag.pipeline.plan import PlannedStage
+    from retailtag.bakeoffs.plan import PlannedStage
+    from retailtag.bakeoffs.run import BakeoffRun
 
 
 def bakeoff(
@@ -121,13 +121,13 @@ def bakeoff(
     quiet: QuietOption = False,
 ) -> None:
     """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
+    from retailtag.bakeoffs.plan import plan_bakeoff
+    from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
-    from retailtag.finetune.config import FinetuneConfig
-    from retailtag.pipeline.bakeoff import BakeoffSettings, run_bakeoff
-    from retailtag.pipeline.engines import EngineRequest
-    from retailtag.pipeline.plan import plan_bakeoff
-    from retailtag.pipeline.probe import ProbeSettings
+    from retailtag.extraction.engines import EngineRequest
+    from retailtag.finetuning.config import FinetuneConfig
+    from retailtag.runs.probe import ProbeSettings
 
     output, args, ids = Output(json, quiet), split_list(attributes), split_list(backbones)
     settings = BakeoffSettings(

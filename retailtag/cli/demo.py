@@ -26,7 +26,7 @@ def demo(
     """Draw a synthetic retail catalogue: images, tags, products, titles and a test split."""
     from dataclasses import asdict
 
-    from retailtag.catalog.demo import write_demo_catalogue
+    from retailtag.demo.drawing import write_demo_catalogue
 
     output = Output(json, quiet)
     with output.progress.task("draw", n_images) as advance:

@@ -39,7 +39,7 @@ from retailtag.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from retailtag.pipeline.extract import ExtractSummary
+    from retailtag.extraction.extract import ExtractSummary
 
 
 _WAITING = ("model", "images", "disk")
@@ -92,10 +92,10 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
-    from retailtag.pipeline.embed import Loading
-    from retailtag.pipeline.engines import EngineRequest, choose_engine
-    from retailtag.pipeline.extract import extract_together
-    from retailtag.pipeline.parts import ALL, Part
+    from retailtag.extraction.embed import Loading
+    from retailtag.extraction.engines import EngineRequest, choose_engine
+    from retailtag.extraction.extract import extract_together
+    from retailtag.extraction.shards import ALL, Part
 
     output = Output(json, quiet)
     request = EngineRequest(engine, precision)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.catalog.catalog import Catalog
-    from retailtag.pipeline.collect import Plan
-    from retailtag.pipeline.verify import Verdict
+    from retailtag.extraction.garbage import Plan
+    from retailtag.extraction.verify import Verdict
     from retailtag.store.inventory import StoreFacts
 
 SAMPLE = 64
@@ -113,8 +113,8 @@ def verify(
 
     Ends with exit code 4 if a file is damaged, or embeddings are not what the backbone gives now.
     """
-    from retailtag.pipeline.verify import Sample
-    from retailtag.pipeline.verify import verify as verify_store
+    from retailtag.extraction.verify import Sample
+    from retailtag.extraction.verify import verify as verify_store
     from retailtag.store.inventory import find_named, store_folders
 
     output = Output(json, quiet)
@@ -160,7 +160,7 @@ def gc(
     damaged ones that were set aside.
     Whole stores go only by --stores.
     """
-    from retailtag.pipeline.collect import plan_collection
+    from retailtag.extraction.garbage import plan_collection
     from retailtag.store import FeatureStore
     from retailtag.store.inventory import find_named
 

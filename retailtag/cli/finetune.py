@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
     from retailtag.backbones import Backbone
     from retailtag.catalog.catalog import Catalog
-    from retailtag.finetune.config import FinetuneConfig
-    from retailtag.pipeline.engines import EngineRequest
-    from retailtag.pipeline.finetune import FinetuneRun, Means
+    from retailtag.extraction.engines import EngineRequest
+    from retailtag.finetuning.config import FinetuneConfig
+    from retailtag.runs.finetune import FinetuneRun, Means
 
 COLUMNS = {
     "macro_ap": "macro-AP",
@@ -188,9 +188,9 @@ def finetune(
     quiet: QuietOption = False,
 ) -> None:
     """Retrain the last blocks, choose epoch and thresholds on a validation part, predict."""
-    from retailtag.finetune.config import FinetuneConfig
-    from retailtag.pipeline.engines import EngineRequest
-    from retailtag.pipeline.finetune import Means
+    from retailtag.extraction.engines import EngineRequest
+    from retailtag.finetuning.config import FinetuneConfig
+    from retailtag.runs.finetune import Means
 
     args = split_list(attributes)
     config = FinetuneConfig(
@@ -276,12 +276,12 @@ def _carry_out(
 ) -> None:
     """Search, train under one seed or several, and tell; `repeats` are settings and seeds."""
     from retailtag.backbones import load_backbone, resolve_id
-    from retailtag.pipeline.bakeoff import pair_folder
-    from retailtag.pipeline.embed import identity
-    from retailtag.pipeline.engines import find_store
-    from retailtag.pipeline.finetune import run_finetune, run_seeds
-    from retailtag.pipeline.finetune_search import search_settings
+    from retailtag.bakeoffs.run import pair_folder
+    from retailtag.extraction.embed import identity
+    from retailtag.extraction.engines import find_store
     from retailtag.probes.artefact import Probe
+    from retailtag.runs.finetune import run_finetune, run_seeds
+    from retailtag.runs.finetune_search import search_settings
 
     def load() -> Backbone:
         return load_backbone(place.backbone, weights=place.weights, device=place.device)

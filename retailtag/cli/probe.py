@@ -44,8 +44,8 @@ from retailtag.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from retailtag.pipeline.probe import ProbeRun
     from retailtag.probes.artefact import Probe
+    from retailtag.runs.probe import ProbeRun
 
 
 def probe(
@@ -77,12 +77,12 @@ def probe(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
+    from retailtag.bakeoffs.run import pair_folder
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
-    from retailtag.pipeline.bakeoff import pair_folder
-    from retailtag.pipeline.embeddings import find_embeddings, find_texts
-    from retailtag.pipeline.engines import EngineRequest
-    from retailtag.pipeline.probe import ProbeSettings, run_probe
+    from retailtag.extraction.engines import EngineRequest
+    from retailtag.runs.embeddings import find_embeddings, find_texts
+    from retailtag.runs.probe import ProbeSettings, run_probe
 
     output, args = Output(json, quiet), split_list(attributes)
     settings = ProbeSettings(

@@ -133,7 +133,7 @@ def _foreign(
         return {}
     if catalog is None:
         raise UsageError(f"{found[0]} does not record its catalogue; name it with --catalog.")
-    from retailtag.pipeline.foreign import Declared, foreign_predictions
+    from retailtag.runs.foreign import Declared, foreign_predictions
 
     shop = read(catalog, **(catalog_args or {}))
     return {path: foreign_predictions(path, shop, Declared(*declared), split) for path in found}

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.files import read_artefact, write_json, write_whole
-from retailtag.probes.knn import FILE as KNN_FILE
-from retailtag.probes.knn import KnnBank, KnnVote
+from retailtag.probes.heads.knn import FILE as KNN_FILE
+from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.scaling import is_unit, unit_rows
 
 FORMAT = 3  # 2 knew linear heads alone, 1 only logistic regression on standardised features

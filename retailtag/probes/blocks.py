@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.files import write_whole
-from retailtag.probes.fits import ProbeFits
+from retailtag.probes.solver.fits import ProbeFits
 
 DIGEST = 32  # bytes of a SHA-256
 TABLES = tuple(f.name for f in fields(ProbeFits) if f.name not in ("C", "seconds"))

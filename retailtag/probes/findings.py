@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.probes.choice import EVERY_TAG, SharedChoice, shared_choices
-from retailtag.probes.fits import STATUS_REMEDY, TRUSTED
+from retailtag.probes.solver.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
 
 NAMED = 3  # tags that a sentence names before it counts the rest

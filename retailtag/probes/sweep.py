@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from retailtag.probes.blocks import SweepFolder
 from retailtag.probes.choice import SharedChoice, shared_choices
-from retailtag.probes.fits import Solver
 from retailtag.probes.grid import beyond
-from retailtag.probes.heads import Head, HeadFits
-from retailtag.probes.logistic import LogisticFits, LogisticHead
-from retailtag.probes.rows import FeatureRows
+from retailtag.probes.heads.head import Head, HeadFits
+from retailtag.probes.heads.logistic import LogisticFits, LogisticHead
 from retailtag.probes.scaling import Scaled, blocks_of
+from retailtag.probes.solver.fits import Solver
+from retailtag.probes.solver.rows import FeatureRows
 from retailtag.progress import SILENT, Progress
 
 WIDENINGS = 3  # of a grid whose end was chosen

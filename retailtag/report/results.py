@@ -31,7 +31,7 @@ class PairCost:
         Training cost, extraction of the training images included for a probe.
     peak_memory_mib : float
         Most that training took at one time, model included: above what the process held before
-        it on a CPU, allocated on the device on CUDA; see `retailtag.pipeline.measure`.
+        it on a CPU, allocated on the device on CUDA; see `retailtag.runs.measure`.
     latency_ms_p50, latency_ms_p95 : float
         One image, from its bytes to its tags.
     images_per_second : float

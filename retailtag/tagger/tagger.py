@@ -16,12 +16,12 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.engines import EngineName, embedder_of
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.preprocess import with_truncated
-from retailtag.catalog.decode import MAX_PIXELS, decode_image
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.files import read_json
-from retailtag.finetune.artefact import Checkpoint
+from retailtag.finetuning.artefact import Checkpoint
+from retailtag.images.decode import MAX_PIXELS, decode_image
 from retailtag.probes.artefact import Probe
-from retailtag.probes.knn import KnnVote
+from retailtag.probes.heads.knn import KnnVote
 from retailtag.probes.scaling import unit_rows
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, JointSpec

@@ -11,8 +11,8 @@ from torch import nn
 from retailtag.backbones import load_backbone, resolve_id
 from retailtag.backbones.backbone import Backbone, Parts, full_float32
 from retailtag.backbones.cost import cost_of, count_flops
-from retailtag.backbones.demo_models import from_demo_model
 from retailtag.backbones.preprocess import Preprocess
+from retailtag.demo.models import from_demo_model
 from retailtag.errors import Unavailable, UsageError
 
 SMALL = "timm:mobilenetv3_small_050?size=32"
@@ -140,7 +140,7 @@ def test_demo_clip_ends_in_its_projection(pixels):
 
 @pytest.mark.parametrize("name", ["cnn", "dino", "clip"])
 def test_packaged_demo_models_split_and_agree_with_their_own_forward(name, pixels):
-    demo = pytest.importorskip("retailtag.backbones.demo")
+    demo = pytest.importorskip("retailtag.demo.backbones")
     model = demo.build_demo_model(name, weights=None).eval()
     backbone = Backbone(from_demo_model(resolve_id(f"demo:{name}"), model))
     assert backbone.dim == model.dim

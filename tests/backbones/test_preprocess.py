@@ -189,7 +189,7 @@ def test_bad_overrides_name_the_id(args, said):
 
 
 def test_json_says_every_field_and_the_decoder():
-    from retailtag.catalog.decode import DECODE_POLICY
+    from retailtag.images.decode import DECODE_POLICY
 
     value = json.loads(Preprocess(size=(8, 9)).to_json())
     assert value["decode"] == DECODE_POLICY

@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 
-from retailtag.catalog import decode, sources
 from retailtag.cli import options
 from retailtag.cli.bakeoff import bakeoff
 from retailtag.cli.finetune import finetune
-from retailtag.finetune.config import FinetuneConfig
-from retailtag.pipeline.finetune import Means
-from retailtag.pipeline.probe import ProbeSettings
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.images import decode, sources
+from retailtag.runs.finetune import Means
+from retailtag.runs.probe import ProbeSettings
 from retailtag.scoring import bootstrap, permutation
 
 

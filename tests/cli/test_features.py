@@ -12,7 +12,7 @@ from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli import features as features_command
 from retailtag.cli.main import run
-from retailtag.pipeline.extract import extract
+from retailtag.extraction.extract import extract
 from retailtag.store import FeatureStore, list_stores
 
 
@@ -209,7 +209,7 @@ def test_gc_leaves_a_damaged_store_as_it_is(call, store, smaller):
 
 
 def test_parts_are_extracted_and_joined(call, store, place, monkeypatch):
-    monkeypatch.setattr("retailtag.pipeline.extract.BLOCK_ROWS", 2)
+    monkeypatch.setattr("retailtag.extraction.extract.BLOCK_ROWS", 2)
     options = ("--backbone", "demo:cnn", "--batch-size", "2", "--features", "apart")
     for i in (1, 2):
         code, out, _ = call("extract", "shop", *options, "--shard", f"{i}/2")

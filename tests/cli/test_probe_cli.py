@@ -6,7 +6,7 @@ import pytest
 
 from retailtag.cli.main import run
 from retailtag.cli.probe import _rules
-from retailtag.probes.thresholds import RULES
+from retailtag.thresholds.tuning import RULES
 
 SHORT = ["--features", "features", "--backbone", "demo:cnn", "--device", "cpu"]
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from retailtag.probes.blocks import BlockFolder, SweepFolder, at_strength, joined, missing_runs
-from retailtag.probes.fit import make_solver
-from retailtag.probes.logistic import LogisticHead
+from retailtag.probes.heads.logistic import LogisticHead
+from retailtag.probes.solver.fit import make_solver
 
 GRID = np.array([1e-3, 1e-2, 1e-1, 1.0])
 

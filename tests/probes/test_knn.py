@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailtag.errors import DataError
-from retailtag.probes import knn
-from retailtag.probes.fits import prior_logit
-from retailtag.probes.knn import KnnBank, KnnHead
+from retailtag.probes.heads import knn
+from retailtag.probes.heads.knn import KnnBank, KnnHead
+from retailtag.probes.solver.fits import prior_logit
 
 
 @settings(max_examples=25, deadline=None)

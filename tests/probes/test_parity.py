@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retailtag.probes.fit import fit_probes, make_solver
-from retailtag.probes.fits import CONVERGED, FEW_POSITIVES, SEPARABLE, SINGLE_CLASS
 from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solver.fit import fit_probes, make_solver
+from retailtag.probes.solver.fits import CONVERGED, FEW_POSITIVES, SEPARABLE, SINGLE_CLASS
 
 REACHED = {CONVERGED, SEPARABLE, FEW_POSITIVES}
 CERTIFIED = 1e-4  # relative suboptimality that the solver promises

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retailtag.probes.problem import FEW, Problem, _logits, _softplus
-from retailtag.probes.rotated import Rotated
+from retailtag.probes.solver.problem import FEW, Problem, _logits, _softplus
+from retailtag.probes.solver.rotated import Rotated
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

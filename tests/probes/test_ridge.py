@@ -4,9 +4,9 @@ import reference_heads as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.probes.ridge import RidgeHead
+from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.sigmoid import fit_sigmoid
+from retailtag.statistics.platt import fit_sigmoid
 
 
 def _on_standardised(fits, k, tag, scaler):

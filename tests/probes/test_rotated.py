@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from retailtag.probes.fit import fit_probes
-from retailtag.probes.rotated import Rotated
-from retailtag.probes.solve_torch import TorchSolver
+from retailtag.probes.solver.batched import TorchSolver
+from retailtag.probes.solver.fit import fit_probes
+from retailtag.probes.solver.rotated import Rotated
 
 CPU = torch.device("cpu")
 GRID = np.array([1e-3, 1.0, 1e3])
@@ -19,8 +19,8 @@ CHILD = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from retailtag.probes.fits import CONVERGED, SEPARABLE
-from retailtag.probes.solve_torch import TorchSolver
+from retailtag.probes.solver.fits import CONVERGED, SEPARABLE
+from retailtag.probes.solver.batched import TorchSolver
 
 folder, memory, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)

@@ -6,8 +6,8 @@ from sklearn.metrics import average_precision_score
 
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
-from retailtag.probes.fit import make_solver
-from retailtag.probes.fits import CONVERGED
+from retailtag.probes.solver.fit import make_solver
+from retailtag.probes.solver.fits import CONVERGED
 from retailtag.probes.sweep import Sweeper, sweep_rows
 
 TAGS = tuple(f"t{i}" for i in range(8))

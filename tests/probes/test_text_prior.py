@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
-from retailtag.probes import text_prior
-from retailtag.probes.fits import CONVERGED, ProbeFits, prior_logit
-from retailtag.probes.scaling import Standardiser
-from retailtag.probes.text_prior import (
+from retailtag.probes.heads import text_prior
+from retailtag.probes.heads.text_prior import (
     TextPriorHead,
     place_among_images,
     prompts,
     text_embeddings,
 )
+from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solver.fits import CONVERGED, ProbeFits, prior_logit
 
 
 def weighted_solver(X, Y, C, advance=lambda n: None, *, sample_weight=None):

@@ -71,7 +71,7 @@ def png(seed: int) -> bytes:
 
 def command(root: Path, number: int, stop_at: int = -1) -> None:
     """What the user runs: images in blocks of four."""
-    from retailtag.pipeline import extract as extract_module
+    from retailtag.extraction import extract as extract_module
 
     seeds, recompute = COMMANDS[number]
     ids, split = np.array([f"image-{i:02d}" for i in seeds]), np.full(len(seeds), "train")

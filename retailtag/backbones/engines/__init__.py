@@ -13,7 +13,7 @@ onnxruntime     float32                    CPU; extra ``onnx``
 ==============  =========================  ================================================
 
 `with_engine` gives one of them, built when it is first used; which one to take for a catalogue is
-chosen by `retailtag.pipeline.engines`. Nothing here imports torch before an engine is asked for.
+chosen by `retailtag.extraction.engines`. Nothing here imports torch before an engine is asked for.
 """
 
 from __future__ import annotations

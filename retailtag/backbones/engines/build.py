@@ -58,7 +58,7 @@ def with_engine(
     backbone : Backbone
         Loaded, in evaluation mode; not changed. Its weights must not change afterwards.
     engine : str
-        One of `ENGINES`. (What ``auto`` means takes images: `retailtag.pipeline.engines`.)
+        One of `ENGINES`. (What ``auto`` means takes images: `retailtag.extraction.engines`.)
     precision : str
         ``exact``: float32. ``fast``: the smallest arithmetic that the engine has on this device,
         which is float32 again where there is none.
@@ -68,7 +68,7 @@ def with_engine(
     Returns
     -------
     Backbone or EngineEmbedder
-        What `retailtag.pipeline.extract.extract` takes; the backbone itself for eager float32.
+        What `retailtag.extraction.extract.extract` takes; the backbone itself for eager float32.
         It is built when it first embeds, and compared with nothing: see
         `retailtag.backbones.engines.parity`.
 

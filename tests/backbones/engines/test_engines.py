@@ -20,7 +20,7 @@ from retailtag.backbones.engines.build import (
 from retailtag.backbones.engines.names import check_engine
 from retailtag.backbones.engines.trial import Parity
 from retailtag.errors import Unavailable, UsageError
-from retailtag.pipeline.verify import FAST
+from retailtag.extraction.verify import FAST
 
 DEMO = ("demo:cnn", "demo:dino", "demo:clip")
 RESNET = "timm:resnet18?size=64"

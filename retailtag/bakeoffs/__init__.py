@@ -1,0 +1,1 @@
+"""The bake-off: every backbone and strategy, one scorer, one recommendation."""

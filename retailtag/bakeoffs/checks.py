@@ -1,0 +1,84 @@
+"""What can be refused before the first stage: a catalogue or settings that cannot be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from retailtag.backbones import resolve_id
+from retailtag.backbones.backbone import Blocks, last_blocks
+from retailtag.backbones.factory import build_parts
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import DataError, UsageError
+from retailtag.probes.solver.fit import make_solver
+from retailtag.runs.checks import none_readable
+
+if TYPE_CHECKING:
+    from retailtag.bakeoffs.run import BakeoffSettings
+
+
+def check_request(catalog: Catalog, settings: BakeoffSettings) -> None:
+    """Refuse now what a bake-off would refuse after hours.
+
+    Raises
+    ------
+    DataError
+        As `check_splits`.
+    UsageError
+        If there are more folds than training images, or more blocks than a backbone has.
+    Unavailable
+        If the solver's library or device is not here.
+    """
+    check_splits(catalog)
+    n, folds = len(catalog.rows("train")), settings.probe.folds
+    if folds > n:
+        raise UsageError(f"--folds {folds} exceeds the {n:,} training images of {catalog.path}.")
+    make_solver(settings.probe.solver, settings.device)
+    if settings.finetune.trained != "all":
+        for backbone in settings.tuned:
+            # local weights may bring another architecture: it is judged when they are loaded
+            if backbone not in settings.weights:
+                _check_blocks(backbone, settings.finetune.trained)
+
+
+def check_splits(catalog: Catalog) -> None:
+    """Raise `DataError` unless some tag can be both learned and scored.
+
+    That takes training and test images, and a tag with a positive among each: without one, every
+    average over tags is undefined.
+    """
+    for split in ("train", "test"):
+        if not len(catalog.rows(split)):
+            raise DataError(
+                f"{catalog.path} has no {split} images; give it a split column, or make one with "
+                "retailtag catalog split."
+            )
+    positive = catalog.table.labels == 1
+    if not positive.any():
+        raise DataError(f"{catalog.path} has no image with a tag; give it a column of tags.")
+    shared = positive[catalog.rows("train")].any(axis=0) & positive[catalog.rows("test")].any(
+        axis=0
+    )
+    if not shared.any():
+        raise DataError(
+            f"{catalog.path} has no tag with a positive in both train and test, so nothing that "
+            "is learned could be scored; make new splits with retailtag catalog split."
+        )
+
+
+def check_readable(catalog: Catalog, absent: Mapping[str, str]) -> None:
+    """Raise `DataError` if no training or no test image could be read; `absent` says why."""
+    for split in ("train", "test"):
+        ids = catalog.image_ids[catalog.rows(split)].tolist()
+        if all(image_id in absent for image_id in ids):
+            raise DataError(none_readable(catalog, split, [(i, absent[i]) for i in ids]))
+
+
+def _check_blocks(backbone_id: str, blocks: Blocks) -> None:
+    """Judge --blocks by the architecture alone, built where nothing is allocated."""
+    parsed = resolve_id(backbone_id)
+    with torch.device("cpu" if parsed.scheme == "demo" else "meta"):
+        parts = build_parts(parsed, random_weights=True)
+    last_blocks(str(parts.id), parts.layout, blocks)

@@ -1,0 +1,201 @@
+"""A finished (backbone, strategy) pair: its latency, its whole cost, and what the report reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import retailtag
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import UnreadableImage
+from retailtag.extraction.extract import ExtractSummary
+from retailtag.images.decode import decode_image
+from retailtag.predictions import Predictions
+from retailtag.report.results import PairCost
+from retailtag.runs.checks import none_readable
+from retailtag.runs.machine import describe_machine
+from retailtag.runs.stage import StageRecord
+from retailtag.scoring.findings import Finding
+from retailtag.scoring.score import predictions_digest
+from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
+from retailtag.store import EmbeddingSource
+
+LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One finished pair: where it lies and what it cost.
+
+    Parameters
+    ----------
+    backbone, strategy : str
+    folder : Path
+    cost : PairCost
+    machines : dict of str to str
+        Where each part of the cost was measured, by stage; without stages that do not say.
+    """
+
+    backbone: str
+    strategy: str
+    folder: Path
+    cost: PairCost
+    machines: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """``backbone strategy``."""
+        return f"{self.backbone} {self.strategy}"
+
+    @property
+    def predictions(self) -> Predictions:
+        """What the pair says of the held-out images."""
+        return Predictions.load(self.folder / "predictions.npz")
+
+
+def finished_pair(
+    catalog: Catalog,
+    store: EmbeddingSource,
+    strategy: str,
+    folder: Path,
+    records: Mapping[str, StageRecord],
+    latency: StageRecord,
+) -> Pair:
+    """Put together a pair from the records of its stages, ``probe`` and ``finetune``.
+
+    A fine-tune starts from the probe's choice of C and so pays for the probe as well.
+    """
+    embedding = len(catalog.rows("train")) * store.seconds / max(store.n_rows, 1)
+    paid = ("probe", "finetune") if strategy == "finetune" else ("probe",)
+    cost = PairCost(
+        extract_seconds=embedding,
+        train_seconds=embedding + sum(records[stage].seconds for stage in paid),
+        peak_memory_mib=records[strategy].peak_memory_mib,
+        **latency.facts,
+    )
+    stages = {**{stage: records[stage] for stage in paid}, "latency": latency}
+    machines = {name: _machine(r.machine) for name, r in stages.items() if r.machine}
+    return Pair(store.spec.backbone, strategy, folder, cost, machines)
+
+
+def latency_inputs(model: StageRecord, device: str) -> dict[str, Any]:
+    """Everything that a latency depends on: the model and the machine."""
+    return {"model": model.outputs, "device": describe_machine(device)}
+
+
+def measure_pair(
+    catalog: Catalog,
+    folder: Path,
+    weights: Mapping[str, Path],
+    device: str,
+    **limits: Any,
+) -> dict[str, Any]:
+    """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    folder : Path
+        Of the pair.
+    weights : mapping of str to Path
+        Local weights by backbone id.
+    device : str
+    **limits
+        ``max_pixels`` and ``allow_truncated``, as the images were extracted with.
+
+    Raises
+    ------
+    UnreadableImage
+        If no test image can be read within the limits.
+    """
+    from retailtag.tagger.latency import measure_latency
+    from retailtag.tagger.tagger import Tagger
+
+    images = readable_images(catalog, **limits)
+    tagger = Tagger.load(folder, weights=weights, device=device, **limits)
+    latency = measure_latency(tagger, images)
+    return {
+        "latency_ms_p50": latency.p50_ms,
+        "latency_ms_p95": latency.p95_ms,
+        "images_per_second": latency.images_per_second,
+        "parameters": tagger.parameters,
+        "weights_mib": tagger.nbytes / 2**20,
+    }
+
+
+def readable_images(catalog: Catalog, **limits: Any) -> list[bytes]:
+    """Bytes of the first test images that decode within `limits`, at most `LATENCY_IMAGES`.
+
+    Raises
+    ------
+    UnreadableImage
+        If there is none.
+    """
+    images: list[bytes] = []
+    failed: list[tuple[str, str]] = []
+    for row in catalog.rows("test").tolist():
+        if len(images) == LATENCY_IMAGES:
+            break
+        try:
+            data = catalog.images.read(row)
+            decode_image(data, **limits)
+        except UnreadableImage as error:
+            failed.append((str(catalog.image_ids[row]), str(error)))
+        else:
+            images.append(data)
+    if not images:
+        raise UnreadableImage(none_readable(catalog, "test", failed))
+    return images
+
+
+def report_inputs(
+    catalog: Catalog, pairs: Iterable[Pair], n_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Everything that the scorecards and the report depend on."""
+    pairs = list(pairs)
+    return {
+        "catalogue": catalog.digest,
+        "cutoffs": asdict(catalog.table.cutoffs),
+        "predictions": {p.name: predictions_digest(p.predictions) for p in pairs},
+        "costs": {p.name: asdict(p.cost) for p in pairs},
+        "machines": {p.name: p.machines for p in pairs},
+        "bootstrap": [n_bootstrap, seed],
+        "retailtag": retailtag.__version__,
+        "scorecard": SCORECARD_FORMAT,
+    }
+
+
+def absent_finding(summary: ExtractSummary, n_images: int) -> Finding:
+    """Say which of a catalogue's `n_images` have no embedding."""
+    some = ", ".join(list(summary.absent)[:3])
+    return Finding(
+        "unreadable-images",
+        f"{len(summary.absent)} of {n_images:,} images could not be read ({some}) and took no "
+        f"part for {summary.store.spec.backbone}.",
+        "See retailtag catalog check for the reason of each; mend or drop them.",
+    )
+
+
+def machine_findings(pairs: Sequence[Pair]) -> list[Finding]:
+    """Say which figures come from which machine, where there was more than one."""
+    by_machine: dict[str, list[str]] = {}
+    for pair in pairs:
+        for stage, machine in pair.machines.items():
+            by_machine.setdefault(machine, []).append(f"{stage} of {pair.name}")
+    if len(by_machine) < 2:
+        return []
+    parts = "; ".join(f"on {m}: {', '.join(stages)}" for m, stages in sorted(by_machine.items()))
+    return [
+        Finding(
+            "several-machines",
+            f"The costs were measured on {len(by_machine)} machines and cannot be compared across "
+            f"them ({parts}).",
+            "Run the bake-off in a new folder on one machine to compare costs.",
+        )
+    ]
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    return f"{facts['processor']} ({facts['cores']} cores, {facts['device']})"

@@ -1,0 +1,1 @@
+"""The demo: a drawn catalogue and three small stand-in backbones."""

@@ -1,0 +1,99 @@
+"""Backbones from the packaged demo models, which need no network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retailtag.backbones.backbone import EncodeText, Parts
+from retailtag.backbones.blocks import Layout, layout_of
+from retailtag.backbones.ids import BackboneId
+from retailtag.backbones.preprocess import Preprocess, override
+from retailtag.backbones.weights import fit_state, read_state, weights_file
+from retailtag.demo.weights_file import unpack
+from retailtag.errors import UsageError
+
+MAX_SIZE = 1024
+PREPROCESS = Preprocess(size=(64, 64), mode="squash", interpolation="bicubic")
+
+
+def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+    """Build a demo model with its packaged weights, local ones, or none.
+
+    Parameters
+    ----------
+    backbone_id : BackboneId
+        With scheme ``demo``.
+    weights : Path or None
+        Local file or folder instead of the packaged weights.
+    random_weights : bool
+        Leave the initial values.
+
+    Raises
+    ------
+    UsageError
+        If the id asks for a size that no demo model is meant for.
+    """
+    from retailtag.demo.backbones import build_demo_model
+
+    if max(override(PREPROCESS, backbone_id).size) > MAX_SIZE:
+        raise UsageError(f"Backbone {backbone_id}: demo models take a size of at most {MAX_SIZE}.")
+    packaged = weights is None and not random_weights
+    model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
+    if weights is not None:
+        path = weights_file(weights)
+        fit_state(model, unpack(read_state(path), model.state_dict()), path)
+    return from_demo_model(backbone_id, model)
+
+
+def from_demo_model(backbone_id: BackboneId, model: Any) -> Parts:
+    """Describe a demo model: a timm trunk, and for ``clip`` a projection and a text tower."""
+    is_clip = hasattr(model, "proj")
+    return Parts(
+        id=backbone_id,
+        module=DemoTower(model),
+        layout=_layout(model, is_clip),
+        preprocess=override(PREPROCESS, backbone_id),
+        architecture={"library": "retailtag", "model": f"demo:{backbone_id.model}"},
+        output="projected, not normalised" if is_clip else "forward_head(pre_logits=True)",
+        encode_text=_text_encoder(model) if hasattr(model, "text") else None,
+    )
+
+
+class DemoTower(nn.Module):
+    """The image side of a demo model; its text side is no parameter of it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.trunk = model.trunk
+        self.proj = model.proj if hasattr(model, "proj") else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 3, 64, 64) to embeddings (n, dim)."""
+        pooled = self.trunk.forward_head(self.trunk.forward_features(x), pre_logits=True)
+        embedding: Tensor = self.proj(pooled)
+        return embedding
+
+
+def _layout(model: Any, is_clip: bool) -> Layout | None:
+    trunk = layout_of(model.trunk)
+    if trunk is None:
+        return None
+    layout = trunk.under("trunk")
+    if not is_clip:
+        return layout
+    return replace(layout.extended(model.proj, "proj"), family="clip")
+
+
+def _text_encoder(model: Any) -> EncodeText:
+    def encode(texts: list[str], device: torch.device) -> Tensor:
+        text = model.text.to(device).eval()
+        with torch.inference_mode():
+            embedding: Tensor = text.encode_text(texts)
+        return embedding
+
+    return encode

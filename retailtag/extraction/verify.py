@@ -1,0 +1,256 @@
+"""Is a feature store still what its backbone gives? Checksums, and a sample embedded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.backbones import load_backbone
+from retailtag.backbones.engines.names import EngineName
+from retailtag.backbones.engines.parity import EXACT, FAST, HALF, Tolerance, centred_cosine
+from retailtag.backbones.preprocess import accepts_truncated
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
+from retailtag.extraction.embed import Embedder, Loading, embed_block, identity
+from retailtag.images.decode import MAX_PIXELS
+from retailtag.progress import SILENT, Progress
+from retailtag.store import FeatureSpec, FeatureStore
+from retailtag.store.shard import Shard, read_shard
+from retailtag.store.spec import explain_differences
+
+SAMPLE = 64
+BATCH_SIZE = 32
+
+SOUND, DAMAGED, DRIFTED, STALE, UNCHECKED = "sound", "damaged", "drifted", "stale", "unchecked"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is embedded again.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the images are.
+    size : int
+        Images of the store to draw at random.
+    seed : int
+        Of the draw.
+    weights : mapping of str to Path
+        Local weights by backbone id, as for `extract`.
+    device : str
+    workers : int
+        Loading threads.
+    max_pixels : int
+        As for `extract`.
+    """
+
+    catalog: Catalog
+    size: int = SAMPLE
+    seed: int = 0
+    weights: Mapping[str, Path] | None = None
+    device: str = "cpu"
+    workers: int = 2
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found of one store.
+
+    Parameters
+    ----------
+    path : Path
+    verdict : str
+        ``sound``; ``damaged``: a file is; ``drifted``: the sample is embedded otherwise now;
+        ``stale``: its backbone has another identity here; ``unchecked``: the files are sound, but
+        the backbone cannot be loaded.
+    problems : tuple of str
+        One sentence each, naming the file or image and the remedy.
+    backbone : str or None
+        Of the identity, where that could be read.
+    n_shards, n_rows : int
+        Shards read, and rows of the sound ones, superseded ones included.
+    n_sampled : int
+        Images embedded again and compared.
+    n_changed : int
+        Images drawn whose bytes are no longer those of the row, or cannot be read: not compared.
+    smallest_cosine : float or None
+        Over the sample, after centring; None without one.
+    tolerance : float or None
+        What it must reach.
+    """
+
+    path: Path
+    verdict: str
+    problems: tuple[str, ...] = ()
+    backbone: str | None = None
+    n_shards: int = 0
+    n_rows: int = 0
+    n_sampled: int = 0
+    n_changed: int = 0
+    smallest_cosine: float | None = None
+    tolerance: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for ``--json``."""
+        return {**vars(self), "path": str(self.path), "problems": list(self.problems)}
+
+
+def tolerance(spec: FeatureSpec) -> Tolerance:
+    """What embeddings of this identity must keep when they are computed again in float32."""
+    if not EngineName.parse(spec.engine).exact:
+        return FAST
+    return HALF if spec.dtype == "float16" else EXACT
+
+
+def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT) -> Verdict:
+    """Check every checksum of a store, and embed a sample of its images again.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+    sample : Sample or None
+        None: checksums alone.
+    progress : Progress
+        Told of every shard.
+
+    Returns
+    -------
+    Verdict
+        Damage and drift are values, not exceptions.
+    """
+    try:
+        store = FeatureStore.identify(path)
+    except (DataError, ArtefactError) as error:
+        return Verdict(path, DAMAGED, (str(error),))
+    files = _check_files(store, progress)
+    found = Verdict(
+        path,
+        DAMAGED if files.problems else SOUND,
+        tuple(files.problems),
+        backbone=store.spec.backbone,
+        n_shards=files.n_shards,
+        n_rows=files.n_rows,
+    )
+    if sample is None or files.problems or not files.n_rows:
+        return found
+    return _embed_again(store, sample, files.mean, found)
+
+
+@dataclass
+class _Files:
+    """Running totals over the shards of a store."""
+
+    n_shards: int
+    n_rows: int
+    problems: list[str]
+    total: NDArray[np.float64]  # (dim,)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean embedding (dim,); zero below two rows, which a mean would leave nothing of."""
+        return self.total / self.n_rows if self.n_rows > 1 else np.zeros_like(self.total)
+
+    def add(self, shard: Shard) -> None:
+        self.n_rows += len(shard.image_ids)
+        self.total += shard.embedding.sum(axis=0, dtype=np.float64)
+
+
+def _check_files(store: FeatureStore, progress: Progress) -> _Files:
+    """Read every shard with all checks; a damaged one is a problem, not the end."""
+    paths = store.shard_paths()
+    files = _Files(len(paths), 0, [], np.zeros(store.spec.dim))
+    with progress.task(f"verify {store.path.name}", len(paths), unit="shards") as advance:
+        for path in paths:
+            try:
+                files.add(read_shard(path, store.spec))
+            except ArtefactError as error:
+                files.problems.append(str(error))
+            advance(1)
+    return files
+
+
+def _other_identity(store: FeatureStore, backbone: Embedder) -> str:
+    """Sentence on how the backbone differs here from the stored identity; empty if it does not."""
+    stored = store.spec
+    here = identity(backbone, stored.dtype, allow_truncated=accepts_truncated(stored))
+    differences = explain_differences(stored, _with_engine(here, stored.engine), ("stored", "here"))
+    if not differences:
+        return ""
+    return (
+        f"{store.path} cannot be embedded again: {differences}. Give its --weights, or run "
+        "extract, which fills a store of the identity here."
+    )
+
+
+def _with_engine(spec: FeatureSpec, engine: str) -> FeatureSpec:
+    return FeatureSpec.from_json({**spec.to_json(), "engine": engine})
+
+
+def _embed_again(
+    store: FeatureStore, sample: Sample, mean: NDArray[np.float64], found: Verdict
+) -> Verdict:
+    """Load the backbone, and compare a random sample in float32 with the rows."""
+    local = (sample.weights or {}).get(store.spec.backbone)
+    try:
+        backbone = load_backbone(store.spec.backbone, weights=local, device=sample.device)
+    except (Unavailable, UsageError, DataError) as error:
+        return replace(found, verdict=UNCHECKED, problems=(str(error),))
+    stale = _other_identity(store, backbone)
+    if stale:
+        return replace(found, verdict=STALE, problems=(stale,))
+    drawn = _draw(store, sample)
+    names, again = _embed_unchanged(store, sample, drawn, backbone)
+    limit = tolerance(store.spec)
+    cosine = centred_cosine(store.load(names).X, again, mean, limit)
+    problems = _drift(store, names, cosine, limit.cosine)
+    return replace(
+        found,
+        verdict=DRIFTED if problems else SOUND,
+        problems=problems,
+        n_sampled=len(names),
+        n_changed=len(drawn) - len(names),
+        smallest_cosine=float(cosine.min()) if len(cosine) else None,
+        tolerance=limit.cosine,
+    )
+
+
+def _draw(store: FeatureStore, sample: Sample) -> NDArray[np.intp]:
+    """Rows of the catalogue that the store has, drawn without replacement, ascending."""
+    known = store.known()
+    held = np.flatnonzero([image_id in known for image_id in sample.catalog.image_ids.tolist()])
+    rng = np.random.default_rng(sample.seed)
+    return np.sort(rng.choice(held, min(sample.size, len(held)), replace=False))
+
+
+def _embed_unchanged(
+    store: FeatureStore, sample: Sample, drawn: NDArray[np.intp], backbone: Embedder
+) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
+    """Ids (n,) and embeddings (n, dim) of the drawn images whose bytes are those of their row."""
+    loading = Loading(BATCH_SIZE, sample.workers, sample.max_pixels, accepts_truncated(store.spec))
+    block = embed_block(sample.catalog.images, drawn, backbone, loading)
+    names, known = sample.catalog.image_ids[block.rows], store.known()
+    hashes = zip(names.tolist(), block.sha256, strict=True)
+    same = np.array([known[image_id] == sha256 for image_id, sha256 in hashes], bool)
+    return names[same], block.embeddings[same]
+
+
+def _drift(
+    store: FeatureStore, names: NDArray[np.str_], cosine: NDArray[np.float64], limit: float
+) -> tuple[str, ...]:
+    low = np.flatnonzero(cosine < limit)
+    if not len(low):
+        return ()
+    worst = low[np.argmin(cosine[low])]
+    return (
+        f"{store.path} has drifted: {len(low)} of {len(cosine)} images embed otherwise now, "
+        f"{names[worst]} with a centred cosine of {cosine[worst]:.6f}, below {limit}; run "
+        "extract --recompute with the settings of the store.",
+    )

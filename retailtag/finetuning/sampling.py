@@ -1,0 +1,150 @@
+"""Which images an epoch shows, and how often: once each, or more often where a tag is rare.
+
+``parse_sampler("repeat:t=0.001")`` reads a sampler, ``sampler.build(labels)`` binds it to the
+fitted images, and ``draws.epoch(seed, epoch)`` is the order of one epoch.
+
+===========  ===============================================================================
+name         an epoch
+===========  ===============================================================================
+``shuffle``  every image once, in random order
+``repeat``   repeat-factor sampling: images of rare tags more often (Gupta et al. 2019)
+===========  ===============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.finetuning.specs import check_range, parse_spec, spec_text
+
+OPTION = "--sampler"
+_STREAM = 0x5A3B  # keeps these draws apart from others of the same seed and epoch
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Orders of epochs over images that have repeat factors.
+
+    Parameters
+    ----------
+    factors : ndarray of float64, shape (n_images,)
+        Expected number of times that an epoch shows each image; at least 1.
+    """
+
+    factors: NDArray[np.float64]
+
+    def counts(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """How often `epoch` shows each image (n_images,): its factor, rounded at random.
+
+        A factor of 2.3 becomes 3 with probability 0.3 and 2 otherwise, so that its mean over
+        epochs is right.
+        """
+        return self._rounded(_generator(seed, epoch))
+
+    def epoch(self, seed: int, epoch: int) -> NDArray[np.intp]:
+        """Positions of the images in the order of `epoch`; a function of (seed, epoch) alone."""
+        generator = _generator(seed, epoch)
+        shown = np.repeat(np.arange(len(self.factors)), self._rounded(generator))
+        return generator.permutation(shown)
+
+    def _rounded(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        whole = np.floor(self.factors)
+        up = generator.random(len(self.factors)) < self.factors - whole
+        return whole.astype(np.int64) + up
+
+
+class Sampler(Protocol):
+    """Settings of a sampler; `build` binds them to labels."""
+
+    def build(self, labels: NDArray[np.int8]) -> Draws:
+        """Draws over images with labels (n_images, n_tags) of 1, 0 or -1."""
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Every image once an epoch."""
+
+    def build(self, labels: NDArray[np.int8]) -> Draws:
+        """All factors 1."""
+        return Draws(np.ones(len(labels)))
+
+    def __str__(self) -> str:
+        return spec_text(self, SAMPLERS)
+
+
+@dataclass(frozen=True)
+class RepeatFactor:
+    """Images of rare tags come more often, by the rarest tag that they carry.
+
+    ``r_c = max(1, √(t/f_c))`` with f_c the share of images that carry tag c; an image's factor is
+    the largest r_c of its tags, 1 without any.
+
+    Parameters
+    ----------
+    t : float
+        Share of images below which a tag is repeated, above 0 and at most 1.
+
+    Notes
+    -----
+    An unknown label counts as not given: f_c is how often an epoch shows a positive. LVIS takes
+    t = 0.001 at 57,000 images, where a tag below 57 images is repeated; a tag of 50 in 80,000
+    comes 1.26 times as often. Smaller catalogues want a larger t: the share that 50 images are.
+
+    References
+    ----------
+    Gupta, Dollár & Girshick (2019), LVIS: A Dataset for Large Vocabulary Instance Segmentation,
+    section 5 (repeat factor sampling).
+    """
+
+    t: float = 0.001
+
+    def __post_init__(self) -> None:
+        check_range(self.t, 1e-9, 1, "t", OPTION)
+
+    def build(self, labels: NDArray[np.int8]) -> Draws:
+        """Factors from the labels of the fitted images."""
+        return Draws(self.factors(labels))
+
+    def factors(self, labels: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Repeat factor of each image (n_images,) of labels (n_images, n_tags)."""
+        given = labels == 1
+        share = given.sum(0) / max(len(labels), 1)
+        with np.errstate(divide="ignore"):  # a tag without an image repeats none
+            per_tag = np.maximum(1.0, np.sqrt(self.t / share))
+        factors = np.ones(len(labels))
+        for tag in np.flatnonzero(per_tag > 1):  # the few rare ones; no (n_images, n_tags) floats
+            rows = np.flatnonzero(given[:, tag])
+            factors[rows] = np.maximum(factors[rows], per_tag[tag])
+        return factors
+
+    def __str__(self) -> str:
+        return spec_text(self, SAMPLERS)
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"shuffle": Shuffle, "repeat": RepeatFactor}
+
+
+def parse_sampler(text: str) -> Sampler:
+    """Sampler from ``name`` or ``name:key=value``.
+
+    Raises
+    ------
+    UsageError
+        If the name or a key is unknown, or a value is out of range.
+
+    Examples
+    --------
+    >>> parse_sampler("repeat:t=0.01")
+    RepeatFactor(t=0.01)
+    >>> str(parse_sampler("shuffle"))
+    'shuffle'
+    """
+    return parse_spec(text, SAMPLERS, OPTION)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, _STREAM])

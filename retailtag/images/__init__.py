@@ -1,0 +1,1 @@
+"""Image bytes: where they are stored, and how they become RGB pixels."""

@@ -1,0 +1,308 @@
+"""Decode in processes of their own, so that a crash inside a codec costs one image.
+
+Image codecs are C code that reads strangers' bytes: one of them may crash, run out of memory or
+never return. Each thread that decodes talks to a process of its own, so the image at fault is
+known at once; the others are not touched, and neither is the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from math import prod
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from retailtag.errors import Unavailable, UnreadableImage
+from retailtag.images.decode import MAX_PIXELS, Pixels, decode_pixels
+from retailtag.images.decode_worker import (
+    DEFECT,
+    PIXELS,
+    READY,
+    UNREADABLE,
+    Answer,
+    Job,
+    command,
+    get,
+    put,
+)
+
+Result = TypeVar("Result")
+
+# Seconds. Generous, for a machine may be busy: the largest image allowed takes a few, a start one.
+TIME_LIMIT = 300.0
+_START_LIMIT = 600.0
+_END_LIMIT = 5.0
+_LONGEST_MESSAGE = 1 << 20  # bytes
+_MOST_SHARED = 256 << 20  # bytes that a process may keep for the next image
+# Freed memory stays for the next image; nothing in a process would use more threads.
+_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_NO_START = (
+    "A process that decodes images could not be started ({}); free memory or raise the limit on "
+    "processes, or give --workers 0 to decode in the main process."
+)
+
+# Processes without a job, by the process that owns them: a fork must not share its parent's.
+_idle: dict[int, list[_Decoder]] = {}
+_alone = threading.Lock()
+
+
+@overload
+def decode_apart(
+    data: bytes, use: None = None, *, max_pixels: int = ..., allow_truncated: bool = ...
+) -> Pixels: ...
+@overload
+def decode_apart(
+    data: bytes,
+    use: Callable[[Pixels], Result],
+    *,
+    max_pixels: int = ...,
+    allow_truncated: bool = ...,
+) -> Result: ...
+def decode_apart(
+    data: bytes,
+    use: Callable[[Pixels], Any] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+) -> Any:
+    """Decode an image as `decode_pixels` does, in another process.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole file.
+    use : callable, optional
+        What to do with the pixels, RGB, uint8 (h, w, 3). They lie in memory shared with the
+        process and serve the next image after the call: keep no view of them, change nothing.
+        Default: copy them.
+    max_pixels, allow_truncated
+        As for `decode_pixels`.
+
+    Returns
+    -------
+    object
+        What `use` returned; without it the pixels.
+
+    Raises
+    ------
+    UnreadableImage
+        If `decode_pixels` refuses the image, or the process dies or takes longer than
+        `TIME_LIMIT` seconds over it, twice: the second time in a fresh process, while no other
+        image is on its second attempt, since a want of memory may have been another's fault.
+    Unavailable
+        If no process can be started.
+
+    Notes
+    -----
+    A process serves one thread at a time and is kept for the next image, up to a minute. The
+    pixels are those of `decode_pixels` to the last bit.
+    """
+    job = Job(len(data), max_pixels, allow_truncated)
+    use = np.array if use is None else use
+    try:
+        return _on(_borrow(), job, data, use)
+    except _Died:
+        with _alone:
+            try:
+                return _on(_Decoder(), job, data, use)
+            except _Died as second:
+                raise UnreadableImage(f"{second}; save it anew or leave it out") from None
+
+
+def decode_here(
+    data: bytes,
+    use: Callable[[Pixels], Result],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+) -> Result:
+    """Decode in this process: `decode_apart` without its protection and its cost."""
+    return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
+
+
+class _Died(Exception):
+    """The decoding process ended or was ended over an image; the message says how."""
+
+
+def _start(descriptor: int, shared: int) -> subprocess.Popen[bytes]:
+    """Start a process that serves a socket end and a shared file; one thread each is enough."""
+    try:
+        return subprocess.Popen(
+            [sys.executable, *command(sys.path, descriptor, shared)],
+            pass_fds=[descriptor, shared],
+            process_group=0,  # Ctrl-C is for this process, which then hangs up
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # which is for --json
+            env=os.environ | _ENVIRONMENT,
+        )
+    except OSError as error:
+        raise Unavailable(_NO_START.format(error.strerror)) from error
+
+
+class _Decoder:
+    """A decoding process, the socket to it and the file shared with it."""
+
+    def __init__(self) -> None:
+        self._shared, self._keeps_its_size = _memory_file()
+        self._mapped: mmap.mmap | None = None
+        self._socket, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _start(theirs.fileno(), self._shared)
+        except Unavailable:
+            self._hang_up()
+            raise
+        self._socket.settimeout(_START_LIMIT)
+        if not self._is_ready():
+            self._process.kill()
+            self.end()
+            raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}"))
+        self._socket.settimeout(TIME_LIMIT)
+
+    def ask(self, job: Job, data: bytes) -> tuple[Answer, Pixels]:
+        """The answer to one job and its body, bytes that last until the next; raises `_Died`."""
+        try:
+            put(self._shared, data)
+            job.send(self._socket)
+            answer = Answer.receive(self._socket)
+        except TimeoutError:
+            self._process.kill()
+            raise _Died(f"took more than {TIME_LIMIT:g} s to decode") from None
+        except (EOFError, ConnectionError):
+            self.end()
+            raise _Died(f"crashed its decoder ({self._how()})") from None
+        except OSError as error:
+            raise _Died(f"found no memory to be decoded in ({error.strerror})") from None
+        # A codec that was taken over must not make its owner trust its word.
+        if not _is_possible(answer, job.max_pixels) or answer.size > self._shared_size:
+            raise _Died("crashed its decoder (a wrong answer)")
+        return answer, self._body(answer.size)
+
+    @property
+    def _shared_size(self) -> int:
+        return os.fstat(self._shared).st_size
+
+    def _body(self, size: int) -> Pixels:
+        """The first `size` bytes of the shared file: in place where no process can take them."""
+        if not self._keeps_its_size:
+            return np.frombuffer(bytearray(get(self._shared, size)), np.uint8)
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = mmap.mmap(self._shared, self._shared_size)
+        return np.frombuffer(self._mapped, np.uint8, size)
+
+    def is_fit(self) -> bool:
+        """Whether it lives, and holds no more memory than the next image may need."""
+        return self._process.poll() is None and self._shared_size <= _MOST_SHARED
+
+    def end(self) -> None:
+        """Hang up, which an idle process takes as its end."""
+        self._hang_up()
+        try:
+            self._process.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _hang_up(self) -> None:
+        if self._socket.fileno() >= 0:  # else it was done before
+            self._socket.close()
+            os.close(self._shared)
+            self._mapped = None
+
+    def _is_ready(self) -> bool:
+        try:
+            return Answer.receive(self._socket).kind == READY
+        except (EOFError, OSError):
+            return False
+
+    def _how(self) -> str:
+        """How the process ended: a signal by name, or its exit code."""
+        code = self._process.returncode
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"signal {-code}, {signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+
+
+def _is_possible(answer: Answer, max_pixels: int) -> bool:
+    if answer.kind == PIXELS:
+        is_rgb = min(answer.shape) > 0 and answer.shape[2] == 3
+        return is_rgb and answer.size == prod(answer.shape) <= 3 * max_pixels
+    return answer.kind in (UNREADABLE, DEFECT) and answer.size <= _LONGEST_MESSAGE
+
+
+def _memory_file() -> tuple[int, bool]:
+    """Descriptor of a file without a name, in memory where the system has that.
+
+    Also whether it is certain never to shrink: reading mapped bytes that are gone would end this
+    process, and the other one may be in the hands of a hostile file.
+    """
+    if not hasattr(os, "memfd_create"):  # Linux alone has it
+        with tempfile.TemporaryFile() as unnamed:
+            return os.dup(unnamed.fileno()), False
+    file = os.memfd_create("retailtag", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:  # a kernel without seals
+        return file, False
+    return file, True
+
+
+def _borrow() -> _Decoder:
+    """A process that waits for a job, started if there is none."""
+    while True:
+        try:  # asking first whether one is left would race with other threads
+            decoder = _idle.setdefault(os.getpid(), []).pop()
+        except IndexError:
+            return _Decoder()
+        if decoder.is_fit():
+            return decoder
+        decoder.end()
+
+
+def _on(decoder: _Decoder, job: Job, data: bytes, use: Callable[[Pixels], Result]) -> Result:
+    """What `use` makes of the pixels; the process is kept if it answered, ended if it did not."""
+    try:
+        answer, body = decoder.ask(job, data)
+    except BaseException:
+        decoder.end()
+        raise
+    try:
+        if answer.kind == UNREADABLE:
+            raise UnreadableImage(_text(body))
+        if answer.kind == DEFECT:
+            raise RuntimeError(f"In a decoding process:\n{_text(body)}")
+        return use(body.reshape(answer.shape))
+    finally:  # not before `use` is done with the memory
+        del body
+        _idle.setdefault(os.getpid(), []).append(decoder)
+
+
+def _text(body: Pixels) -> str:
+    return body.tobytes().decode(errors="replace")
+
+
+@atexit.register
+def end_idle() -> None:
+    """End the processes that wait for a job."""
+    idle = _idle.pop(os.getpid(), [])
+    while idle:
+        idle.pop().end()

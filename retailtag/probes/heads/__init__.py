@@ -1,0 +1,1 @@
+"""Heads of a probe: logistic regression, ridge, nearest neighbours, text prior."""

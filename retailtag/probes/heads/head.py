@@ -1,0 +1,81 @@
+"""What every head offers: all tags at all its settings in one fit, and a score for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.probes.solver.rows import FeatureRows
+from retailtag.progress import Advance, nobody
+
+
+class HeadFits(Protocol):
+    """One training set, fitted at every candidate setting of a head."""
+
+    def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Logit-like scores (n_images, n_tags) of raw embeddings X (n_images, dim).
+
+        `choice` is the index of a candidate, one for all tags or one per tag (n_tags,). Larger
+        means likelier; 0 is about even odds.
+        """
+        ...
+
+
+class Head(Protocol):
+    """One way to fit all tags, at all its candidate settings at once.
+
+    Attributes
+    ----------
+    name : str
+        ``logistic``, ``ridge``, ``knn`` or ``text``.
+    candidates : tuple of str
+        Printable setting of each candidate, the smoothest (most regularised) first, so that ties
+        go to it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the head."""
+        ...
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Printable settings."""
+        ...
+
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> HeadFits:
+        """Fit on raw embeddings X (n_images, dim) and labels Y (n_images, n_tags) of 1, 0, -1.
+
+        `advance` is told the number of fits as they end, ``len(candidates) * n_tags`` in all.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFits:
+    """A linear head on raw embeddings for every (candidate, tag).
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape (n_candidates, n_tags, dim)
+    bias : ndarray of float32, shape (n_candidates, n_tags)
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Scores of X; see `HeadFits.scores`."""
+        weight, bias = self.linear(choice)
+        return X @ weight.T + bias
+
+    def linear(
+        self, choice: int | NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (n_tags, dim) and bias (n_tags,) at candidate `choice`, one or per tag."""
+        tag = np.arange(self.bias.shape[1])
+        chosen = np.broadcast_to(choice, tag.shape)
+        return self.weight[chosen, tag], self.bias[chosen, tag]

@@ -1,0 +1,286 @@
+"""k-nearest-neighbour vote: no fit, only a bank of embeddings and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from retailtag.errors import DataError
+from retailtag.files import write_whole
+from retailtag.probes.solver.fits import prior_logit
+from retailtag.probes.solver.rows import FeatureRows
+from retailtag.progress import Advance, nobody
+
+COUNTS = (100, 50, 20, 10, 5)  # neighbours that vote, the smoothest vote first
+TEMPERATURE = 0.07
+QUERIES = 512  # images asked for at once
+KEYS = 65_536  # images of the bank compared at once: 0.13 GB of similarities
+FILE = "knn.safetensors"
+
+Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class KnnHead:
+    """Weighted vote of the k training images most alike by cosine.
+
+    Parameters
+    ----------
+    counts : tuple of int
+        The values of k, descending.
+    temperature : float
+        T of the weights exp(similarity / T).
+    device : str
+        ``cpu`` or ``cuda``, where neighbours are searched.
+
+    Notes
+    -----
+    Embeddings are centred by the training mean and scaled to unit length: a mean that all images
+    share would make every cosine alike. With neighbours i of similarity s_i, the most alike first,
+    the weights are v_i = exp((s_i - s_1) / T), and the score of a tag of prevalence π is
+
+        logit of (Σ v_i y_i + π) / (Σ v_i + 1),
+
+    sums over the neighbours whose label of the tag is known: one imaginary neighbour, as near as
+    the nearest, votes for the prevalence, so that scores are finite and ties follow it.
+
+    References
+    ----------
+    Wu, Xiong, Yu & Lin (2018), Unsupervised feature learning via non-parametric instance
+    discrimination, §3.4; Caron et al. (2021), DINO, with the same T and the menu of k.
+    """
+
+    counts: tuple[int, ...] = COUNTS
+    temperature: float = TEMPERATURE
+    device: str = "cpu"
+    name: str = "knn"
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Settings as text, such as ``k=20 T=0.07``."""
+        return tuple(f"k={k} T={self.temperature:g}" for k in self.counts)
+
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> KnnFits:
+        """Keep X and Y as the bank; see `retailtag.probes.heads.head.Head.fit`."""
+        advance(len(self.counts) * Y.shape[1])
+        return KnnFits(KnnBank.build(X, Y), self.counts, self.temperature, self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class KnnBank:
+    """Training images to vote: directions of their embeddings, and their labels.
+
+    Parameters
+    ----------
+    mean : ndarray of float32, shape (dim,)
+        Of the raw embeddings.
+    directions : ndarray of float32, shape (n_images, dim)
+        Centred embeddings of unit length; 0 for an image that lies at the mean.
+    labels : ndarray of int8, shape (n_images, n_tags)
+        1, 0, or -1 for cells that do not vote.
+    """
+
+    mean: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    labels: NDArray[np.int8]
+
+    @classmethod
+    def build(cls, X: FeatureRows, Y: NDArray[np.int8]) -> KnnBank:
+        """Bank of raw embeddings X (n_images, dim) and labels Y (n_images, n_tags)."""
+        total = np.zeros(X.shape[1])
+        for start in range(0, X.shape[0], QUERIES):
+            total += X[start : start + QUERIES].sum(axis=0, dtype=np.float64)
+        mean = (total / max(X.shape[0], 1)).astype(np.float32)
+        directions = np.empty(X.shape, np.float32)
+        for start in range(0, X.shape[0], QUERIES):
+            at = slice(start, start + QUERIES)
+            directions[at] = _directions(X[at], mean)
+        return cls(mean, directions, np.ascontiguousarray(Y, np.int8))
+
+    @cached_property
+    def prior(self) -> NDArray[np.float32]:
+        """Log-odds of each tag's prevalence, (n_tags,)."""
+        return prior_logit(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its three arrays."""
+        return self.mean.nbytes + self.directions.nbytes + self.labels.nbytes
+
+    def nearest(self, X: NDArray[np.float32], k: int, device: str = "cpu") -> Neighbours:
+        """Indices and similarities (n_queries, min(k, n_images)) of the most alike, best first.
+
+        Parameters
+        ----------
+        X : ndarray of float32, shape (n_queries, dim)
+            Raw embeddings.
+        k : int
+        device : str
+
+        Notes
+        -----
+        Products of 512 queries with 65,536 images of the bank at a time, of which only the best
+        k are kept: memory does not grow with n_queries * n_images.
+        """
+        k = min(k, len(self.directions))
+        index = np.empty((len(X), k), np.int64)
+        similarity = np.empty((len(X), k), np.float32)
+        for start in range(0, len(X), QUERIES):
+            at = slice(start, start + QUERIES)
+            query = torch.from_numpy(_directions(X[at], self.mean)).to(device)
+            values, indices = self._nearest(query, k)
+            similarity[at], index[at] = values.cpu().numpy(), indices.cpu().numpy()
+        return index, similarity
+
+    def _nearest(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        best = torch.empty(len(query), 0, device=query.device)
+        found = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+        for start in range(0, len(self.directions), KEYS):
+            keys = torch.from_numpy(self.directions[start : start + KEYS]).to(query.device)
+            values, indices = torch.topk(query @ keys.T, min(k, len(keys)), dim=1)
+            best, found = torch.cat([best, values], 1), torch.cat([found, indices + start], 1)
+            best, order = torch.topk(best, min(k, best.shape[1]), dim=1)
+            found = found.gather(1, order)
+        return best, found
+
+    def save(self, folder: Path) -> None:
+        """Write ``knn.safetensors``, whole or not at all."""
+        from safetensors.numpy import save
+
+        arrays = {"mean": self.mean, "directions": self.directions, "labels": self.labels}
+        with write_whole(folder / FILE) as handle:
+            handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+
+    @classmethod
+    def load(cls, folder: Path) -> KnnBank:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            arrays = load((folder / FILE).read_bytes())
+            return cls(arrays["mean"], arrays["directions"], arrays["labels"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(
+                f"{folder / FILE} cannot be read ({error}); run retailtag probe again."
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class KnnVote:
+    """The vote of a bank with its own number of neighbours for each tag; see `KnnHead`.
+
+    Parameters
+    ----------
+    bank : KnnBank
+    counts : ndarray of int, shape (n_tags,)
+        Neighbours that vote on each tag.
+    temperature : float
+    """
+
+    bank: KnnBank
+    counts: NDArray[np.integer]
+    temperature: float = TEMPERATURE
+
+    def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-odds (n_images, n_tags) of raw embeddings X (n_images, dim)."""
+        return self.cast(*self.bank.nearest(X, int(self.counts.max(initial=1))))
+
+    def cast(
+        self, index: NDArray[np.int64], similarity: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Log-odds (n_queries, n_tags) from what `KnnBank.nearest` found for enough neighbours."""
+        out = np.empty((len(index), len(self.counts)), np.float32)
+        for k in np.unique(self.counts):
+            tags = np.flatnonzero(self.counts == k)
+            out[:, tags] = self._vote(index[:, :k], similarity[:, :k], tags)
+        return out
+
+    def _vote(
+        self, index: NDArray[np.int64], similarity: NDArray[np.float32], tags: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Scores (n_queries, len(tags)) from neighbours (n_queries, k), the most alike first."""
+        rows = self.bank.labels
+        if index.size < len(rows):  # few queries: only the labels of their neighbours
+            asked, inverse = np.unique(index, return_inverse=True)
+            rows, index = rows[asked], inverse.reshape(index.shape)
+        labels = torch.from_numpy(rows[:, tags])
+        present = (labels == 1).float()
+        known = None if bool((labels >= 0).all()) else (labels >= 0).float()
+        prior = torch.sigmoid(torch.from_numpy(self.bank.prior[tags]))
+        out = np.empty((len(index), len(tags)), np.float32)
+        for start in range(0, len(index), KEYS):
+            at = slice(start, start + KEYS)
+            near = torch.from_numpy(index[at])
+            s = torch.from_numpy(similarity[at])
+            weight = torch.exp((s - s[:, :1]) / self.temperature)
+            yes = _weighted_sum(near, weight, present)
+            cast = weight.sum(dim=1, keepdim=True)
+            if known is not None:
+                cast = _weighted_sum(near, weight, known)
+            out[at] = torch.log((yes + prior) / (cast - yes + 1 - prior)).numpy()
+        return out
+
+
+class KnnFits:
+    """Votes of a bank at every count.
+
+    Neighbours are searched once for all counts, and remembered for every block of images asked
+    for (by its content): 1.2 kB an image.
+
+    Parameters
+    ----------
+    bank : KnnBank
+    counts : tuple of int
+    temperature : float
+    device : str
+    """
+
+    def __init__(
+        self, bank: KnnBank, counts: tuple[int, ...], temperature: float, device: str = "cpu"
+    ) -> None:
+        self.bank, self.counts = bank, counts
+        self.temperature, self.device = temperature, device
+        self._found: dict[bytes, Neighbours] = {}
+
+    def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Log-odds of the votes; see `retailtag.probes.heads.head.HeadFits.scores`."""
+        return self.at(choice).cast(*self._neighbours(X))
+
+    def at(self, choice: int | NDArray[np.intp]) -> KnnVote:
+        """Vote at candidate `choice`, one or per tag."""
+        n_tags = self.bank.labels.shape[1]
+        counts = np.array(self.counts)[np.broadcast_to(choice, n_tags)]
+        return KnnVote(self.bank, counts, self.temperature)
+
+    def _neighbours(self, X: NDArray[np.float32]) -> Neighbours:
+        key = hashlib.sha256(np.ascontiguousarray(X).data).digest()
+        if key not in self._found:
+            self._found[key] = self.bank.nearest(X, max(self.counts), self.device)
+        return self._found[key]
+
+
+def _weighted_sum(index: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    """Σ_i weight_i · table[index_i] for each row of `index`; (n, k) and (m, d) to (n, d)."""
+    return embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+
+
+def _directions(X: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of X less the mean, scaled to unit length; 0 where nothing is left."""
+    centred = X - mean
+    length = np.sqrt((centred * centred).sum(axis=1, dtype=np.float64, keepdims=True))
+    return (centred / np.where(length > 0, length, 1)).astype(np.float32)

@@ -1,0 +1,165 @@
+"""The text prior: tag names, through the text tower, as training rows of a logistic regression.
+
+A contrastive model puts an image near the text that describes it, so the name of a tag is an
+example of it before any image is. Where a tag has few images the example weighs much, where it
+has many it is outvoted; how much one row counts is chosen out of fold, zero included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.probes.heads.head import LinearFits
+from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solver.fits import ProbeFits
+from retailtag.probes.solver.rows import FeatureRows
+from retailtag.progress import Advance, nobody
+
+WEIGHTS = (0.0, 1.0, 10.0, 100.0)
+BLOCK = 8192  # images standardised at a time
+PLAIN = ("a photo of {value}", "a product photo of {value}", "{value}")
+WITH_ATTRIBUTE = ("a photo of {value}", "a product photo, {attribute}: {value}", "{value}")
+
+EncodeText = Callable[[list[str]], NDArray[np.float32]]
+
+
+class WeightedSolver(Protocol):
+    """A solver that takes a weight per image; see `retailtag.probes.solver.fits.Solver`."""
+
+    def __call__(
+        self,
+        X: NDArray[np.float32],
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> ProbeFits:
+        """Fit every (C, tag); an image's loss counts `sample_weight` (n_images,) times."""
+        ...
+
+
+def prompts(tag: str) -> tuple[str, ...]:
+    """Three sentences about a tag for the text tower.
+
+    ``attribute:value`` is taken apart; underscores and hyphens are read as spaces.
+
+    Examples
+    --------
+    >>> prompts("sleeve:long_sleeve")[:2]
+    ('a photo of long sleeve', 'a product photo, sleeve: long sleeve')
+    >>> prompts("polka-dots")
+    ('a photo of polka dots', 'a product photo of polka dots', 'polka dots')
+    """
+    attribute, colon, value = tag.rpartition(":")
+    words = {"attribute": _words(attribute), "value": _words(value) if value.strip() else tag}
+    return tuple(t.format(**words) for t in (WITH_ATTRIBUTE if colon and attribute else PLAIN))
+
+
+def text_embeddings(tags: Sequence[str], encode: EncodeText) -> NDArray[np.float32]:
+    """One direction per tag in the joint space: the mean of its prompts' directions.
+
+    Parameters
+    ----------
+    tags : sequence of str, length n_tags
+    encode : callable
+        Texts to float32 (n_texts, dim), such as `Backbone.encode_text` as an array.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_tags, dim)
+        Of unit length.
+
+    References
+    ----------
+    Radford et al. (2021), CLIP, §3.1.4: prompts and their ensembling over embeddings.
+    """
+    asked = [prompts(tag) for tag in tags]
+    encoded = _unit(encode([text for texts in asked for text in texts]))
+    return _unit(encoded.reshape(len(asked), len(PLAIN), -1).mean(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class TextPriorHead:
+    """Logistic regression on the images and one row per tag name.
+
+    Parameters
+    ----------
+    text : ndarray of float32, shape (n_tags, dim)
+        `text_embeddings` of the tags, from the backbone whose embeddings are fitted.
+    C : ndarray of float64, shape (n_C,)
+        Inverse L2 strengths, ascending; a few around the choice without text suffice, since every
+        weight costs a solve of them all.
+    solver : WeightedSolver
+    weights : tuple of float
+        How many images one row counts as; 0 is logistic regression without text.
+
+    Notes
+    -----
+    The row of a tag is a positive of that tag and unknown (-1) for every other. Images and texts
+    lie apart in the joint space (the modality gap), so that texts are centred by their own mean;
+    then they are divided by the images' standard deviations, and by one more factor that gives
+    them the mean squared length of the standardised images.
+
+    References
+    ----------
+    Liang, Zhang, Kwon, Yeung & Zou (2022), Mind the gap; Lin, Yu, Kuang, Pathak & Ramanan (2023),
+    Multimodality helps unimodality: texts as training rows of a linear probe.
+    """
+
+    text: NDArray[np.float32]
+    C: NDArray[np.float64]
+    solver: WeightedSolver
+    weights: tuple[float, ...] = WEIGHTS
+    name: str = "text"
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Settings as text, such as ``text=10 C=0.1``, the weights outermost."""
+        return tuple(f"text={s:g} C={c:.3g}" for s in self.weights for c in self.C)
+
+    def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> LinearFits:
+        """Solve every (weight, C, tag); see `retailtag.probes.heads.head.Head.fit`."""
+        scaler = Standardiser.fit(X)
+        n, n_tags = Y.shape
+        Z = np.empty((n + n_tags, X.shape[1]), np.float32)
+        for start in range(0, n, BLOCK):
+            Z[start : start + BLOCK][: n - start] = scaler.transform(X[start : start + BLOCK])
+        Z[n:] = place_among_images(self.text, scaler)
+        labels = np.concatenate([Y, np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)])
+        weight, bias = [], []
+        for s in self.weights:
+            counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
+            if s == 0:
+                fits = self.solver(Z[:n], Y, self.C, advance)
+            else:
+                fits = self.solver(Z, labels, self.C, advance, sample_weight=counts)
+            raw = [scaler.unscale(w, b) for w, b in zip(fits.weight, fits.bias, strict=True)]
+            weight += [w for w, _ in raw]
+            bias += [b for _, b in raw]
+        return LinearFits(np.stack(weight), np.stack(bias))
+
+
+def place_among_images(text: NDArray[np.float32], scaler: Standardiser) -> NDArray[np.float32]:
+    """Text directions (n_tags, dim) as rows among standardised images; see `TextPriorHead`.
+
+    A single tag, of which nothing is left after centring, gets the images' mean (zeros).
+    """
+    rows = (text - text.mean(axis=0, dtype=np.float64)) / scaler.scale
+    mean_square = float((rows * rows).sum(axis=1).mean())
+    factor = np.sqrt(rows.shape[1] / mean_square) if mean_square > 0 else 1.0
+    return (rows * factor).astype(np.float32)
+
+
+def _words(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(np.float32)

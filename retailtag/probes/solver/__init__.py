@@ -1,0 +1,1 @@
+"""Logistic regression for many tags and strengths at once: objective, solvers, fits."""

@@ -1,0 +1,133 @@
+"""The door to the solvers: features, labels and strengths in, linear heads out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from retailtag.errors import DataError, UsageError
+from retailtag.probes.solver.fits import ProbeFits, Solver
+
+CHECKED = 8192  # rows looked through at once
+SOLVERS = ("torch", "cuml", "sklearn")
+
+
+def make_solver(name: str = "torch", device: str = "cpu") -> Solver:
+    """Solver by name.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of ``torch``, ``cuml``, ``sklearn``.
+    """
+    if name == "torch":
+        from retailtag.probes.solver.batched import TorchSolver
+
+        return TorchSolver(device)
+    if name in SOLVERS:
+        from retailtag.probes.solver.reference import CumlSolver, SklearnSolver
+
+        return CumlSolver() if name == "cuml" else SklearnSolver()
+    raise UsageError(f"--solver {name} is unknown; use one of {', '.join(SOLVERS)}.")
+
+
+def fit_probes(
+    X: ArrayLike,
+    Y: ArrayLike,
+    C_grid: Sequence[float],
+    *,
+    sample_weight: ArrayLike | None = None,
+    tag_weight: ArrayLike | None = None,
+    solver: str = "torch",
+    device: str = "cpu",
+) -> ProbeFits:
+    """Fit one L2 logistic regression per (C, tag), on features as they are.
+
+    Minimises ½‖w‖² + C·t·Σ_i m_i·log(1 + exp(-s_i(w·x_i + b))) with s_i = ±1, m_i the weight of
+    the image and t that of the tag; the intercept b is not penalised.
+
+    Parameters
+    ----------
+    X : array of shape (n_images, dim)
+        Finite features, best standardised; a float32 memory map is read in blocks.
+    Y : array of shape (n_images, n_tags)
+        1 present, 0 absent, -1 not annotated (left out for that tag).
+    C_grid : sequence of float
+        Inverse L2 strengths, positive; solved in ascending order.
+    sample_weight : array of shape (n_images,), optional
+        Weights of the images, not negative; 0 leaves one out.
+    tag_weight : array of shape (n_tags,), optional
+        Weights of the tags, positive.
+    solver : {"torch", "cuml", "sklearn"}
+    device : {"cpu", "cuda"}
+        For the torch solver.
+
+    Returns
+    -------
+    ProbeFits
+
+    Raises
+    ------
+    DataError
+        If shapes disagree, a feature is not finite or a label is not 1, 0 or -1.
+    UsageError
+        If a C is not positive or the solver is unknown.
+    Unavailable
+        If the solver's library or device is not here.
+
+    References
+    ----------
+    The objective is that of ``sklearn.linear_model.LogisticRegression``.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((200, 3))
+    >>> fits = fit_probes(X, X[:, :2] > 0.5, C_grid=[0.1, 1.0])
+    >>> fits.weight.shape, fits.status.tolist()
+    ((2, 2, 3), [['converged', 'converged'], ['converged', 'converged']])
+    """
+    features = np.asarray(X)
+    if features.dtype != np.float32:
+        features = features.astype(np.float32)
+    labels = np.asarray(Y).astype(np.int8)
+    C = np.unique(np.asarray(C_grid, np.float64))
+    _check(features, labels, C)
+    return make_solver(solver, device)(
+        features,
+        labels,
+        C,
+        sample_weight=_weights("sample_weight", sample_weight, len(features), 0.0),
+        tag_weight=_weights("tag_weight", tag_weight, labels.shape[1], np.nextafter(0, 1)),
+    )
+
+
+def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) -> None:
+    if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
+        raise DataError(
+            f"X {X.shape} and Y {Y.shape} must be (n_images, dim) and (n_images, n_tags)."
+        )
+    for start in range(0, len(X), CHECKED):
+        bad = ~np.isfinite(X[start : start + CHECKED]).all(axis=1)
+        if bad.any():
+            row = start + int(np.flatnonzero(bad)[0])
+            raise DataError(f"Row {row} of X holds NaN or infinity; extract that image again.")
+    if not np.isin(np.unique(Y), (-1, 0, 1)).all():
+        raise DataError("Labels must be 1 (present), 0 (absent) or -1 (not annotated).")
+    if not (len(C) and np.isfinite(C).all() and (C > 0).all()):
+        raise UsageError("Every C must be a positive number.")
+
+
+def _weights(
+    name: str, given: ArrayLike | None, n: int, least: float
+) -> NDArray[np.float64] | None:
+    """Weights as float64 (n,), checked."""
+    if given is None:
+        return None
+    weights = np.asarray(given, np.float64)
+    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < least).any():
+        sign = "0 or more" if least == 0 else "positive"
+        raise DataError(f"{name} must hold {n} finite numbers, {sign}.")
+    return weights

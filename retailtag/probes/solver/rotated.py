@@ -1,0 +1,185 @@
+"""Features as the solver wants them: centred, in the eigenbasis of their Gram matrix, by blocks.
+
+They are read in blocks and kept in memory, on the device, or, where neither has room, in a
+scratch file that every pass streams.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retailtag.probes.solver.rows import FeatureRows
+
+READ_CELLS = 16_000_000  # numbers read at once: 64 MB in float32
+CACHED_CELLS = 1_000_000  # features, or (tag, image) cells, that a pass works on at once: in cache
+WIDE = 100.0  # ratio of feature scales from which float32 loses the small ones
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """Centred features XV in the eigenbasis V of their Gram matrix.
+
+    Parameters
+    ----------
+    Z : Tensor, float32 or float64, shape (n_images, dim)
+        On `device`, or on the CPU in a scratch file.
+    V : Tensor, shape (dim, dim)
+        Columns are eigenvectors.
+    mean : Tensor, float64, shape (dim,)
+        Subtracted from the features before the rotation.
+    eigenvalues : Tensor, shape (dim,)
+        Of the centred Gram matrix; the columns of Z have these squared norms.
+    norms : Tensor, shape (n_images,)
+        Squared norms of the rows of Z.
+    device : torch.device
+        Where blocks are worked on.
+    cells : int
+        Numbers that a block of a streamed Z holds.
+    streamed : bool
+        Whether Z lies in a scratch file.
+
+    Notes
+    -----
+    The intercept is not penalised, so centring changes no optimum: b + w·x = (b + w·m) + w·(x - m).
+    """
+
+    Z: Tensor
+    V: Tensor
+    mean: Tensor
+    eigenvalues: Tensor
+    norms: Tensor
+    device: torch.device
+    cells: int
+    streamed: bool
+
+    @classmethod
+    def make(
+        cls, X: FeatureRows, sample_weight: Tensor | None, device: torch.device, memory: int
+    ) -> Rotated:
+        """Read X twice: for its moments, and to rotate it.
+
+        Parameters
+        ----------
+        X : FeatureRows of shape (n_images, dim)
+        sample_weight : Tensor or None, float64, shape (n_images,)
+        device : torch.device
+        memory : int
+            Bytes that Z may take; above, it goes to a scratch file.
+        """
+        cells = max(min(READ_CELLS, memory // 16), X.shape[1])
+        mean, gram = _moments(X, sample_weight, torch.float32, device, cells)
+        scale = gram.diagonal().sqrt()
+        seen = scale > 1e-7 * scale.max()
+        dtype = torch.float32
+        if seen.any() and scale.max() > WIDE * scale[seen].min():
+            dtype = torch.float64
+            mean, gram = _moments(X, sample_weight, dtype, device, cells)
+        values, vectors = torch.linalg.eigh(gram)
+        V = vectors.to(dtype)
+        streamed = X.shape[0] * X.shape[1] * dtype.itemsize > memory
+        Z = (
+            _scratch(X.shape, dtype)
+            if streamed
+            else torch.empty(X.shape, dtype=dtype, device=device)
+        )
+        norms = torch.empty(X.shape[0], dtype=dtype, device=device)
+        for at, block in _read(X, dtype, device, cells):
+            rotated = (block - mean.to(dtype)) @ V
+            norms[at] = (rotated * rotated).sum(dim=1)
+            Z[at] = rotated.to(Z.device)
+        return cls(Z, V, mean, values.clamp_min(0).to(dtype), norms, device, cells, streamed)
+
+    def blocks(self, n_tags: int) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive rows of Z, as many as `n_tags` tags want at once, on the device."""
+        n = len(self.Z)
+        size = n
+        if self.device.type == "cpu":
+            size = max(CACHED_CELLS // max(n_tags, self.Z.shape[1], 1), 256)
+        if self.streamed:
+            size = min(size, max(self.cells // self.Z.shape[1], 1))
+        for start in range(0, n, size):
+            at = slice(start, min(start + size, n))
+            yield at, self.Z[at].to(self.device, non_blocking=True)
+
+    def double(self) -> Rotated:
+        """The same in float64, for what rounding keeps from converging."""
+        return Rotated(
+            Z=self.Z.double(),
+            V=self.V.double(),
+            mean=self.mean,
+            eigenvalues=self.eigenvalues.double(),
+            norms=self.norms.double(),
+            device=self.device,
+            cells=self.cells,
+            streamed=self.streamed,
+        )
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of Z, on the device; index int64 of any shape."""
+        return self.Z[index.to(self.Z.device)].to(self.device)
+
+    def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads on the features as given, of x float64 (tags, dim + 1): weight, bias, float32."""
+        weight = x[:, :-1] @ self.V.double().T
+        return weight.float(), (x[:, -1] - weight @ self.mean).float()
+
+    def adopt(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Parameters (tags, dim + 1) of heads on the features as given; inverse of `restore`."""
+        weight = weight.to(self.device).double()
+        b = bias.to(self.device).double() + weight @ self.mean
+        return torch.cat([weight @ self.V.double(), b[:, None]], dim=1).to(self.V.dtype)
+
+
+def _read(
+    X: FeatureRows, dtype: torch.dtype, device: torch.device, cells: int
+) -> Iterator[tuple[slice, Tensor]]:
+    n, dim = X.shape
+    size = max(cells // dim, 1)
+    for start in range(0, n, size):
+        at = slice(start, min(start + size, n))
+        block = np.array(X[at], dtype=np.float64 if dtype == torch.float64 else np.float32)
+        yield at, torch.from_numpy(block).to(device)
+
+
+def _moments(
+    X: FeatureRows,
+    sample_weight: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    cells: int,
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean (dim,) and centred Gram matrix (dim, dim), float64."""
+    dim = X.shape[1]
+    mean = torch.zeros(dim, dtype=torch.float64, device=device)
+    gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    shift = None
+    total = 0.0
+    for at, raw in _read(X, dtype, device, cells):
+        if shift is None:
+            # Sums of squares about a point near the mean do not cancel when it is far from 0.
+            shift = raw.mean(dim=0)
+        block = raw - shift
+        weighted = block
+        if sample_weight is None:
+            total += len(block)
+        else:
+            weighted = block * sample_weight[at].to(dtype)[:, None]
+            total += float(sample_weight[at].sum())
+        mean += weighted.sum(dim=0, dtype=torch.float64)
+        gram += weighted.T @ block
+    mean /= total
+    gram -= total * torch.outer(mean, mean)
+    return mean if shift is None else mean + shift, gram
+
+
+def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A matrix in a file without a name; the disk is given back with the last view of it."""
+    with tempfile.TemporaryFile(prefix="retailtag-") as handle:
+        flat = np.float64 if dtype == torch.float64 else np.float32
+        return torch.from_numpy(np.memmap(handle, dtype=flat, mode="w+", shape=shape))

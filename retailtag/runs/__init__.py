@@ -1,0 +1,1 @@
+"""Runs of a probe or a fine-tune: stages, artefacts and what they cost."""

@@ -1,0 +1,102 @@
+"""Embeddings of a backbone, or of several side by side: where images' lie, and those of tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.backbones import load_backbone, parts_of
+from retailtag.backbones.ids import resolve_id
+from retailtag.extraction.embed import identity
+from retailtag.extraction.engines import ANY, EngineRequest, find_store
+from retailtag.probes.heads.text_prior import text_embeddings
+from retailtag.progress import SILENT, Progress
+from retailtag.runs.heads import parse_heads
+from retailtag.store import EmbeddingSource, join
+
+
+def find_embeddings(
+    features: Path,
+    backbone: str,
+    *,
+    weights: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    allow_truncated: bool = False,
+    request: EngineRequest = ANY,
+    progress: Progress = SILENT,
+) -> EmbeddingSource:
+    """Open the stores of every part of ``A+B`` under `features`, joined in that order.
+
+    Parameters
+    ----------
+    features : Path
+        Folder of the feature stores.
+    backbone : str
+        Id or preset, or several joined by ``+``.
+    weights : mapping of str to Path, optional
+        Local weights by part as given in `backbone`.
+    device : str
+        Where the models are loaded to learn their identity.
+    dtype : str
+        Of the stored embeddings.
+    allow_truncated : bool
+        Whether they were extracted with files that end early.
+    request : EngineRequest
+        Which engines' embeddings will do; see `retailtag.extraction.engines.find_store`.
+    progress : Progress
+        Told which store was taken of several.
+
+    Raises
+    ------
+    DataError
+        If a part was not extracted.
+    StaleFeatures
+        If it was extracted with other weights or preprocessing, or by other engines.
+    """
+    local = weights or {}
+    stores = []
+    for part in parts_of(backbone):
+        model = load_backbone(part, weights=local.get(part), device=device)
+        spec = identity(model, dtype, allow_truncated=allow_truncated)
+        stores.append(find_store(features, spec, request, progress=progress))
+    return join(stores)
+
+
+def find_texts(
+    heads: str,
+    backbone: str,
+    tags: Sequence[str],
+    *,
+    weights: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float32] | None:
+    """Embed the names of tags for the head ``text``, where it is asked for and can be had.
+
+    Parameters
+    ----------
+    heads : str
+        Of `retailtag.runs.probe.ProbeSettings`.
+    backbone, weights, device
+        As in `find_embeddings`.
+    tags : sequence of str, length n_tags
+
+    Returns
+    -------
+    ndarray of float32, shape (n_tags, dim), or None
+        None unless `heads` names ``text`` and the backbone is a single one with a text tower
+        whose texts lie among its images.
+    """
+    parts = parts_of(backbone)
+    if "text" not in parse_heads(heads) or len(parts) > 1:
+        return None
+    if resolve_id(parts[0]).scheme == "timm":  # image models alone: not worth loading one
+        return None
+    model = load_backbone(parts[0], weights=(weights or {}).get(parts[0]), device=device)
+    if not model.has_text:
+        return None
+    texts = text_embeddings(tags, lambda asked: model.encode_text(asked).cpu().numpy())
+    return texts if texts.shape[1] == model.dim else None

@@ -1,0 +1,105 @@
+"""What a fitting stage records so that the scorer can warn: copies of images, and optimism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import k_folds
+from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
+from retailtag.store import EmbeddingSource
+from retailtag.thresholds.curves import keep_images, rank_tags
+from retailtag.thresholds.tuning import AUTO, Tuning
+
+
+def copies_of_fitted(
+    store: EmbeddingSource, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
+) -> dict[str, str]:
+    """Images whose bytes equal those of a fitted image of another id: id to fitted id."""
+    hashes = store.known()
+    fitted = {hashes[i]: i for i in reversed(fitted_ids.tolist()) if i in hashes}
+    found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
+    return {i: twin for i, twin in found.items() if twin is not None and twin != i}
+
+
+def threshold_f1(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    logits: NDArray[np.float32],
+    thresholds: NDArray[np.float32],
+    tuning: Tuning,
+    fold: NDArray[np.intp] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Macro-F1 of tuned thresholds on the scores they were tuned on, and cross-fit.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of intp, shape (n_images,)
+        Images behind the scores: training images, or a validation part.
+    logits : ndarray of float32, shape (n_images, n_tags)
+        Out-of-fold or validation scores.
+    thresholds : ndarray of float32, shape (n_tags,)
+        Tuned by `tuning` on all of `logits`.
+    tuning : Tuning
+        Its seed divides the halves too.
+    fold : ndarray of int, shape (n_images,), optional
+        Folds by which `tuning` chose its rule, if it did.
+
+    Returns
+    -------
+    dict
+        By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1, whatever the
+        objective. Cross-fit: the images are halved, product by product, and each half is given
+        tags by the thresholds tuned on the other. A scope without a positive is left out; empty
+        for a single product, which cannot be halved.
+
+    Notes
+    -----
+    Nested: where `tuning` chooses its rule, each half chooses its own, by the same folds within
+    the half, so the choice of the rule is cross-fit with the thresholds. Not nested is what made
+    the scores: C (or the epoch) was chosen on the same images, for all thresholds alike.
+    """
+    half = halves(catalog, rows, tuning.seed)
+    if half is None:
+        return {}
+    labels, group = catalog.table.labels[rows], catalog.table.group
+    fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
+    crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
+    given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
+    f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
+    scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}
+    return {
+        scope: {name: macro(values, inside) for name, values in f1.items()}
+        for scope, tags in scopes.items()
+        if (inside := tags & np.isfinite(f1["in_sample"])).any()
+    }
+
+
+def halves(catalog: Catalog, rows: NDArray[np.intp], seed: int) -> NDArray[np.int64] | None:
+    """Half (n_images,) of each image, 0 or 1, no product divided; None for a single product."""
+    if len(np.unique(catalog.group[rows])) < 2:
+        return None
+    labels = catalog.table.labels[rows]
+    return k_folds(labels, catalog.group[rows], catalog.image_ids[rows], 2, seed)
+
+
+def crossed_cells(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    logits: NDArray[np.float32],
+    tuning: Tuning,
+    half: NDArray[np.int64],
+    fold: NDArray[np.intp] | None = None,
+) -> NDArray[np.bool_]:
+    """Tags given (n_images, n_tags) to each half by the thresholds tuned on the other."""
+    labels, group = catalog.table.labels[rows], catalog.table.group
+    tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
+    for side in (0, 1):
+        other = half != side
+        tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)
+        crossed[~other] = logits[~other] >= tuned.thresholds
+    return crossed

@@ -1,0 +1,207 @@
+"""The fine-tune stage: last blocks and head retrained, epoch and thresholds from validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from retailtag.backbones.backbone import Backbone
+from retailtag.backbones.factory import load_backbone
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import UsageError
+from retailtag.files import write_text
+from retailtag.finetuning.artefact import Checkpoint
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.finetuning.trainer import FinetuneResult
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe
+from retailtag.progress import SILENT, Progress
+from retailtag.runs.finetune_start import check_probe
+from retailtag.runs.finetune_training import (
+    FinetuneStage,
+    Means,
+    backbone_bytes,
+    finetune_inputs,
+)
+from retailtag.runs.machine import describe_machine
+from retailtag.runs.measure import measured
+from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
+from retailtag.store import FeatureStore
+from retailtag.thresholds.tuning import Tuning
+
+__all__ = ["FinetuneRun", "Means", "finetune_inputs", "run_finetune", "run_seeds"]
+
+FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneRun:
+    """What a fine-tune made.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    predictions : Predictions
+        Of the test images that could be read.
+    history : list of dict
+        One row an epoch; see `FinetuneResult`.
+    best_epoch : int
+    record : StageRecord
+    """
+
+    checkpoint: Checkpoint
+    predictions: Predictions
+    history: list[dict[str, Any]]
+    best_epoch: int
+    record: StageRecord
+
+    @classmethod
+    def load(cls, folder: Path) -> FinetuneRun | None:
+        """A finished run from its folder; None if its record cannot be read."""
+        record = read_record(folder)
+        if record is None:
+            return None
+        checkpoint = Checkpoint.load(folder)
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        return cls(
+            checkpoint,
+            Predictions.load(folder / "predictions.npz"),
+            [json.loads(line) for line in lines],
+            checkpoint.facts["best_epoch"],
+            record,
+        )
+
+
+def run_finetune(
+    catalog: Catalog,
+    store: FeatureStore,
+    backbone: Backbone,
+    probe: Probe,
+    out: Path,
+    config: FinetuneConfig | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
+    means: Means | None = None,
+    progress: Progress = SILENT,
+) -> FinetuneRun:
+    """Retrain the last blocks and a head that starts from the probe; predict the test images.
+
+    The head starts from a probe of the same strengths and scaling as `probe`, fitted on the part
+    of the training images that is not used for validation: starting from `probe` itself would
+    show the validation labels to the model whose epoch and thresholds they choose.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        With a ``val`` split, that is the validation part; otherwise a tenth of the training
+        images, stratified over tags, no product divided.
+    store : FeatureStore
+        Frozen embeddings of the same backbone, for the start of the head.
+    backbone : Backbone
+        As loaded; trained in place.
+    probe : Probe
+        Gives the strength C of each tag and the scaling; fitted on this catalogue and this store.
+    out : Path
+        Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
+        ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
+        ``resume.pt``, from which the same call goes on after a kill.
+    config : FinetuneConfig, optional
+    provenance : dict, optional
+        Recorded in the predictions: where the catalogue was read from.
+    means : Means, optional
+    progress : Progress
+
+    Returns
+    -------
+    FinetuneRun
+
+    Raises
+    ------
+    DataError
+        If there are too few training images for a validation part, the loss diverges, or an
+        image that has an embedding cannot be read within the limits given here.
+    ArtefactError
+        If the store holds no embedding of the training images, or the probe was fitted on
+        another catalogue or store.
+    """
+    check_probe(catalog, store, probe)
+    config, means = config or FinetuneConfig(), means or Means()
+    Tuning(config.thresholds, config.objective)  # refuses what is unknown
+    if config.blocks == "scratch":
+        device = str(backbone.device)
+        backbone = load_backbone(backbone.id, device=device, random_weights=True, seed=config.seed)
+    stage = FinetuneStage(catalog, store, backbone, probe, out, config, means, progress)
+    with measured(str(backbone.device.type), held=backbone_bytes(backbone)) as cost:
+        stage.train()
+    cost.seconds += stage.result.earlier_seconds
+    facts = {**stage.facts(), **(provenance or {})}
+    checkpoint = stage.checkpoint(facts)
+    checkpoint.save(out)  # hours of training; nothing that follows may lose them
+    predictions = stage.predictions(facts)
+    predictions.save(out / "predictions.npz")
+    write_text(out / "history.jsonl", _history_lines(stage.result))
+    machine = describe_machine(str(backbone.device.type))
+    record = write_record(out, FILES, stage.inputs, cost, machine=machine)
+    stage.remove_snapshots()
+    return FinetuneRun(
+        checkpoint, predictions, stage.result.history, stage.result.best_epoch, record
+    )
+
+
+def run_seeds(
+    catalog: Catalog,
+    store: FeatureStore,
+    load: Callable[[], Backbone],
+    probe: Probe,
+    out: Path,
+    config: FinetuneConfig,
+    n_seeds: int,
+    *,
+    provenance: dict[str, Any] | None = None,
+    means: Means | None = None,
+    progress: Progress = SILENT,
+) -> list[FinetuneRun]:
+    """The same fine-tune under `n_seeds` seeds in a row, each in a folder ``seed-S`` of `out`.
+
+    A seed that was finished from the same inputs stands. `retailtag compare` takes runs that
+    differ in their seed alone as one model, and their spread as a part of its uncertainty.
+
+    Parameters
+    ----------
+    load : callable
+        Loads the backbone anew for every seed.
+    n_seeds : int
+        From ``config.seed`` on; at least 1.
+    catalog, store, probe, out, config, provenance, means, progress
+        As in `run_finetune`.
+    """
+    if n_seeds < 1:
+        raise UsageError(f"--seeds {n_seeds} must be at least 1.")
+    runs = []
+    for seed in range(config.seed, config.seed + n_seeds):
+        settings, folder = replace(config, seed=seed), out / f"seed-{seed}"
+        inputs = finetune_inputs(catalog, store, probe, settings)
+        run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
+        progress.say(f"seed {seed}: " + ("stands from before" if run else "training"))
+        runs.append(
+            run
+            or run_finetune(
+                catalog,
+                store,
+                load(),
+                probe,
+                folder,
+                settings,
+                provenance=provenance,
+                means=means,
+                progress=progress,
+            )
+        )
+    return runs
+
+
+def _history_lines(result: FinetuneResult) -> str:
+    return "".join(json.dumps(row) + "\n" for row in result.history)

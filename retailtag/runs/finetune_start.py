@@ -1,0 +1,203 @@
+"""What a fine-tune starts from: who is fitted, who validates, where the head begins, who judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.split import stratified_folds
+from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.finetuning.config import AUTO, FinetuneConfig
+from retailtag.finetuning.head import HeadInit
+from retailtag.finetuning.losses import LabelCounts
+from retailtag.finetuning.validation import Judge, Measured
+from retailtag.probes.artefact import Probe
+from retailtag.probes.scaling import Standardiser, is_unit, mean_norm
+from retailtag.probes.solver.fit import make_solver
+from retailtag.runs.evidence import crossed_cells, halves
+from retailtag.runs.probe import Features, load_rows
+from retailtag.runs.sweep import FittedHead, fit_at
+from retailtag.scoring.metrics import average_precision_per_tag, f1_from_counts, tag_counts
+from retailtag.store import FeatureStore
+from retailtag.thresholds.tuning import Tuning
+
+VALIDATION_SHARE = 0.1  # of the training images, when the catalogue has no val split
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneParts:
+    """Images by what they are for.
+
+    Parameters
+    ----------
+    fit : Features
+        Fitted images, with their embeddings.
+    val : Features
+        The validation part, with its own.
+    test : ndarray of int
+        Rows that are predicted.
+    is_own_val : bool
+        Whether the catalogue brought its validation part.
+    """
+
+    fit: Features
+    val: Features
+    test: Rows
+    is_own_val: bool
+
+    @property
+    def both(self) -> Features:
+        """Fitted and validation images together, in the catalogue's order."""
+        rows = np.concatenate([self.fit.rows, self.val.rows])
+        X = np.concatenate([self.fit.X, self.val.X])
+        order = np.argsort(rows)
+        return Features(rows[order], X[order])
+
+
+def divide(catalog: Catalog, store: FeatureStore, config: FinetuneConfig) -> FinetuneParts:
+    """Who is fitted, who validates, who is predicted.
+
+    The catalogue's ``val`` split validates; without one a tenth of the training images,
+    stratified over tags, no product divided.
+
+    Raises
+    ------
+    DataError
+        If there are too few training images for a validation part.
+    UsageError
+        If a refit is asked for and the catalogue has a ``val`` split of its own, which stays out.
+    """
+    train = load_rows(catalog, store, catalog.rows("train"), 2)
+    test = load_rows(catalog, store, catalog.rows("test"), 0).rows
+    own = catalog.rows("val")
+    if len(own):
+        if config.refit:
+            raise UsageError(
+                f"--refit joins a validation part that was held back from train, and {catalog.path}"
+                " has a val split of its own; leave --refit out, or call those images train."
+            )
+        return FinetuneParts(train, load_rows(catalog, store, own, 1), test, True)
+    held_back = _held_back(catalog, train, config.seed)
+    fit, val = (Features(train.rows[part], train.X[part]) for part in (~held_back, held_back))
+    return FinetuneParts(fit, val, test, False)
+
+
+def _held_back(catalog: Catalog, train: Features, seed: int) -> NDArray[np.bool_]:
+    """Which training images validate (n_train,)."""
+    n_val = round(VALIDATION_SHARE * len(train.rows))
+    if n_val < 1:
+        raise DataError(
+            f"{catalog.path} has {len(train.rows)} training images, too few to hold a validation "
+            "part back; add images or use the probe."
+        )
+    part = stratified_folds(
+        catalog.table.labels[train.rows],
+        catalog.group[train.rows],
+        catalog.image_ids[train.rows],
+        [len(train.rows) - n_val, n_val],
+        seed,
+    ).part
+    return part == 1
+
+
+def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
+    """Raise `ArtefactError` unless `probe` was fitted on this catalogue and this store.
+
+    Its C belongs to its tags in their order, and was chosen on its training images: images that
+    are held out now may have been among them.
+    """
+    differing = []
+    if probe.facts.get("features") != store.spec.digest:
+        fitted_on = probe.facts.get("backbone", "another backbone")
+        differing.append(f"embeddings ({fitted_on} there, {store.spec.backbone} here)")
+    if probe.tags != catalog.table.tags:
+        differing.append(f"tags ({len(probe.tags)} there, {len(catalog.table.tags)} here)")
+    elif probe.facts.get("catalog_digest") != catalog.digest:
+        differing.append("images, labels or splits")
+    if differing:
+        raise ArtefactError(
+            f"The probe was fitted on other {' and other '.join(differing)} than this fine-tune of "
+            f"{catalog.path}; run `retailtag probe` again."
+        )
+
+
+def first_head(
+    labels: NDArray[np.int8], fitted: Features, probe: Probe, config: FinetuneConfig, device: str
+) -> HeadInit:
+    """Where the head starts: a probe of the fitted images alone, or nothing for ``scratch``.
+
+    Parameters
+    ----------
+    labels : ndarray of int8, shape (n_images, n_tags)
+        Of the whole catalogue.
+    fitted : Features
+    probe : Probe
+        Gives the strength C of each tag and the scaling.
+    config : FinetuneConfig
+    device : str
+        Where it is fitted.
+    """
+    if config.blocks == "scratch":
+        return _blank_head(labels[fitted.rows], fitted.X.shape[1])
+    solver = make_solver("torch", device)
+    return head_start(fitted.X, fit_at(fitted.X, labels[fitted.rows], probe.C, solver, probe.scale))
+
+
+def _blank_head(labels: NDArray[np.int8], dim: int) -> HeadInit:
+    """Zero weights; biases that give each tag its share of labels (n_images, n_tags)."""
+    bias = LabelCounts.of(labels).log_odds.astype(np.float32)
+    nought, one = np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    return HeadInit(nought, one, np.zeros((labels.shape[1], dim), np.float32), bias)
+
+
+def head_start(X: NDArray[np.float32], fitted: FittedHead) -> HeadInit:
+    """Express a fitted head as one on standardised embeddings, as a fine-tune trains it.
+
+    Exact but for the kinds of scaling that divide every row by its norm, which no linear head
+    does: there the rows of X (n_images, dim) are taken to have their mean norm.
+    """
+    if fitted.scaler.kind == "standardise":
+        affine = fitted.scaler.affine
+        return HeadInit(affine.mean, affine.scale, fitted.weight, fitted.bias)
+    return _on_standardised(X, *fitted.raw(), unit=is_unit(fitted.scaler.kind))
+
+
+def probe_head(X: NDArray[np.float32], probe: Probe) -> HeadInit:
+    """The linear head of `probe` itself, as `head_start` expresses one."""
+    return _on_standardised(X, probe.weight, probe.bias, unit=probe.unit)
+
+
+def _on_standardised(
+    X: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    *,
+    unit: bool,
+) -> HeadInit:
+    """A head for raw embeddings, or for unit rows of them, as one for standardised ones."""
+    if unit:
+        weight = weight / np.float32(mean_norm(X))
+    affine = Standardiser.fit(X)
+    return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))
+
+
+def make_judge(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> Judge:
+    """Who decides by the validation part; see `retailtag.finetuning.validation`."""
+    labels = catalog.table.labels[val]
+    half = halves(catalog, val, tuning.seed)
+    if choose == AUTO:
+        choose = "macro-f1" if tuning.goal.precision is None else "macro-ap"
+
+    def measure(logits: NDArray[np.float32]) -> Measured:
+        ap = average_precision_per_tag(logits, labels)
+        if half is None:
+            return Measured(np.full(len(ap), np.nan), ap)
+        cells = crossed_cells(catalog, val, logits, tuning, half)
+        return Measured(f1_from_counts(tag_counts(cells, labels)), ap)
+
+    return Judge(measure, catalog.table.group == "tail", choose)

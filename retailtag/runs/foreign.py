@@ -1,0 +1,156 @@
+"""Another tool's scores as predictions: thresholds read or tuned, fitted images as declared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.errors import UsageError
+from retailtag.files import file_sha256
+from retailtag.predictions import Predictions
+from retailtag.scoring.foreign import (
+    SCALES,
+    ForeignScores,
+    check_scale,
+    read_foreign,
+    read_thresholds,
+    threshold_logits,
+    to_logits,
+)
+from retailtag.scoring.score import align
+from retailtag.thresholds.tuning import AUTO, RULES, Tuning
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a user says about another tool's scores; none of it can be seen in the file.
+
+    Parameters
+    ----------
+    scores : str or None
+        ``logits`` or ``probabilities``.
+    thresholds : Path, optional
+        CSV of tag and threshold, on the same scale as the scores.
+    tune : str, optional
+        Rule that tunes thresholds for F1; see `retailtag.thresholds.tuning.Tuning`.
+    tune_split : str
+        Split that the rule sees.
+    fitted_split : str
+        Split that the model was fitted on.
+    """
+
+    scores: str | None
+    thresholds: Path | None = None
+    tune: str | None = None
+    tune_split: str = "val"
+    fitted_split: str = "train"
+
+
+def foreign_predictions(
+    path: Path, catalog: Catalog, declared: Declared, scored_split: str
+) -> Predictions:
+    """Predictions from a table of scores.
+
+    Parameters
+    ----------
+    path : Path
+        As `retailtag.scoring.foreign.read_foreign` takes it.
+    catalog : Catalog
+        Gives the labels to tune on and the images of the fitted split.
+    declared : Declared
+    scored_split : str
+        Split that will be scored, which no threshold may be tuned on.
+
+    Returns
+    -------
+    Predictions
+        Fitted on the declared split, and on the tuning split where thresholds were tuned.
+
+    Raises
+    ------
+    UsageError
+        If the scale is not declared, no thresholds or two kinds of them are given, or the tuning
+        split is the scored one.
+    DataError
+        If the file cannot be used.
+    ArtefactError
+        If its tags are not the catalogue's, or images to tune on are missing.
+    """
+    _refuse_unclear(path, declared, scored_split)
+    scale = str(declared.scores)
+    found = read_foreign(path)
+    check_scale(found, scale)
+    fitted = [declared.fitted_split] + ([declared.tune_split] if declared.tune else [])
+    undecided = Predictions(
+        image_ids=found.image_ids,
+        tags=found.tags,
+        logits=to_logits(found.scores, scale),
+        thresholds=np.zeros(len(found.tags), np.float32),
+        fitted_ids=catalog.image_ids[catalog.rows(*fitted)],
+    )
+    thresholds, rule = _thresholds(found, undecided, catalog, declared)
+    return Predictions(
+        image_ids=undecided.image_ids,
+        tags=undecided.tags,
+        logits=undecided.logits,
+        thresholds=thresholds,
+        fitted_ids=undecided.fitted_ids,
+        provenance={
+            "thresholds": rule,
+            "file": {"name": path.name, "sha256": file_sha256(path)},
+            "declared": {
+                **asdict(declared),
+                "thresholds": declared.thresholds and declared.thresholds.name,
+            },
+        },
+    )
+
+
+def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:
+    if declared.scores is None:
+        raise UsageError(
+            f"{path} is another tool's; say what its numbers are with --scores, one of "
+            f"{', '.join(SCALES)}."
+        )
+    if declared.thresholds is not None and declared.tune is not None:
+        raise UsageError("--thresholds and --tune exclude each other; give one of them.")
+    for option, split in (("tune", declared.tune_split), ("fitted", declared.fitted_split)):
+        if split not in SPLITS:
+            raise UsageError(f"--{option}-split {split} is unknown; use one of {SPLITS}.")
+    if declared.tune is not None and declared.tune not in (AUTO, *RULES):
+        known = ", ".join((AUTO, *RULES))
+        raise UsageError(f"--tune {declared.tune} is unknown; use one of {known}.")
+    if declared.tune is not None and declared.tune_split == scored_split:
+        raise UsageError(
+            f"--tune-split {scored_split} is the split being scored, so the thresholds would be "
+            "chosen on the answers; tune on another split."
+        )
+
+
+def _thresholds(
+    found: ForeignScores, undecided: Predictions, catalog: Catalog, declared: Declared
+) -> tuple[NDArray[np.float32], str]:
+    """Threshold of each of the file's tags, as a logit, and the rule behind them."""
+    scale = str(declared.scores)
+    if declared.thresholds is not None:
+        return threshold_logits(read_thresholds(declared.thresholds, found.tags), scale), "given"
+    if declared.tune is None:
+        if found.thresholds is None:
+            raise UsageError(
+                f"{found.path} has no thresholds; give them with --thresholds FILE, or tune them "
+                "with --tune RULE on a split of its own."
+            )
+        return threshold_logits(found.thresholds, scale), "given"
+    if not len(catalog.rows(declared.tune_split)):
+        raise UsageError(
+            f"{catalog.path} has no image in its {declared.tune_split} split to tune thresholds "
+            "on; choose another --tune-split."
+        )
+    seen = align(undecided, catalog, declared.tune_split)
+    tuned = Tuning(declared.tune).tune(seen.logits, seen.labels, catalog.table.group)
+    by_tag = dict(zip(catalog.table.tags, tuned.thresholds.tolist(), strict=True))
+    return np.array([by_tag[tag] for tag in found.tags], np.float32), tuned.rule

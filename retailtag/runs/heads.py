@@ -1,0 +1,212 @@
+"""Which head a probe takes: all tune their thresholds out of fold, and the best is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import UsageError
+from retailtag.probes.choice import shared_choices
+from retailtag.probes.heads.head import Head
+from retailtag.probes.sweep import Pooled
+from retailtag.scoring.metrics import macro
+from retailtag.thresholds.tuning import Tuned, Tuning
+
+HEADS = ("logistic", "ridge", "knn", "text")
+ALL_HEADS = ",".join(HEADS)
+MOST_VOTERS = 100_000  # training images up to which neighbours compete unasked
+
+
+def parse_heads(text: str) -> tuple[str, ...]:
+    """Names of heads from a comma-separated list.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown or named twice, or logistic regression is not the first: a fine-tune
+        starts from its C whichever head is taken.
+
+    Examples
+    --------
+    >>> parse_heads("logistic,ridge")
+    ('logistic', 'ridge')
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
+        raise UsageError(
+            f"--heads {text} is no list of heads; write logistic, then any of ridge, knn, text."
+        )
+    return names
+
+
+def competing(heads: str, n_images: int) -> tuple[str, ...]:
+    """Heads to try on so many training images: those asked for by name, or by default.
+
+    By default neighbours stay out above 100,000 images: comparing every two grows with the square
+    of their number, and every fold keeps a copy of the embeddings.
+
+    Examples
+    --------
+    >>> competing(ALL_HEADS, 2_000_000)
+    ('logistic', 'ridge', 'text')
+    """
+    names = parse_heads(heads)
+    if heads == ALL_HEADS and n_images > MOST_VOTERS:
+        return tuple(name for name in names if name != "knn")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredHead:
+    """A head with what its candidates earn out of fold, and the one that each tag takes.
+
+    Parameters
+    ----------
+    name : str
+    candidates : tuple of str
+        Settings, such as ``C=0.1``.
+    candidate_ap : ndarray of float64, shape (n_candidates, n_tags)
+        Out-of-fold AP of each; NaN for a tag without positives.
+    pooled : Pooled
+    index : ndarray of int, shape (n_tags,)
+        Candidate of each tag by number.
+    head : Head or None
+        Fits it again, to other images; None for logistic regression, which `fit_at` fits.
+    """
+
+    name: str
+    candidates: tuple[str, ...]
+    candidate_ap: NDArray[np.float64]
+    pooled: Pooled
+    index: NDArray[np.intp]
+    head: Head | None = None
+
+    @property
+    def setting(self) -> NDArray[np.str_]:
+        """Candidate of each tag, (n_tags,)."""
+        return np.array(self.candidates)[self.index]
+
+    @property
+    def ap(self) -> NDArray[np.float64]:
+        """Out-of-fold AP of each tag at its candidate, (n_tags,)."""
+        return self.candidate_ap[self.index, np.arange(len(self.index))]
+
+    @property
+    def macro_ap(self) -> float | None:
+        """Mean of `ap` over the tags that have one; None without any."""
+        value = macro(self.ap)
+        return value if np.isfinite(value) else None
+
+    @property
+    def rank(self) -> float:
+        """Macro-AP as a number that compares, below all others where there is none."""
+        return -1.0 if self.macro_ap is None else self.macro_ap
+
+    def logits(self) -> NDArray[np.float32]:
+        """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
+        return self.pooled.logits(self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadChoice:
+    """The head that is handed over, with its thresholds.
+
+    Parameters
+    ----------
+    head : ScoredHead
+    tuned : Tuned
+        Thresholds on its out-of-fold scores.
+    scores : ndarray of float32, shape (n_images, n_tags)
+        Those scores.
+    facts : dict
+        By head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an F-beta
+        ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind`` and
+        ``se``, how far it lies behind the best head, and the standard error of that.
+    """
+
+    head: ScoredHead
+    tuned: Tuned
+    scores: NDArray[np.float32]
+    facts: dict[str, dict[str, float | None]]
+
+
+def choose_head(
+    heads: Sequence[ScoredHead],
+    tuning: Tuning,
+    labels: NDArray[np.int8],
+    group: NDArray[np.str_],
+    fold: NDArray[np.intp],
+) -> HeadChoice:
+    """The first head within one standard error of the best cross-fit macro F-beta.
+
+    Parameters
+    ----------
+    heads : sequence of ScoredHead
+        In the order of preference: of heads that the folds cannot tell apart the first is taken.
+    tuning : Tuning
+        How the thresholds of each are tuned.
+    labels : ndarray of int8, shape (n_images, n_tags)
+    group : ndarray of str, shape (n_tags,)
+    fold : ndarray of int, shape (n_images,)
+        Folds of the scores.
+
+    Notes
+    -----
+    Each head takes the threshold rule that suits its scores before they are compared, for what
+    counts is the tags that it will give: average precision, which sees only the order within a
+    tag, ranked a ridge head first that then gave rare tags to nearly every image. Under a
+    precision no F-beta is cross-fit, and the heads are compared by average precision.
+
+    References
+    ----------
+    Breiman, Friedman, Olshen & Stone (1984), Classification and Regression Trees, sec. 3.4.3, for
+    the rule of one standard error; the differences are paired by tag.
+    """
+    tried = []
+    for head in heads:
+        scores = head.logits()
+        tried.append((head, tuning.tune(scores, labels, group, fold), scores))
+    f = np.array([head.ap if tuned.f is None else tuned.f for head, tuned, _ in tried])
+    together = shared_choices(f, group, "global")
+    chosen = tried[together[0].chosen if together else 0]
+    facts = {head.name: _facts(head, tuned, group) for head, tuned, _ in tried}
+    for found in together:
+        for k, row in enumerate(facts.values()):
+            row["behind"] = float(found.mean[found.best] - found.mean[k])
+            row["se"] = float(found.error[k])
+    return HeadChoice(*chosen, facts)
+
+
+def _facts(head: ScoredHead, tuned: Tuned, group: NDArray[np.str_]) -> dict[str, float | None]:
+    facts: dict[str, float | None] = {"macro_ap": head.macro_ap}
+    if tuned.f is not None:
+        scored = np.isfinite(tuned.f)
+        for name, inside in (("macro_f", scored), ("tail_macro_f", scored & (group == "tail"))):
+            if inside.any():
+                facts[name] = float(tuned.f[inside].mean())
+    return facts
+
+
+def head_rows(
+    heads: Sequence[ScoredHead], tags: tuple[str, ...], group: NDArray[np.str_]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the table of heads, one row a (head, candidate, tag): AP, and whether taken."""
+    n_tags = len(tags)
+    columns: dict[str, list[NDArray[Any]]] = {}
+    for head in heads:
+        n = len(head.candidates)
+        row = {
+            "tag": np.tile(np.array(tags), n),
+            "group": np.tile(group, n),
+            "head": np.repeat(np.array([head.name]), n * n_tags),
+            "setting": np.repeat(np.array(head.candidates), n_tags),
+            "out_of_fold_ap": head.candidate_ap.ravel(),
+            "chosen": (np.arange(n)[:, None] == head.index).ravel(),
+        }
+        for name, values in row.items():
+            columns.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in columns.items()}

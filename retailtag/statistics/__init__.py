@@ -1,0 +1,1 @@
+"""Small statistics that probes, thresholds, fine-tuning and scoring share."""

@@ -1,0 +1,1 @@
+"""Decision thresholds: rules, the objective they are tuned for, and the choice among them."""

@@ -1,0 +1,128 @@
+"""Platt scaling pooled over tags, and the threshold that maximises the expected F-beta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.statistics.platt import expit, fit_counts
+from retailtag.thresholds.curves import RankedTag
+from retailtag.thresholds.objectives import Objective
+
+BINS_OF_HITS = 1024  # quantiles of the positives' scores that divide the cells
+BINS_OF_ALL = 256  # quantiles of all scores that divide them too
+LARGEST = 1e4  # scores beyond are as certain as this
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Cells of several tags by score, highest bin first; n_bins without the empty ones.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n_bins,)
+        Mean of the cells inside.
+    cells : ndarray of int64, shape (n_tags, n_bins)
+    hits : ndarray of int64, shape (n_tags, n_bins)
+        Those that carry the tag.
+    """
+
+    score: Floats
+    cells: NDArray[np.int64]
+    hits: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tags: Sequence[RankedTag]) -> Histogram:
+        """Count each tag's cells; the tags must have a positive among them."""
+        edges = _edges(tags)
+        cells, hits, total = [], [], np.zeros(len(edges) + 1)
+        for tag in tags:
+            at = tag.negated.searchsorted(edges, side="right")
+            bounds = np.concatenate([[0], at, [len(tag.negated)]])
+            cells.append(np.diff(bounds))
+            inside = np.concatenate([[0], tag.hits.searchsorted(at), [tag.positives]])
+            hits.append(np.diff(inside))
+            total += _sums(-np.clip(tag.negated, -LARGEST, LARGEST), bounds)
+        counts = np.stack(cells)
+        used = counts.sum(axis=0) > 0
+        score = total[used] / counts.sum(axis=0)[used]
+        return cls(score, counts[:, used], np.stack(hits)[:, used])
+
+
+def _edges(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
+    """Negated scores that end the bins, ascending."""
+    hits = np.sort(np.concatenate([tag.negated_hits for tag in tags]))
+    some = np.sort(np.concatenate([_spread(tag.negated, BINS_OF_ALL) for tag in tags]))
+    return np.unique(np.concatenate([_spread(hits, BINS_OF_HITS), _spread(some, BINS_OF_ALL)]))
+
+
+def _spread(ascending: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """At most n of the values, evenly spaced by rank."""
+    if len(ascending) <= n:
+        return ascending
+    return ascending[np.linspace(0, len(ascending) - 1, n).astype(np.intp)]
+
+
+def _sums(values: NDArray[np.float32], bounds: NDArray[np.int64]) -> Floats:
+    """Sum of the values between each two bounds, 0 for an empty stretch."""
+    return np.diff(np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[bounds])
+
+
+def fit_platt(histogram: Histogram) -> tuple[float, float]:
+    """Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags.
+
+    Of bin means: the bins are narrow where positives are, and the error is of second order in
+    their width. See `retailtag.statistics.platt.fit_counts`.
+    """
+    return fit_counts(histogram.score, histogram.cells.sum(axis=0), histogram.hits.sum(axis=0))
+
+
+def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Floats:
+    r"""Threshold of each tag that maximises its expected F-beta under pooled probabilities.
+
+    Parameters
+    ----------
+    tags : sequence of RankedTag
+        Of one frequency group, with at least one positive among them.
+    objective : Objective
+
+    Returns
+    -------
+    ndarray of float64, shape (n_tags,)
+        NaN if higher scores do not mean more positives here.
+
+    Notes
+    -----
+    With :math:`p_i` the probability of the tag's i-th highest score,
+
+    .. math:: F^* = \max_k \frac{(1+\beta^2) \sum_{i \le k} p_i}{k + \beta^2 \sum_i p_i}
+
+    (the expectation of a ratio taken as the ratio of expectations), and it pays to give the tag to
+    an image as long as :math:`(1+\beta^2)\,p \ge F^*`: the threshold is the score whose
+    probability is :math:`F^*/(1+\beta^2)`, for F1 half the optimum. F* is taken over the bins of
+    `Histogram`; a maximum is flat, so their width matters in second order only.
+
+    References
+    ----------
+    Lipton, Elkan & Naryanaswamy (2014), Optimal thresholding of classifiers to maximize F1
+    measure, ECML; Ye, Chai, Lee & Chieu (2012), Optimizing F-measures: a tale of two approaches,
+    ICML.
+    """
+    histogram = Histogram.of(tags)
+    slope, offset = fit_platt(histogram)
+    if not slope > 0:
+        return np.full(len(tags), np.nan)
+    expected = histogram.cells * expit(slope * histogram.score + offset)
+    given = np.cumsum(histogram.cells, axis=1)
+    best = objective.f(np.cumsum(expected, axis=1), given, expected.sum(axis=1, keepdims=True)).max(
+        axis=1
+    )
+    # Where every probability underflows there is no expectation to go by.
+    p = np.where(best > 0, best / (1 + objective.beta2), np.nan)
+    thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope
+    return thresholds

@@ -1,0 +1,163 @@
+"""The menu of threshold rules, each exact on one set of ranked cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.thresholds.curves import RankedTag
+from retailtag.thresholds.objectives import Objective
+from retailtag.thresholds.per_tag import (
+    Replicates,
+    best_own_threshold,
+    lowest_own_threshold,
+    smoothed_thresholds,
+)
+from retailtag.thresholds.plug_in import plug_in_thresholds
+from retailtag.thresholds.shared import (
+    best_shared_threshold,
+    lowest_precise_threshold,
+    pooled_curve,
+)
+
+SHRINK = (
+    20.0  # positives, or cells given, at which a tag's own evidence and its group's weigh alike
+)
+
+Floats = NDArray[np.float64]
+
+
+class Menu:
+    """Thresholds of every rule for one set of ranked cells; what rules share is computed once.
+
+    Parameters
+    ----------
+    tags : sequence of RankedTag
+    group : ndarray of str, shape (n_tags,)
+        Frequency group of each tag.
+    objective : Objective
+    replicates : Replicates
+        Of rankings at least as long.
+    """
+
+    def __init__(
+        self,
+        tags: Sequence[RankedTag],
+        group: NDArray[np.str_],
+        objective: Objective,
+        replicates: Replicates,
+    ) -> None:
+        self._tags, self._group, self._objective = tags, group, objective
+        self._replicates, self._precision = replicates, objective.precision or 0.0
+        self._positives = np.array([tag.positives for tag in tags])
+
+    def thresholds(self, rule: str) -> NDArray[np.float32]:
+        """Thresholds (n_tags,) by one of `retailtag.thresholds.tuning.RULES`."""
+        by_rule: dict[str, Callable[[], Floats]] = {
+            "fixed": lambda: np.zeros(len(self._tags)),
+            "global": lambda: np.full(len(self._tags), self._everyone),
+            "group": lambda: self._grouped,
+            "per-tag": lambda: self._own,
+            "shrunk": self._shrunk,
+            "smoothed": self._smoothed,
+            "bagged": self._bagged,
+        }
+        return by_rule[rule]().astype(np.float32)
+
+    @cached_property
+    def _everyone(self) -> float:
+        """One threshold for all tags: 0, or ``inf`` under a precision, without any positive."""
+        shared = self._shared(self._tags)
+        if np.isnan(shared):
+            return float("inf") if self._precision else 0.0
+        return shared
+
+    def _shared(self, tags: Sequence[RankedTag]) -> float:
+        if self._precision:
+            return lowest_precise_threshold(tags, self._precision)
+        return best_shared_threshold(tags, self._objective)
+
+    @cached_property
+    def _grouped(self) -> Floats:
+        """Threshold of each tag's group, that of all tags for a group without a positive."""
+        grouped = self._by_group(lambda tags: np.full(len(tags), self._shared(tags)))
+        return np.where(np.isnan(grouped), self._everyone, grouped)
+
+    @cached_property
+    def _own(self) -> Floats:
+        """Each tag's own best, its group's without a positive."""
+
+        def best(tag: RankedTag) -> float:
+            if self._precision:
+                return lowest_own_threshold(tag, self._precision)
+            return best_own_threshold(tag.cuts, tag.positives, self._objective)
+
+        return self._where_positive(best)
+
+    def _shrunk(self) -> Floats:
+        if self._precision:
+            own = self._by_group(self._shrunken_precision)
+            return np.where(self._positives > 0, own, self._grouped)
+        return self._blend(self._own, self._grouped)
+
+    def _shrunken_precision(self, tags: Sequence[RankedTag]) -> Floats:
+        """Lowest thresholds by precisions with at most 20 cells of the other tags, (n_tags,)."""
+        own, scored = np.full(len(tags), np.nan), [k for k, t in enumerate(tags) if t.positives]
+        if scored:
+            score, tp, given = pooled_curve([tags[k] for k in scored])
+        for k in scored:
+            cuts = tags[k].cuts
+            at = score.searchsorted(tags[k].negated[cuts.given - 1])
+            others = given[at] - cuts.given
+            cells = np.minimum(others, SHRINK)
+            hits = cells * (tp[at] - cuts.tp) / np.maximum(others, 1)
+            own[k] = lowest_own_threshold(tags[k], self._precision, (hits, cells))
+        return own
+
+    def _smoothed(self) -> Floats:
+        def smoothed(tags: Sequence[RankedTag]) -> Floats:
+            found, have = np.full(len(tags), np.nan), [bool(tag.positives) for tag in tags]
+            found[have] = smoothed_thresholds(
+                [tag for tag in tags if tag.positives], self._objective
+            )
+            return found
+
+        return np.where(self._positives > 0, self._by_group(smoothed), self._grouped)
+
+    def _bagged(self) -> Floats:
+        """Means over replicates, shrunk to the plug-in; the group's where either is undefined."""
+
+        def plug_in(tags: Sequence[RankedTag]) -> Floats:
+            if not any(tag.positives for tag in tags):
+                return np.full(len(tags), np.nan)
+            return plug_in_thresholds(tags, self._objective)
+
+        bagged = self._where_positive(lambda t: self._replicates.threshold(t, self._objective))
+        bagged = np.where(np.isnan(bagged), self._own, bagged)
+        expected = self._by_group(plug_in)
+        return self._blend(bagged, np.where(np.isnan(expected), self._grouped, expected))
+
+    def _blend(self, own: Floats, base: Floats) -> Floats:
+        """(P·own + 20·base) / (P + 20); own where an infinite score leaves no mean."""
+        share = self._positives / (self._positives + SHRINK)
+        both = np.isfinite(own) & np.isfinite(base)
+        mean = share * np.where(both, own, 0) + (1 - share) * np.where(both, base, 0)
+        return np.where(both, mean, np.where(self._positives > 0, own, base))
+
+    def _where_positive(self, threshold: Callable[[RankedTag], float]) -> Floats:
+        """A threshold of its own for each tag with a positive, its group's for the others."""
+        own = self._grouped.copy()
+        for k in np.flatnonzero(self._positives).tolist():
+            own[k] = threshold(self._tags[k])
+        return own
+
+    def _by_group(self, thresholds: Callable[[Sequence[RankedTag]], Floats]) -> Floats:
+        """Thresholds (n_tags,) from those of each group's tags."""
+        found = np.full(len(self._tags), np.nan)
+        for name in np.unique(self._group):
+            members = np.flatnonzero(self._group == name)
+            found[members] = thresholds([self._tags[k] for k in members.tolist()])
+        return found

@@ -1,0 +1,136 @@
+"""One threshold for several tags: the exact best over all scores of their positives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.thresholds.curves import Counts, RankedTag, between
+from retailtag.thresholds.objectives import Objective
+
+PIECES = 8  # into which an interval that may hold the best cut is divided
+_ROUNDING = 1e-12  # relative; sums over tags that differ by less are ties
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> float:
+    r"""Threshold with the largest mean F-beta over the tags that have a positive.
+
+    Parameters
+    ----------
+    tags : sequence of RankedTag
+    objective : Objective
+        Its F-beta.
+
+    Returns
+    -------
+    float
+        Midpoint between the last score taken and the next lower one of any tag; of equal means
+        the highest threshold; NaN if no tag has a positive.
+
+    Notes
+    -----
+    Exact, by branch and bound over the distinct scores of all positives (the best cut is just
+    below one of them, as for a single tag). For every threshold between two candidates with
+    counts :math:`TP^+, FP^+` at the higher and :math:`TP^-` at the lower one,
+
+    .. math:: F_\beta \le \frac{(1+\beta^2)\,TP^-}{TP^- + FP^+ + \beta^2 P}
+
+    so an interval whose bounds' mean stays below the best mean found so far holds no better cut.
+    The others are divided and evaluated again until nothing lies between their ends. About the
+    square root of the number of candidates is evaluated.
+
+    References
+    ----------
+    Land & Doig (1960), An automatic method of solving discrete programming problems,
+    Econometrica 28, for branch and bound.
+    """
+    scored = [tag for tag in tags if tag.positives]
+    if not scored:
+        return float("nan")
+    candidates = _distinct_hits(scored)  # negated, ascending: the highest threshold first
+    positives = np.array([tag.positives for tag in scored])[:, None, None]
+    low, high = np.array([0]), np.array([len(candidates) - 1])
+    best, best_at = -1.0, 0
+    while len(low):
+        edges = _divide(low, high)
+        tp, given = _counts(scored, candidates, edges)
+        value = objective.f(tp, given, positives).mean(axis=0)
+        best, best_at = _better(best, best_at, value, edges)
+        bound = objective.f(tp[..., 1:], tp[..., 1:] + (given - tp)[..., :-1], positives).mean(
+            axis=0
+        )
+        open_ = (bound >= best * (1 - _ROUNDING)) & (np.diff(edges) > 1)
+        low, high = edges[:, :-1][open_], edges[:, 1:][open_]
+    return _just_below(scored, candidates[best_at])
+
+
+def lowest_precise_threshold(tags: Sequence[RankedTag], precision: float) -> float:
+    """Lowest threshold at which the cells that all tags are given hold enough positives.
+
+    Parameters
+    ----------
+    tags : sequence of RankedTag
+    precision : float
+        Least fraction of positives among the cells given, pooled over the tags.
+
+    Returns
+    -------
+    float
+        Just below a positive's score; ``inf`` if no threshold reaches the precision, NaN if no
+        tag has a positive.
+    """
+    scored = [tag for tag in tags if tag.positives]
+    if not scored:
+        return float("nan")
+    candidates, tp, given = pooled_curve(scored)
+    reached = np.flatnonzero(tp >= precision * given)
+    return _just_below(scored, candidates[reached[-1]]) if len(reached) else float("inf")
+
+
+def pooled_curve(tags: Sequence[RankedTag]) -> tuple[NDArray[np.float32], Counts, Counts]:
+    """Negated scores of all tags' positives, ascending; positives and cells that reach each."""
+    hits = np.sort(np.concatenate([tag.negated_hits for tag in tags]))
+    candidates = np.unique(hits)
+    given = reduce(np.add, (tag.negated.searchsorted(candidates, side="right") for tag in tags))
+    return candidates, hits.searchsorted(candidates, side="right"), given
+
+
+def _distinct_hits(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
+    return np.unique(np.concatenate([tag.negated_hits for tag in tags]))
+
+
+def _divide(low: Indices, high: Indices) -> Indices:
+    """Ends of the pieces of each interval of candidates, (n_intervals, PIECES + 1)."""
+    return low[:, None] + (high - low)[:, None] * np.arange(PIECES + 1) // PIECES
+
+
+def _counts(
+    tags: Sequence[RankedTag], candidates: NDArray[np.float32], edges: Indices
+) -> tuple[Counts, Counts]:
+    """Positives and cells of each tag at each edge, both (n_tags, *edges.shape)."""
+    at, back = np.unique(edges, return_inverse=True)
+    counts = np.array([tag.counts_at(-candidates[at]) for tag in tags])
+    tp, given = counts[:, :, back.reshape(edges.shape)].swapaxes(0, 1)
+    return tp, given
+
+
+def _better(best: float, best_at: int, value: Floats, edges: Indices) -> tuple[float, int]:
+    """The best mean so far and the highest threshold that reaches it."""
+    top = max(best, float(value.max()))
+    ties = edges[value >= top * (1 - _ROUNDING)]
+    known = [best_at] if best >= top * (1 - _ROUNDING) else []
+    return top, int(min([*ties.tolist(), *known]))
+
+
+def _just_below(tags: Sequence[RankedTag], cut: np.float32) -> float:
+    """Midpoint between the score -`cut` and the next lower score of any tag."""
+    after = [tag.negated.searchsorted(cut, side="right") for tag in tags]
+    lower = [tag.negated[k] for tag, k in zip(tags, after, strict=True) if k < len(tag.negated)]
+    low = -min(lower, default=cut)
+    return float(between(np.array([low]), np.array([-cut]))[0])

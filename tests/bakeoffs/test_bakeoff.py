@@ -1,0 +1,229 @@
+"""The whole flow on the small world: stages, resumption, repeatability, leakage."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from retailtag.backbones import load_backbone
+from retailtag.bakeoffs.plan import plan_bakeoff
+from retailtag.bakeoffs.run import BakeoffSettings, pair_folder, run_bakeoff
+from retailtag.catalog.readers import read_catalog
+from retailtag.errors import ArtefactError, DataError, StaleFeatures, UsageError
+from retailtag.extraction.extract import extract
+from retailtag.files import read_json
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe
+from retailtag.runs.finetune import run_finetune
+from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.store import FeatureStore
+from retailtag.tagger.tagger import Tagger
+
+QUICK = ProbeSettings(grid="1e-5,1e-4,1e-2", folds=3)
+PAIRS = ("demo:cnn", "demo:clip")
+
+
+def _settings(root, **changes):
+    values = {
+        "backbones": PAIRS,
+        "out": root / "run",
+        "features": root / "features",
+        "probe": QUICK,
+        "finetune": FinetuneConfig(epochs=1, batch_size=32),
+        "n_bootstrap": 100,
+    }
+    return BakeoffSettings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    root = tmp_path_factory.mktemp("bakeoff")
+    return root, run_bakeoff(tiny, _settings(root), command="retailtag bakeoff ...")
+
+
+def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
+    root, run = finished
+    names = {f"{b} · {s}" for b in PAIRS for s in ("probe", "finetune")}
+    assert {pair.name for pair in run.result.pairs} == names
+    assert run.decision.winner in names
+    assert run.reused == []
+    for pair in run.result.pairs:
+        cost = pair.cost
+        assert cost.train_seconds > cost.extract_seconds > 0
+        assert cost.latency_ms_p95 >= cost.latency_ms_p50 > 0
+        assert min(cost.peak_memory_mib, cost.images_per_second, cost.weights_mib) > 0
+        folder = pair_folder(root / "run", pair.backbone, pair.strategy)
+        assert (folder / "scorecard.json").exists()
+        assert pair.scorecard.n_images == len(tiny.rows("test"))
+    page = run.report.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "different models have been scored on the test split" in page
+    for pair in run.result.comparisons:
+        assert 0 < pair.p <= pair.p_holm <= 1
+
+
+def test_a_second_run_does_nothing(finished, tiny):
+    root, first = finished
+    before = {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()}
+    again = run_bakeoff(tiny, _settings(root))
+    assert again.ran == []
+    assert len(again.reused) == len(first.ran)
+    assert again.decision == first.decision
+    assert {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()} == before
+
+
+def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    settings = _settings(tmp_path / "copy")
+    (settings.folder("demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(b"x")
+    ran = run_bakeoff(tiny, settings).ran
+    assert "finetune demo:clip" in ran
+    assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
+
+
+def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path):
+    run_bakeoff(tiny, _settings(tmp_path))
+    for backbone in PAIRS:
+        for strategy in ("probe", "finetune"):
+            a, b = (
+                pair_folder(root / "run", backbone, strategy) / "scorecard.json"
+                for root in (finished[0], tmp_path)
+            )
+            assert a.read_bytes() == b.read_bytes()
+
+
+def test_plan_runs_nothing_and_knows_what_stands(finished, tiny, tmp_path):
+    fresh = plan_bakeoff(tiny, _settings(tmp_path))
+    assert all(stage.why and stage.seconds > 0 and stage.disk_bytes > 0 for stage in fresh)
+    assert list(tmp_path.iterdir()) == []
+    assert not any(stage.why for stage in plan_bakeoff(tiny, _settings(finished[0])))
+
+
+def test_probe_choices_never_see_the_test_labels(finished, tiny, tmp_path):
+    """Flip every test label: probe, thresholds and chosen C stay the same to the bit."""
+    root, _ = finished
+    labels = tiny.table.labels.copy()
+    test = tiny.rows("test")
+    labels[test] = np.where(labels[test] >= 0, 1 - labels[test], -1)
+    flipped = read_catalog(tiny.path)
+    flipped.table.labels[:] = labels
+    store = FeatureStore.find(root / "features", load_backbone("demo:cnn").spec())
+    run_probe(flipped, store, tmp_path, QUICK)
+    a = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
+    b = Probe.load(tmp_path)
+    for name in ("weight", "bias", "thresholds", "C"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_predictions_record_what_they_were_fitted_on(finished, tiny):
+    root, _ = finished
+    for strategy in ("probe", "finetune"):
+        folder = pair_folder(root / "run", "demo:cnn", strategy)
+        predictions = Predictions.load(folder / "predictions.npz")
+        train = tiny.image_ids[tiny.rows("train")]
+        assert set(predictions.fitted_ids.tolist()) == set(train.tolist())
+        assert not set(predictions.fitted_ids.tolist()) & set(predictions.image_ids.tolist())
+
+
+def test_tagger_answers_as_the_predictions_do(finished, tiny):
+    root, _ = finished
+    rows = tiny.rows("test")[:5].tolist()
+    for strategy in ("probe", "finetune"):
+        folder = pair_folder(root / "run", "demo:clip", strategy)
+        predictions = Predictions.load(folder / "predictions.npz")
+        place = [predictions.image_ids.tolist().index(tiny.image_ids[i]) for i in rows]
+        tagger = Tagger.load(folder)
+        logits = tagger.logits([tiny.images.read(i) for i in rows])
+        np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
+
+
+def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
+    root, _ = finished
+    folder = tmp_path / "probe"
+    shutil.copytree(pair_folder(root / "run", "demo:cnn", "probe"), folder)
+    header = (folder / "probe.json").read_text()
+    digest = read_json(folder / "probe.json")["facts"]["features"]
+    (folder / "probe.json").write_text(header.replace(digest, "0" * 64))
+    with pytest.raises(ArtefactError, match="other weights"):
+        Tagger.load(folder)
+    shutil.copytree(pair_folder(root / "run", "demo:cnn", "finetune"), tmp_path / "tuned")
+    header = tmp_path / "tuned" / "checkpoint.json"
+    header.write_text(header.read_text().replace("bicubic", "nearest"))
+    with pytest.raises(ArtefactError, match="another architecture or preprocessing"):
+        Tagger.load(tmp_path / "tuned")
+    with pytest.raises(DataError, match="neither"):
+        Tagger.load(tmp_path)
+
+
+def test_unreadable_images_are_said_and_left_out(tiny_csv, tmp_path):
+    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
+    bad = [f"images/p{product:03d}-1.png" for product in (0, 3)]  # one to train, one to test
+    for name in bad:
+        (tmp_path / "shop" / name).write_bytes(b"broken")
+    catalog = read_catalog(tmp_path / "shop" / "catalogue.csv")
+    settings = _settings(tmp_path, backbones=("demo:cnn",))
+    run = run_bakeoff(catalog, settings)
+    assert any("2 of 140 images could not be read" in f.sentence for f in run.result.findings)
+    card = run.result.pairs[0].scorecard
+    assert card.n_images == len(catalog.rows("test")) - 1
+    assert any(f.code == "missing-images" for f in card.findings)
+
+
+def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_path):
+    """Validation labels flipped: epoch 0, the probe, scores the validation part as before."""
+    root, _ = finished
+    split = tiny.split.copy()
+    split[tiny.rows("train")[-20:]] = "val"
+    with_val = tiny.with_split(split)
+    flipped = read_catalog(tiny.path).with_split(split)
+    val = with_val.rows("val")
+    known = flipped.table.labels[val] >= 0
+    flipped.table.labels[val] = np.where(known, 1 - flipped.table.labels[val], -1)
+    heads = []
+    for catalog, name in ((with_val, "a"), (flipped, "b")):
+        backbone = load_backbone("demo:cnn")
+        store = FeatureStore.find(root / "features", backbone.spec())
+        probe = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
+        probe = replace(probe, facts={**probe.facts, "catalog_digest": catalog.digest})
+        config = FinetuneConfig(epochs=0)
+        run = run_finetune(catalog, store, backbone, probe, tmp_path / name, config)
+        heads.append(run.checkpoint.weight)
+        assert set(run.predictions.fitted_ids) == set(
+            catalog.image_ids[catalog.rows("train", "val")]
+        )
+    np.testing.assert_array_equal(*heads)
+
+
+def test_features_of_other_weights_are_refused(finished, tiny):
+    root, _ = finished
+    with pytest.raises(StaleFeatures, match="weights_sha256"):
+        FeatureStore.find(root / "features", load_backbone("demo:cnn", random_weights=True).spec())
+
+
+def test_bad_requests_are_named(tiny, tmp_path):
+    for changes, words in (
+        ({"backbones": ()}, "--backbones"),
+        ({"backbones": ("demo:cnn", "demo:cnn")}, "twice"),
+        ({"strategies": ("magic",)}, "--strategies"),
+        ({"probe": None}, None),
+    ):
+        if words:
+            with pytest.raises(UsageError, match=words):
+                _settings(tmp_path, **changes)
+    with pytest.raises(UsageError, match="--folds"):
+        ProbeSettings(folds=1)
+    no_test = tiny.with_split(np.full(len(tiny), "train"))
+    with pytest.raises(DataError, match="retailtag catalog split"):
+        run_bakeoff(no_test, _settings(tmp_path))
+    with pytest.raises(DataError, match="retailtag extract"):
+        FeatureStore.find(tmp_path / "none", load_backbone("demo:cnn").spec())
+
+
+def test_a_relabelled_catalogue_reuses_its_embeddings(finished, tiny):
+    root, _ = finished
+    relabelled = read_catalog(tiny.path)
+    relabelled.table.labels[0, 0] ^= 1
+    summary = extract(relabelled, load_backbone("demo:cnn"), root / "features")
+    assert (summary.n_computed, summary.n_reused) == (0, len(tiny))

@@ -1,0 +1,128 @@
+"""Pairs: decode limits in every stage, images that went bad, costs from several machines."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retailtag.backbones import load_backbone
+from retailtag.bakeoffs.pairs import Pair, machine_findings, readable_images
+from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
+from retailtag.catalog.readers import read_catalog
+from retailtag.errors import DataError, UnreadableImage
+from retailtag.extraction.extract import extract
+from retailtag.files import read_json, write_json
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.report.results import PairCost
+from retailtag.runs.finetune import Means, run_finetune
+from retailtag.runs.probe import ProbeSettings, load_rows, run_probe
+from retailtag.tagger.tagger import Tagger
+
+QUICK = ProbeSettings(grid="0.01", folds=2)
+
+
+def _settings(root, **changes):
+    values = {
+        "backbones": ("demo:cnn",),
+        "out": root / "run",
+        "features": root / "features",
+        "probe": QUICK,
+        "finetune": FinetuneConfig(epochs=0),
+        "n_bootstrap": 100,
+    }
+    return BakeoffSettings(**{**values, **changes})
+
+
+def _cut_off(path):
+    """Replace a picture by a JPEG that ends early; the name stays."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+@pytest.fixture
+def cut_off(tiny_csv, tmp_path):
+    """The small world with the first training and the first test image cut off."""
+    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
+    for name in ("p000-0", "p003-0"):
+        _cut_off(tmp_path / "shop" / "images" / f"{name}.png")
+    return read_catalog(tmp_path / "shop" / tiny_csv.name)
+
+
+def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path):
+    run = run_bakeoff(cut_off, _settings(tmp_path, allow_truncated=True))
+    assert all(p.scorecard.n_images == len(cut_off.rows("test")) for p in run.result.pairs)
+    # without the option their embeddings, which lie in a store of their own, are not used
+    strict = _settings(tmp_path, out=tmp_path / "strict")
+    run = run_bakeoff(cut_off, strict)
+    assert all(p.scorecard.n_images == len(cut_off.rows("test")) - 1 for p in run.result.pairs)
+
+
+def test_latency_passes_over_what_cannot_be_read(cut_off):
+    n = len(cut_off.rows("test"))
+    assert len(readable_images(cut_off, allow_truncated=True)) == n
+    assert len(readable_images(cut_off)) == n - 1
+    with pytest.raises(UnreadableImage, match=r"None of the \d+ test images.*limit of 10"):
+        readable_images(cut_off, max_pixels=10)
+
+
+def test_limits_reach_the_fine_tune_and_the_tagger(tiny, tiny_store, tmp_path):
+    probe = run_probe(tiny, tiny_store, tmp_path / "probe", QUICK).probe
+    backbone, out = load_backbone("demo:cnn"), tmp_path / "tuned"
+    with pytest.raises(UnreadableImage, match="--max-pixels"):
+        run_finetune(
+            tiny,
+            tiny_store,
+            backbone,
+            probe,
+            out,
+            FinetuneConfig(epochs=0),
+            means=Means(max_pixels=10),
+        )
+    image = tiny.images.read(0)
+    with pytest.raises(UnreadableImage, match="limit of 10"):
+        Tagger.load(tmp_path / "probe", max_pixels=10).logits([image])
+    assert Tagger.load(tmp_path / "probe").logits([image]).shape == (1, len(tiny.table.tags))
+
+
+def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(tiny_csv, tmp_path):
+    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
+    catalog = read_catalog(tmp_path / "shop" / tiny_csv.name)
+    for row in catalog.rows("test").tolist():
+        Path(catalog.images.name(row)).write_bytes(b"")
+    settings = _settings(tmp_path, strategies=("probe",))
+    with pytest.raises(DataError, match=r"None of the 34 test images.*is empty") as caught:
+        run_bakeoff(catalog, settings)
+    assert caught.value.exit_code == 3
+    store = extract(catalog, load_backbone("demo:cnn"), tmp_path / "features").store
+    with pytest.raises(DataError, match="None of the 34 test images"):
+        load_rows(catalog, store, catalog.rows("test"), 0)
+
+
+def test_stages_record_their_machine_and_a_moved_run_says_so(tiny, tmp_path):
+    settings = _settings(tmp_path, strategies=("probe",))
+    first = run_bakeoff(tiny, settings)
+    assert not any(f.code == "several-machines" for f in first.result.findings)
+    path = settings.folder("demo:cnn", "probe") / "stage.json"
+    record = read_json(path)
+    assert record["machine"]["device"] == "cpu"
+    write_json(path, {**record, "machine": {**record["machine"], "processor": "Old 486"}})
+    again = run_bakeoff(tiny, settings)
+    assert again.ran == ["report"]
+    (found,) = [f for f in again.result.findings if f.code == "several-machines"]
+    assert "on Old 486" in found.sentence
+    assert "probe of demo:cnn probe" in found.sentence
+
+
+def test_one_machine_is_no_finding():
+    cost = PairCost(1, 2, 3, 4, 5, 6, 7, 8)
+    pair = Pair("demo:cnn", "probe", Path(), cost, {"probe": "A", "latency": "A"})
+    unsaid = replace(pair, backbone="demo:dino", machines={})
+    assert machine_findings([pair, unsaid]) == []
+    (found,) = machine_findings([pair, replace(unsaid, machines={"latency": "B"})])
+    assert "on A: probe of demo:cnn probe, latency of demo:cnn probe; on B: latency of" in (
+        found.sentence
+    )

@@ -1,0 +1,121 @@
+"""The plan names the stages that the run then runs."""
+
+import shutil
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from retailtag.bakeoffs import run as bakeoff
+from retailtag.bakeoffs.plan import plan_bakeoff
+from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
+from retailtag.extraction.engines import EngineRequest
+from retailtag.files import write_json
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.report.write import PICTURES
+from retailtag.runs.probe import ProbeSettings
+
+PROBE = ProbeSettings(grid="0.01", folds=2)
+MAY = ("probe will change: C or thresholds may", "model may change")
+
+
+def _settings(root, **changes):
+    values = {
+        "backbones": ("demo:cnn",),
+        "strategies": ("probe",),
+        "out": root / "run",
+        "features": root / "features",
+        "probe": PROBE,
+        "finetune": FinetuneConfig(epochs=0),
+        "n_bootstrap": 100,
+    }
+    return BakeoffSettings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_drawn_or_timed():
+    """What the slow last stages write is no matter here, only whether they run."""
+
+    def write_report(result, decision, out):
+        for name in PICTURES:
+            (out / name).write_bytes(b"picture")
+        write_json(out / "bakeoff.json", result.to_json())
+        (out / "report.html").write_text("page")
+        return out / "report.html"
+
+    tick = count(1)  # a latency measured again is another
+    names = ("latency_ms_p50", "latency_ms_p95", "images_per_second", "parameters", "weights_mib")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bakeoff, "write_report", write_report)
+        patch.setattr(bakeoff, "measure_pair", lambda *a, **k: dict.fromkeys(names, next(tick)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run of both strategies without training, to copy."""
+    root = tmp_path_factory.mktemp("plan")
+    run_bakeoff(tiny, _settings(root, strategies=("probe", "finetune")))
+    return root
+
+
+def _nothing(run):
+    pass
+
+
+CHANGES = {
+    "nothing": ({}, _nothing),
+    "replicates": ({"n_bootstrap": 150}, _nothing),
+    "other order": ({"strategies": ("finetune", "probe")}, _nothing),
+    "one strategy": ({"strategies": ("probe",)}, _nothing),
+    "folds": ({"probe": replace(PROBE, folds=3)}, _nothing),
+    "grid": ({"probe": replace(PROBE, grid="0.1")}, _nothing),
+    "thresholds": ({"probe": replace(PROBE, thresholds="fixed")}, _nothing),
+    "objective": ({"probe": replace(PROBE, objective="fbeta:2")}, _nothing),
+    "dtype": ({"dtype": "float16"}, _nothing),
+    "precision": ({"engine": EngineRequest("eager", "fast")}, _nothing),
+    "no report": ({}, lambda run: (run / "report.html").unlink()),
+    "no picture": ({}, lambda run: (run / "tail.png").unlink()),
+    "bad result": ({}, lambda run: (run / "bakeoff.json").write_text("junk")),
+    "bad card": ({}, lambda run: (run / "demo-cnn/probe/scorecard.json").write_text("junk")),
+    "no record": ({}, lambda run: (run / "demo-cnn/probe/stage.json").write_text("{")),
+    "no latency": ({}, lambda run: shutil.rmtree(run / "demo-cnn/finetune/latency")),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_plan_and_run_agree(finished, tiny, tmp_path, name):
+    shutil.copytree(finished, tmp_path / "copy")
+    changes, damage = CHANGES[name]
+    damage(tmp_path / "copy" / "run")
+    settings = _settings(tmp_path / "copy", **{"strategies": ("probe", "finetune"), **changes})
+    planned = plan_bakeoff(tiny, settings)
+    ran = run_bakeoff(tiny, settings).ran
+    certain = [stage.name for stage in planned if stage.why and stage.why not in MAY]
+    possible = [stage.name for stage in planned if stage.why]
+    assert set(certain) <= set(ran) <= set(possible)
+    assert [s for s in possible if s in ran] == ran
+    assert (possible == []) == (ran == [])
+    assert not any(stage.why for stage in plan_bakeoff(tiny, settings))
+
+
+def test_the_plan_says_what_will_embed(finished, tiny, tmp_path):
+    def why(root, **changes):
+        return plan_bakeoff(tiny, _settings(root, **changes))[0].why
+
+    assert why(tmp_path) == "140 new images, eager-float32"
+    asked = EngineRequest("onnxruntime", "fast")
+    assert why(tmp_path, engine=asked) == "140 new images, onnxruntime-float32"
+    more = replace(tiny, image_ids=tiny.image_ids + "-new")
+    settings = _settings(finished, engine=EngineRequest("auto", "fast"))
+    assert plan_bakeoff(more, settings)[0].why == "140 new images, eager-float32"
+
+
+def test_back_from_another_dtype(finished, tiny, tmp_path):
+    """The float32 store stands, but the probe in the folder was fitted on the float16 one."""
+    shutil.copytree(finished, tmp_path / "copy")
+    run_bakeoff(tiny, _settings(tmp_path / "copy", dtype="float16"))
+    back = _settings(tmp_path / "copy")
+    planned = [stage.name for stage in plan_bakeoff(tiny, back) if stage.why]
+    assert planned == run_bakeoff(tiny, back).ran
+    assert "probe demo:cnn" in planned

@@ -1,0 +1,152 @@
+"""Several backbones side by side, from the embeddings to the tagger."""
+
+import numpy as np
+import pytest
+
+from retailtag.backbones import load_backbone
+from retailtag.bakeoffs.plan import plan_bakeoff
+from retailtag.bakeoffs.run import BakeoffSettings, pair_folder, run_bakeoff
+from retailtag.cli.main import run as command
+from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.files import read_json, write_json
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe
+from retailtag.progress import SILENT
+from retailtag.runs.embeddings import find_embeddings
+from retailtag.runs.probe import ProbeSettings
+from retailtag.store import FeatureStore
+from retailtag.tagger.tagger import Tagger, backbones_of
+
+JOINT = "demo:cnn+demo:clip"
+
+
+def _settings(root, **changes):
+    values = {
+        "backbones": (JOINT, "demo:cnn"),
+        "out": root / "run",
+        "features": root / "features",
+        "probe": ProbeSettings(grid="0.01,1", folds=2),
+        "finetune": FinetuneConfig(epochs=0),
+        "n_bootstrap": 100,
+    }
+    return BakeoffSettings(**{**values, **changes})
+
+
+class _Heard:
+    """Silent progress that keeps what is said."""
+
+    task = staticmethod(SILENT.task)
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """Root of a finished run, the run, what its plan said, and what was said on the way."""
+    root, heard = tmp_path_factory.mktemp("joint"), _Heard()
+    plan = plan_bakeoff(tiny, _settings(root))
+    return root, run_bakeoff(tiny, _settings(root), progress=heard), plan, heard.lines
+
+
+def test_it_is_a_pair_of_its_own_and_every_part_is_extracted_once(finished):
+    _, run, plan, said = finished
+    names = [f"{JOINT} · probe", "demo:cnn · probe", "demo:cnn · finetune"]
+    assert [pair.name for pair in run.result.pairs] == names
+    assert run.ran[:3] == ["extract demo:cnn", "extract demo:clip", f"probe {JOINT}"]
+    assert [stage.name for stage in plan] == run.ran
+    assert all(stage.why and stage.seconds > 0 for stage in plan)
+    (line,) = [line for line in said if "skipped" in line]
+    assert line.startswith(f"finetune {JOINT}: skipped. Several backbones")
+
+
+def test_a_second_run_does_nothing_and_the_plan_knows(finished, tiny):
+    root, first, _, _ = finished
+    assert not any(stage.why for stage in plan_bakeoff(tiny, _settings(root)))
+    again = run_bakeoff(tiny, _settings(root))
+    assert again.ran == []
+    assert again.reused == first.ran
+
+
+def test_cost_is_that_of_both(finished, tiny):
+    root, run, _, _ = finished
+    joint, alone = run.result.pairs[:2]
+    stores = [
+        FeatureStore.find(root / "features", load_backbone(b).spec())
+        for b in ("demo:cnn", "demo:clip")
+    ]
+    seconds = sum(len(tiny.rows("train")) * s.seconds / s.n_rows for s in stores)
+    assert joint.cost.extract_seconds == pytest.approx(seconds)
+    clip = load_backbone("demo:clip")
+    assert joint.cost.parameters > alone.cost.parameters + sum(
+        p.numel() for p in clip.module.parameters()
+    )
+    assert joint.cost.weights_mib > alone.cost.weights_mib
+
+
+def test_tagger_runs_both_and_answers_as_the_predictions_do(finished, tiny):
+    root = finished[0]
+    folder = pair_folder(root / "run", JOINT, "probe")
+    probe, predictions = Probe.load(folder), Predictions.load(folder / "predictions.npz")
+    dims = [load_backbone(b).dim for b in ("demo:cnn", "demo:clip")]
+    assert probe.weight.shape == (len(tiny.table.tags), sum(dims))
+    assert (np.abs(probe.weight[:, : dims[0]]).max(), np.abs(probe.weight[:, dims[0] :]).max()) > (
+        (0, 0)
+    )
+    rows = tiny.rows("test")[:5].tolist()
+    place = [predictions.image_ids.tolist().index(tiny.image_ids[i]) for i in rows]
+    logits = Tagger.load(folder).logits([tiny.images.read(i) for i in rows])
+    np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
+    assert backbones_of(folder) == ("demo:cnn", "demo:clip")
+
+
+def test_tagger_refuses_other_weights_of_a_part(finished, tmp_path):
+    folder = pair_folder(finished[0] / "run", JOINT, "probe")
+    for name in ("probe.json", "probe.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    header = read_json(tmp_path / "probe.json")
+    header["facts"]["backbone"] = "demo:clip+demo:cnn"
+    write_json(tmp_path / "probe.json", header)
+    with pytest.raises(ArtefactError, match=r"other weights.*demo:clip\+demo:cnn"):
+        Tagger.load(tmp_path)
+    with pytest.raises(UsageError, match="ID=PATH for each"):
+        Tagger.load(tmp_path, weights=tmp_path)
+    assert backbones_of(tmp_path / "nowhere") == ()
+
+
+def test_stores_are_found_together_or_the_missing_one_is_named(finished, tmp_path):
+    root = finished[0]
+    assert find_embeddings(root / "features", JOINT).spec.backbone == JOINT
+    alone = find_embeddings(root / "features", "demo:clip")
+    assert isinstance(alone, FeatureStore)
+    with pytest.raises(DataError, match="--backbone demo:dino"):
+        find_embeddings(root / "features", "demo:cnn+demo:dino")
+
+
+def test_it_cannot_be_fine_tuned(tmp_path):
+    with pytest.raises(UsageError, match=r"demo:cnn\+demo:clip: .*Add probe to --strategies"):
+        _settings(tmp_path, strategies=("finetune",))
+    with pytest.raises(UsageError, match="twice"):
+        _settings(tmp_path, backbones=(JOINT, JOINT))
+    assert _settings(tmp_path).tuned == ("demo:cnn",)
+
+
+def test_commands_take_it(finished, tiny_csv, tmp_path, monkeypatch, capsys):
+    root = finished[0]
+    monkeypatch.chdir(tmp_path)
+    names = ["--features", str(root / "features"), "--backbone", JOINT, "--device", "cpu"]
+    given = [str(tiny_csv), *names, "--quiet"]
+    assert command(["probe", *given, "--sweep-C", "0.1", "--folds", "2"]) == 0
+    image = str(tiny_csv.parent / "images" / "p003-0.png")
+    assert command(["predict", "runs/demo-cnn+demo-clip/probe", image]) == 0
+    assert f"{image}: " in capsys.readouterr().out
+    for verb in ("extract", "finetune"):
+        assert command([verb, *given]) == 2
+        assert "name one backbone here" in capsys.readouterr().err
+    bad = ["predict", "runs/demo-cnn+demo-clip/probe", image, "--weights", str(tmp_path)]
+    assert command(bad) == 2
+    assert "write --weights ID=PATH" in capsys.readouterr().err

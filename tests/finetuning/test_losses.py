@@ -1,0 +1,253 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from reference_losses import (
+    asymmetric,
+    balanced_weight,
+    bce,
+    focal,
+    logit_adjusted,
+    mean_of_known,
+    negative_tolerant,
+)
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from retailtag.errors import UsageError
+from retailtag.finetuning.losses import LOSSES, LabelCounts, parse_loss
+
+COUNTS = LabelCounts(np.array([40, 3, 0, 500]), np.array([1000, 900, 1000, 1000]))
+PRIOR = (COUNTS.positives + 0.5) / (COUNTS.known + 1)
+NEUTRAL = {
+    "bce": "bce",
+    "asl": "asl:gamma_neg=0,clip=0",
+    "focal": "focal:gamma=0,alpha=none",
+    "db": "db:alpha=0.5,beta=0,lam=1,kappa=0",
+    "la": "la:tau=0",
+}
+
+
+def _data(seed=0, n=6, mixed=True):
+    """Logits of every size, and targets that are known, unknown and mixed; a positive each."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 4, (n, 4))
+    targets = rng.choice([-1.0, 0.0, 0.0, 1.0, 0.3 if mixed else 1.0], (n, 4))
+    targets[np.arange(n), rng.integers(0, 4, n)] = 1.0
+    return logits, targets
+
+
+def _cell(name, targets):
+    """Reference of the loss at its defaults, for `mean_of_known`."""
+    n_positive = np.maximum(COUNTS.positives, 1)
+
+    def balanced(z, y, i, k):
+        weight = balanced_weight(targets[i], k, n_positive, 0.1, 10.0, 0.2)
+        return weight * negative_tolerant(z, y, 2.0, 0.05, PRIOR[k])
+
+    return {
+        "bce": lambda z, y, i, k: bce(z, y),
+        "asl": lambda z, y, i, k: asymmetric(z, y, 0.0, 4.0, 0.05),
+        "focal": lambda z, y, i, k: focal(z, y, 2.0, 0.25),
+        "db": balanced,
+        "la": lambda z, y, i, k: logit_adjusted(z, y, 1.0, PRIOR[k]),
+    }[name]
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_equals_its_formula(name, smoothing):
+    loss = parse_loss(f"{name}:smoothing={smoothing}").build(COUNTS)
+    for seed in range(5):
+        logits, targets = _data(seed)
+        expected = mean_of_known(_cell(name, targets), logits, targets, smoothing)
+        got = loss(torch.from_numpy(logits), torch.from_numpy(targets))
+        assert got.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_asymmetric_settings_are_used_where_they_belong():
+    logits, targets = _data(3)
+    loss = parse_loss("asl:gamma_pos=1.5,gamma_neg=0.5,clip=0.2").build(COUNTS)
+    expected = mean_of_known(lambda z, y, i, k: asymmetric(z, y, 1.5, 0.5, 0.2), logits, targets)
+    got = loss(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert got.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_asymmetric_loss_is_that_of_timm_but_for_the_scale():
+    from timm.loss import AsymmetricLossMultiLabel
+
+    logits, targets = (torch.from_numpy(a).float() for a in _data(7, n=30, mixed=False))
+    z, targets = logits.requires_grad_(), targets.clamp_min(0)
+    theirs = AsymmetricLossMultiLabel(gamma_neg=3, gamma_pos=1, clip=0.1)(z, targets)
+    ours = parse_loss("asl:gamma_neg=3,gamma_pos=1,clip=0.1").build(COUNTS)(z, targets)
+    scale = ours.item() / theirs.item()
+    assert scale == pytest.approx(1 / 4, rel=1e-5)  # they sum over tags, we average
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (ours, theirs * scale)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("alpha", "text"), [(0.3, "0.3"), (-1, "none")])
+def test_focal_loss_is_that_of_torchvision(alpha, text):
+    from torchvision.ops import sigmoid_focal_loss
+
+    logits, targets = (torch.from_numpy(a) for a in _data(8, mixed=False))
+    targets = targets.clamp_min(0)
+    theirs = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=1.5, reduction="mean")
+    ours = parse_loss(f"focal:gamma=1.5,alpha={text}").build(COUNTS)(logits, targets)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(
+    logits=arrays(np.float64, (3, 4), elements=st.floats(-30, 30)),
+    targets=arrays(np.float64, (3, 4), elements=st.sampled_from([-1.0, 0.0, 0.25, 1.0])),
+    smoothing=st.sampled_from([0.0, 0.2]),
+)
+@settings(max_examples=25, deadline=None)
+def test_each_loss_is_bce_at_its_neutral_settings(name, logits, targets, smoothing):
+    known = targets >= 0
+    smooth = (1 - smoothing) * targets[known] + smoothing / 2
+    expected = 0.0
+    if known.any():
+        expected = binary_cross_entropy_with_logits(
+            torch.from_numpy(logits[known]), torch.from_numpy(smooth)
+        ).item()
+    text = NEUTRAL[name] + ("," if ":" in NEUTRAL[name] else ":") + f"smoothing={smoothing}"
+    got = parse_loss(text).build(COUNTS)(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", [*LOSSES, "asl:gamma_pos=0.5,gamma_neg=0.5", "asl:clip=0"])
+def test_gradients_equal_finite_differences(text):
+    logits, targets = _data(1)
+    loss = parse_loss(text).build(COUNTS)
+    z = torch.from_numpy(logits).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, torch.from_numpy(targets)), z)
+    loss(z, torch.from_numpy(targets)).backward()
+    assert (z.grad[torch.from_numpy(targets) < 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unknown_cells_change_nothing(name):
+    logits, targets = _data(2)
+    loss, changed = parse_loss(name).build(COUNTS), logits.copy()
+    changed[targets < 0] = 77.0
+    before, after = (
+        loss(torch.from_numpy(z), torch.from_numpy(targets)) for z in (logits, changed)
+    )
+    assert before.item() == after.item()
+    none = loss(torch.from_numpy(logits), torch.full((6, 4), -1, dtype=torch.int8))
+    assert none.item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "text", [*LOSSES, *NEUTRAL.values(), "asl:gamma_pos=0.5,gamma_neg=0.5", "focal:gamma=0.5"]
+)
+def test_extreme_logits_give_finite_values_and_gradients(text, dtype):
+    sizes = [0.0, 1e-7, 1e-3, 1.0, 17.0, 89.0, 1e3, 65504.0]
+    column = torch.tensor([*sizes, *(-s for s in sizes)], dtype=dtype)
+    logits = column[:, None].expand(-1, 4).clone().requires_grad_()
+    for target in (0, 1, -1):
+        targets = torch.full(logits.shape, target, dtype=torch.int8)
+        loss = parse_loss(text).build(COUNTS)(logits, targets)
+        assert loss.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all(), (target, gradient)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_computes_the_loss_in_float32(name):
+    logits, targets = _data(4)
+    z, y = torch.from_numpy(logits).bfloat16(), torch.from_numpy(targets)
+    loss = parse_loss(name).build(COUNTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(z, y)
+    assert inside.dtype == torch.float32
+    assert inside.item() == loss(z.float(), y).item()
+
+
+def test_cells_add_up_to_the_mean_over_batches_of_unequal_knowledge():
+    logits, targets = (torch.from_numpy(a) for a in _data(5, n=10))
+    loss = parse_loss("asl").build(COUNTS)
+    parts = [loss.cells(logits[s], targets[s]).sum() for s in (slice(0, 3), slice(3, 10))]
+    assert (sum(parts) / (targets >= 0).sum()).item() == pytest.approx(loss(logits, targets).item())
+
+
+def test_asymmetric_loss_drops_easy_negatives_and_fades_on_hopeless_ones():
+    loss = parse_loss("asl").build(COUNTS)
+    z = torch.tensor([[-3.0, 1.0, 9.0, 30.0]], requires_grad=True)
+    loss(z, torch.zeros(1, 4)).backward()
+    easy, hard, harder, hopeless = z.grad[0]
+    assert easy == 0
+    assert hard > harder > hopeless >= 0
+
+
+def test_balanced_weights_are_largest_for_the_rare_tag_of_an_image():
+    loss = parse_loss("db").build(COUNTS)
+    y = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]])
+    weights = loss.weigh(torch.zeros(2, 4), y)
+    assert weights[0, 1] > weights[0, 0] > weights[0, 3]
+    torch.testing.assert_close(weights[1], torch.full((4,), 1.1))
+
+
+def test_negative_tolerance_lets_go_of_low_scores():
+    z = torch.full((1, 4), -2.0, requires_grad=True)
+    gradients = {}
+    for text in (NEUTRAL["db"], "db:alpha=0.5,beta=0,kappa=0,lam=5"):
+        loss = parse_loss(text).build(COUNTS)(z, torch.zeros(1, 4))
+        (gradients[text],) = torch.autograd.grad(loss, z)
+    plain, tolerant = gradients.values()
+    assert (tolerant < 0.01 * plain).all()
+
+
+def test_balanced_loss_sees_the_logits_of_rare_tags_lowered():
+    z, y = torch.zeros(1, 4), torch.zeros(1, 4)
+    plain, shifted = (
+        parse_loss(f"db:alpha=0.5,beta=0,lam=1,kappa={kappa}").build(COUNTS).cells(z, y)[0]
+        for kappa in (0, 0.1)
+    )
+    push = plain - shifted  # of a negative, less where the tag is rarer
+    assert push[2] > push[1] > push[0] > 0
+    assert push[3].item() == pytest.approx(0, abs=1e-6)  # half of the images have tag 3
+
+
+def test_adjusted_loss_of_a_shifted_head_is_plain_bce():
+    logits, targets = _data(6)
+    shifted = torch.from_numpy(logits - COUNTS.log_odds)
+    adjusted = parse_loss("la").build(COUNTS)(shifted, torch.from_numpy(targets))
+    plain = parse_loss("bce").build(COUNTS)(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert adjusted.item() == pytest.approx(plain.item())
+
+
+def test_counts_leave_unknown_cells_out():
+    counts = LabelCounts.of(np.array([[1, 0, -1], [1, -1, -1], [0, 0, -1]], np.int8))
+    assert counts.positives.tolist() == [2, 0, 0]
+    assert counts.known.tolist() == [3, 2, 0]
+    assert np.isfinite(counts.log_odds).all()
+    assert counts.log_odds[2] == 0
+
+
+@pytest.mark.parametrize("text", [*NEUTRAL.values(), "asl:gamma_neg=2,smoothing=0.05", "db:mu=0.3"])
+def test_text_reads_back(text):
+    assert str(parse_loss(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hinge", "--loss hinge is unknown; choose one of bce, asl"),
+        ("asl:gamma=4", "asl takes gamma_pos=0, gamma_neg=4, clip=0.05, smoothing=0"),
+        ("bce:0.1", "unknown part '0.1'"),
+        ("focal:gamma=high", "gamma=high is not a number"),
+        ("focal:gamma=1,gamma=2", "gives gamma twice"),
+        ("asl:clip=1", "clip=1 is out of range"),
+        ("bce:smoothing=nan", "smoothing=nan is out of range"),
+        ("asl:clip=none", "clip=none"),
+    ],
+)
+def test_bad_text_is_refused_with_its_remedy(text, message):
+    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
+        parse_loss(text)

@@ -1,0 +1,357 @@
+"""Training from kept activations: the same as without, bounded, and never from wrong rows."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retailtag.backbones import load_backbone
+from retailtag.errors import DamagedFile, DataError, Unavailable, UsageError
+from retailtag.finetuning import trunk as trunk_module
+from retailtag.finetuning import trunk_cache as cache_module
+from retailtag.finetuning.steps import Parts, predict
+from retailtag.finetuning.trainer import Training
+from retailtag.finetuning.trunk import from_bytes, spec_of, storage_dtype, to_bytes
+from retailtag.finetuning.trunk_cache import TrunkCache, TrunkSpec, make_room, parse_budget
+from retailtag.store.lock import WriterLock
+
+SPEC = TrunkSpec(
+    "demo:cnn", "0" * 64, "{}", "{}", "eager-float32", "b", (3,), "contiguous", "float32"
+)
+
+
+def rows_of(*values):
+    return np.array([[v] * 3 for v in values], np.float32).view(np.uint8)
+
+
+def write(cache, **values):
+    """Rows of images; the hash of an image is its name and a digit."""
+    with cache.writer() as writer:
+        for name, value in values.items():
+            writer.add([name], [f"{name}1"], rows_of(value))
+
+
+# -- the cache alone -------------------------------------------------------------------------
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path):
+    write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
+    cache = TrunkCache(tmp_path, SPEC)
+    assert len(cache) == 3
+    np.testing.assert_array_equal(cache.read(["c", "a", "c"]), rows_of(3, 1, 3))
+    assert cache.missing({"a": "a1", "b": "b2", "d": "d1"}) == ["b", "d"]
+
+
+def test_a_second_writer_adds_and_replaces(tmp_path):
+    write(TrunkCache(tmp_path, SPEC), a=1, b=2)
+    write(TrunkCache(tmp_path, SPEC), b=5, c=3)
+    np.testing.assert_array_equal(
+        TrunkCache(tmp_path, SPEC).read(["a", "b", "c"]), rows_of(1, 5, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights_sha256": "1" * 64},
+        {"preprocessing": '{"size": 2}'},
+        {"engine": "autocast-bf16"},
+        {"boundary": "c"},
+        {"dtype": "float16"},
+        {"view": "light seed 0 view 1"},
+        {"architecture": "{1}"},
+        {"order": "channels-last"},
+    ],
+)
+def test_another_identity_has_another_folder(tmp_path, changes):
+    write(TrunkCache(tmp_path, SPEC), a=1)
+    assert len(TrunkCache(tmp_path, replace(SPEC, **changes))) == 0
+    assert len(TrunkCache(tmp_path, SPEC)) == 1
+
+
+def test_a_folder_whose_identity_was_changed_serves_nothing_and_is_emptied(tmp_path):
+    cache = TrunkCache(tmp_path, SPEC)
+    write(cache, a=1, b=2)
+    identity = cache.path / "identity.json"
+    identity.write_text(identity.read_text().replace("demo:cnn", "demo:dino"))
+    again = TrunkCache(tmp_path, SPEC)
+    assert again.missing({"a": "a1"}) == ["a"]
+    write(again, a=7)
+    last = TrunkCache(tmp_path, SPEC)
+    assert last.missing({"a": "a1", "b": "b1"}) == ["b"]
+    np.testing.assert_array_equal(last.read(["a"]), rows_of(7))
+
+
+def test_every_flipped_byte_is_found_or_harmless(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "PIECE_BYTES", 24)
+    cache = TrunkCache(tmp_path, SPEC)
+    write(cache, a=1, b=2, c=3)
+    hashes, right = {n: f"{n}1" for n in "abc"}, rows_of(1, 2, 3)
+    for path in sorted(cache.path.glob("*[0-9].*")) + [cache.path / "identity.json"]:
+        content = path.read_bytes()
+        for place in range(len(content)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            damaged = TrunkCache(tmp_path, SPEC)
+            if not damaged.missing(hashes):
+                try:
+                    np.testing.assert_array_equal(damaged.read(list("abc")), right)
+                except DamagedFile:
+                    assert damaged.missing(hashes)
+                    for lost in cache.path.glob("rows-*"):
+                        lost.unlink(missing_ok=True)
+                    write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
+            damaged.close()
+        path.write_bytes(content)
+
+
+def test_what_a_killed_writer_leaves_does_not_count_and_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "PIECE_BYTES", 12)
+    real = cache_module.write_json
+
+    def killed(path, value):
+        if path.name == "rows-000001.json":
+            raise KeyboardInterrupt
+        real(path, value)
+
+    monkeypatch.setattr(cache_module, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
+    monkeypatch.setattr(cache_module, "write_json", real)
+    cache = TrunkCache(tmp_path, SPEC)
+    assert cache.missing({n: f"{n}1" for n in "abc"}) == ["b", "c"]
+    write(cache, c=3)
+    assert sorted(p.name for p in cache.path.glob("*.bin")) == [
+        "rows-000000.bin",
+        "rows-000001.bin",
+    ]
+    np.testing.assert_array_equal(TrunkCache(tmp_path, SPEC).read(["c", "a"]), rows_of(3, 1))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    other = TrunkCache(tmp_path, SPEC)
+    with TrunkCache(tmp_path, SPEC).writer(), pytest.raises(Unavailable, match="another process"):
+        write(other, a=1)
+
+
+def test_a_removed_cache_serves_on_while_it_is_open(tmp_path):
+    write(TrunkCache(tmp_path, SPEC), a=1)
+    cache = TrunkCache(tmp_path, SPEC)
+    assert make_room(tmp_path, 20, [], 20)
+    assert not cache.path.exists()
+    np.testing.assert_array_equal(cache.read(["a"]), rows_of(1))
+
+
+def test_the_least_recently_used_goes_first(tmp_path):
+    caches = [TrunkCache(tmp_path, replace(SPEC, view=f"view {k}")) for k in range(3)]
+    for age, cache in enumerate(caches):
+        write(cache, a=1, b=2)
+        os.utime(cache.path / "identity.json", (1000 - age, 1000 - age))
+    size = sum(f.stat().st_size for f in caches[0].path.glob("rows-*"))
+    assert make_room(tmp_path, 3 * size, [], 0)
+    assert make_room(tmp_path, 3 * size, [caches[2].path], size)
+    assert [cache.path.exists() for cache in caches] == [True, False, True]
+    assert not make_room(tmp_path, 3 * size, [caches[2].path], 3 * size)
+    assert [cache.path.exists() for cache in caches] == [True, False, True]
+
+
+def test_the_budget_is_a_share_of_the_disk_or_what_is_given(tmp_path):
+    assert parse_budget(1.5, tmp_path) == 1_500_000_000
+    assert parse_budget(0, tmp_path) == 0
+    assert 0 < parse_budget(None, tmp_path / "not" / "yet") <= 100_000_000_000
+    for bad in (-1, float("nan")):
+        with pytest.raises(UsageError, match="--cache-gb"):
+            parse_budget(bad, tmp_path)
+
+
+# -- from the network to the cache -----------------------------------------------------------
+
+FAMILIES = [
+    "demo:cnn",
+    "demo:dino",
+    "demo:clip",
+    "timm:resnet18?size=32",
+    "timm:vit_tiny_patch16_224?img_size=32",
+    "timm:vit_small_patch14_dinov2?img_size=28",
+    "timm:swin_tiny_patch4_window7_224?embed_dim=24&img_size=112",
+    "open_clip:ViT-S-32?size=64",
+    "open_clip:RN50?size=64",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stored_and_read_activations_are_the_same_bit_for_bit(world, quick, name):
+    world.name = name
+    network = world.network(replace(quick, precision="float32"))
+    network.eval()
+    pixels = torch.randint(0, 256, (3, 3, *network.backbone.preprocess.size), dtype=torch.uint8)
+    sample = network.activations(pixels)
+    spec = spec_of(network, network.backbone.spec(), sample, "float32")
+    back = from_bytes(to_bytes(sample, spec), spec)
+    assert torch.equal(back, sample)
+    with torch.no_grad():
+        whole = network.head(network.backbone.forward(pixels))
+        _, rest = network.backbone.split_at(4)
+        assert torch.equal(network.head(rest(back)), whole)
+        torch.testing.assert_close(network.logits(back), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["demo:cnn", "demo:dino", "demo:clip"])
+def test_half_precision_is_taken_where_embeddings_agree(world, quick, name):
+    network = world.network(quick, load_backbone(name))
+    network.eval()
+    _, batch = next(world.feed(network).batches(world.fit, 16))
+    sample = network.activations(batch)
+    assert storage_dtype(network, sample) == "float16"
+    assert storage_dtype(network, sample.bfloat16()) == "bfloat16"
+    assert storage_dtype(network, sample * 1e6) == "float32"  # beyond float16
+    assert storage_dtype(network, 1000 + sample / 1000) == "float32"  # within, and rounded away
+
+
+def _epoch(world, network, feed):
+    """Loss of an epoch and scores after it."""
+    run = Training(network, feed, world.labels, world.fit)
+    loss, _ = run.epoch(1)
+    return loss, run.predict(world.val)
+
+
+@pytest.mark.parametrize("name", ["demo:cnn", "demo:dino", "demo:clip"])
+@pytest.mark.parametrize("augment", ["none", "cached:3"])
+def test_kept_and_plain_training_agree(world, quick, tmp_path, name, augment):
+    world.name = name
+    config = replace(quick, augment=augment, epochs=3)
+    plain = world.train(config)
+    for dtype, tolerance in (("float32", 1e-5), ("float16", 2e-2)):
+        network = world.network(config)
+        feed = world.kept(network, tmp_path, dtype=dtype)
+        assert feed.dtype == dtype
+        kept = world.train(network=network, feed=feed)
+        scale = np.abs(plain.val_logits).max()
+        np.testing.assert_allclose(
+            kept.val_logits, plain.val_logits, atol=tolerance * scale, rtol=0
+        )
+        for a, b in zip(kept.history, plain.history, strict=True):
+            if a["loss"] is not None:
+                assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
+        feed.close()
+
+
+def test_the_second_time_nothing_is_computed_or_decoded(world, quick, tmp_path, monkeypatch):
+    network = world.network(quick)
+    first = _epoch(world, network, world.kept(network, tmp_path))
+    network = world.network(quick)
+    feed = world.kept(network, tmp_path, dtype=_dtype(tmp_path))
+    monkeypatch.setattr(type(network), "activations", None)
+    again = _epoch(world, network, feed)
+    assert first[0] == again[0]
+    np.testing.assert_array_equal(first[1], again[1])
+
+
+def _dtype(root):
+    """The dtype that was chosen: given, no sample of pixels is needed."""
+    import json
+
+    (identity,) = Path(root).glob("*/identity.json")
+    return json.loads(identity.read_text())["dtype"]
+
+
+def test_a_damaged_row_is_computed_again_in_the_middle_of_an_epoch(world, quick, tmp_path):
+    network = world.network(quick)
+    expected = _epoch(world, network, world.kept(network, tmp_path))
+    (path,) = tmp_path.glob("*/rows-000000.bin")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 64
+    path.write_bytes(content)
+    network = world.network(quick)
+    found = _epoch(world, network, world.kept(network, tmp_path))
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_changed_images_are_computed_again_and_unknown_changes_refused(world, quick, tmp_path):
+    network = world.network(quick)
+    world.kept(network, tmp_path).close()
+    changed = str(world.catalog.image_ids[world.fit[0]])
+    world.hashes = {**world.hashes, changed: "0" * 64}
+    with pytest.raises(DataError, match="has changed since"):
+        world.kept(network, tmp_path)
+
+
+def test_other_weights_are_not_served(world, quick, tmp_path):
+    network = world.network(quick)
+    world.kept(network, tmp_path).close()
+    other = load_backbone("demo:cnn", random_weights=True, seed=1)
+    network = world.network(quick, other)
+    kept = world.kept(network, tmp_path)
+    plain = world.feed(network)
+    np.testing.assert_allclose(
+        predict(network, kept, world.val, Parts(16)),
+        predict(network, plain, world.val, Parts(16)),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypatch, said):
+    network = world.network(quick)
+    assert world.kept(network, tmp_path, budget=1000, progress=said) is None
+    assert "do not fit --cache-gb" in said.lines[-1]
+    assert not list(tmp_path.glob("*/rows*"))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "write_whole", full)
+    assert world.kept(network, tmp_path, progress=said) is None
+    assert "No space left on device" in said.lines[-1]
+
+
+def test_a_cache_that_another_process_fills_is_left_to_it(world, quick, tmp_path, said):
+    network = world.network(quick)
+    world.kept(network, tmp_path).close()
+    (folder,) = tmp_path.iterdir()
+    for path in folder.glob("rows-*"):
+        path.unlink()
+    lock = WriterLock(folder / "writer.lock")
+    lock.acquire()
+    try:
+        assert world.kept(network, tmp_path, progress=said) is None
+    finally:
+        lock.release()
+    assert "another process" in said.lines[-1]
+
+
+def test_activations_beyond_the_stored_range_are_kept_in_full(world, quick, tmp_path, monkeypatch):
+    """The sample fits float16 and a later image does not."""
+    monkeypatch.setattr(trunk_module, "storage_dtype", lambda *args: "float16")
+    network = world.network(quick)
+    real = network.trunk
+    network.trunk = lambda pixels: real(pixels) * 1e6
+    assert world.kept(network, tmp_path).dtype == "float32"
+
+
+def test_models_that_cannot_be_cut_and_unknown_dtypes(world, quick, tmp_path):
+    whole = world.network(replace(quick, blocks="all"))
+    assert whole.trunk is None
+    assert world.kept(whole, tmp_path) is None
+    assert world.kept(world.network(quick), tmp_path, budget=0) is None
+    with pytest.raises(UsageError, match="--cache-dtype int8"):
+        world.kept(world.network(quick), tmp_path, dtype="int8")
+
+
+def test_views_differ_from_each_other_and_from_another_seed(world, quick, tmp_path):
+    config = replace(quick, augment="cached:2")
+    shown = []
+    for seed in (0, 1):
+        network = world.network(replace(config, seed=seed))
+        feed = world.kept(network, tmp_path)
+        for epoch in (1, 2, 3):
+            (_, batch), *_ = feed.batches(world.fit[:8], 8, epoch)
+            shown.append(batch.clone())
+    assert torch.equal(shown[0], shown[2])
+    assert torch.equal(shown[0], shown[3])  # view 0 is the image itself
+    assert not torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[1], shown[4])
+    assert len(list(tmp_path.iterdir())) == 3

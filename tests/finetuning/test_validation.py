@@ -1,0 +1,59 @@
+"""Which of two states is kept."""
+
+import math
+
+import numpy as np
+import pytest
+
+from retailtag.finetuning.validation import Judge, Measured
+
+TAIL = np.array([False, False, True, True, True])
+
+
+def measured(f1, ap=None):
+    f1 = np.array(f1, float)
+    return Measured(f1, f1 if ap is None else np.array(ap, float))
+
+
+def judge(choose="macro-f1"):
+    return Judge(lambda logits: measured(logits[0]), TAIL, choose)
+
+
+def test_figures_are_means_over_tags_that_have_them():
+    row = judge().row(
+        measured([0.5, 1, 0, math.nan, 0.5], [0.2, 0.4, math.nan, math.nan, math.nan])
+    )
+    assert row == {
+        "criterion": 0.5,
+        "macro_f1": 0.5,
+        "tail_macro_f1": 0.25,
+        "macro_ap": pytest.approx(0.3),
+        "tail_macro_ap": None,
+    }
+
+
+def test_without_any_f1_average_precision_decides_and_without_both_nothing_is_better():
+    none = [math.nan] * 5
+    assert judge().value(measured(none, [0.5] * 5)) == 0.5
+    assert judge().value(measured(none, none)) == -1
+    assert judge("macro-ap").value(measured([1] * 5, [0.25] * 5)) == 0.25
+
+
+def test_a_loss_of_the_tail_beyond_its_error_is_not_admitted():
+    start = measured([0.5, 0.5, 0.5, 0.5, 0.5])
+    noisy = measured([0.9, 0.9, 0.9, 0.5, 0.0])  # mean gain -0.03, error 0.26
+    sure = measured([0.9, 0.9, 0.4, 0.4, 0.41])
+    assert judge().admits(noisy, start)
+    assert not judge().admits(sure, start)
+    assert judge("macro-f1-free").admits(sure, start)
+    assert judge("macro-ap").admits(sure, start)
+    assert judge().admits(start, start)
+
+
+def test_few_tail_tags_decide_by_their_sign():
+    nan = math.nan
+    start = measured([0.5, 0.5, 0.5, nan, nan])
+    assert judge().admits(measured([0, 0, 0.5, nan, nan]), start)
+    assert not judge().admits(measured([1, 1, 0.4, nan, nan]), start)
+    none = measured([0.5, 0.5, nan, nan, nan])
+    assert judge().admits(none, none)

@@ -1,0 +1,151 @@
+"""Archives and folders give the same bytes, from any thread, and nothing from outside."""
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retailtag.errors import DataError, UnreadableImage
+from retailtag.images import unpack
+from retailtag.images.sources import FolderImages, ParquetImages, TarImages, ZipImages, open_images
+
+PATHS = [f"images/{i}.jpg" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", [None, "images.tar", "images.tar.xz", "images.zip"])
+def test_every_source_gives_the_bytes_from_any_thread(shop, pack, picture, name):
+    place = pack(shop, name) if name else shop
+    source = pickle.loads(pickle.dumps(open_images(place, PATHS)))  # noqa: S301
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(source.read, [i % 4 for i in range(80)]))
+    assert got == [picture(40 * (i % 4)) for i in range(80)]
+    assert source.name(2).endswith("images/2.jpg")
+    assert not source.faults
+
+
+def test_parquet_keeps_few_row_groups_and_pickles(tmp_path, picture):
+    table = pa.table({"image": [picture(i) for i in range(20)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=1)
+    paths = [str(i) for i in range(20)]
+    source = ParquetImages(tmp_path, paths, [tmp_path / "x.parquet"], "image")
+    source = pickle.loads(pickle.dumps(source))  # noqa: S301
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(source.read, range(20))) == [picture(i) for i in range(20)]
+    assert len(source._groups) == source.KEPT
+
+
+def test_a_link_out_of_the_folder_is_not_followed(shop, tmp_path, picture):
+    (tmp_path / "secret.jpg").write_bytes(picture())
+    (shop / "images" / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (shop / "images" / "in.jpg").symlink_to(shop / "images" / "1.jpg")
+    (shop / "away").symlink_to(tmp_path)
+    source = FolderImages(shop, ["images/out.jpg", "images/in.jpg", "away/secret.jpg", "nope.jpg"])
+    assert "leaves" in source.faults[0]
+    assert source.read(1) == picture(40)
+    assert "behind a link that leaves the folder; give the real folder" in source.faults[2]
+    assert source.faults[3] == "is missing"
+    with pytest.raises(UnreadableImage, match="leaves"):
+        source.read(0)
+
+
+def test_a_folder_that_may_not_be_read_is_told_from_a_missing_one(shop, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "may not be read" in FolderImages(shop, PATHS).faults[0]
+
+
+def test_a_file_that_becomes_a_link_later_is_not_followed(shop, tmp_path, picture):
+    (tmp_path / "secret.jpg").write_bytes(picture())
+    source = FolderImages(shop, PATHS)
+    (shop / PATHS[0]).unlink()
+    (shop / PATHS[0]).symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(UnreadableImage, match="leaves"):
+        source.read(0)
+    (shop / PATHS[1]).unlink()
+    with pytest.raises(UnreadableImage, match="cannot be opened"):
+        source.read(1)
+
+
+def test_links_and_escapes_inside_a_tar_are_refused(tmp_path, picture):
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("good.jpg", "/absolute.jpg", "../above.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture())
+            tar.addfile(info, io.BytesIO(picture()))
+        for name, kind in (("soft.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "good.jpg"
+            tar.addfile(info)
+    names = ["good.jpg", "soft.jpg", "hard.jpg", "/absolute.jpg", "../above.jpg"]
+    source = TarImages(archive, names)
+    assert source.read(0) == picture()
+    assert "is a link" in source.faults[1]
+    assert "is a link" in source.faults[2]
+    assert source.faults[3] == source.faults[4] == "is missing"
+
+
+def test_a_compressed_tar_is_unpacked_once_and_mended(shop, pack, cache, monkeypatch):
+    archive = pack(shop, "images.tar.gz")
+    TarImages(archive, PATHS)
+    plain, index = sorted(cache.rglob("*.tar"))[0], sorted(cache.rglob("*.json"))[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(unpack, "_copy", None)  # a second unpacking would fail
+        TarImages(archive, PATHS)
+    index.write_text("{")
+    plain.write_bytes(b"")
+    assert TarImages(archive, PATHS).read(0)[:2] == b"\xff\xd8"
+
+
+def test_a_bomb_leaves_nothing_behind(tmp_path, cache, shop, pack):
+    archive = pack(shop, "images.tar.xz")
+    with pytest.raises(DataError, match="unpack it yourself"):
+        unpack.plain_tar(archive, max_bytes=1000)
+    assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("name", ["images.tar.xz", "images.tar.gz", "images.tar", "images.zip"])
+def test_damaged_archives_name_themselves(shop, pack, cache, name):
+    archive = pack(shop, name)
+    archive.write_bytes(archive.read_bytes()[:300])
+    if name == "images.tar":
+        archive.write_bytes(b"not a tar at all")
+    with pytest.raises(DataError, match=name):
+        open_images(archive, PATHS)
+    assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+def test_a_tar_that_shrinks_after_opening_names_the_image(shop, pack):
+    archive = pack(shop, "images.tar")
+    source = TarImages(archive, PATHS)
+    os.truncate(archive, 612)
+    with pytest.raises(UnreadableImage, match="breaks off"):
+        source.read(0)
+    with pytest.raises(DataError, match=r"images\.tar"):
+        TarImages(archive, PATHS)
+
+
+def test_zip_members_are_checked(tmp_path, picture):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("stored.jpg", picture())
+        archive.writestr("lzma.jpg", picture(), zipfile.ZIP_LZMA)
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "stored.jpg")
+    source = ZipImages(path, ["stored.jpg", "lzma.jpg", "link.jpg", "none.jpg"])
+    assert source.read(0) == picture()
+    assert [source.faults[i].split()[0] for i in (1, 2, 3)] == ["has", "is", "is"]
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UnreadableImage, match="checksum"):
+        ZipImages(path, ["stored.jpg"]).read(0)

@@ -1,0 +1,85 @@
+"""What the stages record for the scorer's warnings."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from retailtag.backbones import load_backbone
+from retailtag.catalog.readers import read_catalog
+from retailtag.catalog.split import k_folds
+from retailtag.extraction.extract import extract
+from retailtag.runs.evidence import copies_of_fitted, threshold_f1
+from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.scoring.metrics import f1_from_counts, tag_counts
+from retailtag.scoring.score import score_predictions
+from retailtag.thresholds.tuning import Tuning, choose_rule, tune_thresholds
+
+
+@pytest.fixture(scope="module")
+def copied(tiny_csv, tmp_path_factory):
+    """The small world in which a test image has the bytes of a training image."""
+    root = tmp_path_factory.mktemp("copied")
+    shutil.copytree(tiny_csv.parent, root / "shop")
+    shutil.copy(root / "shop/images/p000-0.png", root / "shop/images/p003-0.png")
+    catalog = read_catalog(root / "shop/catalogue.csv")
+    backbone = load_backbone("demo:cnn")
+    return catalog, extract(catalog, backbone, root / "features").store
+
+
+def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):
+    catalog, store = copied
+    test, train = (catalog.image_ids[catalog.rows(s)] for s in ("test", "train"))
+    by_file = {catalog.images.name(k).rsplit("/")[-1]: i
+               for k, i in enumerate(catalog.image_ids.tolist())}  # fmt: skip
+    expected = {by_file["p003-0.png"]: by_file["p000-0.png"]}
+    assert copies_of_fitted(store, test, train) == expected
+    run = run_probe(catalog, store, tmp_path, ProbeSettings(grid="0.1", folds=2))
+    assert run.predictions.provenance["copies"] == expected
+    recorded = run.predictions.provenance["threshold_f1"]
+    assert set(recorded["all"]) == {"in_sample", "cross_fit"}
+    codes = [f.code for f in score_predictions(run.predictions, catalog, n_bootstrap=5).findings]
+    assert "duplicated-images" in codes
+
+
+def test_cross_fit_f1_shows_what_tuning_on_chance_earns(tiny):
+    """On scores without any skill, per-tag tuning gains in sample and not across."""
+    rows = tiny.rows("train")
+    logits = np.random.default_rng(0).normal(size=tiny.table.labels[rows].shape).astype(np.float32)
+    labels, group = tiny.table.labels[rows], tiny.table.group
+    tuned = tune_thresholds(logits, labels, group, "per-tag")
+    found = threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
+    assert found["tail"]["in_sample"] > found["tail"]["cross_fit"]
+    assert found == threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
+    fixed = np.zeros_like(tuned)
+    same = threshold_f1(tiny, rows, logits, fixed, Tuning("fixed"))
+    assert same["all"]["in_sample"] == same["all"]["cross_fit"]
+
+
+def test_a_scope_without_a_positive_is_left_out(tiny):
+    rows = tiny.rows("train")
+    labels = tiny.table.labels.copy()
+    labels[:, tiny.table.group == "tail"] = 0
+    bare = replace(tiny, table=replace(tiny.table, labels=labels))
+    logits = np.zeros(labels[rows].shape, np.float32)
+    found = threshold_f1(bare, rows, logits, np.zeros(len(bare.table.tags)), Tuning("fixed"))
+    assert list(found) == ["all"]
+
+
+def test_the_choice_of_the_rule_is_cross_fitted_too(tiny):
+    """Each half chooses its rule from the other's folds and tunes by it; written out here."""
+    rows, rng = tiny.rows("train"), np.random.default_rng(1)
+    labels, group = tiny.table.labels[rows], tiny.table.group
+    logits = (rng.normal(size=labels.shape) + 1.5 * (labels == 1) - 2).astype(np.float32)
+    fold = rng.integers(0, 3, len(rows))
+    tuned = Tuning().tune(logits, labels, group, fold)
+    found = threshold_f1(tiny, rows, logits, tuned.thresholds, Tuning(), fold)
+    half = k_folds(labels, tiny.group[rows], tiny.image_ids[rows], 2, 0)
+    crossed = np.zeros(logits.shape, bool)
+    for side in (0, 1):
+        o = half != side
+        rule = choose_rule(logits[o], labels[o], group, fold[o]).rule
+        crossed[~o] = logits[~o] >= tune_thresholds(logits[o], labels[o], group, rule)
+    f1 = f1_from_counts(tag_counts(crossed, labels))
+    assert found["all"]["cross_fit"] == pytest.approx(np.nanmean(f1))

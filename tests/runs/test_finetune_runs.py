@@ -1,0 +1,228 @@
+"""Fine-tunes as users start them: killed and started again, over seeds, refitted, searched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from retailtag.backbones import load_backbone
+from retailtag.errors import UsageError
+from retailtag.files import read_json
+from retailtag.finetuning.artefact import Checkpoint
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.predictions import Predictions
+from retailtag.runs.finetune import FinetuneRun, Means, run_finetune, run_seeds
+from retailtag.runs.finetune_search import search_settings
+from retailtag.runs.finetune_start import divide
+from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.scoring.files import seed_groups
+
+QUICK = FinetuneConfig(epochs=1, batch_size=32, augment="none")
+MEANS = Means(workers=0)
+
+
+@pytest.fixture(scope="module")
+def probe(tiny, tiny_store, tmp_path_factory):
+    settings = ProbeSettings(grid="0.01", folds=2, heads="logistic")
+    return run_probe(tiny, tiny_store, tmp_path_factory.mktemp("probe"), settings).probe
+
+
+def load():
+    return load_backbone("demo:cnn")
+
+
+def test_kept_activations_give_the_same_predictions(tiny, tiny_store, probe, tmp_path):
+    runs = []
+    for gigabytes in (0, None):
+        means = replace(MEANS, cache_gb=gigabytes, cache_dtype="float32")
+        out = tmp_path / str(gigabytes)
+        runs.append(run_finetune(tiny, tiny_store, load(), probe, out, QUICK, means=means))
+    root = tiny_store.path.parent
+    kept = root.with_name(f"{root.name}-trunk")
+    assert len(list(kept.glob("*/rows-*.bin"))) == 1
+    plain, cached = (run.predictions.logits for run in runs)
+    np.testing.assert_allclose(cached, plain, rtol=1e-4, atol=1e-4)
+    assert [r.best_epoch for r in runs] == [runs[0].best_epoch] * 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from retailtag.backbones import load_backbone
+from retailtag.catalog.readers import read_catalog
+from retailtag.finetuning.config import FinetuneConfig
+from retailtag.extraction.embed import identity
+from retailtag.runs.finetune import Means, run_finetune
+from retailtag.probes.artefact import Probe
+from retailtag.store import FeatureStore
+
+torch.set_num_threads(1)
+csv, features, probe, out = sys.argv[1:]
+run_finetune(
+    read_catalog(Path(csv)),
+    FeatureStore.find(Path(features), identity(load_backbone("demo:cnn"))),
+    load_backbone("demo:cnn", random_weights=True),  # a poor start: some epoch is kept
+    Probe.load(Path(probe)),
+    Path(out),
+    FinetuneConfig(epochs=2, batch_size=16, ema=0.9, refit=True, choose="macro-ap", lr=1e-3),
+    means=Means(workers=0, checkpoint_minutes=1e-6),
+)
+"""
+
+
+def _start(*args):
+    command = [sys.executable, "-c", SCRIPT, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _kill_after(process, path, n_snapshots):
+    """SIGKILL once `n_snapshots` snapshots were seen; whether that came before the end."""
+    seen, last = 0, None
+    while process.poll() is None:
+        stamp = path.stat().st_mtime_ns if path.exists() else None
+        if stamp is not None and stamp != last:
+            seen, last = seen + 1, stamp
+            if seen >= n_snapshots:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                return True
+        time.sleep(0.002)
+    process.communicate()
+    return False
+
+
+def test_a_killed_run_goes_on_to_the_same_predictions(tiny, tiny_csv, tiny_store, probe, tmp_path):
+    probe.save(tmp_path / "probe")
+    args = (tiny_csv, tiny_store.path.parent, tmp_path / "probe")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kills = sum(
+        _kill_after(_start(*args, killed), killed / name, n)
+        for name, n in (("resume.pt", 7), ("resume-refit.pt", 3))
+    )
+    assert kills == 2
+    for out in (killed, whole):
+        process = _start(*args, out)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    a, b = (Predictions.load(out / "predictions.npz") for out in (killed, whole))
+    np.testing.assert_array_equal(a.logits, b.logits)
+    np.testing.assert_array_equal(a.thresholds, b.thresholds)
+    losses = [
+        [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()]
+        for out in (killed, whole)
+    ]
+    assert losses[0] == losses[1]
+    assert not list(killed.glob("resume*"))
+
+
+def test_seeds_stand_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tmp_path):
+    args = (tiny, tiny_store, load, probe, tmp_path)
+    first = run_seeds(*args, QUICK, 2, means=MEANS)
+    loaded = []
+
+    def counted():
+        loaded.append(1)
+        return load()
+
+    again = run_seeds(*(*args[:2], counted, *args[3:]), QUICK, 3, means=MEANS)
+    assert len(loaded) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seed-0", "seed-1", "seed-2"]
+    np.testing.assert_array_equal(again[0].predictions.logits, first[0].predictions.logits)
+    assert again[0].history == first[0].history
+    assert not np.array_equal(again[1].predictions.logits, again[0].predictions.logits)
+    groups = seed_groups([run.predictions for run in again], ["a", "b", "c"])
+    assert list(groups.values()) == [[0, 1, 2]]
+    assert "3 seeds" in next(iter(groups))
+    with pytest.raises(UsageError, match="--seeds 0"):
+        run_seeds(*args, QUICK, 0)
+
+
+def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
+    run = run_finetune(tiny, tiny_store, load(), probe, tmp_path, QUICK, means=MEANS)
+    back = FinetuneRun.load(tmp_path)
+    assert (back.history, back.best_epoch) == (run.history, run.best_epoch)
+    assert FinetuneRun.load(tmp_path / "nothing") is None
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["settings"] == QUICK.to_json()
+    assert [row["step"] for row in rows[1:]] == [0, 1]
+
+
+def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
+    config = replace(QUICK, epochs=2, choose="macro-ap", interpolate="1", lr=1e-3)
+    once, twice = (  # random weights, so that the start is poor and an epoch is kept
+        run_finetune(
+            tiny,
+            tiny_store,
+            load_backbone("demo:cnn", random_weights=True),
+            probe,
+            tmp_path / str(refit),
+            replace(config, refit=refit),
+            means=MEANS,
+        )
+        for refit in (False, True)
+    )
+    assert once.best_epoch == twice.best_epoch > 0
+    assert once.history[1]["loss"] == twice.history[1]["loss"]
+    np.testing.assert_array_equal(once.checkpoint.thresholds, twice.checkpoint.thresholds)
+    assert twice.checkpoint.facts["n_fit"] == len(tiny.rows("train"))
+    assert once.checkpoint.facts["n_fit"] < len(tiny.rows("train"))
+    assert not np.array_equal(once.predictions.logits, twice.predictions.logits)
+
+
+def test_a_refit_of_the_start_is_a_probe_of_all_training_images(tiny, tiny_store, probe, tmp_path):
+    config = replace(QUICK, epochs=0, refit=True)
+    run = run_finetune(tiny, tiny_store, load(), probe, tmp_path, config, means=MEANS)
+    train = tiny.rows("train")
+    X = tiny_store.load(tiny.image_ids[train].tolist()).X
+    logits = X @ run.checkpoint.weight.T + run.checkpoint.bias
+    expected = probe.logits(X)
+    np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(tiny, tiny_store, probe):
+    split = tiny.split.copy()
+    split[tiny.rows("train")[:20]] = "val"
+    with pytest.raises(UsageError, match="has a val split of its own"):
+        divide(tiny.with_split(split), tiny_store, replace(QUICK, refit=True))
+
+
+def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):
+    pytest.importorskip("optuna")
+    args = (tiny, tiny_store, load, probe, tmp_path, QUICK)
+    best, ranking = search_settings(*args, 2, means=MEANS)
+    assert len(ranking.rows) == 2
+    assert {r.setting.loss for r in ranking.rows} >= {"bce"}
+    assert read_json(tmp_path / "search" / "search.json") == ranking.to_json()
+    again, same = search_settings(*args, 2, means=MEANS)
+    assert (again, same) == (best, ranking)
+    assert replace(best, loss="bce", sampler="shuffle", lr=3e-4, layer_decay=0.75) == QUICK
+
+
+def test_from_scratch_nothing_of_the_pretrained_weights_is_used(tiny, tiny_store, probe, tmp_path):
+    config = replace(QUICK, blocks="scratch", epochs=0)
+    runs = [
+        run_finetune(
+            tiny, tiny_store, load(), probe, tmp_path / str(s), replace(config, seed=s), means=MEANS
+        )
+        for s in (0, 1)
+    ]
+    pretrained = load().module.state_dict()
+    states = [Checkpoint.load(tmp_path / str(s)).state for s in (0, 1)]
+    weights = [name for name, t in pretrained.items() if t.ndim > 1]
+    for name in weights:
+        assert not np.array_equal(states[0][name], pretrained[name]), name
+        assert not np.array_equal(states[0][name], states[1][name]), name
+    assert np.ptp(runs[0].predictions.logits, axis=0).max() == 0  # the head starts at the prior
+
+
+@pytest.mark.parametrize("means", [{"checkpoint_minutes": 0}, {"checkpoint_minutes": float("nan")}])
+def test_bad_means_name_the_option(means):
+    with pytest.raises(UsageError, match="--checkpoint-minutes"):
+        Means(**means)

@@ -1,0 +1,40 @@
+import pytest
+
+from retailtag.runs.measure import Cost
+from retailtag.runs.stage import read_record, why_stale, write_record
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    write_record(tmp_path, ["a.txt"], {"x": 1, "y": [2]}, Cost(3.0), facts={"n": 1})
+    return tmp_path
+
+
+def test_a_sealed_stage_is_current_and_says_what_it_cost(sealed):
+    assert why_stale(sealed, {"x": 1, "y": [2]}) is None
+    record = read_record(sealed)
+    assert (record.seconds, record.facts) == (3.0, {"n": 1})
+
+
+def test_every_reason_to_run_again_is_named(sealed, tmp_path):
+    assert why_stale(tmp_path / "elsewhere", {}) == "not done"
+    assert why_stale(sealed, {"x": 2, "y": [3]}) == "x, y changed"
+    (sealed / "a.txt").write_text("hallo")
+    assert why_stale(sealed, {"x": 1}) == "a.txt is missing or damaged"
+    (sealed / "a.txt").unlink()
+    assert why_stale(sealed, {"x": 1}) == "a.txt is missing or damaged"
+
+
+WRONG_KINDS = (
+    '{"format":1,"inputs":[],"outputs":{},"seconds":0,"peak_memory_mib":0,"facts":{}}',
+    '{"format":1,"inputs":{},"outputs":{},"seconds":"0","peak_memory_mib":0,"facts":{}}',
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}', "\x00", *WRONG_KINDS]
+)
+def test_a_damaged_record_is_no_record(sealed, text):
+    (sealed / "stage.json").write_text(text)
+    assert why_stale(sealed, {}) == "not done"

@@ -1,0 +1,90 @@
+"""A tag's own threshold: averaged over replicates, smoothed."""
+
+import numpy as np
+import pytest
+import reference_thresholds as reference
+
+from retailtag.thresholds.curves import rank_tags
+from retailtag.thresholds.objectives import F1, Objective
+from retailtag.thresholds.per_tag import REPLICATES, Replicates, smoothed_thresholds
+from retailtag.thresholds.plug_in import plug_in_thresholds
+from retailtag.thresholds.rules import Menu
+from retailtag.thresholds.tuning import tune_thresholds
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Logits (distinct) and labels (800, 3) with 300, 30 and 2 positives; unknown cells."""
+    rng = np.random.default_rng(6)
+    labels = np.zeros((800, 3), np.int8)
+    for j, positives in enumerate([300, 30, 2]):
+        labels[rng.choice(800, positives, replace=False), j] = 1
+    logits = (1.5 * labels + rng.standard_normal(labels.shape)).astype(np.float32)
+    labels[(rng.random(labels.shape) < 0.05) & (labels == 0)] = -1
+    return logits, labels
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_bagged_threshold_is_the_mean_over_repeated_images(cells, beta):
+    """Each replicate written out: image at rank i as often as its Poisson count says."""
+    logits, labels = cells
+    count = np.random.default_rng(9).poisson(1.0, (REPLICATES, 800))
+    replicates = Replicates(800, seed=9)
+    for j, tag in enumerate(rank_tags(logits, labels)):
+        order = [i for i in np.argsort(-logits[:, j]) if labels[i, j] >= 0]
+        thresholds = []
+        for weights in count[:, : len(order)]:
+            rows = np.repeat(order, weights)
+            z, y = logits[rows, j], labels[rows, j]
+            if not (y == 1).any():
+                continue
+            f = [reference.f_at(t, z, y, beta) for t in tag.cuts.threshold]
+            thresholds.append(tag.cuts.threshold[int(np.argmax(f))])
+        assert replicates.threshold(tag, Objective(beta=beta)) == pytest.approx(
+            np.mean(thresholds, dtype=np.float64), rel=1e-6
+        )
+
+
+def test_bagged_rule_shrinks_the_mean_to_the_plug_in(cells):
+    logits, labels = cells
+    tags, group = rank_tags(logits, labels), np.array(["tail"] * 3)
+    positives = (labels == 1).sum(axis=0)
+    replicates = Replicates(max(len(tag.negated) for tag in tags), seed=3)
+    own = np.array([replicates.threshold(tag, F1) for tag in tags])
+    expected = (positives * own + 20 * plug_in_thresholds(tags, F1)) / (positives + 20)
+    found = tune_thresholds(logits, labels, group, "bagged", seed=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    other = tune_thresholds(logits, labels, group, "bagged", seed=4)
+    assert (other != found).any()
+
+
+def test_replicates_without_a_positive_have_no_threshold_and_the_rule_takes_the_own():
+    tag = rank_tags(np.array([[1.0], [0.0]], np.float32), np.array([[1], [0]], np.int8))[0]
+    never = Replicates(2, seed=0)
+    never._weight[:], never._total[:] = 0, 0
+    assert np.isnan(never.threshold(tag, F1))
+    menu = Menu([tag], np.array(["tail"]), F1, never)
+    own, plug_in = 0.5, plug_in_thresholds([tag], F1)[0]
+    assert menu.thresholds("bagged")[0] == pytest.approx((own + 20 * plug_in) / 21)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_smoothed_threshold_maximises_the_smoothed_curve(cells, beta):
+    logits, labels = cells
+    tags = rank_tags(logits, labels)
+    positive = [logits[labels[:, j] == 1, j].astype(np.float64) for j in range(3)]
+    squares = sum(((z - z.mean()) ** 2).sum() for z in positive)
+    s = np.sqrt(squares / sum(len(z) - 1 for z in positive))
+    found = smoothed_thresholds(tags, Objective(beta=beta))
+    for j, threshold in enumerate(found):
+        h = 0.45 * s * len(positive[j]) ** -0.2
+        grid = np.linspace(logits.min(), logits.max() + 1, 60)
+        curve = [reference.smoothed_f(t, logits[:, j], labels[:, j], h, beta) for t in grid]
+        reached = reference.smoothed_f(threshold, logits[:, j], labels[:, j], h, beta)
+        assert reached >= 0.995 * max(curve)
+
+
+def test_smoothing_without_any_spread_is_the_own_threshold():
+    logits = np.array([[1.0, 3.0], [0.0, 2.0]], np.float32)
+    labels = np.array([[1, 1], [0, 0]], np.int8)
+    assert smoothed_thresholds(rank_tags(logits, labels), F1).tolist() == [0.5, 2.5]
