@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from record import append, stamp
 from scipy.special import ndtr
 
-from retailtag.thresholds.curves import rank_tags
 from retailtag.thresholds.objectives import F1
 from retailtag.thresholds.per_tag import Replicates
+from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.rules import Menu
 from retailtag.thresholds.tuning import RULES, choose_rule
 

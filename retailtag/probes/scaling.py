@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
 
 SCALES = ("standardise", "l2", "l2-standardise", "none")
 BLOCK = 8192  # rows converted at a time

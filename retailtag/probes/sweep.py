@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.blocks import SweepFolder
-from retailtag.probes.choice import SharedChoice, shared_choices
+from retailtag.probes.checkpoints import SweepCheckpoints
+from retailtag.probes.choice import shared_choices
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads.head import Head, HeadFits
 from retailtag.probes.heads.logistic import LogisticFits, LogisticHead
 from retailtag.probes.scaling import Scaled, blocks_of
-from retailtag.probes.solver.fits import Solver
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import SILENT, Progress
+from retailtag.statistics.one_standard_error import Choice
 
 WIDENINGS = 3  # of a grid whose end was chosen
 
@@ -145,7 +145,7 @@ class Sweeper:
     solver : Solver
     average_precision : callable
         ``(logits, labels) -> (n_tags,)``, NaN where undefined.
-    blocks : SweepFolder, optional
+    blocks : SweepCheckpoints, optional
         Where finished blocks are kept, and taken from.
     progress : Progress
 
@@ -160,7 +160,7 @@ class Sweeper:
     fold: Fold
     solver: Solver
     average_precision: AveragePrecision
-    blocks: SweepFolder | None = None
+    blocks: SweepCheckpoints | None = None
     progress: Progress = SILENT
 
     def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:
@@ -190,7 +190,7 @@ class Sweeper:
         changes as C goes to 0, and nothing is to be found there.
         """
         for _ in range(WIDENINGS):
-            shared, C = shared_choices(sweep.ap, group, rule), sweep.C
+            shared, C = shared_choices(sweep.ap, group, rule).values(), sweep.C
             new = [
                 beyond(C, above=False) if any(at_lower_end(s) for s in shared) else C[:0],
                 beyond(C, above=True) if any(at_upper_end(s) for s in shared) else C[:0],
@@ -224,12 +224,12 @@ class Sweeper:
         return replace(sweep, fits=tuple(fits), ap=ap)
 
 
-def at_upper_end(shared: SharedChoice) -> bool:
+def at_upper_end(shared: Choice) -> bool:
     """Whether the choice is the largest C."""
     return shared.chosen == len(shared.mean) - 1
 
 
-def at_lower_end(shared: SharedChoice) -> bool:
+def at_lower_end(shared: Choice) -> bool:
     """Whether the smallest C has the best AP."""
     return shared.best == 0
 

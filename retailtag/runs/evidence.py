@@ -11,7 +11,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import EmbeddingSource
-from retailtag.thresholds.curves import keep_images, rank_tags
+from retailtag.thresholds.ranking import keep_images, rank_tags
 from retailtag.thresholds.tuning import AUTO, Tuning
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.choice import shared_choices
 from retailtag.probes.heads.head import Head
 from retailtag.probes.sweep import Pooled
 from retailtag.scoring.metrics import macro
+from retailtag.statistics.one_standard_error import one_standard_error
 from retailtag.thresholds.tuning import Tuned, Tuning
 
 HEADS = ("logistic", "ridge", "knn", "text")
@@ -171,12 +171,12 @@ def choose_head(
         scores = head.logits()
         tried.append((head, tuning.tune(scores, labels, group, fold), scores))
     f = np.array([head.ap if tuned.f is None else tuned.f for head, tuned, _ in tried])
-    together = shared_choices(f, group, "global")
-    chosen = tried[together[0].chosen if together else 0]
+    found = one_standard_error(f)
+    chosen = tried[0 if found is None else found.chosen]
     facts = {head.name: _facts(head, tuned, group) for head, tuned, _ in tried}
-    for found in together:
+    if found is not None:
         for k, row in enumerate(facts.values()):
-            row["behind"] = float(found.mean[found.best] - found.mean[k])
+            row["behind"] = float(found.behind[k])
             row["se"] = float(found.error[k])
     return HeadChoice(*chosen, facts)
 

@@ -15,14 +15,14 @@ from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
 from retailtag.files import write_whole
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.checkpoints import SweepCheckpoints
 from retailtag.probes.choice import CHOICES
-from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
 from retailtag.probes.grid import DEFAULT_GRID, parse_grid
 from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.heads.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import SOLVERS, make_solver
+from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 from retailtag.progress import SILENT, Progress
 from retailtag.runs.checks import none_readable
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
@@ -278,7 +278,7 @@ def _fit(
     catalog: Catalog,
     train: Features,
     settings: ProbeSettings,
-    blocks: SweepFolder,
+    blocks: SweepCheckpoints,
     device: str,
     progress: Progress,
     texts: NDArray[np.float32] | None,
@@ -406,7 +406,7 @@ def load_rows(
 
 def _blocks(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
-) -> SweepFolder:
+) -> SweepCheckpoints:
     """Where the sweep keeps its blocks; the same folder serves no other inputs."""
     no_matter = ("cutoffs", "settings", "texts")
     data = {name: value for name, value in inputs.items() if name not in no_matter}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import retailtag
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import k_folds
-from retailtag.probes.blocks import SweepFolder
+from retailtag.probes.checkpoints import SweepCheckpoints
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.head import Head
@@ -22,7 +22,7 @@ from retailtag.probes.heads.knn import KnnHead
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.heads.text_prior import TextPriorHead
 from retailtag.probes.scaling import Scaled, Scaler
-from retailtag.probes.solver.fits import Solver
+from retailtag.probes.solver.interface import Solver
 from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.progress import SILENT, Progress
 from retailtag.runs.heads import ScoredHead
@@ -73,7 +73,7 @@ def sweep_and_choose(
     catalog: Catalog,
     rows: NDArray[np.intp],
     X: NDArray[np.float32],
-    blocks: SweepFolder | None,
+    blocks: SweepCheckpoints | None,
     *,
     grid: str,
     scales: tuple[str, ...],
@@ -95,7 +95,7 @@ def sweep_and_choose(
         Training images.
     X : ndarray of float32, shape (n, dim)
         Their raw embeddings.
-    blocks : SweepFolder or None
+    blocks : SweepCheckpoints or None
         Where finished blocks are kept.
     grid, choose, folds, seed
         As in `retailtag.runs.probe.ProbeSettings`.
@@ -214,6 +214,6 @@ def fit_at(
     )
 
 
-def blocks_of_run(out: Path, key: str) -> SweepFolder:
+def blocks_of_run(out: Path, key: str) -> SweepCheckpoints:
     """Where a run keeps its finished blocks."""
-    return SweepFolder(out / BLOCKS, key)
+    return SweepCheckpoints(out / BLOCKS, key)

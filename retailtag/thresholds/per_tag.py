@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.thresholds.curves import Cuts, RankedTag
 from retailtag.thresholds.objectives import Objective
+from retailtag.thresholds.ranking import Cuts, RankedTag
 
 REPLICATES = 25
 WIDTH = 0.45  # of the smoothing, in standard deviations at one positive

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.statistics.platt import expit, fit_counts
-from retailtag.thresholds.curves import RankedTag
 from retailtag.thresholds.objectives import Objective
+from retailtag.thresholds.ranking import RankedTag
 
 BINS_OF_HITS = 1024  # quantiles of the positives' scores that divide the cells
 BINS_OF_ALL = 256  # quantiles of all scores that divide them too

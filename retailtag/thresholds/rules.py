@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.thresholds.curves import RankedTag
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import (
     Replicates,
@@ -17,6 +16,7 @@ from retailtag.thresholds.per_tag import (
     smoothed_thresholds,
 )
 from retailtag.thresholds.plug_in import plug_in_thresholds
+from retailtag.thresholds.ranking import RankedTag
 from retailtag.thresholds.shared import (
     best_shared_threshold,
     lowest_precise_threshold,

@@ -8,8 +8,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.thresholds.curves import Counts, RankedTag, between
 from retailtag.thresholds.objectives import Objective
+from retailtag.thresholds.ranking import Counts, RankedTag, between
 
 PIECES = 8  # into which an interval that may hold the best cut is divided
 _ROUNDING = 1e-12  # relative; sums over tags that differ by less are ties

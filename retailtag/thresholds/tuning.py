@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.choice import shared_choices
-from retailtag.thresholds.curves import Labels, Logits, RankedTag, keep_images, rank_tags
+from retailtag.statistics.one_standard_error import one_standard_error
 from retailtag.thresholds.objectives import F1, Objective
 from retailtag.thresholds.per_tag import Replicates
+from retailtag.thresholds.ranking import Labels, Logits, RankedTag, keep_images, rank_tags
 from retailtag.thresholds.rules import Menu
 
 RULES = ("fixed", "global", "group", "bagged", "shrunk", "smoothed", "per-tag")  # freest last
@@ -296,11 +296,11 @@ def _most_restrained_of_the_best(
     f: Floats, group: NDArray[np.str_]
 ) -> tuple[str, dict[str, dict[str, float]]]:
     """Rule and table from the cross-fit F-beta of each rule and tag, f (n_rules, n_tags)."""
-    together = shared_choices(f, group, "global")
-    if not together:
+    found = one_standard_error(f)
+    if found is None:
         return FALLBACK, {}
-    found, tail = together[0], np.isfinite(f[0]) & (group == "tail")
-    behind = found.mean[found.best] - found.mean
+    tail = np.isfinite(f[0]) & (group == "tail")
+    behind = found.behind
     table = {}
     for k, rule in enumerate(RULES):
         row = {"all": found.mean[k], "behind": behind[k], "se": found.error[k]}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retailtag.errors import UsageError
-from retailtag.probes.choice import choose_candidate, shared_choices
+from retailtag.probes.choice import EVERY_TAG, choose_candidate, shared_choices
 
 TAIL2 = np.array(["tail", "tail"])
 
@@ -30,7 +30,7 @@ def test_a_group_chooses_by_its_own_tags_and_a_tag_without_score_with_its_group(
     group = np.array(["tail", "frequent", "tail"])
     assert choose_candidate(ap, group).tolist() == [1, 0, 1]
     unscored = np.array(["tail", "frequent", "common"])
-    everyone = shared_choices(ap, unscored)[0].chosen
+    everyone = shared_choices(ap, unscored)[EVERY_TAG].chosen
     assert choose_candidate(ap, unscored).tolist() == [1, 0, everyone]
 
 
@@ -65,7 +65,7 @@ def test_no_score_at_all_is_the_first_candidate():
     assert choose_candidate(np.full((3, 2), np.nan), TAIL2).tolist() == [0, 0]
 
 
-def test_unknown_rule_names_the_menu():
+def test_an_unknown_rule_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match="per-group, per-tag, global"):
         choose_candidate(np.ones((2, 2)), TAIL2, "best")
 

@@ -5,10 +5,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from retailtag.probes.choice import choose_candidate
-from retailtag.probes.findings import grid_findings, status_findings, troubled_tags
 from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import CONVERGED
 from retailtag.probes.sweep import Sweeper, sweep_rows
+from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 
 TAGS = tuple(f"t{i}" for i in range(8))
 TAIL = np.array(["tail"] * 8)
@@ -101,9 +101,9 @@ def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     asked = []
 
     class Recording:
-        def __call__(self, X, Y, C, advance, *, start=None, on_block):
+        def __call__(self, X, Y, C, advance, *, start=None, on_strength):
             asked.append((C.tolist(), start is not None))
-            return make_solver()(X, Y, C, advance, start=start, on_block=on_block)
+            return make_solver()(X, Y, C, advance, start=start, on_strength=on_strength)
 
     sweeper = Sweeper(X, Y, np.arange(len(X)) % 3, Recording(), _ap)
     first = sweeper.sweep(np.array([1e-6, 1e-5]))

@@ -17,11 +17,11 @@ from retailtag.files import read_json, write_json
 from retailtag.finetuning.head import Head
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.blocks import BlockFolder, SweepFolder
+from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.scaling import SCALES
-from retailtag.probes.solver.batched import TorchSolver
 from retailtag.probes.solver.fit import make_solver
+from retailtag.probes.solver.torch_solver import TorchSolver
 from retailtag.progress import SILENT
 from retailtag.runs import heads
 from retailtag.runs import probe as stage
@@ -39,12 +39,12 @@ import os, signal, sys
 from pathlib import Path
 from retailtag.catalog.readers import read_catalog
 from retailtag.runs.probe import ProbeSettings, run_probe
-from retailtag.probes.blocks import BlockFolder, SweepFolder
+from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
 from retailtag.probes.solver.fit import make_solver
 from retailtag.store import FeatureStore
 
 catalogue, store, out, grid, folds, n = sys.argv[1:]
-save, saved = BlockFolder.save, []
+save, saved = FoldCheckpoints.save, []
 
 def save_and_die(self, fits):
     save(self, fits)
@@ -52,7 +52,7 @@ def save_and_die(self, fits):
     if len(saved) == int(n):
         os.kill(os.getpid(), signal.SIGKILL)
 
-BlockFolder.save = save_and_die
+FoldCheckpoints.save = save_and_die
 run_probe(
     read_catalog(Path(catalogue)),
     FeatureStore.open(Path(store)),
@@ -107,15 +107,15 @@ def test_a_killed_sweep_goes_on_after_its_finished_blocks(
 
 def test_blocks_of_other_labels_or_folds_are_not_taken(tiny, tiny_store, tmp_path, monkeypatch):
     """Each run finds the blocks of the one before; what is chosen after the fits is no matter."""
-    monkeypatch.setattr(SweepFolder, "clear", lambda self: None)
+    monkeypatch.setattr(SweepCheckpoints, "clear", lambda self: None)
     served = []
-    load = BlockFolder.load
+    load = FoldCheckpoints.load
 
     def counting(self, *args):
         served.append(load(self, *args))
         return served[-1]
 
-    monkeypatch.setattr(BlockFolder, "load", counting)
+    monkeypatch.setattr(FoldCheckpoints, "load", counting)
     labels = tiny.table.labels.copy()
     labels[tiny.split == "train", 0] ^= 1
     other = replace(tiny, table=replace(tiny.table, labels=labels))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import reference_thresholds as reference
 
-from retailtag.thresholds.curves import rank_tags
 from retailtag.thresholds.objectives import F1, Objective
 from retailtag.thresholds.per_tag import REPLICATES, Replicates, smoothed_thresholds
 from retailtag.thresholds.plug_in import plug_in_thresholds
+from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.rules import Menu
 from retailtag.thresholds.tuning import tune_thresholds
 

@@ -5,10 +5,10 @@ import pytest
 import reference_thresholds as reference
 
 from retailtag.statistics.platt import expit
-from retailtag.thresholds.curves import rank_tags
 from retailtag.thresholds.objectives import F1, Objective
 from retailtag.thresholds.per_tag import Replicates
 from retailtag.thresholds.plug_in import Histogram, fit_platt, plug_in_thresholds
+from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.tuning import tune_thresholds
 
 

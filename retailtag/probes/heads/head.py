@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
 from retailtag.progress import Advance, nobody
 
 

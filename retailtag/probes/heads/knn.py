@@ -15,8 +15,8 @@ from torch.nn.functional import embedding_bag
 
 from retailtag.errors import DataError
 from retailtag.files import write_whole
-from retailtag.probes.solver.fits import prior_logit
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
+from retailtag.probes.solver.labels import prior_logit
 from retailtag.progress import Advance, nobody
 
 COUNTS = (100, 50, 20, 10, 5)  # neighbours that vote, the smoothest vote first

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.blocks import BlockFolder, at_strength, joined, missing_runs
+from retailtag.probes.checkpoints import FoldCheckpoints, at_strength, joined, missing_runs
 from retailtag.probes.scaling import Scaled, Scaler
-from retailtag.probes.solver.fits import OnBlock, ProbeFits, Solver, Start, ignore
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.fits import ProbeFits
+from retailtag.probes.solver.interface import FeatureRows, OnStrength, Solver, Start, ignore
 from retailtag.progress import Advance, nobody
 
 
@@ -51,14 +51,14 @@ class LogisticHead:
     solver : Solver
     scale : str
         Kind of scaling; see `retailtag.probes.scaling.Scaler`.
-    blocks : BlockFolder, optional
+    blocks : FoldCheckpoints, optional
         Where finished strengths are kept and looked for.
     """
 
     C: NDArray[np.float64]
     solver: Solver
     scale: str = "standardise"
-    blocks: BlockFolder | None = None
+    blocks: FoldCheckpoints | None = None
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ class LogisticHead:
                 self.C[run],
                 advance,
                 start=_solution(parts[run.start - 1]) if run.start else None,
-                on_block=self._keeper(),
+                on_strength=self._keeper(),
             )
             parts[run] = [at_strength(fits, k) for k in range(len(fits.C))]
         done = joined([part for part in parts if part is not None])
@@ -122,7 +122,7 @@ class LogisticHead:
     def _block(self, k: int, n_tags: int, dim: int) -> ProbeFits | None:
         return None if self.blocks is None else self.blocks.load(float(self.C[k]), n_tags, dim)
 
-    def _keeper(self) -> OnBlock:
+    def _keeper(self) -> OnStrength:
         """Save each block as it ends, with the time since the one before."""
         if self.blocks is None:
             return ignore

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.solver.fits import fittable, prior_logit
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
+from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
 from retailtag.statistics.platt import fit_sigmoid
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.scaling import Standardiser
 from retailtag.probes.solver.fits import ProbeFits
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
 from retailtag.progress import Advance, nobody
 
 WEIGHTS = (0.0, 1.0, 10.0, 100.0)
@@ -29,7 +29,7 @@ EncodeText = Callable[[list[str]], NDArray[np.float32]]
 
 
 class WeightedSolver(Protocol):
-    """A solver that takes a weight per image; see `retailtag.probes.solver.fits.Solver`."""
+    """A solver that takes a weight per image; see `retailtag.probes.solver.interface.Solver`."""
 
     def __call__(
         self,

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from retailtag.errors import DataError, UsageError
-from retailtag.probes.solver.fits import ProbeFits, Solver
+from retailtag.probes.solver.fits import ProbeFits
+from retailtag.probes.solver.interface import Solver
 
 CHECKED = 8192  # rows looked through at once
 SOLVERS = ("torch", "cuml", "sklearn")
@@ -23,11 +24,11 @@ def make_solver(name: str = "torch", device: str = "cpu") -> Solver:
         If the name is none of ``torch``, ``cuml``, ``sklearn``.
     """
     if name == "torch":
-        from retailtag.probes.solver.batched import TorchSolver
+        from retailtag.probes.solver.torch_solver import TorchSolver
 
         return TorchSolver(device)
     if name in SOLVERS:
-        from retailtag.probes.solver.reference import CumlSolver, SklearnSolver
+        from retailtag.probes.solver.library_solvers import CumlSolver, SklearnSolver
 
         return CumlSolver() if name == "cuml" else SklearnSolver()
     raise UsageError(f"--solver {name} is unknown; use one of {', '.join(SOLVERS)}.")

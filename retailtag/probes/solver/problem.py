@@ -1,8 +1,12 @@
 """Objective, gradient and curvature of a batch of tags over one set of features.
 
-For each tag, ½‖w‖² + C·Σ_i m_i·log(1 + exp(-s_i(w·z_i + b))) over (w, b), s = ±1, where m_i is the
-image's weight, 0 where the label is unknown. Parameters of the batch lie in one tensor
-(tags, dim + 1), the intercept last.
+For each tag, f(w, b) = ½‖w‖² + C·Σ_i m_i·log(1 + exp(-s_i·u_i)) with logits u_i = w·z_i + b, label
+signs s = ±1 and sample weights m, 0 where the label is unknown. With p = sigmoid(u):
+
+* gradient: w + C·Σ m_i·(p_i - y_i)·z_i for w; C·Σ m_i·(p_i - y_i) for b, which is not penalised;
+* Hessian: diag(1, ..., 1, 0) + C·Σ m_i·p_i(1 - p_i)·(z_i, 1)(z_i, 1)'.
+
+Parameters of the batch lie in one tensor (tags, dim + 1), the intercept last.
 """
 
 from __future__ import annotations
@@ -14,11 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.probes.solver.rotated import Rotated
+from retailtag.probes.solver.eigenbasis import RotatedFeatures
 
 STRIPE = 256  # columns of a Gram matrix made at once
-FEW = 16  # tags up to which a CPU takes images by tags faster than tags by images
-JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal, the least that is enough is added
+MAX_TAGS_IMAGES_FIRST = 16  # tags up to which a CPU multiplies images by tags the faster way round
+JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal; the smallest that is enough is added
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise inner products of (tags, m), shape (tags,)."""
+    return (a * b).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -29,26 +38,27 @@ class Sums:
     ----------
     loss : Tensor, float64, shape (tags,)
         Σ m·log-loss.
-    slope : Tensor, shape (tags, dim + 1)
-        Its gradient.
-    weight : Tensor, shape (tags,)
-        Curvature Σ m·p(1-p).
+    gradient : Tensor, shape (tags, dim + 1)
+        Of that loss, without C and the penalty, so that it serves every strength.
+    curvature : Tensor, shape (tags,)
+        Σ m·p(1-p).
     spread : Tensor, shape (tags,)
         Σ m·p(1-p)·‖z‖².
     """
 
     loss: Tensor
-    slope: Tensor
-    weight: Tensor
+    gradient: Tensor
+    curvature: Tensor
     spread: Tensor
 
     @classmethod
     def zero(cls, n_tags: int, like: Tensor, dim: int) -> Sums:
         """Sums over no image."""
         return cls(
+            # Differences between trial points are far below the sum: float32 would lose them.
             loss=like.new_zeros(n_tags, dtype=torch.float64),
-            slope=like.new_zeros(n_tags, dim + 1),
-            weight=like.new_zeros(n_tags),
+            gradient=like.new_zeros(n_tags, dim + 1),
+            curvature=like.new_zeros(n_tags),
             spread=like.new_zeros(n_tags),
         )
 
@@ -68,72 +78,71 @@ class Problem:
 
     Parameters
     ----------
-    features : Rotated
-        n_images of them.
-    away : Tensor, shape (tags, n_images)
-        -1 present, 1 otherwise: -s. The loss is softplus(away·u), its slope away·sigmoid(away·u);
-        neither cancels where an image is far on its side.
-    mass : Tensor or None, shape (tags, n_images) or (1, n_images)
-        Weight of each label, 0 where it is unknown; None when all are 1.
+    features : RotatedFeatures
+    neg_sign : Tensor, shape (tags, n_images)
+        -s: -1 present, 1 otherwise.
+    label_weight : Tensor or None, shape (tags, n_images) or (1, n_images)
+        Sample weight of each label, 0 where it is unknown; None when all are 1.
     tag_weight : Tensor, shape (tags,)
         Factor of C.
-    curvature : Tensor, shape (tags,)
+    prior_curvature : Tensor, shape (tags,)
         π(1-π) at the prevalence π.
-    total : Tensor, shape (tags,)
-        Sum of the masses.
+    total_weight : Tensor, shape (tags,)
+        Sum of the label weights.
     """
 
-    features: Rotated
-    away: Tensor
-    mass: Tensor | None
+    features: RotatedFeatures
+    neg_sign: Tensor
+    label_weight: Tensor | None
     tag_weight: Tensor
-    curvature: Tensor
-    total: Tensor
+    prior_curvature: Tensor
+    total_weight: Tensor
 
     @classmethod
     def make(
         cls,
-        features: Rotated,
+        features: RotatedFeatures,
         Y: NDArray[np.int8],
         sample_weight: Tensor | None,
         tag_weight: NDArray[np.float64],
     ) -> Problem:
         """Lay out labels Y (n_images, tags); `sample_weight` (n_images,), `tag_weight` (tags,)."""
-        dtype, device = features.V.dtype, features.device
+        dtype = features.V.dtype
+        device = features.device
         labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(device)
-        away = torch.where(labels == 1, -1.0, 1.0).to(dtype)
-        mass = None if sample_weight is None else sample_weight.to(dtype)[None]
+        neg_sign = torch.where(labels == 1, -1.0, 1.0).to(dtype)
+        weight = None if sample_weight is None else sample_weight.to(dtype)[None]
         if not (Y >= 0).all():
             known = (labels >= 0).to(dtype)
-            mass = known if mass is None else known * mass
-        weighed = torch.ones_like(away[:1]) if mass is None else mass
-        total = weighed.sum(dim=1).expand(len(away))
-        prevalence = ((away < 0) * weighed).sum(dim=1) / total
+            weight = known if weight is None else known * weight
+        weight_or_ones = torch.ones_like(neg_sign[:1]) if weight is None else weight
+        total = weight_or_ones.sum(dim=1).expand(len(neg_sign))
+        prevalence = ((neg_sign < 0) * weight_or_ones).sum(dim=1) / total
         curvature = (prevalence * (1 - prevalence)).clamp_min(1e-12)
         factor = torch.from_numpy(np.asarray(tag_weight)).to(device, dtype)
-        return cls(features, away, mass, factor, curvature, total)
+        return cls(features, neg_sign, weight, factor, curvature, total)
 
     def keep(self, rows: Tensor) -> Problem:
         """Only the tags in `rows`."""
-        shared = self.mass is None or len(self.mass) == 1
+        weight = self.label_weight
         return replace(
             self,
-            away=self.away[rows],
-            mass=self.mass if shared else self.mass[rows],  # type: ignore[index]
+            neg_sign=self.neg_sign[rows],
+            label_weight=weight if weight is None or len(weight) == 1 else weight[rows],
             tag_weight=self.tag_weight[rows],
-            curvature=self.curvature[rows],
-            total=self.total[rows],
+            prior_curvature=self.prior_curvature[rows],
+            total_weight=self.total_weight[rows],
         )
 
     def double(self) -> Problem:
         """The same in float64."""
         return Problem(
-            self.features.double(),
-            self.away.double(),
-            None if self.mass is None else self.mass.double(),
-            self.tag_weight.double(),
-            self.curvature.double(),
-            self.total.double(),
+            features=self.features.double(),
+            neg_sign=self.neg_sign.double(),
+            label_weight=None if self.label_weight is None else self.label_weight.double(),
+            tag_weight=self.tag_weight.double(),
+            prior_curvature=self.prior_curvature.double(),
+            total_weight=self.total_weight.double(),
         )
 
     def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
@@ -146,7 +155,7 @@ class Problem:
         d : Tensor, shape (tags, dim + 1)
             Direction in the parameters.
         du : Tensor, shape (tags, n_images)
-            Written.
+            Overwritten.
         """
         total = Sums.zero(len(d), d, d.shape[1] - 1)
         for at, Z in self.features.blocks(len(d)):
@@ -164,78 +173,86 @@ class Problem:
 
     def _add(self, total: Sums, u: Tensor, at: slice, Z: Tensor) -> None:
         """Add the images `at`, with features Z and logits u (tags, len), to the sums."""
-        away = self.away[:, at]
-        m = away * u
-        loss, q = _softplus(m), torch.sigmoid(m)
-        weight = torch.addcmul(q, q, q, value=-1)
-        r = q.mul_(away)
-        if self.mass is not None:
-            mass = self.mass[:, at]
-            loss, weight, r = loss * mass, weight * mass, r * mass
+        # With the label's sign in the logit, m = -s·u, the loss is softplus(m) and its derivative
+        # by u is -s·sigmoid(m). Neither cancels where an image is far on its side, as
+        # softplus(u) - y·u and p - y do in float32.
+        neg_sign = self.neg_sign[:, at]
+        m = neg_sign * u
+        loss = _softplus(m)
+        q = torch.sigmoid(m)
+        curvature = torch.addcmul(q, q, q, value=-1)  # q(1 - q) = p(1 - p)
+        residual = q.mul_(neg_sign)  # p - y
+        if self.label_weight is not None:
+            weight = self.label_weight[:, at]
+            loss, curvature, residual = loss * weight, curvature * weight, residual * weight
         total.loss.add_(loss.sum(dim=1))
-        total.weight.add_(weight.sum(dim=1))
-        total.spread.add_(weight @ self.features.norms[at])
-        total.slope[:, :-1].addmm_(r, Z)
-        total.slope[:, -1].add_(r.sum(dim=1))
+        total.curvature.add_(curvature.sum(dim=1))
+        total.spread.add_(curvature @ self.features.norms[at])
+        total.gradient[:, :-1].addmm_(residual, Z)
+        total.gradient[:, -1].add_(residual.sum(dim=1))
 
     def loss(self, u: Tensor) -> Tensor:
         """Σ m·log-loss at logits u (tags, n_images), float64 (tags,)."""
-        cells = _softplus(self.away * u)
-        return (cells if self.mass is None else cells * self.mass).sum(dim=1, dtype=torch.float64)
+        cells = _softplus(self.neg_sign * u)
+        weighted = cells if self.label_weight is None else cells * self.label_weight
+        return weighted.sum(dim=1, dtype=torch.float64)
 
     def separated(self, u: Tensor) -> Tensor:
         """Whether logits u (tags, n_images) put every known label on its side of 0, (tags,)."""
-        wrong = self.away * u >= 0
-        if self.mass is not None:
-            wrong &= self.mass > 0
+        wrong = self.neg_sign * u >= 0
+        if self.label_weight is not None:
+            wrong &= self.label_weight > 0
         return ~wrong.any(dim=1)
 
     def prior_diagonal(self, C: Tensor) -> Tensor:
         """Inverse diagonal of the Hessians at the prevalence, (tags, dim + 1); C is (tags,)."""
-        w = 1 / (1 + (C * self.curvature)[:, None] * self.features.eigenvalues)
-        b = 1 / (C * self.curvature * self.total)
+        # At w = 0 every p is π, so the Hessian is I + C·π(1-π)·Z'Z, and Z'Z = diag(eigenvalues).
+        # Centred features have no products with the intercept.
+        w = 1 / (1 + (C * self.prior_curvature)[:, None] * self.features.eigenvalues)
+        b = 1 / (C * self.prior_curvature * self.total_weight)
         return torch.cat([w, b[:, None]], dim=1)
 
-    def hessian_factors(self, u: Tensor, C: Tensor, size: int, covered: float) -> Tensor:
-        """Cholesky factors (tags, dim + 1, dim + 1) of the tags' Hessians, nearly.
+    def hessian_factors(self, u: Tensor, C: Tensor, n_images: int, covered: float) -> Tensor:
+        """Cholesky factors (tags, dim + 1, dim + 1) of the tags' Hessians, approximately.
 
         The curvature p(1-p) at logits u (tags, n_images) is exact for the images that have most of
-        it: as many as make up the share `covered`, at most `size`. That of the others is spread
-        over them all, where the Hessian is diagonal in this basis. Rare tags have nearly all their
-        curvature in few images.
+        it: as many as make up the share `covered`, at most `n_images`. That of the others is
+        spread over all images, where the Hessian is diagonal in this basis. Rare tags have nearly
+        all their curvature in few images.
         """
-        q = torch.sigmoid(self.away * u)
-        weight = q.mul_(1 - q)
-        if self.mass is not None:
-            weight = weight * self.mass
-        top, rows = torch.topk(weight, min(size, weight.shape[1]), dim=1)
-        total = weight.sum(dim=1)
+        q = torch.sigmoid(self.neg_sign * u)
+        curvature = q.mul_(1 - q)
+        if self.label_weight is not None:
+            curvature = curvature * self.label_weight
+        top, rows = torch.topk(curvature, min(n_images, curvature.shape[1]), dim=1)
+        total = curvature.sum(dim=1)
+        # An image is needed while those before it do not make up the share; the tag that needs
+        # most sets the width of the batch.
         needed = top.cumsum(dim=1) - top < covered * total[:, None]
-        much = int(needed.any(dim=0).sum())
-        top, rows = top[:, :much], rows[:, :much]
+        width = int(needed.any(dim=0).sum())
+        top = top[:, :width]
+        rows = rows[:, :width]
         rest = C * (total - top.sum(dim=1)).clamp_min(0)
         A = torch.cat([self.features.rows(rows), torch.ones_like(top)[:, :, None]], dim=2)
-        A *= (C[:, None] * top).sqrt()[:, :, None]
+        A *= (C[:, None] * top).sqrt()[:, :, None]  # (tags, width, dim + 1), so that H = A'A + ...
         H = _lower_gram(A)
-        share = (rest / self.total)[:, None] * self.features.eigenvalues
-        H.diagonal(dim1=1, dim2=2)[:, :-1] += 1 + share
+        share = (rest / self.total_weight)[:, None] * self.features.eigenvalues
+        H.diagonal(dim1=1, dim2=2)[:, :-1] += 1 + share  # 1: the penalty
         H.diagonal(dim1=1, dim2=2)[:, -1] += rest
         return _factored(H)
 
 
 def _logits(x: Tensor, Z: Tensor) -> Tensor:
     """Logits (tags, n_images) of parameters x (tags, dim + 1) on features Z (n_images, dim)."""
-    if len(x) > FEW:
+    if len(x) > MAX_TAGS_IMAGES_FIRST:
         return torch.addmm(x[:, -1:], x[:, :-1], Z.T)
     return torch.addmm(x[:, -1], Z, x[:, :-1].T).T.contiguous()
 
 
 def _softplus(m: Tensor) -> Tensor:
-    """log(1 + exp(m)) to the last digits, several times faster than torch's on a CPU.
-
-    log(1 + exp(-|m|)) is -log(u) with u = 1 - p, p = sigmoid(-|m|); what rounding 1 - p loses is
-    added to first order.
-    """
+    """log(1 + exp(m)) to the last digits, several times faster than torch's on a CPU."""
+    # softplus(m) = max(m, 0) + log(1 + exp(-|m|)), and log(1 + exp(-|m|)) = -log(1 - p) with
+    # p = sigmoid(-|m|). What rounding u = 1 - p loses, (p - (1 - u))/u, is added to first order.
     p = m.abs().neg_().sigmoid_()
     u = 1 - p
     lost = p.sub_(1 - u).div_(u)
@@ -243,7 +260,7 @@ def _softplus(m: Tensor) -> Tensor:
 
 
 def _lower_gram(A: Tensor) -> Tensor:
-    """Lower triangle of A'A, (tags, m, m) from (tags, rows, m), at little over half the price."""
+    """Lower triangle of A'A, (tags, m, m) from (tags, rows, m), at little over half the cost."""
     m = A.shape[2]
     gram = A.new_zeros(len(A), m, m)
     for start in range(0, m, STRIPE):
@@ -256,10 +273,9 @@ def _lower_gram(A: Tensor) -> Tensor:
 
 
 def _factored(H: Tensor) -> Tensor:
-    """Cholesky factors of H (tags, m, m), whose diagonals may differ by many powers of ten.
-
-    Only the lower triangle of H is read.
-    """
+    """Cholesky factors of H (tags, m, m); only its lower triangle is read."""
+    # Diagonals may differ by many powers of ten. H = D·U·D with D = diag(H)^½ and U of unit
+    # diagonal; a factor of U times D is one of H, and U is as well conditioned as scaling gets.
     scale = H.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(H.dtype).tiny).sqrt()
     unit = H / (scale[:, :, None] * scale[:, None, :])
     for jitter in JITTER:  # rounding may leave the matrix indefinite

@@ -1,34 +1,37 @@
 """Features as the solver wants them: centred, in the eigenbasis of their Gram matrix, by blocks.
 
-They are read in blocks and kept in memory, on the device, or, where neither has room, in a
-scratch file that every pass streams.
+In the eigenbasis V of the centred Gram matrix X'X = V·diag(e)·V' the columns of Z = XV are
+orthogonal, and the Hessian at the prevalence π is diagonal: I + C·π(1-π)·diag(e). The penalty is
+the same in every orthogonal basis, ‖Vw‖ = ‖w‖, and so is the optimum.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retailtag.probes.solver.rows import FeatureRows
+from retailtag.probes.solver.interface import FeatureRows
 
-READ_CELLS = 16_000_000  # numbers read at once: 64 MB in float32
-CACHED_CELLS = 1_000_000  # features, or (tag, image) cells, that a pass works on at once: in cache
-WIDE = 100.0  # ratio of feature scales from which float32 loses the small ones
+READ_NUMBERS = 16_000_000  # feature values read at once: 64 MB in float32
+CACHED_NUMBERS = 1_000_000  # feature values, or logits, that a pass works on at once: in cache
+MIN_BLOCK_IMAGES = 256
+MAX_SCALE_RATIO = 100.0  # ratio of feature scales above which float32 loses the small ones
+CONSTANT = 1e-7  # of the largest scale: features below are constants but for rounding
 
 
 @dataclass(frozen=True, eq=False)
-class Rotated:
-    """Centred features XV in the eigenbasis V of their Gram matrix.
+class RotatedFeatures:
+    """Centred features in the eigenbasis of their Gram matrix: in memory, or in a scratch file.
 
     Parameters
     ----------
     Z : Tensor, float32 or float64, shape (n_images, dim)
-        On `device`, or on the CPU in a scratch file.
+        On `device`, or on the CPU in a scratch file that every pass streams.
     V : Tensor, shape (dim, dim)
         Columns are eigenvectors.
     mean : Tensor, float64, shape (dim,)
@@ -39,14 +42,10 @@ class Rotated:
         Squared norms of the rows of Z.
     device : torch.device
         Where blocks are worked on.
-    cells : int
-        Numbers that a block of a streamed Z holds.
+    block_numbers : int
+        Feature values that a block of a streamed Z holds.
     streamed : bool
         Whether Z lies in a scratch file.
-
-    Notes
-    -----
-    The intercept is not penalised, so centring changes no optimum: b + w·x = (b + w·m) + w·(x - m).
     """
 
     Z: Tensor
@@ -55,13 +54,13 @@ class Rotated:
     eigenvalues: Tensor
     norms: Tensor
     device: torch.device
-    cells: int
+    block_numbers: int
     streamed: bool
 
     @classmethod
     def make(
         cls, X: FeatureRows, sample_weight: Tensor | None, device: torch.device, memory: int
-    ) -> Rotated:
+    ) -> RotatedFeatures:
         """Read X twice: for its moments, and to rotate it.
 
         Parameters
@@ -72,57 +71,58 @@ class Rotated:
         memory : int
             Bytes that Z may take; above, it goes to a scratch file.
         """
-        cells = max(min(READ_CELLS, memory // 16), X.shape[1])
-        mean, gram = _moments(X, sample_weight, torch.float32, device, cells)
-        scale = gram.diagonal().sqrt()
-        seen = scale > 1e-7 * scale.max()
+        block_numbers = max(min(READ_NUMBERS, memory // 16), X.shape[1])
         dtype = torch.float32
-        if seen.any() and scale.max() > WIDE * scale[seen].min():
+        mean, gram = _moments(X, sample_weight, dtype, device, block_numbers)
+        scale = gram.diagonal().sqrt()
+        varying = scale > CONSTANT * scale.max()
+        # Rotation mixes the features: a small one would vanish in the rounding of a large one.
+        if varying.any() and scale.max() > MAX_SCALE_RATIO * scale[varying].min():
             dtype = torch.float64
-            mean, gram = _moments(X, sample_weight, dtype, device, cells)
+            mean, gram = _moments(X, sample_weight, dtype, device, block_numbers)
         values, vectors = torch.linalg.eigh(gram)
         V = vectors.to(dtype)
         streamed = X.shape[0] * X.shape[1] * dtype.itemsize > memory
-        Z = (
-            _scratch(X.shape, dtype)
-            if streamed
-            else torch.empty(X.shape, dtype=dtype, device=device)
-        )
+        if streamed:
+            Z = _scratch(X.shape, dtype)
+        else:
+            Z = torch.empty(X.shape, dtype=dtype, device=device)
         norms = torch.empty(X.shape[0], dtype=dtype, device=device)
-        for at, block in _read(X, dtype, device, cells):
+        for at, block in _read(X, dtype, device, block_numbers):
             rotated = (block - mean.to(dtype)) @ V
             norms[at] = (rotated * rotated).sum(dim=1)
             Z[at] = rotated.to(Z.device)
-        return cls(Z, V, mean, values.clamp_min(0).to(dtype), norms, device, cells, streamed)
+        eigenvalues = values.clamp_min(0).to(dtype)
+        return cls(Z, V, mean, eigenvalues, norms, device, block_numbers, streamed)
 
     def blocks(self, n_tags: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive rows of Z, as many as `n_tags` tags want at once, on the device."""
         n = len(self.Z)
         size = n
         if self.device.type == "cpu":
-            size = max(CACHED_CELLS // max(n_tags, self.Z.shape[1], 1), 256)
+            size = max(CACHED_NUMBERS // max(n_tags, self.Z.shape[1], 1), MIN_BLOCK_IMAGES)
         if self.streamed:
-            size = min(size, max(self.cells // self.Z.shape[1], 1))
+            size = min(size, max(self.block_numbers // self.Z.shape[1], 1))
         for start in range(0, n, size):
             at = slice(start, min(start + size, n))
             yield at, self.Z[at].to(self.device, non_blocking=True)
 
-    def double(self) -> Rotated:
-        """The same in float64, for what rounding keeps from converging."""
-        return Rotated(
+    def double(self) -> RotatedFeatures:
+        """The same in float64, for fits that float32 does not bring to their tolerance."""
+        return replace(
+            self,
             Z=self.Z.double(),
             V=self.V.double(),
-            mean=self.mean,
             eigenvalues=self.eigenvalues.double(),
             norms=self.norms.double(),
-            device=self.device,
-            cells=self.cells,
-            streamed=self.streamed,
         )
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of Z, on the device; index int64 of any shape."""
         return self.Z[index.to(self.Z.device)].to(self.device)
+
+    # w·V'(x - mean) + b = (Vw)·x + (b - (Vw)·mean): centring moves only the intercept, which is not
+    # penalised, so the optimum is the same.
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads on the features as given, of x float64 (tags, dim + 1): weight, bias, float32."""
@@ -137,10 +137,10 @@ class Rotated:
 
 
 def _read(
-    X: FeatureRows, dtype: torch.dtype, device: torch.device, cells: int
+    X: FeatureRows, dtype: torch.dtype, device: torch.device, block_numbers: int
 ) -> Iterator[tuple[slice, Tensor]]:
     n, dim = X.shape
-    size = max(cells // dim, 1)
+    size = max(block_numbers // dim, 1)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         block = np.array(X[at], dtype=np.float64 if dtype == torch.float64 else np.float32)
@@ -152,7 +152,7 @@ def _moments(
     sample_weight: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
-    cells: int,
+    block_numbers: int,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean (dim,) and centred Gram matrix (dim, dim), float64."""
     dim = X.shape[1]
@@ -160,7 +160,7 @@ def _moments(
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     shift = None
     total = 0.0
-    for at, raw in _read(X, dtype, device, cells):
+    for at, raw in _read(X, dtype, device, block_numbers):
         if shift is None:
             # Sums of squares about a point near the mean do not cancel when it is far from 0.
             shift = raw.mean(dim=0)
@@ -174,12 +174,12 @@ def _moments(
         mean += weighted.sum(dim=0, dtype=torch.float64)
         gram += weighted.T @ block
     mean /= total
-    gram -= total * torch.outer(mean, mean)
+    gram -= total * torch.outer(mean, mean)  # Σ m(x - a)(x - a)' - M(x̄ - a)(x̄ - a)'
     return mean if shift is None else mean + shift, gram
 
 
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A matrix in a file without a name; the disk is given back with the last view of it."""
+    """A matrix in a file without a name; the disk is freed with the last view of it."""
     with tempfile.TemporaryFile(prefix="retailtag-") as handle:
         flat = np.float64 if dtype == torch.float64 else np.float32
         return torch.from_numpy(np.memmap(handle, dtype=flat, mode="w+", shape=shape))

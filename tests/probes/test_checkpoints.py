@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from retailtag.probes.blocks import BlockFolder, SweepFolder, at_strength, joined, missing_runs
+from retailtag.probes.checkpoints import (
+    FoldCheckpoints,
+    SweepCheckpoints,
+    at_strength,
+    joined,
+    missing_runs,
+)
 from retailtag.probes.heads.logistic import LogisticHead
 from retailtag.probes.solver.fit import make_solver
 
@@ -14,16 +20,16 @@ class Counting:
     def __init__(self, stop_after=None):
         self.asked, self.started, self.stop_after = [], [], stop_after
 
-    def __call__(self, X, Y, C, advance, *, start=None, on_block):
+    def __call__(self, X, Y, C, advance, *, start=None, on_strength):
         self.asked += C.tolist()
         self.started.append(start)
 
         def told(k, fits):
-            on_block(k, fits)
+            on_strength(k, fits)
             if self.stop_after == k + 1:
                 raise KeyboardInterrupt
 
-        return make_solver()(X, Y, C, advance, start=start, on_block=told)
+        return make_solver()(X, Y, C, advance, start=start, on_strength=told)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def _same(a, b, taken_over):
 
 
 def test_an_interrupted_fit_goes_on_after_its_last_block(world, whole, tmp_path):
-    blocks = BlockFolder(tmp_path, "key")
+    blocks = FoldCheckpoints(tmp_path, "key")
     with pytest.raises(KeyboardInterrupt):
         LogisticHead(GRID, Counting(stop_after=2), blocks=blocks).fit(*world)
     solver, told = Counting(), []
@@ -56,7 +62,7 @@ def test_an_interrupted_fit_goes_on_after_its_last_block(world, whole, tmp_path)
 
 
 def _filled(world, folder, key="key"):
-    LogisticHead(GRID, make_solver(), blocks=BlockFolder(folder, key)).fit(*world)
+    LogisticHead(GRID, make_solver(), blocks=FoldCheckpoints(folder, key)).fit(*world)
 
 
 def _truncate(path):
@@ -83,7 +89,7 @@ def test_a_damaged_block_is_fitted_again_and_mended(world, whole, tmp_path, dama
     damage(tmp_path / "C-0.1.block")
     for expected in ([0.1], []):
         solver = Counting()
-        again = LogisticHead(GRID, solver, blocks=BlockFolder(tmp_path, "key")).fit(*world)
+        again = LogisticHead(GRID, solver, blocks=FoldCheckpoints(tmp_path, "key")).fit(*world)
         assert solver.asked == expected
         _same(again, whole, taken_over=2)
 
@@ -92,15 +98,15 @@ def test_blocks_of_another_key_or_shape_are_not_served(world, tmp_path):
     X, Y = world
     _filled(world, tmp_path)
     solver = Counting()
-    LogisticHead(GRID, solver, blocks=BlockFolder(tmp_path, "other")).fit(X, Y)
+    LogisticHead(GRID, solver, blocks=FoldCheckpoints(tmp_path, "other")).fit(X, Y)
     assert solver.asked == GRID.tolist()
-    assert BlockFolder(tmp_path, "other").load(0.1, 8, 12) is not None
-    assert BlockFolder(tmp_path, "other").load(0.1, 7, 12) is None
-    assert BlockFolder(tmp_path, "other").load(0.1, 8, 13) is None
+    assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 12) is not None
+    assert FoldCheckpoints(tmp_path, "other").load(0.1, 7, 12) is None
+    assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 13) is None
 
 
 def test_folds_and_scalings_do_not_share_blocks_and_clear_removes_all(world, tmp_path):
-    sweep = SweepFolder(tmp_path / "sweep", "key")
+    sweep = SweepCheckpoints(tmp_path / "sweep", "key")
     _filled(world, sweep.of("standardise", 0).folder, sweep.of("standardise", 0).key)
     path = sweep.of("standardise", 0).folder / "C-0.1.block"
     assert sweep.of("standardise", 0).load(0.1, 8, 12) is not None

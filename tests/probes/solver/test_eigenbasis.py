@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from retailtag.probes.solver.batched import TorchSolver
+from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fit import fit_probes
-from retailtag.probes.solver.rotated import Rotated
+from retailtag.probes.solver.torch_solver import TorchSolver
 
 CPU = torch.device("cpu")
 GRID = np.array([1e-3, 1.0, 1e3])
@@ -20,7 +20,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from retailtag.probes.solver.fits import CONVERGED, SEPARABLE
-from retailtag.probes.solver.batched import TorchSolver
+from retailtag.probes.solver.torch_solver import TorchSolver
 
 folder, memory, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ class Lazy:
 
 def test_rotation_keeps_logits_and_norms(world):
     X, _ = world
-    features = Rotated.make(X, None, CPU, 10**9)
+    features = RotatedFeatures.make(X, None, CPU, 10**9)
     x = torch.randn(3, X.shape[1] + 1, generator=torch.Generator().manual_seed(0))
     weight, bias = features.restore(x.double())
     there = X @ weight.numpy().T + bias.numpy()
@@ -65,15 +65,15 @@ def test_rotation_keeps_logits_and_norms(world):
 def test_features_of_very_different_scales_are_worked_on_in_float64(world):
     X, _ = world
     scale = np.geomspace(1e-3, 1e3, X.shape[1]).astype(np.float32)
-    assert Rotated.make(X, None, CPU, 10**9).Z.dtype == torch.float32
-    assert Rotated.make(X * scale, None, CPU, 10**9).Z.dtype == torch.float64
+    assert RotatedFeatures.make(X, None, CPU, 10**9).Z.dtype == torch.float32
+    assert RotatedFeatures.make(X * scale, None, CPU, 10**9).Z.dtype == torch.float64
 
 
 def test_streamed_features_give_the_fits_of_those_in_memory(world):
     X, Y = world
     here = TorchSolver()(X, Y, GRID)
     streamed = TorchSolver(memory=4096)(Lazy(X), Y, GRID)
-    assert Rotated.make(X, None, CPU, 4096).cells < X.size
+    assert RotatedFeatures.make(X, None, CPU, 4096).block_numbers < X.size
     np.testing.assert_array_equal(here.status, streamed.status)
     np.testing.assert_allclose(here.objective, streamed.objective, rtol=2e-4)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retailtag.probes.solver.problem import FEW, Problem, _logits, _softplus
-from retailtag.probes.solver.rotated import Rotated
+from retailtag.probes.solver.eigenbasis import RotatedFeatures
+from retailtag.probes.solver.problem import MAX_TAGS_IMAGES_FIRST, Problem, _logits, _softplus
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -16,7 +16,7 @@ def test_log_loss_keeps_its_digits_far_on_either_side(dtype):
     np.testing.assert_allclose(_softplus(m).double(), expected, rtol=few, atol=0)
 
 
-@pytest.mark.parametrize("n_tags", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("n_tags", [1, MAX_TAGS_IMAGES_FIRST, MAX_TAGS_IMAGES_FIRST + 1])
 def test_logits_are_the_same_in_either_order_of_the_product(n_tags):
     rng = np.random.default_rng(0)
     x, Z = rng.standard_normal((n_tags, 6)), rng.standard_normal((40, 5))
@@ -30,12 +30,12 @@ def test_sums_are_those_of_the_logits(dtype):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((50, 4)).astype(np.float32)
     Y = rng.choice([1, 0, -1], (50, 3)).astype(np.int8)
-    features = Rotated.make(X, None, torch.device("cpu"), 1 << 20)
+    features = RotatedFeatures.make(X, None, torch.device("cpu"), 1 << 20)
     problem = Problem.make(features, Y, None, np.ones(3))
     x = torch.from_numpy(rng.standard_normal((3, 5)).astype(np.float32))
     if dtype == torch.float64:
         problem, x = problem.double(), x.double()
-    u = torch.empty_like(problem.away)
+    u = torch.empty_like(problem.neg_sign)
     sums = problem.sums(None, x, u)
 
     Z, norms = features.Z.double().numpy(), features.norms.double().numpy()
@@ -47,9 +47,9 @@ def test_sums_are_those_of_the_logits(dtype):
     for found, expected in [
         (u, logits),
         (sums.loss, (known * np.logaddexp(0, wrong)).sum(1)),
-        (sums.slope[:, :-1], (known * (p - (Y.T == 1))) @ Z),
-        (sums.slope[:, -1], (known * (p - (Y.T == 1))).sum(1)),
-        (sums.weight, (known * p * (1 - p)).sum(1)),
+        (sums.gradient[:, :-1], (known * (p - (Y.T == 1))) @ Z),
+        (sums.gradient[:, -1], (known * (p - (Y.T == 1))).sum(1)),
+        (sums.curvature, (known * p * (1 - p)).sum(1)),
         (sums.spread, (known * p * (1 - p)) @ norms),
     ]:
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
@@ -59,7 +59,7 @@ def test_factors_of_all_curvature_are_those_of_the_hessian():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 4)).astype(np.float32)
     Y = rng.integers(0, 2, (60, 2)).astype(np.int8)
-    features = Rotated.make(X, None, torch.device("cpu"), 1 << 20)
+    features = RotatedFeatures.make(X, None, torch.device("cpu"), 1 << 20)
     problem, C = Problem.make(features, Y, None, np.ones(2)).double(), torch.tensor([0.3, 40.0])
     u = torch.from_numpy(rng.standard_normal((2, 60)))
     L = problem.hessian_factors(u, C.double(), 60, 1.0).tril().numpy()

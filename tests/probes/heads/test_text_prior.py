@@ -10,7 +10,8 @@ from retailtag.probes.heads.text_prior import (
     text_embeddings,
 )
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.solver.fits import CONVERGED, ProbeFits, prior_logit
+from retailtag.probes.solver.fits import CONVERGED, ProbeFits
+from retailtag.probes.solver.labels import prior_logit
 
 
 def weighted_solver(X, Y, C, advance=lambda n: None, *, sample_weight=None):

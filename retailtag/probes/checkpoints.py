@@ -40,7 +40,7 @@ def joined(parts: Sequence[ProbeFits]) -> ProbeFits:
 
 
 @dataclass(frozen=True)
-class BlockFolder:
+class FoldCheckpoints:
     """Blocks of one fold in a folder.
 
     Parameters
@@ -92,7 +92,7 @@ class BlockFolder:
 
 
 @dataclass(frozen=True)
-class SweepFolder:
+class SweepCheckpoints:
     """Blocks of a whole sweep, a folder for each kind of scaling and fold.
 
     Parameters
@@ -100,15 +100,15 @@ class SweepFolder:
     folder : Path
         Held by nothing else; removed by `clear`.
     key : str
-        Of everything that all fits depend on; see `BlockFolder`.
+        Of everything that all fits depend on; see `FoldCheckpoints`.
     """
 
     folder: Path
     key: str
 
-    def of(self, scale: str, fold: int) -> BlockFolder:
+    def of(self, scale: str, fold: int) -> FoldCheckpoints:
         """Blocks of one fold under one kind of scaling."""
-        return BlockFolder(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
+        return FoldCheckpoints(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
 
     def clear(self) -> None:
         """Remove every block, of whatever key."""

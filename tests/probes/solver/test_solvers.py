@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.solver.batched import TorchSolver
 from retailtag.probes.solver.fit import fit_probes, make_solver
 from retailtag.probes.solver.fits import SINGLE_CLASS, STEP_LIMIT
+from retailtag.probes.solver.torch_solver import TorchSolver
 
 GRID = [1e-4, 1e-2, 1.0]
 
@@ -164,7 +164,7 @@ class RecordedCuml:
 
 
 def test_cuml_adapter_speaks_the_documented_signature(world, monkeypatch):
-    from retailtag.probes.solver import reference as solve_others
+    from retailtag.probes.solver import library_solvers as solve_others
 
     X, Y = world
     monkeypatch.setattr(solve_others, "_cuml_logistic_regression", lambda: RecordedCuml)

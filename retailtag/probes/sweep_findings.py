@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.choice import EVERY_TAG, SharedChoice, shared_choices
+from retailtag.probes.choice import EVERY_TAG, shared_choices
 from retailtag.probes.solver.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
+from retailtag.statistics.one_standard_error import Choice
 
 NAMED = 3  # tags that a sentence names before it counts the rest
 
@@ -20,13 +21,14 @@ def grid_findings(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Find
     """Findings about choices at the end of the grid: that it was widened, or that it is short."""
     if len(sweep.C) < 2:
         return []
-    shared = _choosing(shared_choices(sweep.ap, group, rule), rule)
-    return [*_widened(sweep, group, rule), *(f for s in shared for f in _at_end(sweep, s))]
+    choices = _deciding(shared_choices(sweep.ap, group, rule), rule)
+    at_ends = [found for name, choice in choices.items() for found in _at_end(sweep, name, choice)]
+    return [*_widened(sweep, group, rule), *at_ends]
 
 
-def _choosing(shared: list[SharedChoice], rule: str) -> list[SharedChoice]:
-    """Without what all tags support together, where each group chooses for itself."""
-    return [s for s in shared if rule == "global" or s.name != EVERY_TAG]
+def _deciding(choices: dict[str, Choice], rule: str) -> dict[str, Choice]:
+    """Without the choice of all tags together, where each group chooses for itself."""
+    return {n: choice for n, choice in choices.items() if rule == "global" or n != EVERY_TAG}
 
 
 def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
@@ -34,7 +36,8 @@ def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     if len(asked) == len(sweep.C):
         return []
     first = shared_choices(sweep.ap[np.isin(sweep.C, asked)], group, rule)
-    names = [s.name for s in _choosing(first, rule) if at_lower_end(s) or at_upper_end(s)]
+    deciding = _deciding(first, rule)
+    names = [name for name, at in deciding.items() if at_lower_end(at) or at_upper_end(at)]
     sentence = (
         f"The grid of C, {asked[0]:g} to {asked[-1]:g}, was widened to {sweep.C[0]:.3g} to "
         f"{sweep.C[-1]:.3g}: {_listed(names)} tags chose its end."
@@ -43,7 +46,7 @@ def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     return [("grid-widened", sentence, remedy)]
 
 
-def _at_end(sweep: Sweep, shared: SharedChoice) -> list[Finding]:
+def _at_end(sweep: Sweep, name: str, shared: Choice) -> list[Finding]:
     C, remedy = sweep.C, "Widen the grid with --sweep-C."
     if at_upper_end(shared):
         end = f"largest of the grid ({C[-1]:.3g})."
@@ -57,7 +60,7 @@ def _at_end(sweep: Sweep, shared: SharedChoice) -> list[Finding]:
         remedy = "Smaller values would score alike; raise the lower end of --sweep-C to avoid them."
     else:
         return []
-    return [("grid-edge", f"The C of {shared.name} tags is the {end}", remedy)]
+    return [("grid-edge", f"The C of {name} tags is the {end}", remedy)]
 
 
 def troubled_tags(

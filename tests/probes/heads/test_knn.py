@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from retailtag.errors import DataError
 from retailtag.probes.heads import knn
 from retailtag.probes.heads.knn import KnnBank, KnnHead
-from retailtag.probes.solver.fits import prior_logit
+from retailtag.probes.solver.labels import prior_logit
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,0 +1,59 @@
+"""What goes into a solver and what every solver offers; heads and sweeps know no more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.probes.solver.fits import ProbeFits
+from retailtag.progress import Advance, nobody
+
+Start = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Weights (n_tags, dim) and biases (n_tags,) to start from."""
+
+OnStrength = Callable[[int, ProbeFits], None]
+"""Called with (k, fits) when every tag is fitted at C[k]; the tables of fits are filled up to k."""
+
+
+def ignore(k: int, fits: ProbeFits) -> None:
+    """Do nothing when a strength is done."""
+
+
+class FeatureRows(Protocol):
+    """Features (n_images, dim) read by slices: an array, a memory map, a lazy view."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_images, dim)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Features of consecutive images, (len, dim)."""
+        ...
+
+
+class Solver(Protocol):
+    """Fits every (C, tag) of one training set."""
+
+    def __call__(
+        self,
+        X: FeatureRows,
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+        tag_weight: NDArray[np.float64] | None = None,
+        start: Start | None = None,
+        on_strength: OnStrength = ignore,
+    ) -> ProbeFits:
+        """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,).
+
+        `advance` is called with the number of fits that ended, n_C * n_tags in all.
+        `sample_weight` (n_images,) multiplies the loss of images, `tag_weight` (n_tags,) that of
+        tags. The first C starts from `start` if the solver can start warm.
+        """
+        ...

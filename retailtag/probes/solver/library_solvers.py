@@ -1,0 +1,149 @@
+"""scikit-learn as the reference solver and cuML as the GPU library's own; one tag at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import Unavailable
+from retailtag.probes.solver.fits import ProbeFits, statuses
+from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ignore
+from retailtag.probes.solver.labels import fittable, prior_logit
+from retailtag.progress import Advance, nobody
+
+Estimator = Callable[[float], Any]
+"""An unfitted estimator with scikit-learn's interface, at strength C."""
+
+
+@dataclass(frozen=True)
+class _OneTagSolver:
+    """Fits every (C, tag) one after the other.
+
+    Parameters
+    ----------
+    tol : float
+        Gradient tolerance of the estimator. The default of scikit-learn (1e-4) under-fits rare
+        tags, hence the tighter default here.
+    max_iter : int
+    """
+
+    tol: float = 1e-6
+    max_iter: int = 2000
+
+    def estimator(self) -> Estimator:
+        """What makes an unfitted estimator for a strength."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        X: FeatureRows,
+        Y: NDArray[np.int8],
+        C: NDArray[np.float64],
+        advance: Advance = nobody,
+        *,
+        sample_weight: NDArray[np.float64] | None = None,
+        tag_weight: NDArray[np.float64] | None = None,
+        start: Start | None = None,
+        on_strength: OnStrength = ignore,
+    ) -> ProbeFits:
+        """Fit every (C, tag); see `retailtag.probes.solver.interface.Solver`. Starts cold."""
+        begun = time.perf_counter()
+        estimator = self.estimator()
+        features = X[:]
+        n_tags = Y.shape[1]
+        fits = ProbeFits.empty(C, n_tags, X.shape[1])
+        fits.bias[:] = prior_logit(Y, sample_weight)
+        factor = np.ones(n_tags) if tag_weight is None else tag_weight
+        tags = np.flatnonzero(fittable(Y, sample_weight)).tolist()
+        for k, c in enumerate(C):
+            advance(n_tags - len(tags))
+            for tag in tags:
+                strength = float(c * factor[tag])
+                model = estimator(strength)
+                self._fit(fits, k, tag, model, strength, features, Y[:, tag], sample_weight)
+                advance(1)
+            on_strength(k, fits)
+        return replace(fits, seconds=time.perf_counter() - begun)
+
+    def _fit(
+        self,
+        fits: ProbeFits,
+        k: int,
+        tag: int,
+        model: Any,
+        C: float,
+        X: NDArray[np.float32],
+        labels: NDArray[np.int8],
+        sample_weight: NDArray[np.float64] | None,
+    ) -> None:
+        """Fit one tag on its known labels, and fill its cell of the tables."""
+        known = labels >= 0
+        x = X if known.all() else X[known]
+        y = labels[known]
+        weight = None if sample_weight is None else sample_weight[known]
+        model.fit(x, y.astype(np.float32), sample_weight=weight)
+        w = np.asarray(model.coef_, np.float64).reshape(-1)
+        b = float(np.asarray(model.intercept_).reshape(-1)[0])
+        steps = int(np.max(model.n_iter_))
+        u = x @ w + b
+        loss = np.logaddexp(0, u) - y * u
+        fits.weight[k, tag] = w
+        fits.bias[k, tag] = b
+        fits.objective[k, tag] = 0.5 * w @ w + C * (loss if weight is None else loss * weight).sum()
+        fits.iterations[k, tag] = steps
+        converged = np.array([steps < self.max_iter])
+        separated = np.array([((u > 0) == y).all()])
+        fits.status[k, tag] = statuses(converged, separated, y[:, None])[0]
+
+
+class SklearnSolver(_OneTagSolver):
+    """scikit-learn's `LogisticRegression(solver="lbfgs")`."""
+
+    def estimator(self) -> Estimator:
+        """See `_OneTagSolver.estimator`."""
+        from sklearn.linear_model import LogisticRegression
+
+        return lambda C: LogisticRegression(C=C, tol=self.tol, max_iter=self.max_iter)
+
+
+class CumlSolver(_OneTagSolver):
+    """cuML's `LogisticRegression` (quasi-Newton), on a CUDA device.
+
+    Raises
+    ------
+    Unavailable
+        When called without cuML or without a CUDA device.
+    """
+
+    def estimator(self) -> Estimator:
+        """See `_OneTagSolver.estimator`."""
+        estimator = _cuml_logistic_regression()
+        return lambda C: estimator(
+            C=C,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            # Gives C the meaning it has in scikit-learn: a penalty that is not divided by the
+            # number of images.
+            penalty_normalized=False,
+            output_type="numpy",
+        )
+
+
+def _cuml_logistic_regression() -> Any:
+    """Estimator class of cuML; a device is looked for first, the import takes seconds."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Unavailable("--solver cuml needs a CUDA device and found none; use --solver torch.")
+    try:
+        from cuml.linear_model import LogisticRegression
+    except ImportError:
+        raise Unavailable(
+            "--solver cuml needs cuML; install it with: pip install 'retailtag[gpu]'."
+        ) from None
+    return LogisticRegression

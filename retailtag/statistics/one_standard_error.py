@@ -1,0 +1,94 @@
+"""The one-standard-error rule: the simplest candidate that the data cannot tell from the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDING = 1e-12  # scores that differ by less are equal: sums of the same numbers in another order
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The candidate that a set of tags supports together.
+
+    Parameters
+    ----------
+    best : int
+        Candidate with the largest mean score, the first of equals.
+    chosen : int
+        First candidate within one standard error of the best.
+    mean : ndarray of float64, shape (n_candidates,)
+        Mean score over the tags.
+    error : ndarray of float64, shape (n_candidates,)
+        Standard error of the mean difference to `best`; 0 with a single tag.
+    """
+
+    best: int
+    chosen: int
+    mean: Floats
+    error: Floats
+
+    @property
+    def behind(self) -> Floats:
+        """How far each candidate's mean lies behind the best, (n_candidates,)."""
+        behind: Floats = self.mean[self.best] - self.mean
+        return behind
+
+
+def one_standard_error(scores: Floats) -> Choice | None:
+    r"""The first candidate within one standard error of the best.
+
+    With the mean :math:`\bar d_c` and the standard deviation :math:`s_c` of the differences
+    :math:`d_{ct} = score_{\hat c t} - score_{ct}` to the best candidate :math:`\hat c` over T
+    tags, the choice is the smallest c with :math:`\bar d_c \le s_c / \sqrt T`.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n_candidates, n_tags)
+        The simplest candidate first; larger is better. NaN for tags without a score, which are
+        left out.
+
+    Returns
+    -------
+    Choice or None
+        None if no tag has a score.
+
+    Notes
+    -----
+    The differences are paired by tag: what makes a tag hard for every candidate cancels, so the
+    tolerance is much narrower than with the standard error of the mean itself.
+
+    References
+    ----------
+    Breiman, Friedman, Olshen & Stone (1984), Classification and Regression Trees, section 3.4.3;
+    Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, 2nd ed., section 7.10.
+
+    Examples
+    --------
+    >>> one_standard_error(np.array([[0.2, 0.6, 0.4], [0.35, 0.6, 0.4]])).chosen  # one tag gains
+    0
+    >>> one_standard_error(np.array([[0.2, 0.6, 0.4], [0.25, 0.64, 0.46]])).chosen  # all gain
+    1
+    """
+    scores = scores[:, np.isfinite(scores).all(axis=0)]
+    n_tags = scores.shape[1]
+    if not n_tags:
+        return None
+    mean = scores.mean(axis=1)
+    best = int(np.argmax(mean))
+    error = np.zeros(len(scores))
+    if n_tags > 1:
+        error = (scores[best] - scores).std(axis=1, ddof=1) / np.sqrt(n_tags)
+    return Choice(best, int(first_within(mean, error)), mean, error)
+
+
+def first_within(scores: Floats, tolerance: Floats) -> NDArray[np.intp]:
+    """First index along axis 0 whose score is within its tolerance of the largest."""
+    near: NDArray[np.bool_] = scores.max(axis=0) - scores <= tolerance + ROUNDING
+    first: NDArray[np.intp] = np.argmax(near, axis=0)
+    return first
