@@ -81,9 +81,9 @@ def loop(job: Job) -> Job:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from retailtag.backbones import linear, load_backbone
+    from retailtag.backbones import load_backbone, onednn
 
-    linear.enabled = False  # the loop has PyTorch's own layers
+    onednn.enabled = False  # the loop has PyTorch's own layers
     backbone = load_backbone(job["backbone"], random_weights=True)
     model = backbone.module.to(memory_format=torch.contiguous_format).eval()
     transform = own_transform(job["backbone"], backbone)
@@ -177,7 +177,7 @@ def nearness(catalog: Any, backbone: Any, embedder: Any) -> Job:
     """Smallest cosine, and mean centred cosine, of a sample with eager float32 on equal pixels."""
     import torch
 
-    from retailtag.backbones.loader import load_batches
+    from retailtag.images.loader import load_batches
 
     rows = range(min(SAMPLE, len(catalog)))
     batches = load_batches(catalog.images, rows, backbone.preprocess, batch_size=32, workers=2)

@@ -15,7 +15,7 @@ Random weights, generated JPEG photographs, the last four blocks and a head of 2
   device as its prefetching loader does, PyTorch's own layers) with the same parameters frozen,
   against our plain step; ``speedup_timm`` is an epoch of such steps, data for nothing, against the
   epoch from kept activations, and ``bound_timm`` the same ratio of operations: a ViT's last block
-  runs whole there. Times can be further apart: `retailtag.backbones.linear` beats PyTorch's layers
+  runs whole there. Times can be further apart: `retailtag.backbones.onednn` beats PyTorch's layers
   on some CPUs.
 * ``waiting``: share of an epoch that the training waits for its next batch.
 * ``loss_plain`` and ``loss_cached``: of one epoch from the same start, and ``scores_apart``: the
@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from retailtag.backbones import linear, load_backbone
+from retailtag.backbones import load_backbone, onednn
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.finetuning import pixels as pixels_module
@@ -181,14 +181,14 @@ def timm_step(bench: Bench, batch: Tensor, targets: Tensor) -> Callable[[], floa
     )
 
     def step() -> float:
-        linear.enabled = False  # PyTorch's own layers
+        onednn.enabled = False  # PyTorch's own layers
         bench.network.train()
         images = batch.float().sub(mean * 255).div(std * 255)
         loss = binary_cross_entropy_with_logits(model(images), targets.float())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        linear.enabled = True
+        onednn.enabled = True
         return loss.item()
 
     return step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retailtag.backbones.ids import PRESETS, BackboneId, canonical, parts_of, resolve_id
+from retailtag.backbones.ids import PRESETS, BackboneId, canonical, components_of, resolve_id
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone
@@ -18,8 +18,8 @@ __all__ = [
     "Backbone",
     "BackboneId",
     "canonical",
+    "components_of",
     "load_backbone",
-    "parts_of",
     "resolve_id",
 ]
 

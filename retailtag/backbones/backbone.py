@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from retailtag.backbones.blocks import Block, Layout, Run
+from retailtag.backbones.first_token import FirstToken
 from retailtag.backbones.ids import BackboneId
-from retailtag.backbones.linear import speed_up
+from retailtag.backbones.onednn import use_onednn
 from retailtag.backbones.preprocess import Preprocess
-from retailtag.backbones.short import FirstToken
 from retailtag.backbones.weights import state_sha256
 from retailtag.errors import UsageError
 from retailtag.store.spec import FeatureSpec, canonical_json
@@ -28,7 +28,7 @@ EncodeText = Callable[[list[str], torch.device], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class LoadedModel:
     """What a library's module hands over to make a `Backbone`.
 
     Parameters
@@ -63,7 +63,7 @@ class Backbone:
 
     Parameters
     ----------
-    parts : Parts
+    parts : LoadedModel
         What was built and loaded; the weights' hash is taken now, before any training.
     device : str
         Where it runs.
@@ -93,7 +93,7 @@ class Backbone:
         If the model does not give one vector per image.
     """
 
-    def __init__(self, parts: Parts, device: str = "cpu") -> None:
+    def __init__(self, parts: LoadedModel, device: str = "cpu") -> None:
         self._parts = parts
         self._layout = parts.layout
         self.id = str(parts.id)
@@ -106,7 +106,7 @@ class Backbone:
             n for n, p in parts.module.named_parameters() if p.requires_grad
         )
         self.module = parts.module.to(self.device).eval()
-        speed_up(self.module)
+        use_onednn(self.module)
         # convolutions run a fifth to a half faster on a CPU with channels last
         self.memory_format = torch.contiguous_format
         if self.family == "cnn":
@@ -217,25 +217,27 @@ class Backbone:
             if stored_statistics and isinstance(module, _BatchNorm):
                 module.eval()
 
-    def is_divisible(self, k: Blocks) -> bool:
+    def can_split_at(self, k: Blocks) -> bool:
         """Whether `split_at` can cut the model before its last `k` blocks."""
         layout = self._layout
         whole = layout is None or layout.stem is None or layout.finish is None
         return isinstance(k, int) and not whole and 0 < k <= len(self.blocks)
 
-    def split_at(self, k: int, *, recompute: bool = False, short: bool = False) -> tuple[Run, Run]:
+    def split_at(
+        self, k: int, *, gradient_checkpointing: bool = False, first_token_only: bool = False
+    ) -> tuple[Run, Run]:
         """Cut the model before the last k blocks, so that frozen activations can be kept.
 
         Parameters
         ----------
         k : int
             Number of blocks in the second part, at least 1.
-        recompute : bool
+        gradient_checkpointing : bool
             Keep only the input of every block of the second part for the backward pass and run
             the block again there: less memory for a forward pass more.
-        short : bool
+        first_token_only : bool
             Where a single token is pooled, run the last block for that token alone (see
-            `retailtag.backbones.short`): equal to rounding, not bit for bit.
+            `retailtag.backbones.first_token`): equal to rounding, not bit for bit.
 
         Returns
         -------
@@ -256,9 +258,9 @@ class Backbone:
         stem, finish = layout.stem, layout.finish
         first = [self._module(path) for b in self.blocks[:-k] for path in b.runs]
         second: list[Run] = [self._module(path) for b in last for path in b.runs]
-        if short and layout.short is not None:
-            second[-1] = layout.short
-        run_second = _run_again if recompute else _run
+        if first_token_only and layout.first_token_block is not None:
+            second[-1] = layout.first_token_block
+        run_second = _run_again if gradient_checkpointing else _run
 
         def trunk(pixels: Tensor) -> Tensor:
             return _run(first, stem(self._normalised(pixels)))
@@ -269,10 +271,10 @@ class Backbone:
         """What computes the embeddings of `module` with the least work, for engines to convert.
 
         Where a single token is pooled, it is a copy that runs its last block for that token alone
-        (see `retailtag.backbones.short`): equal to rounding, weights shared. Elsewhere it is
+        (see `retailtag.backbones.first_token`): equal to rounding, weights shared. Elsewhere it is
         `module` itself.
         """
-        if self._layout is None or self._layout.short is None:
+        if self._layout is None or self._layout.first_token_block is None:
             return self.module
         shared = chain(self.module.parameters(), self.module.buffers())
         lean = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
@@ -280,7 +282,7 @@ class Backbone:
         lean.set_submodule(last, FirstToken(lean.get_submodule(last)))
         return lean
 
-    def recompute_gradients(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Let the whole model run its blocks again in the backward pass instead of keeping them.
 
         Raises

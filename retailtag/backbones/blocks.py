@@ -41,7 +41,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from retailtag.backbones.short import for_first_token
+from retailtag.backbones.first_token import for_first_token
 
 Run = Callable[[Tensor], Tensor]
 
@@ -84,7 +84,7 @@ class Layout:
         one input, so that the model cannot be run in two parts.
     finish : callable or None
         Output of the last block's modules to the embedding.
-    short : callable or None
+    first_token_block : callable or None
         Input of the last block to as much of its output as `finish` reads, where that is less.
     """
 
@@ -92,7 +92,7 @@ class Layout:
     blocks: tuple[Block, ...]
     stem: Run | None = None
     finish: Run | None = None
-    short: Run | None = None
+    first_token_block: Run | None = None
 
     def under(self, prefix: str) -> Layout:
         """The same layout for a module that holds this one as its attribute `prefix`."""

@@ -14,7 +14,7 @@ import torch
 from open_clip import factory, pretrained
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import EncodeText, Parts
+from retailtag.backbones.backbone import EncodeText, LoadedModel
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
@@ -46,7 +46,9 @@ class ClipTower(nn.Module):
         return embedding
 
 
-def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+def build(
+    backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False
+) -> LoadedModel:
     """Build an open_clip model and load its weights.
 
     Parameters
@@ -85,7 +87,7 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
     layout = layout_of(model.visual)
     base = {**_preprocess_defaults(), **stored.get("preprocess_cfg", {}), **_preprocess_of(tag)}
-    return Parts(
+    return LoadedModel(
         id=backbone_id,
         module=ClipTower(model.visual),
         layout=layout.under("trunk") if layout else None,

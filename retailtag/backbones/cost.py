@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from retailtag.backbones.factory import build_parts
+from retailtag.backbones.factory import build_model
 from retailtag.backbones.ids import resolve_id
 
 _BYTES_FLOAT32 = 4
@@ -51,7 +51,7 @@ def cost_of(backbone_id: str) -> Cost:
     parsed = resolve_id(backbone_id)
     device = "cpu" if parsed.scheme == "demo" else "meta"
     with torch.device(device):
-        parts = build_parts(parsed, random_weights=True)
+        parts = build_model(parsed, random_weights=True)
         module, size = parts.module.eval(), parts.preprocess.size
         counter = FlopCounterMode(display=False)
         # with gradients on: the fused attention of evaluation mode is one opaque call

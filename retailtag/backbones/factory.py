@@ -11,7 +11,7 @@ from retailtag.backbones.ids import BackboneId, resolve_id
 from retailtag.errors import UsageError
 
 if TYPE_CHECKING:
-    from retailtag.backbones.backbone import Backbone, Parts
+    from retailtag.backbones.backbone import Backbone, LoadedModel
     from retailtag.backbones.hub import Published
 
 RANDOM_SEED = 0
@@ -62,17 +62,17 @@ def load_backbone(
     if weights is not None and random_weights:
         raise UsageError("Random weights and --weights exclude each other; drop one.")
     parsed = resolve_id(backbone_id)
-    parts = build_parts(parsed, weights, random_weights=random_weights, seed=seed)
+    parts = build_model(parsed, weights, random_weights=random_weights, seed=seed)
     return Backbone(parts, device)
 
 
-def build_parts(
+def build_model(
     backbone_id: BackboneId,
     weights: Path | None = None,
     *,
     random_weights: bool = False,
     seed: int = RANDOM_SEED,
-) -> Parts:
+) -> LoadedModel:
     """Build and load on the CPU (or the current default device) what makes a backbone.
 
     The caller's random state is left as it was.

@@ -90,7 +90,7 @@ class BackboneId:
         return {k: v for k, v in self.args if k not in PREPROCESS_KEYS}
 
 
-def parts_of(backbone_id: str) -> tuple[str, ...]:
+def components_of(backbone_id: str) -> tuple[str, ...]:
     """Ids that stand side by side in ``A+B``, as given; one for the id of one backbone.
 
     Raises
@@ -100,7 +100,7 @@ def parts_of(backbone_id: str) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> parts_of("dinov2+clip"), parts_of("timm:resnet50?std=1e+1")
+    >>> components_of("dinov2+clip"), components_of("timm:resnet50?std=1e+1")
     (('dinov2', 'clip'), ('timm:resnet50?std=1e+1',))
     """
     parts = tuple(part.strip() for part in _JOINT.split(backbone_id))
@@ -117,7 +117,7 @@ def canonical(backbone_id: str) -> str:
     >>> canonical("demo:cnn+timm:x?b=1&a=2")
     'demo:cnn+timm:x?a=2&b=1'
     """
-    return "+".join(str(resolve_id(part)) for part in parts_of(backbone_id))
+    return "+".join(str(resolve_id(part)) for part in components_of(backbone_id))
 
 
 def resolve_id(backbone_id: str) -> BackboneId:

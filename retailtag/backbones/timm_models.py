@@ -13,7 +13,7 @@ import timm.data
 import timm.models
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import Parts
+from retailtag.backbones.backbone import LoadedModel
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
@@ -40,7 +40,9 @@ class TimmTower(nn.Module):
         return pooled
 
 
-def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+def build(
+    backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False
+) -> LoadedModel:
     """Build a timm model and load its weights.
 
     Parameters
@@ -73,7 +75,7 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     if path is not None:
         _load(trunk, path)
     layout = layout_of(trunk)
-    return Parts(
+    return LoadedModel(
         id=backbone_id,
         module=TimmTower(trunk),
         layout=layout.under("trunk") if layout else None,

@@ -9,7 +9,7 @@ import torch
 
 from retailtag.backbones import resolve_id
 from retailtag.backbones.backbone import Blocks, last_blocks
-from retailtag.backbones.factory import build_parts
+from retailtag.backbones.factory import build_model
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fit import make_solver
@@ -80,5 +80,5 @@ def _check_blocks(backbone_id: str, blocks: Blocks) -> None:
     """Judge --blocks by the architecture alone, built where nothing is allocated."""
     parsed = resolve_id(backbone_id)
     with torch.device("cpu" if parsed.scheme == "demo" else "meta"):
-        parts = build_parts(parsed, random_weights=True)
+        parts = build_model(parsed, random_weights=True)
     last_blocks(str(parts.id), parts.layout, blocks)

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from retailtag.backbones import canonical, parts_of
+from retailtag.backbones import canonical, components_of
 from retailtag.backbones.cost import Cost, cost_of_all
 from retailtag.backbones.engines import AUTO, EAGER, EngineName
 from retailtag.backbones.engines.build import best_name
@@ -138,7 +138,7 @@ class _Planner:
 
     def stages(self) -> list[PlannedStage]:
         """List the stages of this backbone in order."""
-        parts = parts_of(self.backbone)
+        parts = components_of(self.backbone)
         cost, name = cost_of_all(parts), canonical(self.backbone)
         store, strategies = self._store(), self.settings.strategies_of(self.backbone)
         extracts = [replace(self, backbone=part)._extract() for part in parts]
@@ -177,7 +177,7 @@ class _Planner:
         stores = list_stores(self.settings.features)
         of_parts = [
             [s for s in stores if s.spec.backbone == name and self._is_asked(s.spec)]
-            for name in map(canonical, parts_of(self.backbone))
+            for name in map(canonical, components_of(self.backbone))
         ]
         sources = [
             (source.spec.digest == fitted, len(source.known().keys() & ids), i, source)

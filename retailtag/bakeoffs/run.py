@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retailtag.backbones import canonical, load_backbone, parts_of, resolve_id
+from retailtag.backbones import canonical, components_of, load_backbone, resolve_id
 from retailtag.bakeoffs.checks import check_readable, check_request
 from retailtag.bakeoffs.pairs import (
     Pair,
@@ -138,7 +138,7 @@ class BakeoffSettings:
 
     def strategies_of(self, backbone: str) -> tuple[str, ...]:
         """Strategies that one backbone goes through: a joint one is only probed."""
-        joint = len(parts_of(backbone)) > 1
+        joint = len(components_of(backbone)) > 1
         return tuple(s for s in self.strategies if s == "probe" or not joint)
 
     @property
@@ -253,7 +253,7 @@ class _Runner:
 
     def backbone(self, backbone_id: str) -> list[Pair]:
         """Run all stages of one backbone after its extraction."""
-        summaries = [self.extracted[canonical(part)] for part in parts_of(backbone_id)]
+        summaries = [self.extracted[canonical(part)] for part in components_of(backbone_id)]
         check_readable(self.catalog, {i: why for s in summaries for i, why in s.absent.items()})
         store = join([summary.store for summary in summaries])
         strategies = self.settings.strategies_of(backbone_id)
@@ -273,7 +273,7 @@ class _Runner:
     def extract(self) -> None:
         """Bring the feature stores of all backbones up to date in one pass over the images."""
         s = self.settings
-        parts = {canonical(part): part for b in s.backbones for part in parts_of(b)}
+        parts = {canonical(part): part for b in s.backbones for part in components_of(b)}
         backbones = {key: self._load(part) for key, part in parts.items()}
         for key in map(canonical, s.tuned):
             backbones[key].trainable_names(s.finetune.trained)  # refuses --blocks that it has not
@@ -358,7 +358,7 @@ class _Runner:
         inputs = latency_inputs(model, s.device)
         if self.is_current(name, place, inputs):
             return _sealed(place)
-        given = {part: s.weights.get(part) for part in parts_of(backbone_id)}
+        given = {part: s.weights.get(part) for part in components_of(backbone_id)}
         local = {str(resolve_id(part)): path for part, path in given.items() if path}
         facts = measure_pair(self.catalog, folder, local, s.device, **s.limits)
         return write_record(place, (), inputs, facts=facts, machine=inputs["device"])

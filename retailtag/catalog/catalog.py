@@ -6,33 +6,15 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.table import TagTable
 from retailtag.errors import DataError
+from retailtag.images.sources import ImageSource
 
 SPLITS = ("train", "val", "test")
-
-
-class ImageSource(Protocol):
-    """Where the bytes of a catalogue's images lie; safe to read from several threads."""
-
-    def read(self, index: int) -> bytes:
-        """Bytes of image `index` (row of the catalogue), undecoded.
-
-        Raises
-        ------
-        retailtag.errors.UnreadableImage
-            If they cannot be read; the message is the reason.
-        """
-        ...
-
-    def name(self, index: int) -> str:
-        """Name of image `index` for messages: a path, or archive and member."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

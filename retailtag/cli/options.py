@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from retailtag.backbones.ids import parts_of
+from retailtag.backbones.ids import components_of
 from retailtag.errors import Unavailable, UsageError
 
 GRID = "1e-5:10:13"
@@ -282,7 +282,7 @@ def weights_by_backbone(values: list[str] | None, backbones: list[str]) -> dict[
         If a value names a backbone that is not asked for, or is bare with several backbones.
     """
     found: dict[str, Path] = {}
-    backbones = list(dict.fromkeys(part for b in backbones for part in parts_of(b)))
+    backbones = list(dict.fromkeys(part for b in backbones for part in components_of(b)))
     for value in values or []:
         name = next((b for b in backbones if value.startswith(f"{b}=")), None)
         if name is not None:

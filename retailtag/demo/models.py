@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import EncodeText, Parts
+from retailtag.backbones.backbone import EncodeText, LoadedModel
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, override
@@ -21,7 +21,9 @@ MAX_SIZE = 1024
 PREPROCESS = Preprocess(size=(64, 64), mode="squash", interpolation="bicubic")
 
 
-def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False) -> Parts:
+def build(
+    backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False
+) -> LoadedModel:
     """Build a demo model with its packaged weights, local ones, or none.
 
     Parameters
@@ -50,10 +52,10 @@ def build(backbone_id: BackboneId, weights: Path | None, *, random_weights: bool
     return from_demo_model(backbone_id, model)
 
 
-def from_demo_model(backbone_id: BackboneId, model: Any) -> Parts:
+def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:
     """Describe a demo model: a timm trunk, and for ``clip`` a projection and a text tower."""
     is_clip = hasattr(model, "proj")
-    return Parts(
+    return LoadedModel(
         id=backbone_id,
         module=DemoTower(model),
         layout=_layout(model, is_clip),

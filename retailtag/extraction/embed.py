@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.backbones.loader import Batch, Failure, PreprocessFn, Request, load_views
 from retailtag.backbones.preprocess import with_truncated
-from retailtag.catalog.catalog import ImageSource
 from retailtag.extraction.costs import Cost
 from retailtag.extraction.forward import Forward
 from retailtag.images.decode import MAX_PIXELS
+from retailtag.images.loader import Batch, Failure, PreprocessFn, Request, load_views
+from retailtag.images.sources import ImageSource
 from retailtag.store import FeatureSpec
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def identity(
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are read; see `retailtag.backbones.loader.load_views`."""
+    """How images are read; see `retailtag.images.loader.load_views`."""
 
     batch_size: int = 64
     workers: int = 2

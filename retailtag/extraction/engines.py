@@ -18,12 +18,12 @@ from retailtag.backbones.engines import AUTO, EAGER, EngineName, embedder_of, wi
 from retailtag.backbones.engines.build import candidates, why_unavailable
 from retailtag.backbones.engines.names import check_engine
 from retailtag.backbones.engines.trial import Bench, Trial, fastest, too_far
-from retailtag.backbones.loader import load_batches
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import StaleFeatures, Unavailable
 from retailtag.extraction.embed import Embedder, Loading, identity
 from retailtag.extraction.extract import BLOCK_ROWS, check_extraction
 from retailtag.extraction.shards import ALL, Part
+from retailtag.images.loader import load_batches
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
 

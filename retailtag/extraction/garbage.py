@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retailtag.backbones.loader import hash_images
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import ArtefactError, DataError
+from retailtag.images.loader import hash_images
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureStore
 from retailtag.store.inventory import store_folders

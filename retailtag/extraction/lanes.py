@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.backbones.loader import hash_images
 from retailtag.catalog.catalog import Catalog
 from retailtag.extraction.costs import Cost
 from retailtag.extraction.embed import Block, Work
 from retailtag.extraction.forward import Forward
+from retailtag.images.loader import hash_images
 from retailtag.progress import Advance
 from retailtag.store import Absent, FeatureStore
 

@@ -52,10 +52,12 @@ class Network:
 
     def _cut(self) -> tuple[Run | None, Run]:
         backbone, k = self.backbone, self.config.trained
-        if isinstance(k, int) and backbone.is_divisible(k):
-            return backbone.split_at(k, recompute=self.config.recompute, short=True)
+        if isinstance(k, int) and backbone.can_split_at(k):
+            return backbone.split_at(
+                k, gradient_checkpointing=self.config.recompute, first_token_only=True
+            )
         if self.config.recompute:
-            backbone.recompute_gradients()
+            backbone.enable_gradient_checkpointing()
         return None, backbone.forward
 
     @property

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.backbones.loader import Batch, load_batches
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UnreadableImage
+from retailtag.images.loader import Batch, load_batches
 
 MEMORY_SHARE = 0.25  # of the memory free at the start
 

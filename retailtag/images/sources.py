@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import Any
+from typing import Any, Protocol
 
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.unpack import Members, plain_tar
@@ -38,6 +38,24 @@ def clean_path(path: str) -> str:
 
 _PACK = "pack the archive again"
 _MEND = "mend the file or its permissions, or leave it out"
+
+
+class ImageSource(Protocol):
+    """Where the bytes of a catalogue's images lie; safe to read from several threads."""
+
+    def read(self, index: int) -> bytes:
+        """Bytes of image `index` (row of the catalogue), undecoded.
+
+        Raises
+        ------
+        UnreadableImage
+            If they cannot be read; the message is the reason.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of image `index` for messages: a path, or archive and member."""
+        ...
 
 
 class PathImages:

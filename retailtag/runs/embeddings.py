@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.backbones import load_backbone, parts_of
+from retailtag.backbones import components_of, load_backbone
 from retailtag.backbones.ids import resolve_id
 from retailtag.extraction.embed import identity
 from retailtag.extraction.engines import ANY, EngineRequest, find_store
@@ -59,7 +59,7 @@ def find_embeddings(
     """
     local = weights or {}
     stores = []
-    for part in parts_of(backbone):
+    for part in components_of(backbone):
         model = load_backbone(part, weights=local.get(part), device=device)
         spec = identity(model, dtype, allow_truncated=allow_truncated)
         stores.append(find_store(features, spec, request, progress=progress))
@@ -90,7 +90,7 @@ def find_texts(
         None unless `heads` names ``text`` and the backbone is a single one with a text tower
         whose texts lie among its images.
     """
-    parts = parts_of(backbone)
+    parts = components_of(backbone)
     if "text" not in parse_heads(heads) or len(parts) > 1:
         return None
     if resolve_id(parts[0]).scheme == "timm":  # image models alone: not worth loading one

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from retailtag.backbones import load_backbone, parts_of
+from retailtag.backbones import components_of, load_backbone
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.engines import EngineName, embedder_of
 from retailtag.backbones.engines.embedder import EngineEmbedder
@@ -141,7 +141,7 @@ class Tagger:
     def _from_probe(
         cls, probe: Probe, folder: Path, weights: Weights, device: str, progress: Progress
     ) -> Tagger:
-        ids = parts_of(probe.facts["backbone"])
+        ids = components_of(probe.facts["backbone"])
         local = _local_weights(weights, ids)
         backbones = tuple(load_backbone(i, weights=local.get(i), device=device) for i in ids)
         stored = probe.facts["stored_as"]
@@ -240,8 +240,8 @@ def backbones_of(folder: Path) -> tuple[str, ...]:
     """Ids of the backbones that the fitted pair in `folder` runs; empty if it holds no pair."""
     try:
         if (folder / "checkpoint.json").exists():
-            return parts_of(read_json(folder / "checkpoint.json")["backbone"])
-        return parts_of(read_json(folder / "probe.json")["facts"]["backbone"])
+            return components_of(read_json(folder / "checkpoint.json")["backbone"])
+        return components_of(read_json(folder / "probe.json")["facts"]["backbone"])
     except (DataError, KeyError, TypeError):
         return ()  # what is wrong with the folder, loading it says
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from retailtag.backbones import load_backbone, resolve_id
-from retailtag.backbones.backbone import Backbone, Parts, full_float32
+from retailtag.backbones.backbone import Backbone, LoadedModel, full_float32
 from retailtag.backbones.cost import cost_of, count_flops
 from retailtag.backbones.preprocess import Preprocess
 from retailtag.demo.models import from_demo_model
@@ -81,7 +81,7 @@ def test_pooling_is_an_argument_and_part_of_the_identity(pixels):
 
 
 def test_one_vector_an_image_or_a_sentence():
-    parts = Parts(
+    parts = LoadedModel(
         id=resolve_id("timm:x"),
         module=nn.Conv2d(3, 2, 1),
         layout=None,

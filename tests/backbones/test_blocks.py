@@ -273,7 +273,7 @@ def test_a_subclass_with_its_own_forward_pass_is_not_read_as_its_parent():
     assert layout_of(Odd(BasicBlock, (1, 1, 1, 1), num_classes=0)) is None
 
 
-SHORTENED = {
+READS_ONE_TOKEN = {
     "demo:dino": True,
     "demo:clip": True,
     "timm:vit_tiny_patch16_224?img_size=64": True,
@@ -286,14 +286,14 @@ SHORTENED = {
 }
 
 
-@pytest.mark.parametrize("backbone_id", SHORTENED)
+@pytest.mark.parametrize("backbone_id", READS_ONE_TOKEN)
 def test_a_last_block_for_one_token_agrees_in_value_and_gradient(backbone_id, pixels):
     backbone = load_small(backbone_id)
     images = pixels(2, *backbone.preprocess.size)
     backbone.unfreeze_last(2)
     found = []
-    for short in (False, True):
-        trunk, rest = backbone.split_at(2, short=short)
+    for first_token_only in (False, True):
+        trunk, rest = backbone.split_at(2, first_token_only=first_token_only)
         embedding = rest(trunk(images))
         backbone.module.zero_grad()
         embedding.square().sum().backward()
@@ -303,10 +303,10 @@ def test_a_last_block_for_one_token_agrees_in_value_and_gradient(backbone_id, pi
     scale = max(float(g.abs().max()) for g in found[0][1])
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-5 * scale)
-    assert (backbone._layout.short is not None) == SHORTENED[backbone_id]
+    assert (backbone._layout.first_token_block is not None) == READS_ONE_TOKEN[backbone_id]
 
 
-@pytest.mark.parametrize("backbone_id", SHORTENED)
+@pytest.mark.parametrize("backbone_id", READS_ONE_TOKEN)
 def test_the_lean_module_gives_the_same_embeddings_from_the_same_weights(backbone_id, pixels):
     backbone = load_small(backbone_id)
     names = list(backbone.module.state_dict())
@@ -316,7 +316,7 @@ def test_the_lean_module_gives_the_same_embeddings_from_the_same_weights(backbon
         torch.testing.assert_close(
             lean(normalised), backbone.module(normalised), rtol=1e-4, atol=1e-5
         )
-    assert (lean is not backbone.module) == SHORTENED[backbone_id]
+    assert (lean is not backbone.module) == READS_ONE_TOKEN[backbone_id]
     addresses = {p.data_ptr() for p in backbone.module.parameters()}
     assert {p.data_ptr() for p in lean.parameters()} == addresses
     assert list(backbone.module.state_dict()) == names  # the original is as it was

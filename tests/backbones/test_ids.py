@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.backbones.ids import PRESETS, canonical, parts_of, resolve_id
+from retailtag.backbones.ids import PRESETS, canonical, components_of, resolve_id
 from retailtag.errors import UsageError
 
 
@@ -128,12 +128,12 @@ def test_resolving_imports_no_torch():
 
 
 def test_several_backbones_side_by_side():
-    assert parts_of("demo:cnn") == ("demo:cnn",)
-    assert parts_of("demo:cnn + clip?crop_pct=1e+0") == ("demo:cnn", "clip?crop_pct=1e+0")
+    assert components_of("demo:cnn") == ("demo:cnn",)
+    assert components_of("demo:cnn + clip?crop_pct=1e+0") == ("demo:cnn", "clip?crop_pct=1e+0")
     assert canonical("clip+demo:dino") == f"{PRESETS['clip']}+demo:dino"
     assert canonical("demo:dino+clip") != canonical("clip+demo:dino")
     with pytest.raises(UsageError, match="twice"):
-        parts_of(f"clip+{PRESETS['clip']}")
+        components_of(f"clip+{PRESETS['clip']}")
     with pytest.raises(UsageError, match="names no model"):
         canonical("demo:cnn+demo:")
     with pytest.raises(UsageError, match="name one backbone here"):

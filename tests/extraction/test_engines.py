@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from retailtag.backbones import load_backbone, processor
+from retailtag.backbones import cpu, load_backbone
 from retailtag.backbones.engines import EAGER, EngineName, with_engine
 from retailtag.backbones.engines import build as build_module
 from retailtag.backbones.engines.embedder import EngineEmbedder
@@ -69,7 +69,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(build_module, "_build", build)
     monkeypatch.setattr(build_module, "why_unavailable", lambda name, device: "")
     monkeypatch.setattr(engines_module, "why_unavailable", lambda name, device: "")
-    monkeypatch.setattr(processor, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
     return noise
 
 
@@ -250,7 +250,7 @@ def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_
         find_store(tmp_path, identity(backbone, "float16"))
 
 
-@pytest.mark.skipif(not processor.has_bfloat16(), reason="this CPU does not compute in bfloat16")
+@pytest.mark.skipif(not cpu.has_bfloat16(), reason="this CPU does not compute in bfloat16")
 def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypatch):
     fast = with_engine(load_backbone("demo:dino"), "eager", "fast")
     store = extract(tiny, fast, tmp_path / "features", workers=0).store
@@ -262,7 +262,7 @@ def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypa
     tagger = Tagger.load(tmp_path / "probe", progress=heard)
     np.testing.assert_allclose(tagger.logits(images), expected, rtol=1e-3, atol=2e-3)
     assert heard.lines == []
-    monkeypatch.setattr(processor, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: False)
     tagger = Tagger.load(tmp_path / "probe", progress=heard)
     assert tagger.embedders == tagger.backbones
     assert "takes a CPU that computes in bfloat16" in heard.lines[0]

@@ -248,7 +248,7 @@ def test_a_model_without_gradient_checkpointing_says_so(world, quick, monkeypatc
         if hasattr(module, "set_grad_checkpointing"):
             monkeypatch.setattr(type(module), "set_grad_checkpointing", None)
     with pytest.raises(UsageError, match="leave --checkpoint-gradients out"):
-        network.backbone.recompute_gradients()
+        network.backbone.enable_gradient_checkpointing()
 
 
 # -- rates, precision, words -----------------------------------------------------------------

@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import pytest
 
-from retailtag.backbones.loader import load_batches
 from retailtag.backbones.preprocess import Preprocess
 from retailtag.catalog.check import check_catalog
 from retailtag.catalog.readers import read_catalog
@@ -21,6 +20,7 @@ from retailtag.errors import Unavailable, UnreadableImage
 from retailtag.images import decode_pool as module
 from retailtag.images.decode import decode_image
 from retailtag.images.decode_pool import decode_apart, end_idle
+from retailtag.images.loader import load_batches
 
 # The real process with a decoder that obeys the last bytes of a file.
 CRASHING = """

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from retailtag.backbones.loader import load_batches
 from retailtag.backbones.preprocess import Preprocess
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import BadCatalogue, UnreadableImage
 from retailtag.images import header as image_header
 from retailtag.images.decode import decode_image
+from retailtag.images.loader import load_batches
 from retailtag.images.sources import FolderImages, ParquetImages, TarImages, ZipImages
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about odd files

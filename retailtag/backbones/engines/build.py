@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from retailtag.backbones import processor
+from retailtag.backbones import cpu
 from retailtag.backbones.engines.names import (
     AUTO,
     BFLOAT16,
@@ -114,7 +114,7 @@ def best_name(engine: str, precision: str, device: str) -> EngineName:
         return EngineName(engine, FLOAT32)
     if device == "cuda":
         return EngineName(engine, f"autocast-{_cuda_half()}")
-    return EngineName(engine, BFLOAT16 if processor.has_bfloat16() else FLOAT32)
+    return EngineName(engine, BFLOAT16 if cpu.has_bfloat16() else FLOAT32)
 
 
 def candidates(precision: str, device: str) -> list[EngineName]:
@@ -144,7 +144,7 @@ def why_unavailable(name: EngineName, device: str) -> str:
 
 
 def _why_not_computed(arithmetic: str, device: str) -> str:
-    if arithmetic == BFLOAT16 and not (device == "cpu" and processor.has_bfloat16()):
+    if arithmetic == BFLOAT16 and not (device == "cpu" and cpu.has_bfloat16()):
         return "this takes a CPU that computes in bfloat16; give --precision exact"
     if arithmetic.startswith("autocast") and device != "cuda":
         return "this takes a CUDA device; give --precision exact"

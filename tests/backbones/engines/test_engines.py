@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retailtag.backbones import load_backbone, processor
+from retailtag.backbones import cpu, load_backbone
 from retailtag.backbones.engines import EAGER, EngineName, embedder_of, with_engine
 from retailtag.backbones.engines import build as build_module
 from retailtag.backbones.engines.build import (
@@ -28,7 +28,7 @@ VIT = "timm:vit_tiny_patch16_224?depth=2&img_size=64"
 SMALL = "timm:vit_tiny_patch16_224?depth=1&img_size=32"
 
 needs_bfloat16 = pytest.mark.skipif(
-    not processor.has_bfloat16(), reason="this CPU does not compute in bfloat16"
+    not cpu.has_bfloat16(), reason="this CPU does not compute in bfloat16"
 )
 needs_compiler = pytest.mark.skipif(
     bool(why_unavailable(EngineName("compile"), "cpu")), reason="there is no C++ compiler"
@@ -246,16 +246,16 @@ def test_devices_have_their_engines(name, device, what):
 def test_bfloat16_is_where_the_processor_says_so(text, has, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
-    processor.words.cache_clear()
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    cpu.flags.cache_clear()
     try:
-        assert processor.has_bfloat16() == has
+        assert cpu.has_bfloat16() == has
         arithmetic = "bfloat16" if has else "float32"
         assert best_name("openvino", "fast", "cpu") == EngineName("openvino", arithmetic)
         wants = EngineName("eager", "bfloat16")
         assert bool(why_unavailable(wants, "cpu")) != has
     finally:
-        processor.words.cache_clear()
+        cpu.flags.cache_clear()
 
 
 def test_candidates_end_with_eager_and_exact_ones_are_float32(monkeypatch):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from retailtag.backbones import linear as linear_module
-from retailtag.backbones import load_backbone, processor
-from retailtag.backbones.linear import LEAST_ROWS, Attention, Linear, speed_up
+from retailtag.backbones import cpu, load_backbone, onednn
+from retailtag.backbones.onednn import MIN_TOKENS, Attention, Linear, use_onednn
 
 BACKBONES = (
     "timm:vit_tiny_patch16_224?depth=2&img_size=64",
@@ -25,7 +24,7 @@ def convolved(monkeypatch):
     """Let any CPU count as one whose matrix product is slow; the shapes that were convolved."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(processor, "multiplies_slowly", lambda: True)
+    monkeypatch.setattr(cpu, "has_slow_matmul", lambda: True)
     shapes = []
     conv2d = nn.functional.conv2d
 
@@ -48,25 +47,25 @@ def gradients(module, x, run=None):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(LEAST_ROWS, 24), (5, 40, 24), (2, 9, 11, 24)])
+@pytest.mark.parametrize("shape", [(MIN_TOKENS, 24), (5, 40, 24), (2, 9, 11, 24)])
 def test_a_linear_layer_by_convolution_is_the_same_layer(shape, bias, convolved):
     layer = nn.Linear(24, 40, bias=bias)
     fast = copy.deepcopy(layer)
-    speed_up(fast)
+    use_onednn(fast)
     x = torch.randn(shape)
     wanted, found = gradients(layer, x), gradients(fast, x)
     assert len(convolved) == 1
     for a, b in zip(wanted, found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert found[0].shape == (*shape[:-1], 40)
-    transposed = torch.randn(24, LEAST_ROWS).T
+    transposed = torch.randn(24, MIN_TOKENS).T
     torch.testing.assert_close(fast(transposed), layer(transposed), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_what_would_not_gain_is_multiplied_as_ever(convolved, monkeypatch):
     layer = Linear(8, 8)
-    x = torch.randn(LEAST_ROWS, 8)
+    x = torch.randn(MIN_TOKENS, 8)
     few = (x[:-1], torch.randn(0, 8), torch.randn(8))
     for some in few:
         assert torch.equal(layer(some), nn.functional.linear(some, layer.weight, layer.bias))
@@ -74,17 +73,17 @@ def test_what_would_not_gain_is_multiplied_as_ever(convolved, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     torch.jit.trace(layer, x, check_trace=False)
-    monkeypatch.setattr(linear_module, "enabled", False)
+    monkeypatch.setattr(onednn, "enabled", False)
     layer(x)
-    monkeypatch.setattr(linear_module, "enabled", True)
-    monkeypatch.setattr(processor, "multiplies_slowly", lambda: False)
+    monkeypatch.setattr(onednn, "enabled", True)
+    monkeypatch.setattr(cpu, "has_slow_matmul", lambda: False)
     assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     assert convolved == []
 
 
 def test_a_graph_that_is_exported_holds_the_matrix_product(convolved):
     layer = Linear(8, 8)
-    graph = torch.export.export(layer, (torch.randn(LEAST_ROWS, 8),)).graph
+    graph = torch.export.export(layer, (torch.randn(MIN_TOKENS, 8),)).graph
     called = {str(node.target) for node in graph.nodes}
     assert any("linear" in name for name in called)
     assert not any("conv" in name for name in called)
@@ -95,7 +94,7 @@ def test_attention_by_convolution_is_the_same_attention(train, convolved):
     layer = nn.MultiheadAttention(24, 3, batch_first=True).train(train)
     nn.init.normal_(layer.in_proj_bias)
     fast = copy.deepcopy(layer)
-    speed_up(fast)
+    use_onednn(fast)
     assert type(fast) is Attention
     x = torch.randn(4, 40, 24)
 
@@ -114,7 +113,7 @@ def test_attention_by_convolution_is_the_same_attention(train, convolved):
 def test_attention_of_another_kind_is_left_to_torch(convolved):
     layer = nn.MultiheadAttention(24, 3, batch_first=True).eval()
     fast = copy.deepcopy(layer)
-    speed_up(fast)
+    use_onednn(fast)
     x, y = torch.randn(2, 4, 40, 24)
     mask = torch.zeros(40, 40).fill_diagonal_(-1.0)
     for args, options in (
@@ -129,7 +128,7 @@ def test_attention_of_another_kind_is_left_to_torch(convolved):
     others = {"bias": {"add_bias_kv": True}, "keys": {"kdim": 8}, "order": {"batch_first": False}}
     for options in others.values():
         other = nn.MultiheadAttention(24, 3, **{"batch_first": True, **options})
-        speed_up(other)
+        use_onednn(other)
         assert type(other) is nn.MultiheadAttention
     assert convolved == []
 
@@ -143,7 +142,7 @@ def test_a_backbone_embeds_the_same(backbone_id, convolved, monkeypatch):
     convolved.clear()
     fast = backbone.embed(pixels)
     assert len(convolved) >= 4
-    monkeypatch.setattr(linear_module, "enabled", False)
+    monkeypatch.setattr(onednn, "enabled", False)
     plain = load_backbone(backbone_id, random_weights=True)
     assert set(plain.module.state_dict()) == names
     assert plain.weights_sha256 == backbone.weights_sha256
@@ -158,10 +157,10 @@ def test_which_processors_multiply_slowly(tmp_path, monkeypatch):
     }
     for i, (text, slow) in enumerate(cases.items()):
         (tmp_path / str(i)).write_text(text)
-        monkeypatch.setattr(processor, "_CPUINFO", tmp_path / str(i))
-        processor.words.cache_clear()
-        assert processor.multiplies_slowly() == slow
-    processor.words.cache_clear()
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "none")
-    assert not processor.multiplies_slowly()
-    processor.words.cache_clear()
+        monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / str(i))
+        cpu.flags.cache_clear()
+        assert cpu.has_slow_matmul() == slow
+    cpu.flags.cache_clear()
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "none")
+    assert not cpu.has_slow_matmul()
+    cpu.flags.cache_clear()

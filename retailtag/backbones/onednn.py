@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retailtag.backbones import processor
+from retailtag.backbones import cpu
 
-LEAST_ROWS = 128  # with fewer tokens, laying out the weights anew costs more than it saves
+MIN_TOKENS = 128  # with fewer tokens, laying out the weights anew costs more than it saves
 enabled = True  # off: PyTorch's own layers everywhere, which benchmarks compare with
 
 
@@ -57,7 +57,7 @@ class Attention(nn.MultiheadAttention):
         return linear(seen, self.out_proj.weight, self.out_proj.bias), None
 
 
-def speed_up(module: nn.Module) -> None:
+def use_onednn(module: nn.Module) -> None:
     """Let the linear layers inside `module` compute by `linear`; parameters and names stay."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
@@ -80,8 +80,8 @@ def _convolves(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() >= LEAST_ROWS * x.shape[-1] > 0
-        and processor.multiplies_slowly()
+        and x.numel() >= MIN_TOKENS * x.shape[-1] > 0
+        and cpu.has_slow_matmul()
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retailtag.backbones.loader import Failure, Request, hash_images, load_batches, load_views
 from retailtag.errors import UnreadableImage
+from retailtag.images.loader import Failure, Request, hash_images, load_batches, load_views
 
 
 def png(value: int, size: tuple[int, int] = (6, 4)) -> bytes:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.catalog.catalog import ImageSource
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.decode_pool import decode_apart, decode_here
+from retailtag.images.sources import ImageSource
 
 if TYPE_CHECKING:
     from PIL import Image

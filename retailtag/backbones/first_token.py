@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from retailtag.backbones.linear import linear
+from retailtag.backbones.onednn import linear
 
 Run = Callable[[Tensor], Tensor]
 

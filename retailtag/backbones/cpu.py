@@ -9,7 +9,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @cache
-def words() -> frozenset[str]:
+def flags() -> frozenset[str]:
     """Flags, vendor and whatever else Linux says of the CPU, word by word; elsewhere none."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
@@ -23,14 +23,14 @@ def has_bfloat16() -> bool:
 
     Without it bfloat16 is emulated and slower than float32.
     """
-    return bool(words() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+    return bool(flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
-def multiplies_slowly() -> bool:
+def has_slow_matmul() -> bool:
     """Whether PyTorch's float32 matrix product leaves half of this CPU unused.
 
     On x86 that product is MKL's and convolutions are oneDNN's. On AMD's Zen 5 the layers of a ViT
     run at 173 to 221 GFLOP/s by the first and 306 to 482 by the second (two cores); other AMD
     processors with AVX-512 are taken to be alike.
     """
-    return {"AuthenticAMD", "avx512f"} <= words()
+    return {"AuthenticAMD", "avx512f"} <= flags()
