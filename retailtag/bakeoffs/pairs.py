@@ -17,7 +17,7 @@ from retailtag.report.results import PairCost
 from retailtag.runs.checks import none_readable
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.stage import StageRecord
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.score import predictions_digest
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import EmbeddingSource

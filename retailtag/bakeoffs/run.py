@@ -39,7 +39,7 @@ from retailtag.runs.probe import ProbeSettings, probe_inputs, run_probe
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import compare_predictions
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.store import EmbeddingSource, FeatureStore, join

@@ -29,7 +29,7 @@ from retailtag.errors import GateUnmet, UsageError
 if TYPE_CHECKING:
     from retailtag.predictions import Predictions
     from retailtag.scoring.files import ReadCatalog, ScoredFiles
-    from retailtag.scoring.findings import Finding
+    from retailtag.scoring.finding import Finding
     from retailtag.scoring.gates import Gate
 
 FOREIGN = "Another tool's scores"

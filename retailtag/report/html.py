@@ -19,7 +19,7 @@ from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.rules import heads_table, rules_table
 from retailtag.report.tables import duration, milliseconds, points
 from retailtag.report.theme import short_backbones, short_names, strategy_name, style, to_svg
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import SCOPES, GroupSummary, TagRow
 
 SECTIONS = (

@@ -12,7 +12,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.errors import ArtefactError, DataError
 from retailtag.files import read_json
 from retailtag.scoring.compare import Comparison
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.strict_json import plain, row_from
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from retailtag.report.decision import Decision
 from retailtag.report.results import BakeoffResult
 from retailtag.scoring.compare import NORMAL, Comparison, Standing
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import GroupSummary, ScoreCard
 
 

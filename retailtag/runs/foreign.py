@@ -12,6 +12,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.errors import UsageError
 from retailtag.files import file_sha256
 from retailtag.predictions import Predictions
+from retailtag.scoring.aligned import align
 from retailtag.scoring.foreign import (
     SCALES,
     ForeignScores,
@@ -21,7 +22,6 @@ from retailtag.scoring.foreign import (
     threshold_logits,
     to_logits,
 )
-from retailtag.scoring.score import align
 from retailtag.thresholds.tuning import AUTO, RULES, Tuning
 
 

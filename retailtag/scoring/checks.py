@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,13 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import GROUPS, NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
-
-if TYPE_CHECKING:
-    from retailtag.scoring.score import Aligned
+from retailtag.scoring.aligned import Aligned
+from retailtag.scoring.finding import Finding
 
 
 def cell_findings(
     predictions: Predictions, catalog: Catalog, aligned: Aligned, split: str
-) -> list[found.Finding]:
+) -> list[Finding]:
     """Findings about the scored cells, in the order they are numbered."""
     table, n = catalog.table, len(aligned.rows)
     maybe = [
@@ -65,7 +64,7 @@ def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.flo
     return expected
 
 
-def _optimism(provenance: dict[str, Any]) -> Iterator[found.Finding | None]:
+def _optimism(provenance: dict[str, Any]) -> Iterator[Finding | None]:
     """From what the fitting stage recorded, by scope: F1 in sample and cross-fit."""
     recorded = provenance.get("threshold_f1")
     for scope, values in recorded.items() if isinstance(recorded, dict) else ():
@@ -74,7 +73,7 @@ def _optimism(provenance: dict[str, Any]) -> Iterator[found.Finding | None]:
             yield found.threshold_optimism(scope, *pair)
 
 
-def _prevalence(catalog: Catalog, aligned: Aligned) -> Iterator[found.Finding | None]:
+def _prevalence(catalog: Catalog, aligned: Aligned) -> Iterator[Finding | None]:
     expected = expected_given(catalog, aligned.labels)
     if expected is None:
         return

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError
 from retailtag.predictions import Predictions
+from retailtag.scoring.aligned import Aligned, align, product_counts
 from retailtag.scoring.bootstrap import (
     N_REPLICATES,
     Difference,
@@ -28,7 +29,6 @@ from retailtag.scoring.intervals import macro_interval
 from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
-from retailtag.scoring.score import Aligned, align, product_counts
 from retailtag.scoring.strict_json import number, plain, row_from
 
 COMPARED = ("all", "tail")

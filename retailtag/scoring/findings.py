@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.table import GROUPS
-
-if TYPE_CHECKING:
-    from retailtag.scoring.scorecard import ScoreCard
+from retailtag.scoring.finding import Finding, count, named
+from retailtag.scoring.scorecard import ScoreCard
 
 WIDE_INTERVAL = 0.10  # a tail interval wider than this cannot rank models that are usual rivals
 OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
 CALIBRATION = 0.05  # pooled calibration error from which probabilities mislead
 PREVALENCE = (0.5, 2.0)  # given over expected, outside of which a group is over- or under-tagged
 FEW = 20  # tags expected or given in a group, under which their ratio is chance
-NAMED = 3  # examples given in a sentence
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found while scoring.
-
-    Parameters
-    ----------
-    code : str
-        Stable name for programs, e.g. ``undefined-tags``.
-    sentence : str
-        What was found, with its figures.
-    remedy : str
-        What to do about it.
-    """
-
-    code: str
-    sentence: str
-    remedy: str
-
-
-def named(items: Sequence[str], total: int | None = None) -> str:
-    """First few of `items`, saying how many more there are.
-
-    Examples
-    --------
-    >>> named(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    >>> named(["a"])
-    'a'
-    """
-    shown = ", ".join(items[:NAMED])
-    more = (len(items) if total is None else total) - len(items[:NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def count(n: int, noun: str) -> str:
-    """Write a number with its noun, plural where it is one.
-
-    Examples
-    --------
-    >>> count(1, "tag"), count(1200, "image")
-    ('1 tag', '1,200 images')
-    """
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def card_findings(card: ScoreCard) -> list[Finding]:

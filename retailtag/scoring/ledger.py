@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from retailtag.scoring.findings import Finding, often_scored
+from retailtag.scoring.finding import Finding
+from retailtag.scoring.findings import often_scored
 
 NAME = "scored.jsonl"
 

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import retailtag
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.errors import ArtefactError, SplitOverlap, UsageError
+from retailtag.errors import SplitOverlap, UsageError
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
-from retailtag.scoring.bootstrap import N_REPLICATES, ProductCounts, count_by_product
+from retailtag.scoring.aligned import Aligned, align, product_counts
+from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.checks import cell_findings
+from retailtag.scoring.finding import Finding, count, named
 from retailtag.scoring.metrics import micro_f1, tag_counts
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.summaries import group_summaries, measure, tag_rows, threshold_rules
-
-
-@dataclass(frozen=True, eq=False)
-class Aligned:
-    """Predictions and labels of the scored split in one order of images and tags.
-
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n_images,)
-        Rows of the catalogue, ascending.
-    logits : ndarray of float32, shape (n_images, n_tags)
-        In the catalogue's order of tags.
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Logit at or above its threshold.
-    thresholds : ndarray of float32, shape (n_tags,)
-        In the catalogue's order of tags.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, -1.
-    missing : ndarray of str
-        Ids of the split's images that the predictions lack.
-    """
-
-    rows: NDArray[np.intp]
-    logits: NDArray[np.float32]
-    predicted: NDArray[np.bool_]
-    thresholds: NDArray[np.float32]
-    labels: NDArray[np.int8]
-    missing: NDArray[np.str_]
 
 
 def model_name(provenance: dict[str, Any], fallback: str = "predictions") -> str:
@@ -108,15 +81,15 @@ def score_predictions(
     counts = tag_counts(aligned.predicted, aligned.labels)
     products = product_counts(aligned, catalog)
     table = catalog.table
-    found = measure(aligned, counts, products, table, n_bootstrap=n_bootstrap, seed=seed)
+    measured = measure(aligned, counts, products, table, n_bootstrap=n_bootstrap, seed=seed)
     rules = threshold_rules(predictions.provenance, table.group)
-    summaries = group_summaries(found)
+    summaries = group_summaries(measured)
     card = ScoreCard(
         model=name or model_name(predictions.provenance),
         split=split,
         n_images=len(aligned.rows),
         n_products=len(products.products),
-        tags=tag_rows(found, table, aligned.thresholds, rules),
+        tags=tag_rows(measured, table, aligned.thresholds, rules),
         summaries=summaries,
         micro_f1=micro_f1(counts),
         macro_f1_sklearn=summaries["all"].macro_f1_sklearn,
@@ -136,62 +109,10 @@ def refuse_overlap(predictions: Predictions, catalog: Catalog, split: str) -> No
     both = np.intersect1d(predictions.fitted_ids, scored)
     if len(both):
         raise SplitOverlap(
-            f"The model was fitted on {found.count(len(both), 'image')} of the {split} split "
-            f"({found.named(both.tolist())}), so their score would flatter it; fit without them "
+            f"The model was fitted on {count(len(both), 'image')} of the {split} split "
+            f"({named(both.tolist())}), so their score would flatter it; fit without them "
             "or score another split."
         )
-
-
-def align(
-    predictions: Predictions, catalog: Catalog, split: str, *, allow_missing: bool = False
-) -> Aligned:
-    """Bring predictions and labels of a split into the catalogue's order.
-
-    Raises
-    ------
-    ArtefactError
-        If the tags differ, an image of the split has no prediction (unless allowed), or none has.
-    """
-    columns = _columns(predictions.tags, catalog)
-    rows = catalog.rows(split)
-    wanted = catalog.image_ids[rows]
-    order = np.argsort(predictions.image_ids)
-    sorted_ids = predictions.image_ids[order]
-    place = np.minimum(np.searchsorted(sorted_ids, wanted), max(len(order) - 1, 0))
-    present = sorted_ids[place] == wanted if len(order) else np.zeros(len(wanted), bool)
-    missing = wanted[~present]
-    if len(missing) and not (allow_missing and present.any()):
-        raise ArtefactError(
-            f"The predictions lack {len(missing):,} of the {len(wanted):,} images of the {split} "
-            f"split ({found.named(missing.tolist())}); predict them, or score another split."
-        )
-    logits = predictions.logits[order[place[present]]][:, columns]
-    thresholds = predictions.thresholds[columns]
-    rows = rows[present]
-    return Aligned(
-        rows, logits, logits >= thresholds, thresholds, catalog.table.labels[rows], missing
-    )
-
-
-def _columns(tags: tuple[str, ...], catalog: Catalog) -> NDArray[np.intp]:
-    """Column of the predictions for each tag of the catalogue."""
-    expected = catalog.table.tags
-    lacking = sorted(set(expected) - set(tags))
-    extra = sorted(set(tags) - set(expected))
-    if lacking or extra:
-        parts = [f"lack {found.named(lacking)}"] if lacking else []
-        parts += [f"have {found.named(extra)} that the catalogue lacks"] if extra else []
-        raise ArtefactError(
-            f"The predictions' tags differ from those of {catalog.path}: they "
-            f"{' and '.join(parts)}; fit on this catalogue or score with the one they came from."
-        )
-    position = {tag: j for j, tag in enumerate(tags)}
-    return np.array([position[tag] for tag in expected], dtype=np.intp)
-
-
-def product_counts(aligned: Aligned, catalog: Catalog) -> ProductCounts:
-    """Counts per product of the scored images, for the bootstrap."""
-    return count_by_product(aligned.predicted, aligned.labels, catalog.group[aligned.rows])
 
 
 def _provenance(
@@ -219,7 +140,7 @@ def predictions_digest(predictions: Predictions) -> str:
 
 def _findings(
     card: ScoreCard, predictions: Predictions, catalog: Catalog, aligned: Aligned
-) -> list[found.Finding]:
+) -> list[Finding]:
     fitted = catalog.group[np.isin(catalog.image_ids, predictions.fitted_ids)]
     shared = np.intersect1d(fitted, catalog.group[aligned.rows])
     maybe = [

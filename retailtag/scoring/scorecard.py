@@ -10,7 +10,7 @@ from typing import Any
 from retailtag.errors import ArtefactError, DataError
 from retailtag.files import read_json, write_json, write_text
 from retailtag.scoring.csvs import csv_text
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
 from retailtag.scoring.strict_json import number, plain, row_from
 

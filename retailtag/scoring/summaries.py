@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.table import TagTable
+from retailtag.scoring.aligned import Aligned
 from retailtag.scoring.bootstrap import ProductCounts, bootstrap_f1, macro_replicates
 from retailtag.scoring.calibration import CalibrationSums, calibration_sums
 from retailtag.scoring.intervals import (
@@ -28,9 +29,6 @@ from retailtag.scoring.metrics import (
 )
 from retailtag.scoring.oracle import ap_and_oracle
 from retailtag.scoring.scorecard import LOW_SUPPORT, GroupSummary, TagRow
-
-if TYPE_CHECKING:
-    from retailtag.scoring.score import Aligned
 
 
 @dataclass(frozen=True, eq=False)

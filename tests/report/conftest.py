@@ -11,7 +11,7 @@ from retailtag.catalog.table import TagTable
 from retailtag.predictions import Predictions
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
 from retailtag.scoring.compare import compare_predictions
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 from retailtag.scoring.score import score_predictions
 
 # backbone: separation of rare tags, gain per decade of training images, latency in ms,

@@ -7,7 +7,7 @@ from PIL import Image
 
 from retailtag.report import BakeoffResult, decide, write_report
 from retailtag.report.html import render_html
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
 VOID = {"meta", "input", "br", "wbr"}

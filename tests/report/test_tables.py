@@ -10,7 +10,7 @@ from retailtag.report.tables import (
     groups_table,
     ranking_table,
 )
-from retailtag.scoring.findings import Finding
+from retailtag.scoring.finding import Finding
 
 
 def shown(renderable) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from retailtag.errors import DataError, UsageError
+from retailtag.scoring.aligned import align, product_counts
 from retailtag.scoring.bootstrap import bootstrap_f1, macro_replicates
 from retailtag.scoring.compare import (
     NORMAL,
@@ -15,7 +16,7 @@ from retailtag.scoring.compare import (
     hold_contest,
 )
 from retailtag.scoring.files import score_files
-from retailtag.scoring.score import align, product_counts, score_predictions
+from retailtag.scoring.score import score_predictions
 
 
 def test_differences_are_those_of_the_scorecards(catalog, predict):

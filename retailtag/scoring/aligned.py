@@ -1,0 +1,94 @@
+"""Predictions and labels of one split, brought into the catalogue's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import ArtefactError
+from retailtag.predictions import Predictions
+from retailtag.scoring.bootstrap import ProductCounts, count_by_product
+from retailtag.scoring.finding import named
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """Predictions and labels of the scored split in one order of images and tags.
+
+    Parameters
+    ----------
+    rows : ndarray of intp, shape (n_images,)
+        Rows of the catalogue, ascending.
+    logits : ndarray of float32, shape (n_images, n_tags)
+        In the catalogue's order of tags.
+    predicted : ndarray of bool, shape (n_images, n_tags)
+        Logit at or above its threshold.
+    thresholds : ndarray of float32, shape (n_tags,)
+        In the catalogue's order of tags.
+    labels : ndarray of int8, shape (n_images, n_tags)
+        1, 0, -1.
+    missing : ndarray of str
+        Ids of the split's images that the predictions lack.
+    """
+
+    rows: NDArray[np.intp]
+    logits: NDArray[np.float32]
+    predicted: NDArray[np.bool_]
+    thresholds: NDArray[np.float32]
+    labels: NDArray[np.int8]
+    missing: NDArray[np.str_]
+
+
+def align(
+    predictions: Predictions, catalog: Catalog, split: str, *, allow_missing: bool = False
+) -> Aligned:
+    """Bring predictions and labels of a split into the catalogue's order.
+
+    Raises
+    ------
+    ArtefactError
+        If the tags differ, an image of the split has no prediction (unless allowed), or none has.
+    """
+    columns = _columns(predictions.tags, catalog)
+    rows = catalog.rows(split)
+    wanted = catalog.image_ids[rows]
+    order = np.argsort(predictions.image_ids)
+    sorted_ids = predictions.image_ids[order]
+    place = np.minimum(np.searchsorted(sorted_ids, wanted), max(len(order) - 1, 0))
+    present = sorted_ids[place] == wanted if len(order) else np.zeros(len(wanted), bool)
+    missing = wanted[~present]
+    if len(missing) and not (allow_missing and present.any()):
+        raise ArtefactError(
+            f"The predictions lack {len(missing):,} of the {len(wanted):,} images of the {split} "
+            f"split ({named(missing.tolist())}); predict them, or score another split."
+        )
+    logits = predictions.logits[order[place[present]]][:, columns]
+    thresholds = predictions.thresholds[columns]
+    rows = rows[present]
+    return Aligned(
+        rows, logits, logits >= thresholds, thresholds, catalog.table.labels[rows], missing
+    )
+
+
+def _columns(tags: tuple[str, ...], catalog: Catalog) -> NDArray[np.intp]:
+    """Column of the predictions for each tag of the catalogue."""
+    expected = catalog.table.tags
+    lacking = sorted(set(expected) - set(tags))
+    extra = sorted(set(tags) - set(expected))
+    if lacking or extra:
+        parts = [f"lack {named(lacking)}"] if lacking else []
+        parts += [f"have {named(extra)} that the catalogue lacks"] if extra else []
+        raise ArtefactError(
+            f"The predictions' tags differ from those of {catalog.path}: they "
+            f"{' and '.join(parts)}; fit on this catalogue or score with the one they came from."
+        )
+    position = {tag: j for j, tag in enumerate(tags)}
+    return np.array([position[tag] for tag in expected], dtype=np.intp)
+
+
+def product_counts(aligned: Aligned, catalog: Catalog) -> ProductCounts:
+    """Counts per product of the scored images, for the bootstrap."""
+    return count_by_product(aligned.predicted, aligned.labels, catalog.group[aligned.rows])
