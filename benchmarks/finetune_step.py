@@ -50,17 +50,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from retailtag.backbones import load_backbone, onednn
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
-from retailtag.finetuning import pixels as pixels_module
+from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.augment import Augment
+from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
 from retailtag.finetuning.config import FinetuneConfig
-from retailtag.finetuning.feed import Feed, PixelFeed, Views, image_keys
 from retailtag.finetuning.head import HeadInit
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.losses import LabelCounts, parse_loss
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.pixels import PixelSource
-from retailtag.finetuning.steps import Stepper
 from retailtag.finetuning.trainer import Training
-from retailtag.finetuning.trunk import KeptImages, trunk_feed
+from retailtag.finetuning.training_step import TrainingStep
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.runs.finetune_training import backbone_bytes
 from retailtag.runs.measure import measured
@@ -85,31 +85,31 @@ class Bench:
         """All images."""
         return np.arange(len(self.catalog))
 
-    def pixels(self, *, kept: bool) -> PixelSource:
+    def pixels(self, *, kept: bool) -> ImageLoader:
         """Source of pixels that keeps what it has decoded, or not."""
-        share, pixels_module.MEMORY_SHARE = pixels_module.MEMORY_SHARE, 0.25 * kept
+        share, image_loader_module.MEMORY_SHARE = image_loader_module.MEMORY_SHARE, 0.25 * kept
         rows = self.rows.tolist()
         try:
-            return PixelSource(
+            return ImageLoader(
                 self.catalog, self.network.backbone, rows, workers=2, max_pixels=MAX_PIXELS
             )
         finally:
-            pixels_module.MEMORY_SHARE = share
+            image_loader_module.MEMORY_SHARE = share
 
     def views(self) -> Views:
         """The images as they are."""
         ids = self.catalog.image_ids.tolist()
         return Views(Augment.parse("none"), 0, image_keys(ids))
 
-    def plain(self, *, kept: bool) -> Feed:
+    def plain(self, *, kept: bool) -> BatchLoader:
         """Pixels through the whole model."""
-        return PixelFeed(self.network, self.pixels(kept=kept), self.views())
+        return PixelBatchLoader(self.network, self.pixels(kept=kept), self.views())
 
-    def cached(self) -> Feed:
+    def cached(self) -> BatchLoader:
         """Kept activations, computed now."""
         ids = self.catalog.image_ids.tolist()
-        images = KeptImages(ids, dict.fromkeys(ids, "0" * 64), self.rows, self.rows[:0])
-        feed = trunk_feed(
+        images = CachedImages(ids, dict.fromkeys(ids, "0" * 64), self.rows, self.rows[:0])
+        feed = cached_batch_loader(
             self.network,
             self.pixels(kept=True),
             images,
@@ -122,10 +122,10 @@ class Bench:
         assert feed is not None
         return feed
 
-    def stepper(self, feed: Feed) -> Stepper:
+    def stepper(self, feed: BatchLoader) -> TrainingStep:
         """Steps of the trained part."""
         loss = parse_loss("bce").build(LabelCounts.of(self.labels))
-        return Stepper(self.network, feed, loss)
+        return TrainingStep(self.network, feed, loss)
 
 
 def make_catalog(folder: Path, n: int, side: int) -> Catalog:
@@ -154,7 +154,7 @@ def make_bench(backbone_id: str, folder: Path, catalog: Catalog) -> Bench:
     return Bench(catalog, labels, Network(backbone, start, config), folder / "trunk")
 
 
-def epoch(bench: Bench, stepper: Stepper) -> tuple[float, float]:
+def epoch(bench: Bench, stepper: TrainingStep) -> tuple[float, float]:
     """Seconds of one epoch, and of those the seconds of waiting for batches."""
     bench.network.train()
     began, waited = time.perf_counter(), 0.0
@@ -251,7 +251,7 @@ def bounds(bench: Bench, batch: Tensor) -> dict[str, float]:
     return {"bound": (trunk + rest) / rest, "bound_timm": whole / rest}
 
 
-def agreement(bench: Bench, feeds: dict[str, Feed]) -> dict[str, float]:
+def agreement(bench: Bench, feeds: dict[str, BatchLoader]) -> dict[str, float]:
     """Loss of one epoch from the same start by each feed, and how far scores are apart after it."""
     origin, losses, scores = bench.network.state(), {}, []
     for name in ("plain", "cached"):
@@ -264,7 +264,7 @@ def agreement(bench: Bench, feeds: dict[str, Feed]) -> dict[str, float]:
     return {**losses, "scores_apart": float(f"{apart:.2g}")}
 
 
-def peak_mib(bench: Bench, feed: Feed) -> float:
+def peak_mib(bench: Bench, feed: BatchLoader) -> float:
     """Memory of one step above what stood before it, and the model."""
     stepper = bench.stepper(feed)
     some, batch = next(iter(feed.batches(bench.rows[:BATCH], BATCH, 1)))
@@ -285,7 +285,7 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
     peaks = {name: peak_mib(bench, feeds[name]) for name in ("plain", "cached")}
     waits: dict[str, float] = {}
 
-    def run(name: str, stepper: Stepper) -> Callable[[], None]:
+    def run(name: str, stepper: TrainingStep) -> Callable[[], None]:
         def one() -> None:
             seconds, waited = epoch(bench, stepper)
             waits[name] = waited / seconds

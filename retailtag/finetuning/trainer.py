@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.finetuning.average import Ema, interpolate
-from retailtag.finetuning.checkpoint import Snapshots
-from retailtag.finetuning.feed import Feed, Rows
+from retailtag.finetuning.batch_loader import BatchLoader, Rows
 from retailtag.finetuning.head import Head
+from retailtag.finetuning.learning_rates import warmup_cosine
 from retailtag.finetuning.logs import Logs
 from retailtag.finetuning.losses import LabelCounts, parse_loss
 from retailtag.finetuning.mixing import parse_mix
 from retailtag.finetuning.network import Network, State
-from retailtag.finetuning.rates import warm_cosine
 from retailtag.finetuning.sampling import parse_sampler
-from retailtag.finetuning.steps import LossWatch, Stepper, predict
-from retailtag.finetuning.validation import Judge, Measured
+from retailtag.finetuning.snapshots import Snapshots
+from retailtag.finetuning.training_step import LossMonitor, TrainingStep, predict
+from retailtag.finetuning.validation import Measured, ModelSelector
+from retailtag.finetuning.weight_averaging import Ema, interpolate
 from retailtag.progress import SILENT, Progress
 
 Labels = NDArray[np.int8]
@@ -46,8 +46,8 @@ class FinetuneResult:
         Trained head; the backbone of the network carries the trained blocks.
     history : list of dict
         One row an epoch, from 0 (the start): ``epoch``, ``loss`` (mean training loss, None at 0),
-        ``criterion`` and the other figures of `Judge.row`, ``kept_tail`` (whether the constraint
-        on the tail is met), ``images_per_second``, ``seconds``.
+        ``criterion`` and the other figures of `ModelSelector.row`, ``kept_tail`` (whether the
+        constraint on the tail is met), ``images_per_second``, ``seconds``.
     best_epoch : int
         The epoch that is kept.
     factor : float
@@ -82,11 +82,11 @@ class _Best:
 
 def train(
     network: Network,
-    feed: Feed,
+    feed: BatchLoader,
     labels: Labels,
     fit_rows: Rows,
     val_rows: Rows,
-    judge: Judge,
+    judge: ModelSelector,
     *,
     snapshots: Snapshots | None = None,
     open_log: OpenLog | None = None,
@@ -100,12 +100,12 @@ def train(
     network : Network
         Its head starts from a probe fitted on the images of `fit_rows` alone: one that has seen
         the validation part would make its choice of epoch worthless.
-    feed : Feed
+    feed : BatchLoader
     labels : ndarray of int8, shape (n_images, n_tags)
         Of the whole catalogue; only `fit_rows` and `val_rows` are read.
     fit_rows, val_rows : ndarray of int
         Rows of the catalogue, disjoint.
-    judge : Judge
+    judge : ModelSelector
     snapshots : Snapshots, optional
         Where the state is kept; a state found there is gone on from, to the same result.
     open_log : callable, optional
@@ -146,7 +146,7 @@ def train(
 
 def refit(
     network: Network,
-    feed: Feed,
+    feed: BatchLoader,
     labels: Labels,
     rows: Rows,
     epochs: int,
@@ -185,7 +185,7 @@ class Training:
     def __init__(
         self,
         network: Network,
-        feed: Feed,
+        feed: BatchLoader,
         labels: Labels,
         rows: Rows,
         progress: Progress = SILENT,
@@ -196,7 +196,7 @@ class Training:
         self._draws = parse_sampler(config.sampler).build(fitted)
         loss = parse_loss(config.loss).build(LabelCounts.of(fitted))
         self._mix = parse_mix(config.mix)
-        self.stepper = Stepper(network, feed, loss, progress)
+        self.stepper = TrainingStep(network, feed, loss, progress)
         floats = {n: t for n, t in network.live().items() if t.is_floating_point()}
         self._ema = Ema(floats, config.ema) if config.ema else None
         self._begin: dict[str, Any] | None = None  # where a loaded state stands in its epoch
@@ -225,7 +225,7 @@ class Training:
         config = self.network.config
         order = self.rows[self._draws.epoch(config.seed, epoch)]
         batch, done = self._enter_epoch(epoch)
-        watch, start = LossWatch(epoch, done), batch * config.batch_size
+        watch, start = LossMonitor(epoch, done), batch * config.batch_size
         n_batches = math.ceil(len(order) / config.batch_size)
         self.network.train()
         with self.progress.task(f"epoch {epoch}/{config.epochs}", len(order)) as advance:
@@ -255,7 +255,7 @@ class Training:
         config = self.network.config
         # epochs of a sampler differ in length, so that steps are counted in fractions of one
         step, steps = (epoch - 1) * n_batches + batch, config.epochs * n_batches
-        factor = warm_cosine(step, steps, config.warmup)
+        factor = warmup_cosine(step, steps, config.warmup)
         key = (config.seed, epoch, batch)
         inputs, targets = self._mix(inputs, self.labels[rows], key)
         loss = self.stepper.step(inputs, targets, factor)
@@ -299,7 +299,7 @@ class _Course:
     """The epochs of a training that is judged: history, best state, and both in snapshots."""
 
     def __init__(
-        self, run: Training, val_rows: Rows, judge: Judge, snapshots: Snapshots | None
+        self, run: Training, val_rows: Rows, judge: ModelSelector, snapshots: Snapshots | None
     ) -> None:
         self.run, self.val_rows = run, val_rows
         self.judge, self.snapshots = judge, snapshots

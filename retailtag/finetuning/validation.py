@@ -50,7 +50,7 @@ Measure = Callable[[NDArray[np.float32]], Measured]
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class ModelSelector:
     """Measures states of a training and says which of two is kept.
 
     Parameters

@@ -13,7 +13,7 @@ from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.finetuning.config import AUTO, FinetuneConfig
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.losses import LabelCounts
-from retailtag.finetuning.validation import Judge, Measured
+from retailtag.finetuning.validation import Measured, ModelSelector
 from retailtag.probes.artefact import Probe
 from retailtag.probes.scaling import Standardiser, is_unit, mean_norm
 from retailtag.probes.solver.fit import make_solver
@@ -30,7 +30,7 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class FinetuneParts:
+class FinetuneImages:
     """Images by what they are for.
 
     Parameters
@@ -59,7 +59,7 @@ class FinetuneParts:
         return Features(rows[order], X[order])
 
 
-def divide(catalog: Catalog, store: FeatureStore, config: FinetuneConfig) -> FinetuneParts:
+def divide(catalog: Catalog, store: FeatureStore, config: FinetuneConfig) -> FinetuneImages:
     """Who is fitted, who validates, who is predicted.
 
     The catalogue's ``val`` split validates; without one a tenth of the training images,
@@ -81,10 +81,10 @@ def divide(catalog: Catalog, store: FeatureStore, config: FinetuneConfig) -> Fin
                 f"--refit joins a validation part that was held back from train, and {catalog.path}"
                 " has a val split of its own; leave --refit out, or call those images train."
             )
-        return FinetuneParts(train, load_rows(catalog, store, own, 1), test, True)
+        return FinetuneImages(train, load_rows(catalog, store, own, 1), test, True)
     held_back = _held_back(catalog, train, config.seed)
     fit, val = (Features(train.rows[part], train.X[part]) for part in (~held_back, held_back))
-    return FinetuneParts(fit, val, test, False)
+    return FinetuneImages(fit, val, test, False)
 
 
 def _held_back(catalog: Catalog, train: Features, seed: int) -> NDArray[np.bool_]:
@@ -186,7 +186,7 @@ def _on_standardised(
     return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))
 
 
-def make_judge(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> Judge:
+def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> ModelSelector:
     """Who decides by the validation part; see `retailtag.finetuning.validation`."""
     labels = catalog.table.labels[val]
     half = halves(catalog, val, tuning.seed)
@@ -200,4 +200,4 @@ def make_judge(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> Judg
         cells = crossed_cells(catalog, val, logits, tuning, half)
         return Measured(f1_from_counts(tag_counts(cells, labels)), ap)
 
-    return Judge(measure, catalog.table.group == "tail", choose)
+    return ModelSelector(measure, catalog.table.group == "tail", choose)

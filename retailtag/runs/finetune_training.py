@@ -13,25 +13,25 @@ import numpy as np
 from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import UsageError
+from retailtag.finetuning.activation_cache import parse_budget
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.augment import Augment
-from retailtag.finetuning.checkpoint import Snapshots
+from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.cached_loader import CachedBatchLoader, CachedImages, cached_batch_loader
 from retailtag.finetuning.config import AUTO, FinetuneConfig
-from retailtag.finetuning.feed import Feed, PixelFeed, Views, image_keys
+from retailtag.finetuning.determinism import deterministic_algorithms
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.logs import Logs, open_logs
 from retailtag.finetuning.network import Network, State
-from retailtag.finetuning.pixels import PixelSource
-from retailtag.finetuning.repeatable import repeatable
-from retailtag.finetuning.steps import Parts, predict
+from retailtag.finetuning.snapshots import Snapshots
 from retailtag.finetuning.trainer import FinetuneResult, Report, refit, train
-from retailtag.finetuning.trunk import KeptImages, TrunkFeed, trunk_feed
-from retailtag.finetuning.trunk_cache import parse_budget
+from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import Progress
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
-from retailtag.runs.finetune_start import divide, first_head, make_judge, probe_head
+from retailtag.runs.finetune_start import divide, first_head, make_selector, probe_head
 from retailtag.runs.probe import Features
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
@@ -55,7 +55,7 @@ class Means:
     cache_gb : float or None
         Disk for kept activations, in GB; 0: none; None: half of what is free, at most 100.
     cache_dtype : str
-        ``auto``, ``float32``, ``float16`` or ``bfloat16``; see `retailtag.finetuning.trunk`.
+        ``auto``, ``float32``, ``float16`` or ``bfloat16``.
     checkpoint_minutes : float
         Longest time between two snapshots within an epoch.
     compiled : bool
@@ -112,7 +112,7 @@ class FinetuneStage:
     ----------
     inputs : dict
         See `finetune_inputs`.
-    parts : FinetuneParts
+    parts : FinetuneImages
     result : FinetuneResult
         Once `train` has run.
     tuned : Tuned
@@ -146,7 +146,7 @@ class FinetuneStage:
 
     def train(self, report: Report | None = None) -> None:
         """Train, tune the thresholds, and train again on all images if that is asked for."""
-        with repeatable(self.backbone.device):
+        with deterministic_algorithms(self.backbone.device):
             self._train(report)
 
     def _train(self, report: Report | None) -> None:
@@ -155,7 +155,7 @@ class FinetuneStage:
         self.network = self._network(self.parts.fit)
         origin = self.network.state()
         val, config = self.parts.val.rows, self.config
-        judge = make_judge(self.catalog, val, self.tuning, config.choose)
+        judge = make_selector(self.catalog, val, self.tuning, config.choose)
         feed = self._feed(self.network, config.epochs)
         self.result = train(
             self.network,
@@ -171,7 +171,7 @@ class FinetuneStage:
         )
         group = self.catalog.table.group
         self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val], group)
-        if isinstance(feed, TrunkFeed):
+        if isinstance(feed, CachedBatchLoader):
             feed.close()
         if self.keeps_probe:
             self._keep_probe()
@@ -219,9 +219,9 @@ class FinetuneStage:
             progress=self.progress,
         )
 
-    def _pixels(self) -> PixelSource:
+    def _pixels(self) -> ImageLoader:
         rows = np.concatenate([self.parts.fit.rows, self.parts.val.rows]).tolist()
-        return PixelSource(
+        return ImageLoader(
             self.catalog,
             self.backbone,
             rows,
@@ -236,10 +236,10 @@ class FinetuneStage:
         keys = image_keys(self.catalog.image_ids.tolist())
         return Views(augment, self.config.seed, keys, self.means.workers)
 
-    def _feed(self, network: Network, epochs: int) -> Feed:
+    def _feed(self, network: Network, epochs: int) -> BatchLoader:
         """Kept activations where they repeat and fit the budget, else pixels."""
         views = self._views()
-        plain = PixelFeed(network, self.pixels, views)
+        plain = PixelBatchLoader(network, self.pixels, views)
         if not self.config.repeats or not epochs:
             return plain
         features = self.store.path.parent
@@ -247,8 +247,8 @@ class FinetuneStage:
         fit, val = self.parts.fit.rows, self.parts.val.rows
         if self.config.refit:
             fit, val = np.concatenate([fit, val]), val[:0]
-        images = KeptImages(self.catalog.image_ids.tolist(), self.store.known(), fit, val)
-        kept = trunk_feed(
+        images = CachedImages(self.catalog.image_ids.tolist(), self.store.known(), fit, val)
+        kept = cached_batch_loader(
             network,
             self.pixels,
             images,
@@ -306,8 +306,8 @@ class FinetuneStage:
     def predictions(self, facts: dict[str, Any]) -> Predictions:
         """Scores of the test images, each decoded once."""
         ids, parts = self.catalog.image_ids, self.parts
-        feed = PixelFeed(self.network, self.pixels, self._views())
-        at_once = Parts(self.config.batch_size // self.config.parts, self.progress)
+        feed = PixelBatchLoader(self.network, self.pixels, self._views())
+        at_once = MicroBatches(self.config.batch_size // self.config.parts, self.progress)
         return Predictions(
             image_ids=ids[parts.test],
             tags=self.catalog.table.tags,

@@ -12,14 +12,14 @@ import torch
 
 from retailtag.backbones import load_backbone
 from retailtag.finetuning.augment import Augment
+from retailtag.finetuning.batch_loader import PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
 from retailtag.finetuning.config import FinetuneConfig
-from retailtag.finetuning.feed import PixelFeed, Views, image_keys
 from retailtag.finetuning.head import HeadInit
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.pixels import PixelSource
 from retailtag.finetuning.trainer import train
-from retailtag.finetuning.trunk import KeptImages, trunk_feed
-from retailtag.finetuning.validation import Judge, Measured
+from retailtag.finetuning.validation import Measured, ModelSelector
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT
 
@@ -73,7 +73,7 @@ class World:
 
     def pixels(self, backbone):
         rows = self.catalog.rows("train").tolist()
-        return PixelSource(
+        return ImageLoader(
             self.catalog, backbone, rows, workers=0, max_pixels=MAX_PIXELS, sha256=self.hashes
         )
 
@@ -87,11 +87,11 @@ class World:
         return Views(Augment.parse(config.augment), config.seed, keys)
 
     def feed(self, network):
-        return PixelFeed(network, self.pixels(network.backbone), self.views(network.config))
+        return PixelBatchLoader(network, self.pixels(network.backbone), self.views(network.config))
 
     def kept(self, network, root, *, budget=10**9, **options):
-        images = KeptImages(self.catalog.image_ids.tolist(), self.hashes, self.fit, self.val)
-        return trunk_feed(
+        images = CachedImages(self.catalog.image_ids.tolist(), self.hashes, self.fit, self.val)
+        return cached_batch_loader(
             network,
             self.pixels(network.backbone),
             images,
@@ -105,7 +105,7 @@ class World:
     def judge(self, choose="macro-ap"):
         tail = np.zeros(self.labels.shape[1], bool)
         tail[:2] = True
-        return Judge(accuracy_of(self.labels[self.val]), tail, choose)
+        return ModelSelector(accuracy_of(self.labels[self.val]), tail, choose)
 
     def train(self, config=None, network=None, feed=None, **options):
         network = network or self.network(config)

@@ -5,11 +5,11 @@ import torch
 from retailtag.backbones import load_backbone
 from retailtag.errors import ArtefactError, DataError, UnreadableImage, UsageError
 from retailtag.files import read_json, write_json
-from retailtag.finetuning import pixels as pixels_module
+from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.head import Head, HeadInit
-from retailtag.finetuning.pixels import PixelSource
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.probes.scaling import Standardiser
 
@@ -41,7 +41,7 @@ def backbone():
 
 
 def _source(tiny, backbone, rows):
-    return PixelSource(tiny, backbone, rows.tolist(), workers=2, max_pixels=MAX_PIXELS)
+    return ImageLoader(tiny, backbone, rows.tolist(), workers=2, max_pixels=MAX_PIXELS)
 
 
 def test_pixels_are_the_same_from_memory_and_from_disk(tiny, backbone, monkeypatch):
@@ -50,7 +50,7 @@ def test_pixels_are_the_same_from_memory_and_from_disk(tiny, backbone, monkeypat
     kept = _source(tiny, backbone, rows)
     first = [(r.tolist(), p) for r, p in kept.batches(order, 4)]
     second = [(r.tolist(), p) for r, p in kept.batches(order, 4)]
-    monkeypatch.setattr(pixels_module, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(image_loader_module, "MEMORY_SHARE", 0.0)
     streamed = [(r.tolist(), p) for r, p in _source(tiny, backbone, rows).batches(order, 4)]
     for other in (second, streamed):
         assert [r for r, _ in other] == [r for r, _ in first]
@@ -69,7 +69,7 @@ def test_an_image_that_went_bad_is_named(tiny, backbone, monkeypatch):
 def test_an_image_that_changed_since_it_was_extracted_is_named(tiny, backbone):
     row = tiny.rows("train")[:1]
     known = {str(tiny.image_ids[row[0]]): "0" * 64}
-    source = PixelSource(
+    source = ImageLoader(
         tiny, backbone, row.tolist(), workers=0, max_pixels=MAX_PIXELS, sha256=known
     )
     with pytest.raises(DataError, match=r"p000-0\.png has changed since.*extract"):

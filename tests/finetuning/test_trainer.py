@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from retailtag.errors import DataError, Unavailable, UsageError
-from retailtag.finetuning import steps as steps_module
-from retailtag.finetuning.checkpoint import Snapshots
+from retailtag.finetuning import training_step as step_module
+from retailtag.finetuning.determinism import deterministic_algorithms
+from retailtag.finetuning.learning_rates import make_optimiser, set_learning_rates
 from retailtag.finetuning.losses import LabelCounts, parse_loss
 from retailtag.finetuning.network import Network
 from retailtag.finetuning.precision import Precision, is_out_of_memory
-from retailtag.finetuning.rates import make_optimiser, set_rates
-from retailtag.finetuning.repeatable import repeatable
-from retailtag.finetuning.steps import Parts, Stepper, predict
+from retailtag.finetuning.snapshots import Snapshots
 from retailtag.finetuning.trainer import Training, epoch_line, refit
+from retailtag.finetuning.training_step import MicroBatches, TrainingStep, predict
 
 
 def states_equal(a, b):
@@ -43,7 +43,7 @@ def test_it_learns_and_keeps_its_best_epoch(world, quick):
     values = [row["criterion"] for row in result.history]
     assert values[result.best_epoch] == max(values) > values[0]
     assert result.history[-1]["loss"] < result.history[1]["loss"]
-    again = predict(network, world.feed(network), world.val, Parts(16))
+    again = predict(network, world.feed(network), world.val, MicroBatches(16))
     np.testing.assert_allclose(again, result.val_logits, rtol=1e-4, atol=1e-4)
 
 
@@ -72,14 +72,14 @@ def test_non_finite_loss_names_the_batch(world, quick):
 
 def test_a_diverged_run_leaves_its_last_whole_epoch(world, quick, tmp_path, monkeypatch):
     snapshots = Snapshots(tmp_path, "key")
-    real = Stepper.step
+    real = TrainingStep.step
 
     def breaks(self, batch, targets, factor):
         loss = real(self, batch, targets, factor)
         return loss * float("nan") if breaks.calls > 6 else _count(breaks, loss)
 
     breaks.calls = 0
-    monkeypatch.setattr(Stepper, "step", breaks)
+    monkeypatch.setattr(TrainingStep, "step", breaks)
     with pytest.raises(DataError, match="batch 2 of epoch 2"):
         world.train(quick, snapshots=snapshots)
     saved = Snapshots(tmp_path, "key").load()
@@ -206,7 +206,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        Parts(4).until_it_fits(lambda: (_ for _ in ()).throw(RuntimeError("shapes")))
+        MicroBatches(4).until_it_fits(lambda: (_ for _ in ()).throw(RuntimeError("shapes")))
 
 
 @pytest.mark.parametrize("loss", ["bce", "db"])
@@ -219,7 +219,7 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(world, quick, loss):
         network.eval()
         feed = world.feed(network)
         bound = parse_loss(loss).build(LabelCounts.of(world.labels[world.fit]))
-        stepper = Stepper(network, feed, bound)
+        stepper = TrainingStep(network, feed, bound)
         some, batch = next(feed.batches(world.fit[:16], 16))
         value = stepper._gradients(batch, torch.from_numpy(world.labels[some]))
         gradients.append((value, [p.grad.clone() for p in network.parameters()]))
@@ -269,7 +269,7 @@ def test_rates_fall_from_block_to_block_and_matrices_alone_decay(world, quick):
         assert rate[id(parameter)] == 0.5 ** (n - 1 - index), name
         assert (decays[id(parameter)] > 0) == (parameter.ndim > 1), name
     assert {rate[id(p)] for p in network.head.parameters()} == {7.0}
-    set_rates(optimiser, 0.5)
+    set_learning_rates(optimiser, 0.5)
     assert all(group["lr"] == group["peak"] / 2 for group in optimiser.param_groups)
 
 
@@ -339,7 +339,7 @@ def test_the_best_factor_is_kept(world, quick):
     values = {row["factor"]: row["criterion"] for row in result.factors}
     assert set(values) == {1.0, 0.75, 0.5, 0.25}
     assert values[result.factor] == max(values.values())
-    again = predict(network, world.feed(network), world.val, Parts(16))
+    again = predict(network, world.feed(network), world.val, MicroBatches(16))
     np.testing.assert_allclose(again, result.val_logits, rtol=1e-4, atol=1e-4)
 
 
@@ -378,7 +378,9 @@ def test_the_state_of_other_blocks_is_refused(world, quick):
 def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
     """Rates rise, then fall to nearly nothing, over the whole training."""
     seen = []
-    monkeypatch.setattr(steps_module, "set_rates", lambda optimiser, factor: seen.append(factor))
+    monkeypatch.setattr(
+        step_module, "set_learning_rates", lambda optimiser, factor: seen.append(factor)
+    )
     world.train(replace(quick, epochs=4, warmup=0.25))
     assert len(seen) == 20
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -388,8 +390,8 @@ def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
 
 def test_deterministic_algorithms_are_asked_for_on_cuda_alone():
     before = torch.are_deterministic_algorithms_enabled()
-    with repeatable(torch.device("cpu")):
+    with deterministic_algorithms(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled() == before
-    with repeatable(torch.device("cuda")):
+    with deterministic_algorithms(torch.device("cuda")):
         assert torch.are_deterministic_algorithms_enabled()
     assert torch.are_deterministic_algorithms_enabled() == before

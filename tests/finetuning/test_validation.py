@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from retailtag.finetuning.validation import Judge, Measured
+from retailtag.finetuning.validation import Measured, ModelSelector
 
 TAIL = np.array([False, False, True, True, True])
 
@@ -16,7 +16,7 @@ def measured(f1, ap=None):
 
 
 def judge(choose="macro-f1"):
-    return Judge(lambda logits: measured(logits[0]), TAIL, choose)
+    return ModelSelector(lambda logits: measured(logits[0]), TAIL, choose)
 
 
 def test_figures_are_means_over_tags_that_have_them():

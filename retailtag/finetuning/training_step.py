@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from retailtag.errors import DataError, Unavailable
-from retailtag.finetuning.feed import Feed, Rows
+from retailtag.finetuning.batch_loader import BatchLoader, Rows
+from retailtag.finetuning.learning_rates import make_optimiser, set_learning_rates
 from retailtag.finetuning.losses import TagLoss
 from retailtag.finetuning.network import Network
 from retailtag.finetuning.precision import is_out_of_memory
-from retailtag.finetuning.rates import make_optimiser, set_rates
 from retailtag.progress import SILENT, Progress
 
 _LOOK_EVERY = 16  # batches between two looks at the losses on a GPU, which must be waited for
 
 
-class Parts:
+class MicroBatches:
     """How many images go through the model at once; halved whenever memory runs out.
 
     Parameters
@@ -73,24 +73,24 @@ class Parts:
         )
 
 
-class Stepper:
+class TrainingStep:
     """What one training carries from step to step.
 
     Parameters
     ----------
     network : Network
         With its parameters unfrozen.
-    feed : Feed
+    feed : BatchLoader
     loss : TagLoss
     progress : Progress
     """
 
     def __init__(
-        self, network: Network, feed: Feed, loss: TagLoss, progress: Progress = SILENT
+        self, network: Network, feed: BatchLoader, loss: TagLoss, progress: Progress = SILENT
     ) -> None:
         self.network, self.feed, self.loss = network, feed, loss
         config = network.config
-        self.parts = Parts(math.ceil(config.batch_size / config.parts), progress)
+        self.parts = MicroBatches(math.ceil(config.batch_size / config.parts), progress)
         self.optimiser = make_optimiser(network.backbone, network.head, config)
         self.scaler = network.precision.scaler()
         self._parameters = network.parameters()
@@ -116,7 +116,7 @@ class Stepper:
         self.scaler.unscale_(self.optimiser)
         clip_grad_norm_(self._parameters, self.network.config.clip_norm)
         if loss.device.type == "cuda" or math.isfinite(loss.item()):
-            set_rates(self.optimiser, factor)
+            set_learning_rates(self.optimiser, factor)
             self.scaler.step(self.optimiser)
         self.scaler.update()
         return loss
@@ -136,7 +136,9 @@ class Stepper:
         return total
 
 
-def predict(network: Network, feed: Feed, rows: Rows, parts: Parts) -> NDArray[np.float32]:
+def predict(
+    network: Network, feed: BatchLoader, rows: Rows, parts: MicroBatches
+) -> NDArray[np.float32]:
     """Logits (n_rows, n_tags) in evaluation mode, in the order of `rows`."""
     network.eval()
     found = [np.empty((0, network.head.linear.out_features), np.float32)]
@@ -146,12 +148,12 @@ def predict(network: Network, feed: Feed, rows: Rows, parts: Parts) -> NDArray[n
 
 
 @torch.inference_mode()
-def _logits(network: Network, feed: Feed, batch: Tensor, parts: Parts) -> Tensor:
+def _logits(network: Network, feed: BatchLoader, batch: Tensor, parts: MicroBatches) -> Tensor:
     some = [network.logits(feed.enter(batch[part])) for part in parts.slices(len(batch))]
     return torch.cat(some).cpu()
 
 
-class LossWatch:
+class LossMonitor:
     """Mean loss of an epoch, and an end to it when a batch's loss is not finite.
 
     Parameters

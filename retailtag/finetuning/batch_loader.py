@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.finetuning.ahead import ahead
 from retailtag.finetuning.augment import PRESETS, Augment
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.pixels import PixelSource
+from retailtag.finetuning.prefetch import prefetch
 
 Rows = NDArray[np.intp]
 Batches = Iterator[tuple[Rows, Tensor]]
@@ -61,7 +61,7 @@ def image_keys(image_ids: Iterable[str]) -> NDArray[np.int64]:
     return np.array([int.from_bytes(d, "big") for d in digests], np.int64)
 
 
-class Feed(Protocol):
+class BatchLoader(Protocol):
     """Batches in any order, and the way from a batch to the activations of the trained part."""
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
@@ -73,22 +73,22 @@ class Feed(Protocol):
         ...
 
 
-class PixelFeed:
+class PixelBatchLoader:
     """Pixels, with a forward pass through the frozen part every time.
 
     Parameters
     ----------
     network : Network
-    pixels : PixelSource
+    pixels : ImageLoader
     views : Views
     """
 
-    def __init__(self, network: Network, pixels: PixelSource, views: Views) -> None:
+    def __init__(self, network: Network, pixels: ImageLoader, views: Views) -> None:
         self._network, self._pixels, self._views = network, pixels, views
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
-        """See `Feed`."""
-        return ahead(self._batches(rows, batch_size, epoch))
+        """See `BatchLoader`."""
+        return prefetch(self._batches(rows, batch_size, epoch))
 
     def _batches(self, rows: Rows, batch_size: int, epoch: int | None) -> Batches:
         view = 0 if epoch is None else self._views.augment.view_of(epoch)
@@ -98,7 +98,7 @@ class PixelFeed:
                 yield some, pinned(shown, self._network.device)
 
     def enter(self, batch: Tensor) -> Tensor:
-        """See `Feed`."""
+        """See `BatchLoader`."""
         return self._network.activations(batch)
 
 

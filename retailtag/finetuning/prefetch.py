@@ -11,7 +11,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
     """The same items in the same order, at most `depth` of them made before they are asked for.
 
     Parameters
@@ -27,7 +27,7 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
     Examples
     --------
-    >>> list(ahead(iter("abc")))
+    >>> list(prefetch(iter("abc")))
     ['a', 'b', 'c']
     """
     ready: queue.Queue[object] = queue.Queue(depth)

@@ -1,8 +1,8 @@
 """Training from kept activations: the frozen part runs once an image (and view), not every epoch.
 
 The frozen blocks stand in evaluation mode and do not change, so what enters the first trained block
-is a function of the image's pixels alone. `trunk_feed` computes it once, keeps it in a
-`TrunkCache` for each view, and serves batches from there.
+is a function of the image's pixels alone. `cached_batch_loader` computes it once, keeps it in a
+`ActivationCache` for each view, and serves batches from there.
 
 Storage is in the dtype in which the activations come where that is a half one (under autocast);
 otherwise in float16 if, on a sample of the images, no embedding moves by more than 0.2 % of its
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retailtag.errors import DamagedFile, Unavailable, UsageError
-from retailtag.finetuning.ahead import ahead
+from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec, make_room
+from retailtag.finetuning.batch_loader import Batches, Rows, Views, pinned
 from retailtag.finetuning.config import AUTO
-from retailtag.finetuning.feed import Batches, Rows, Views, pinned
+from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.pixels import PixelSource
-from retailtag.finetuning.trunk_cache import TrunkCache, TrunkSpec, make_room
+from retailtag.finetuning.prefetch import prefetch
 from retailtag.progress import SILENT, Progress
 from retailtag.store.spec import FeatureSpec
 
@@ -38,7 +38,7 @@ _SAMPLE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class KeptImages:
+class CachedImages:
     """The images whose activations are wanted.
 
     Parameters
@@ -61,16 +61,16 @@ class _DoesNotFit(Exception):
     """An activation beyond the range of the stored dtype."""
 
 
-class TrunkFeed:
+class CachedBatchLoader:
     """Batches of kept activations; a damaged row is computed again when it is met.
 
     Parameters
     ----------
     network : Network
-    pixels : PixelSource
-    images : KeptImages
+    pixels : ImageLoader
+    images : CachedImages
     views : Views
-    caches : list of TrunkCache
+    caches : list of ActivationCache
         Images as they are, then one for each view.
     dtype : torch.dtype
         In which activations enter the trained part.
@@ -79,10 +79,10 @@ class TrunkFeed:
     def __init__(
         self,
         network: Network,
-        pixels: PixelSource,
-        images: KeptImages,
+        pixels: ImageLoader,
+        images: CachedImages,
         views: Views,
-        caches: list[TrunkCache],
+        caches: list[ActivationCache],
         dtype: torch.dtype,
     ) -> None:
         self._network, self._pixels, self._images = network, pixels, images
@@ -94,8 +94,8 @@ class TrunkFeed:
         return self._caches[0].spec.dtype
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
-        """See `Feed`."""
-        return ahead(self._batches(rows, batch_size, epoch))
+        """See `BatchLoader`."""
+        return prefetch(self._batches(rows, batch_size, epoch))
 
     def _batches(self, rows: Rows, batch_size: int, epoch: int | None) -> Batches:
         view = 0 if epoch is None else self._views.augment.view_of(epoch)
@@ -105,7 +105,7 @@ class TrunkFeed:
             yield some, pinned(batch, self._network.device)
 
     def enter(self, batch: Tensor) -> Tensor:
-        """See `Feed`."""
+        """See `BatchLoader`."""
         there = batch.to(self._network.device, non_blocking=True)
         return there.to(self._dtype)
 
@@ -125,7 +125,7 @@ class TrunkFeed:
             self._missing(cache, rows) for cache, rows in zip(self._caches, wanted, strict=True)
         ]
 
-    def _missing(self, cache: TrunkCache, rows: Rows) -> Rows:
+    def _missing(self, cache: ActivationCache, rows: Rows) -> Rows:
         row_of = {self._images.ids[row]: row for row in np.sort(rows).tolist()}
         absent = cache.missing({i: self._images.sha256[i] for i in row_of})
         return np.array([row_of[i] for i in absent], np.intp)
@@ -140,7 +140,7 @@ class TrunkFeed:
         cache, ids = self._caches[view], self._images.ids
         name = f"activations of {cache.spec.boundary}" + (f", view {view}" if view else "")
         with cache.writer() as writer, progress.task(name, len(rows)) as advance:
-            for some, pixels in ahead(self._shown(view, rows)):
+            for some, pixels in prefetch(self._shown(view, rows)):
                 kept = to_bytes(self._network.activations(pixels), cache.spec)
                 names = [ids[row] for row in some]
                 writer.add(names, [self._images.sha256[i] for i in names], kept)
@@ -157,10 +157,10 @@ class TrunkFeed:
             cache.close()
 
 
-def trunk_feed(
+def cached_batch_loader(
     network: Network,
-    pixels: PixelSource,
-    images: KeptImages,
+    pixels: ImageLoader,
+    images: CachedImages,
     identity: FeatureSpec,
     root: Path,
     budget: int,
@@ -168,15 +168,15 @@ def trunk_feed(
     *,
     dtype: str = AUTO,
     progress: Progress = SILENT,
-) -> TrunkFeed | None:
+) -> CachedBatchLoader | None:
     """Kept activations of all images, computed now where they are missing; None if they don't fit.
 
     Parameters
     ----------
     network : Network
         With a trunk; its frozen part is as `identity` says.
-    pixels : PixelSource
-    images : KeptImages
+    pixels : ImageLoader
+    images : CachedImages
     identity : FeatureSpec
         Of the backbone's embeddings: names architecture and preprocessing.
     root : Path
@@ -191,7 +191,7 @@ def trunk_feed(
 
     Returns
     -------
-    TrunkFeed or None
+    CachedBatchLoader or None
         None where the budget or the disk is too small, another process is writing, or the model
         cannot be cut; `progress` is told which.
 
@@ -226,19 +226,21 @@ def trunk_feed(
 
 def _open(
     network: Network,
-    pixels: PixelSource,
-    images: KeptImages,
+    pixels: ImageLoader,
+    images: CachedImages,
     root: Path,
-    spec: TrunkSpec,
+    spec: ActivationSpec,
     views: Views,
     dtype: torch.dtype,
-) -> TrunkFeed:
+) -> CachedBatchLoader:
     specs = [spec, *(replace(spec, view=name) for name in views.names()[1:])]
-    caches = [TrunkCache(root, s) for s in specs]
-    return TrunkFeed(network, pixels, images, views, caches, dtype)
+    caches = [ActivationCache(root, s) for s in specs]
+    return CachedBatchLoader(network, pixels, images, views, caches, dtype)
 
 
-def _filled(feed: TrunkFeed, root: Path, budget: int, progress: Progress) -> TrunkFeed | None:
+def _filled(
+    feed: CachedBatchLoader, root: Path, budget: int, progress: Progress
+) -> CachedBatchLoader | None:
     """The feed with all its rows; None, and why, where they cannot be kept."""
     caches = feed._caches
     n_missing = sum(map(len, feed.needed()))
@@ -263,14 +265,14 @@ def _filled(feed: TrunkFeed, root: Path, budget: int, progress: Progress) -> Tru
     return feed
 
 
-def _sample(network: Network, pixels: PixelSource, images: KeptImages) -> Tensor:
+def _sample(network: Network, pixels: ImageLoader, images: CachedImages) -> Tensor:
     """Activations of some images, spread over those that are fitted."""
     rows = images.fit[:: max(1, len(images.fit) // _SAMPLE)][:_SAMPLE]
     parts = [network.activations(batch) for _, batch in pixels.stream(np.sort(rows), _FILL_BATCH)]
     return torch.cat(parts)
 
 
-def spec_of(network: Network, identity: FeatureSpec, sample: Tensor, dtype: str) -> TrunkSpec:
+def spec_of(network: Network, identity: FeatureSpec, sample: Tensor, dtype: str) -> ActivationSpec:
     """Identity of what the trunk gives, of which `sample` (n, ...) is an example."""
     channels_last = sample.ndim == 4 and sample.is_contiguous(memory_format=torch.channels_last)
     if channels_last and not sample.is_contiguous():
@@ -279,7 +281,7 @@ def spec_of(network: Network, identity: FeatureSpec, sample: Tensor, dtype: str)
         shape, order = sample.shape[1:], "contiguous"
     blocks, k = network.backbone.blocks, network.config.trained
     assert isinstance(k, int)
-    return TrunkSpec(
+    return ActivationSpec(
         backbone=identity.backbone,
         weights_sha256=network.backbone.weights_sha256,
         architecture=identity.architecture,
@@ -305,7 +307,7 @@ def storage_dtype(network: Network, sample: Tensor) -> str:
     return "float16" if agrees else "float32"
 
 
-def to_bytes(activations: Tensor, spec: TrunkSpec) -> NDArray[np.uint8]:
+def to_bytes(activations: Tensor, spec: ActivationSpec) -> NDArray[np.uint8]:
     """Activations (n, ...) as stored bytes (n, row_bytes).
 
     Raises
@@ -323,7 +325,7 @@ def to_bytes(activations: Tensor, spec: TrunkSpec) -> NDArray[np.uint8]:
     return kept
 
 
-def from_bytes(rows: NDArray[np.uint8], spec: TrunkSpec) -> Tensor:
+def from_bytes(rows: NDArray[np.uint8], spec: ActivationSpec) -> Tensor:
     """Stored bytes (n, row_bytes) as activations (n, ...) in the stored dtype."""
     dtype = getattr(torch, spec.dtype)
     values = torch.from_numpy(rows).view(dtype).view(len(rows), *spec.shape)

@@ -3,7 +3,7 @@
 A cache is a folder ``BACKBONE-DIGEST`` beside the feature stores. It holds
 
 ``identity.json``
-    Every fact that changes an activation (`TrunkSpec`).
+    Every fact that changes an activation (`ActivationSpec`).
 ``rows-NNNNNN.bin``
     Rows of equal length one after the other, nothing else: activations in the stored dtype.
 ``rows-NNNNNN.json``
@@ -38,14 +38,14 @@ from retailtag.store.lock import WriterLock
 from retailtag.store.spec import canonical_json
 
 FORMAT = 1
-PIECE_BYTES = 256 << 20  # a kill loses less than this of what was computed
+SEGMENT_BYTES = 256 << 20  # a kill loses less than this of what was computed
 _IDENTITY, _LOCK = "identity.json", "writer.lock"
 
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class TrunkSpec:
+class ActivationSpec:
     """What must be equal for two activations of the same image to be interchangeable.
 
     Parameters
@@ -102,14 +102,14 @@ class _Place:
     crc: int
 
 
-class TrunkCache:
+class ActivationCache:
     """Rows of one identity, found by image id; see the module for what is on the disk.
 
     Parameters
     ----------
     root : Path
         Folder of all caches.
-    spec : TrunkSpec
+    spec : ActivationSpec
 
     Notes
     -----
@@ -117,7 +117,7 @@ class TrunkCache:
     identity is damaged or another is emptied.
     """
 
-    def __init__(self, root: Path, spec: TrunkSpec) -> None:
+    def __init__(self, root: Path, spec: ActivationSpec) -> None:
         self.spec = spec
         self.path = cache_folder(root, spec)
         self._places: dict[str, _Place] = {}
@@ -208,7 +208,7 @@ class TrunkCache:
                 (self.path / f"rows-{piece:06d}{suffix}").unlink(missing_ok=True)
 
     @contextmanager
-    def writer(self) -> Iterator[TrunkWriter]:
+    def writer(self) -> Iterator[ActivationWriter]:
         """Write rows; what was added counts from the end of the block on.
 
         Raises
@@ -223,7 +223,7 @@ class TrunkCache:
         lock.acquire()
         try:
             self._prepare()
-            writer = TrunkWriter(self)
+            writer = ActivationWriter(self)
             yield writer
             writer.finish()
         finally:
@@ -241,12 +241,12 @@ class TrunkCache:
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
-class TrunkWriter:
+class ActivationWriter:
     """Appends rows to a cache, a piece at a time."""
 
-    def __init__(self, cache: TrunkCache) -> None:
+    def __init__(self, cache: ActivationCache) -> None:
         self._cache = cache
-        self._limit = max(1, PIECE_BYTES // cache.spec.row_bytes)
+        self._limit = max(1, SEGMENT_BYTES // cache.spec.row_bytes)
         self._listed: list[tuple[str, str, int]] = []
         self._rows: list[Bytes] = []
 
@@ -279,7 +279,7 @@ def _close_all(files: dict[int, IO[bytes]]) -> None:
         files.popitem()[1].close()
 
 
-def cache_folder(root: Path, spec: TrunkSpec) -> Path:
+def cache_folder(root: Path, spec: ActivationSpec) -> Path:
     """Folder of one cache: the backbone's id and 12 digits of the digest."""
     return Path(root) / f"{slug(spec.backbone)}-{spec.digest[:12]}"
 

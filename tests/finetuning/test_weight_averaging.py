@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from retailtag.errors import UsageError
-from retailtag.finetuning.average import Ema, interpolate
+from retailtag.finetuning.weight_averaging import Ema, interpolate
 
 
 def _walk(ema, live, steps, seed=0):

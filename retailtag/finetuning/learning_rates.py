@@ -54,13 +54,13 @@ def make_optimiser(
     return torch.optim.AdamW(groups, fused=True)  # one pass over the weights instead of ten
 
 
-def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
+def set_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
     """Give every group `factor` of its peak rate."""
     for group in optimiser.param_groups:
         group["lr"] = factor * group["peak"]
 
 
-def warm_cosine(step: float, steps: float, warmup: float) -> float:
+def warmup_cosine(step: float, steps: float, warmup: float) -> float:
     """Factor of the peak rate: linear up over ``warmup * steps``, then a half cosine to 0.
 
     Parameters
@@ -74,7 +74,7 @@ def warm_cosine(step: float, steps: float, warmup: float) -> float:
 
     Examples
     --------
-    >>> [round(warm_cosine(s, 10, 0.2), 2) for s in (0, 1, 2, 6, 10)]
+    >>> [round(warmup_cosine(s, 10, 0.2), 2) for s in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     rising = max(1, round(warmup * steps))

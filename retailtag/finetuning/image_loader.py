@@ -18,7 +18,7 @@ from retailtag.images.loader import Batch, load_batches
 MEMORY_SHARE = 0.25  # of the memory free at the start
 
 
-class PixelSource:
+class ImageLoader:
     """Batches of preprocessed pixels of a catalogue's images, in any order asked for.
 
     Parameters

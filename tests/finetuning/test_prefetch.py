@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from retailtag.finetuning.ahead import ahead
+from retailtag.finetuning.prefetch import prefetch
 
 
 def test_items_come_in_their_order():
-    assert list(ahead(iter(range(100)))) == list(range(100))
-    assert list(ahead(iter([]))) == []
+    assert list(prefetch(iter(range(100)))) == list(range(100))
+    assert list(prefetch(iter([]))) == []
 
 
 def test_an_error_comes_after_the_items_before_it():
@@ -21,10 +21,10 @@ def test_an_error_comes_after_the_items_before_it():
 
     seen = []
     with pytest.raises(ValueError, match="the third"):
-        seen.extend(ahead(broken()))
+        seen.extend(prefetch(broken()))
     got = []
     try:
-        for item in ahead(broken()):
+        for item in prefetch(broken()):
             got.append(item)
     except ValueError:
         pass
@@ -41,7 +41,7 @@ def test_an_early_end_closes_what_makes_the_items():
         finally:
             closed.set()
 
-    items = ahead(endless())
+    items = prefetch(endless())
     next(items)
     items.close()
     assert closed.wait(5)
@@ -50,7 +50,7 @@ def test_an_early_end_closes_what_makes_the_items():
 
 def test_no_more_than_asked_are_made_ahead():
     made = []
-    items = ahead((made.append(i) or i for i in range(50)), depth=2)
+    items = prefetch((made.append(i) or i for i in range(50)), depth=2)
     next(items)
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:

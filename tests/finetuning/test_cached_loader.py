@@ -10,15 +10,20 @@ import torch
 
 from retailtag.backbones import load_backbone
 from retailtag.errors import DamagedFile, DataError, Unavailable, UsageError
-from retailtag.finetuning import trunk as trunk_module
-from retailtag.finetuning import trunk_cache as cache_module
-from retailtag.finetuning.steps import Parts, predict
+from retailtag.finetuning import activation_cache as cache_module
+from retailtag.finetuning import cached_loader as loader_module
+from retailtag.finetuning.activation_cache import (
+    ActivationCache,
+    ActivationSpec,
+    make_room,
+    parse_budget,
+)
+from retailtag.finetuning.cached_loader import from_bytes, spec_of, storage_dtype, to_bytes
 from retailtag.finetuning.trainer import Training
-from retailtag.finetuning.trunk import from_bytes, spec_of, storage_dtype, to_bytes
-from retailtag.finetuning.trunk_cache import TrunkCache, TrunkSpec, make_room, parse_budget
+from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.store.lock import WriterLock
 
-SPEC = TrunkSpec(
+SPEC = ActivationSpec(
     "demo:cnn", "0" * 64, "{}", "{}", "eager-float32", "b", (3,), "contiguous", "float32"
 )
 
@@ -38,18 +43,18 @@ def write(cache, **values):
 
 
 def test_rows_come_back_in_the_order_asked_for(tmp_path):
-    write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
-    cache = TrunkCache(tmp_path, SPEC)
+    write(ActivationCache(tmp_path, SPEC), a=1, b=2, c=3)
+    cache = ActivationCache(tmp_path, SPEC)
     assert len(cache) == 3
     np.testing.assert_array_equal(cache.read(["c", "a", "c"]), rows_of(3, 1, 3))
     assert cache.missing({"a": "a1", "b": "b2", "d": "d1"}) == ["b", "d"]
 
 
 def test_a_second_writer_adds_and_replaces(tmp_path):
-    write(TrunkCache(tmp_path, SPEC), a=1, b=2)
-    write(TrunkCache(tmp_path, SPEC), b=5, c=3)
+    write(ActivationCache(tmp_path, SPEC), a=1, b=2)
+    write(ActivationCache(tmp_path, SPEC), b=5, c=3)
     np.testing.assert_array_equal(
-        TrunkCache(tmp_path, SPEC).read(["a", "b", "c"]), rows_of(1, 5, 3)
+        ActivationCache(tmp_path, SPEC).read(["a", "b", "c"]), rows_of(1, 5, 3)
     )
 
 
@@ -67,34 +72,34 @@ def test_a_second_writer_adds_and_replaces(tmp_path):
     ],
 )
 def test_another_identity_has_another_folder(tmp_path, changes):
-    write(TrunkCache(tmp_path, SPEC), a=1)
-    assert len(TrunkCache(tmp_path, replace(SPEC, **changes))) == 0
-    assert len(TrunkCache(tmp_path, SPEC)) == 1
+    write(ActivationCache(tmp_path, SPEC), a=1)
+    assert len(ActivationCache(tmp_path, replace(SPEC, **changes))) == 0
+    assert len(ActivationCache(tmp_path, SPEC)) == 1
 
 
 def test_a_folder_whose_identity_was_changed_serves_nothing_and_is_emptied(tmp_path):
-    cache = TrunkCache(tmp_path, SPEC)
+    cache = ActivationCache(tmp_path, SPEC)
     write(cache, a=1, b=2)
     identity = cache.path / "identity.json"
     identity.write_text(identity.read_text().replace("demo:cnn", "demo:dino"))
-    again = TrunkCache(tmp_path, SPEC)
+    again = ActivationCache(tmp_path, SPEC)
     assert again.missing({"a": "a1"}) == ["a"]
     write(again, a=7)
-    last = TrunkCache(tmp_path, SPEC)
+    last = ActivationCache(tmp_path, SPEC)
     assert last.missing({"a": "a1", "b": "b1"}) == ["b"]
     np.testing.assert_array_equal(last.read(["a"]), rows_of(7))
 
 
 def test_every_flipped_byte_is_found_or_harmless(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "PIECE_BYTES", 24)
-    cache = TrunkCache(tmp_path, SPEC)
+    monkeypatch.setattr(cache_module, "SEGMENT_BYTES", 24)
+    cache = ActivationCache(tmp_path, SPEC)
     write(cache, a=1, b=2, c=3)
     hashes, right = {n: f"{n}1" for n in "abc"}, rows_of(1, 2, 3)
     for path in sorted(cache.path.glob("*[0-9].*")) + [cache.path / "identity.json"]:
         content = path.read_bytes()
         for place in range(len(content)):
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            damaged = TrunkCache(tmp_path, SPEC)
+            damaged = ActivationCache(tmp_path, SPEC)
             if not damaged.missing(hashes):
                 try:
                     np.testing.assert_array_equal(damaged.read(list("abc")), right)
@@ -102,13 +107,13 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path, monkeypatch):
                     assert damaged.missing(hashes)
                     for lost in cache.path.glob("rows-*"):
                         lost.unlink(missing_ok=True)
-                    write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
+                    write(ActivationCache(tmp_path, SPEC), a=1, b=2, c=3)
             damaged.close()
         path.write_bytes(content)
 
 
 def test_what_a_killed_writer_leaves_does_not_count_and_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "PIECE_BYTES", 12)
+    monkeypatch.setattr(cache_module, "SEGMENT_BYTES", 12)
     real = cache_module.write_json
 
     def killed(path, value):
@@ -118,34 +123,37 @@ def test_what_a_killed_writer_leaves_does_not_count_and_goes(tmp_path, monkeypat
 
     monkeypatch.setattr(cache_module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        write(TrunkCache(tmp_path, SPEC), a=1, b=2, c=3)
+        write(ActivationCache(tmp_path, SPEC), a=1, b=2, c=3)
     monkeypatch.setattr(cache_module, "write_json", real)
-    cache = TrunkCache(tmp_path, SPEC)
+    cache = ActivationCache(tmp_path, SPEC)
     assert cache.missing({n: f"{n}1" for n in "abc"}) == ["b", "c"]
     write(cache, c=3)
     assert sorted(p.name for p in cache.path.glob("*.bin")) == [
         "rows-000000.bin",
         "rows-000001.bin",
     ]
-    np.testing.assert_array_equal(TrunkCache(tmp_path, SPEC).read(["c", "a"]), rows_of(3, 1))
+    np.testing.assert_array_equal(ActivationCache(tmp_path, SPEC).read(["c", "a"]), rows_of(3, 1))
 
 
 def test_one_writer_at_a_time(tmp_path):
-    other = TrunkCache(tmp_path, SPEC)
-    with TrunkCache(tmp_path, SPEC).writer(), pytest.raises(Unavailable, match="another process"):
+    other = ActivationCache(tmp_path, SPEC)
+    with (
+        ActivationCache(tmp_path, SPEC).writer(),
+        pytest.raises(Unavailable, match="another process"),
+    ):
         write(other, a=1)
 
 
 def test_a_removed_cache_serves_on_while_it_is_open(tmp_path):
-    write(TrunkCache(tmp_path, SPEC), a=1)
-    cache = TrunkCache(tmp_path, SPEC)
+    write(ActivationCache(tmp_path, SPEC), a=1)
+    cache = ActivationCache(tmp_path, SPEC)
     assert make_room(tmp_path, 20, [], 20)
     assert not cache.path.exists()
     np.testing.assert_array_equal(cache.read(["a"]), rows_of(1))
 
 
 def test_the_least_recently_used_goes_first(tmp_path):
-    caches = [TrunkCache(tmp_path, replace(SPEC, view=f"view {k}")) for k in range(3)]
+    caches = [ActivationCache(tmp_path, replace(SPEC, view=f"view {k}")) for k in range(3)]
     for age, cache in enumerate(caches):
         write(cache, a=1, b=2)
         os.utime(cache.path / "identity.json", (1000 - age, 1000 - age))
@@ -287,8 +295,8 @@ def test_other_weights_are_not_served(world, quick, tmp_path):
     kept = world.kept(network, tmp_path)
     plain = world.feed(network)
     np.testing.assert_allclose(
-        predict(network, kept, world.val, Parts(16)),
-        predict(network, plain, world.val, Parts(16)),
+        predict(network, kept, world.val, MicroBatches(16)),
+        predict(network, plain, world.val, MicroBatches(16)),
         rtol=1e-2,
         atol=1e-2,
     )
@@ -325,7 +333,7 @@ def test_a_cache_that_another_process_fills_is_left_to_it(world, quick, tmp_path
 
 def test_activations_beyond_the_stored_range_are_kept_in_full(world, quick, tmp_path, monkeypatch):
     """The sample fits float16 and a later image does not."""
-    monkeypatch.setattr(trunk_module, "storage_dtype", lambda *args: "float16")
+    monkeypatch.setattr(loader_module, "storage_dtype", lambda *args: "float16")
     network = world.network(quick)
     real = network.trunk
     network.trunk = lambda pixels: real(pixels) * 1e6

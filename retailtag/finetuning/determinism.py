@@ -11,7 +11,7 @@ import torch.utils.deterministic
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
+def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     """Have CUDA choose algorithms that give the same bits again; the setting before returns.
 
     Notes
