@@ -42,7 +42,7 @@ SPEC = FeatureSpec("demo:none", "ab" * 32, "{}", "avg", DIM, "{}")
 def write(root: Path, told: int | None = None) -> FeatureStore:
     """Store what is missing, block by block, as extraction does; tell each block's number."""
     store = FeatureStore.create_or_open(root, SPEC)
-    with store.mending():
+    with store.repairing():
         done = store.known() | store.absent()
         for first in range(0, N_IMAGES, BLOCK):
             if IDS[first] in done:
@@ -56,8 +56,8 @@ def write(root: Path, told: int | None = None) -> FeatureStore:
     return store
 
 
-def shards(store: FeatureStore) -> dict[str, bytes]:
-    """Bytes of every shard by name."""
+def segments(store: FeatureStore) -> dict[str, bytes]:
+    """Bytes of every segment by name."""
     return {path.name: path.read_bytes() for path in store.path.glob("shard-*.h5")}
 
 
@@ -83,7 +83,7 @@ class Killing:
     def run(self, n: int) -> None:
         """Kill `n` writers."""
         start = time.perf_counter()
-        self._whole = shards(write(self.folder / "whole"))
+        self._whole = segments(write(self.folder / "whole"))
         longest = (time.perf_counter() - start) / 3
         moments = random.Random(self.seed)
         while self.killed < n:
@@ -145,7 +145,7 @@ class Killing:
 
     def _compare(self) -> None:
         store = FeatureStore.find(self._root, SPEC)
-        if shards(store) != self._whole:
+        if segments(store) != self._whole:
             self.failures.append(f"{store.path} ends with other bytes than an uninterrupted run")
 
 
@@ -200,7 +200,7 @@ def flip_bit(file: Path, at: int, bit: int) -> None:
 
 
 def small_store(root: Path) -> FeatureStore:
-    """One shard, so that no sound one is parsed 10,000 times, with an absent image; a journal."""
+    """One segment, so that no sound one is parsed 10,000 times, with an absent image; a journal."""
     store = FeatureStore.create_or_open(root, SPEC)
     name = store.append(IDS[:12], SHA256[:12], X[:12], [Absent("gone", None, "no file")])
     store.journal.append({"kind": "shard", "shard": name, "seconds": 0.01})

@@ -204,9 +204,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def decoding(job: Job) -> Job:
     """One thread that decodes and resizes, with or without a process of its own."""
     from retailtag.backbones.preprocess import Preprocess
-    from retailtag.images.decode_pool import decode_apart, decode_here
+    from retailtag.images.decode_pool import decode_in_process, decode_in_subprocess
 
-    decode = decode_apart if job["apart"] else decode_here
+    decode = decode_in_subprocess if job["apart"] else decode_in_process
     step = Preprocess((224, 224), crop_pct=0.875, interpolation="bicubic").of_pixels
     data = [path.read_bytes() for path in sorted(Path(job["images"]).glob("*.jpg"))[:SAMPLE]]
 

@@ -17,7 +17,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
-from retailtag.images.decode_pool import decode_apart
+from retailtag.images.decode_pool import decode_in_subprocess
 from retailtag.progress import SILENT, Progress
 
 BATCH = 64  # images a task: enough to hide the hand-over between threads
@@ -210,7 +210,7 @@ def _look_at(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Lo
     looks = []
     for row in rows:
         try:
-            pixels = decode_apart(catalog.images.read(row), max_pixels=max_pixels)
+            pixels = decode_in_subprocess(catalog.images.read(row), max_pixels=max_pixels)
         except UnreadableImage as error:
             looks.append(_Look(error=str(error)))
             continue

@@ -40,7 +40,7 @@ def stratified_folds(
     seed: int,
     *,
     tags: Sequence[str] | None = None,
-    parts: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Assignment:
     """Parts of exact sizes with every tag spread over them, no product separated.
 
@@ -56,7 +56,7 @@ def stratified_folds(
         Images wanted in each part, the training part first and the held-out part last.
     seed : int
         Decides between equals.
-    tags, parts : sequence of str, optional
+    tags, names : sequence of str, optional
         Names for `Assignment.unsatisfied`.
 
     Returns
@@ -95,9 +95,9 @@ def stratified_folds(
     repair = Repair(products.has, products.size, part, required, rng)
     if not repair.run():
         part = exhaustive(products.has, products.size, part, required)
-    names = list(tags) if tags is not None else [str(t) for t in range(labels.shape[1])]
-    titles = list(parts) if parts is not None else [str(k) for k in range(len(sizes))]
-    told = _untold(products, part, sizes, required, names, titles)
+    tag_names = list(tags) if tags is not None else [str(t) for t in range(labels.shape[1])]
+    titles = list(names) if names is not None else [str(k) for k in range(len(sizes))]
+    told = _untold(products, part, sizes, required, tag_names, titles)
     return Assignment(part[products.of_image], tuple(told))
 
 
@@ -121,7 +121,7 @@ def k_folds(
     if not 2 <= k <= n_products:
         raise UsageError(f"{k} folds of {n_products} products: choose from 2 to {n_products}.")
     sizes = [n // k + (fold < n % k) for fold in range(k)]
-    return stratified_folds(labels, groups, ids, sizes, seed).part
+    return stratified_folds(labels, groups, ids, sizes, seed).fold
 
 
 def split_catalog(
@@ -159,9 +159,9 @@ def split_catalog(
         [wanted[name] for name in names],
         seed,
         tags=catalog.table.tags,
-        parts=names,
+        names=names,
     )
-    return catalog.with_split(np.array(names)[found.part]), list(found.unsatisfied)
+    return catalog.with_split(np.array(names)[found.fold]), list(found.unsatisfied)
 
 
 def _images(wanted: float, n: int, name: str) -> int:

@@ -75,7 +75,7 @@ def show(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show one store: its whole identity, its shards, what they cost and with which versions."""
+    """Show one store: its whole identity, its segments, what they cost and with which versions."""
     from retailtag.store import FeatureStore
     from retailtag.store.inventory import describe, find_named
 
@@ -194,7 +194,7 @@ def merge(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Join stores of one identity, such as the parts of extract --shard, in the folder OUT."""
+    """Join stores of one identity, such as the shards of extract --shard, in the folder OUT."""
     from retailtag.store.maintenance import merge as merge_stores
 
     output = Output(json, quiet)
@@ -277,32 +277,32 @@ def _inventory(found: Sequence[StoreFacts], features: Path) -> Table:
 
 
 def _description(facts: dict[str, Any]) -> str:
-    """Identity, totals and shards, a fact a line."""
+    """Identity, totals and segments, a fact a line."""
     lines = [f"{facts['path']}", f"identity: {facts['identity']}"]
     lines += [f"  {name}: {value}" for name, value in facts["spec"].items()]
     lines.append(
-        f"{facts['rows']:,} rows and {facts['absent']:,} absent in {facts['shards']:,} shards of "
-        f"{facts['bytes'] / 1e6:,.1f} MB; {facts['seconds']:,.1f} s to compute"
+        f"{facts['rows']:,} rows and {facts['absent']:,} absent in {facts['segments']:,} segments "
+        f"of {facts['bytes'] / 1e6:,.1f} MB; {facts['seconds']:,.1f} s to compute"
     )
     lines += [f"  {name} {', '.join(found)}" for name, found in facts["versions"].items()]
-    lines += [_shard_line(shard) for shard in facts["shard_files"]]
+    lines += [_segment_line(segment) for segment in facts["segment_files"]]
     return "\n".join(lines)
 
 
-def _shard_line(shard: dict[str, Any]) -> str:
-    cost = "" if shard["seconds"] is None else f", {shard['seconds']:,.1f} s"
-    return f"  {shard['name']}: {shard['rows']:,} rows, {shard['absent']:,} absent{cost}"
+def _segment_line(segment: dict[str, Any]) -> str:
+    cost = "" if segment["seconds"] is None else f", {segment['seconds']:,.1f} s"
+    return f"  {segment['name']}: {segment['rows']:,} rows, {segment['absent']:,} absent{cost}"
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     """One row a store: what was read, what was embedded again, and what came of it."""
-    right = ("shards", "rows", "sample", "smallest cosine", "at least")
+    right = ("segments", "rows", "sample", "smallest cosine", "at least")
     table = _columns("Verified", ("store",), right)
     table.add_column("verdict")
     for v in verdicts:
         table.add_row(
             v.path.name,
-            f"{v.n_shards:,}",
+            f"{v.n_segments:,}",
             f"{v.n_rows:,}",
             f"{v.n_sampled:,}" + (f" ({v.n_changed:,} changed)" if v.n_changed else ""),
             "-" if v.smallest_cosine is None else f"{v.smallest_cosine:.6f}",

@@ -119,7 +119,7 @@ def stores_of(
         for store in list_stores(features)
         if replace(store.spec, engine=spec.engine) == spec
         and request.allows(EngineName.parse(store.spec.engine))
-        and store.shard_paths()
+        and store.segment_paths()
     ]
     return sorted(found, key=lambda store: request.order(store.spec))
 

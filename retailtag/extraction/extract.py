@@ -27,7 +27,7 @@ from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT, Advance, Progress
 from retailtag.store import DTYPES, FeatureStore
 
-BLOCK_ROWS = 1024  # images per shard: what a kill can cost, against files per store
+BLOCK_ROWS = 1024  # images per segment: what a kill can cost, against files per store
 NAMED = 20  # unreadable images spelled out in a message
 MOST_WORKERS = 16
 RECORDED = (
@@ -216,7 +216,7 @@ def extract_together(
     unit = "images" if len(lanes) == 1 else "embeddings"
     with ExitStack() as stack:
         for lane in lanes:
-            for name in stack.enter_context(lane.store.mending()):
+            for name in stack.enter_context(lane.store.repairing()):
                 path = lane.store.path / name
                 progress.say(f"{path} is damaged; the images it held are computed again.")
         task = progress.task(f"extract {names}", len(rows) * len(lanes), unit)

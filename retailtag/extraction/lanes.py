@@ -71,7 +71,7 @@ class Lane:
                 yield (is_again, int(todo[at])), todo[at : at + n_rows], self.model
 
     def commit(self, block: Block) -> Cost:
-        """Store a block as one shard, unless there is nothing new to say of its images."""
+        """Store a block as one segment, unless there is nothing new to say of its images."""
         start = time.perf_counter()
         ids = self.catalog.image_ids
         absent = [Absent(str(ids[f.row]), f.sha256, f.reason) for f in block.failures]

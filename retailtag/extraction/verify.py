@@ -20,7 +20,7 @@ from retailtag.extraction.embed import Embedder, Loading, embed_block, identity
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore
-from retailtag.store.shard import Shard, read_shard
+from retailtag.store.segment import Segment, read_segment
 from retailtag.store.spec import explain_differences
 
 SAMPLE = 64
@@ -74,8 +74,8 @@ class Verdict:
         One sentence each, naming the file or image and the remedy.
     backbone : str or None
         Of the identity, where that could be read.
-    n_shards, n_rows : int
-        Shards read, and rows of the sound ones, superseded ones included.
+    n_segments, n_rows : int
+        Segments read, and rows of the sound ones, superseded ones included.
     n_sampled : int
         Images embedded again and compared.
     n_changed : int
@@ -90,7 +90,7 @@ class Verdict:
     verdict: str
     problems: tuple[str, ...] = ()
     backbone: str | None = None
-    n_shards: int = 0
+    n_segments: int = 0
     n_rows: int = 0
     n_sampled: int = 0
     n_changed: int = 0
@@ -119,7 +119,7 @@ def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT
     sample : Sample or None
         None: checksums alone.
     progress : Progress
-        Told of every shard.
+        Told of every segment.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT
         DAMAGED if files.problems else SOUND,
         tuple(files.problems),
         backbone=store.spec.backbone,
-        n_shards=files.n_shards,
+        n_segments=files.n_segments,
         n_rows=files.n_rows,
     )
     if sample is None or files.problems or not files.n_rows:
@@ -146,9 +146,9 @@ def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT
 
 @dataclass
 class _Files:
-    """Running totals over the shards of a store."""
+    """Running totals over the segments of a store."""
 
-    n_shards: int
+    n_segments: int
     n_rows: int
     problems: list[str]
     total: NDArray[np.float64]  # (dim,)
@@ -158,19 +158,19 @@ class _Files:
         """Mean embedding (dim,); zero below two rows, which a mean would leave nothing of."""
         return self.total / self.n_rows if self.n_rows > 1 else np.zeros_like(self.total)
 
-    def add(self, shard: Shard) -> None:
-        self.n_rows += len(shard.image_ids)
-        self.total += shard.embedding.sum(axis=0, dtype=np.float64)
+    def add(self, segment: Segment) -> None:
+        self.n_rows += len(segment.image_ids)
+        self.total += segment.embedding.sum(axis=0, dtype=np.float64)
 
 
 def _check_files(store: FeatureStore, progress: Progress) -> _Files:
-    """Read every shard with all checks; a damaged one is a problem, not the end."""
-    paths = store.shard_paths()
+    """Read every segment with all checks; a damaged one is a problem, not the end."""
+    paths = store.segment_paths()
     files = _Files(len(paths), 0, [], np.zeros(store.spec.dim))
-    with progress.task(f"verify {store.path.name}", len(paths), unit="shards") as advance:
+    with progress.task(f"verify {store.path.name}", len(paths), unit="segments") as advance:
         for path in paths:
             try:
-                files.add(read_shard(path, store.spec))
+                files.add(read_segment(path, store.spec))
             except ArtefactError as error:
                 files.problems.append(str(error))
             advance(1)

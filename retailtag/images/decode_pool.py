@@ -63,18 +63,18 @@ _alone = threading.Lock()
 
 
 @overload
-def decode_apart(
+def decode_in_subprocess(
     data: bytes, use: None = None, *, max_pixels: int = ..., allow_truncated: bool = ...
 ) -> Pixels: ...
 @overload
-def decode_apart(
+def decode_in_subprocess(
     data: bytes,
     use: Callable[[Pixels], Result],
     *,
     max_pixels: int = ...,
     allow_truncated: bool = ...,
 ) -> Result: ...
-def decode_apart(
+def decode_in_subprocess(
     data: bytes,
     use: Callable[[Pixels], Any] | None = None,
     *,
@@ -125,14 +125,14 @@ def decode_apart(
                 raise UnreadableImage(f"{second}; save it anew or leave it out") from None
 
 
-def decode_here(
+def decode_in_process(
     data: bytes,
     use: Callable[[Pixels], Result],
     *,
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
 ) -> Result:
-    """Decode in this process: `decode_apart` without its protection and its cost."""
+    """Decode in this process: `decode_in_subprocess` without its protection and its cost."""
     return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
-from retailtag.images.decode_pool import decode_apart, decode_here
+from retailtag.images.decode_pool import decode_in_process, decode_in_subprocess
 from retailtag.images.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def load_views(
     ends the iteration.
     """
     decode = partial(
-        decode_apart if workers else decode_here,
+        decode_in_subprocess if workers else decode_in_process,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
     )

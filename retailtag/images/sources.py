@@ -19,7 +19,7 @@ from stat import S_ISREG
 from typing import Any, Protocol
 
 from retailtag.errors import DataError, UnreadableImage
-from retailtag.images.unpack import Members, plain_tar
+from retailtag.images.tar import Members, plain_tar
 
 MAX_BYTES = 256 << 20
 MISSING = "is missing"
@@ -210,7 +210,7 @@ class TarImages(PathImages):
     Notes
     -----
     A compressed tar has no random access: it is unpacked once into the cache folder (see
-    `retailtag.images.unpack.plain_tar`) and read by offset there. Links and members that are
+    `retailtag.images.tar.plain_tar`) and read by offset there. Links and members that are
     absolute or hold ``..`` are refused.
     """
 

@@ -95,14 +95,14 @@ def _held_back(catalog: Catalog, train: Features, seed: int) -> NDArray[np.bool_
             f"{catalog.path} has {len(train.rows)} training images, too few to hold a validation "
             "part back; add images or use the probe."
         )
-    part = stratified_folds(
+    fold = stratified_folds(
         catalog.table.labels[train.rows],
         catalog.group[train.rows],
         catalog.image_ids[train.rows],
         [len(train.rows) - n_val, n_val],
         seed,
-    ).part
-    return part == 1
+    ).fold
+    return fold == 1
 
 
 def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:

@@ -1,7 +1,7 @@
 """Frozen embeddings in HDF5: identity, append, resume, verify."""
 
 from retailtag.store.joint import EmbeddingSource, Identity, JointSpec, JointStore, join
-from retailtag.store.shard import MAX_ROWS, Absent
+from retailtag.store.segment import MAX_ROWS, Absent
 from retailtag.store.spec import DTYPES, FeatureSpec
 from retailtag.store.store import NOT_EXTRACTED, FeatureStore, list_stores
 from retailtag.store.view import FeatureView

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retailtag.errors import ArtefactError, DamagedFile, DataError, Unavailable
 from retailtag.files import make_folder, read_json, sync_folder, write_json
-from retailtag.store.shard import FORMAT
+from retailtag.store.segment import FORMAT
 from retailtag.store.spec import FeatureSpec, explain_differences
 
 

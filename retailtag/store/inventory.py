@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.store.shard import read_shard
+from retailtag.store.segment import read_segment
 from retailtag.store.spec import FeatureSpec, open_facts
 from retailtag.store.store import FeatureStore
 
@@ -31,17 +31,17 @@ class StoreFacts:
         Its path below the features folder.
     path : Path
     state : str
-        ``whole``; ``damaged``: its identity or a shard cannot be read; ``foreign``: no store.
+        ``whole``; ``damaged``: its identity or a segment cannot be read; ``foreign``: no store.
     problem : str
         What is damaged and the remedy; empty for a whole store.
     spec : FeatureSpec or None
         Its identity, where that could be read.
-    n_shards, n_bytes : int
-        Shards, and their bytes on the disk.
+    n_segments, n_bytes : int
+        Segments, and their bytes on the disk.
     n_rows, n_absent : int or None
         Images with an embedding, and images that could not be read; None unless it is whole.
     last_written : str or None
-        When the newest shard was written, UTC in ISO 8601; None without shards.
+        When the newest segment was written, UTC in ISO 8601; None without segments.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StoreFacts:
     state: str
     problem: str = ""
     spec: FeatureSpec | None = None
-    n_shards: int = 0
+    n_segments: int = 0
     n_bytes: int = 0
     n_rows: int | None = None
     n_absent: int | None = None
@@ -65,7 +65,7 @@ class StoreFacts:
             "backbone": self.spec.backbone if self.spec else None,
             "dtype": self.spec.dtype if self.spec else None,
             "identity": self.spec.digest if self.spec else None,
-            "shards": self.n_shards,
+            "segments": self.n_segments,
             "bytes": self.n_bytes,
             "rows": self.n_rows,
             "absent": self.n_absent,
@@ -74,7 +74,7 @@ class StoreFacts:
 
 
 def survey(features: Path) -> list[StoreFacts]:
-    """Facts of every folder under `features`, by name; every shard is read and checked.
+    """Facts of every folder under `features`, by name; every segment is read and checked.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def survey(features: Path) -> list[StoreFacts]:
 
     Notes
     -----
-    Rows are counted from the shards themselves, superseded entries left out, so the cost is one
+    Rows are counted from the segments themselves, superseded entries left out, so the cost is one
     reading of all bytes. Parts of an extraction (``part-I-of-N``) are looked into.
     """
     return [examine(path, name) for name, path in _folders(features)]
@@ -129,13 +129,13 @@ def examine(path: Path, name: str | None = None) -> StoreFacts:
     except (DataError, ArtefactError) as error:
         size = _size(store) if store else (0, 0, None)
         return StoreFacts(name, path, DAMAGED, str(error), spec, *size[:2], last_written=size[2])
-    shards, n_bytes, written = _size(store)
-    return StoreFacts(name, path, WHOLE, "", spec, shards, n_bytes, rows, absent, written)
+    segments, n_bytes, written = _size(store)
+    return StoreFacts(name, path, WHOLE, "", spec, segments, n_bytes, rows, absent, written)
 
 
 def _size(store: FeatureStore) -> tuple[int, int, str | None]:
-    """Shards, their bytes, and when the newest was written."""
-    stats = [path.stat() for path in store.shard_paths()]
+    """Segments, their bytes, and when the newest was written."""
+    stats = [path.stat() for path in store.segment_paths()]
     newest = max((stat.st_mtime for stat in stats), default=None)
     written = None
     if newest is not None:
@@ -144,22 +144,22 @@ def _size(store: FeatureStore) -> tuple[int, int, str | None]:
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
-    """Everything that is known of a store, JSON-able: identity, shards, cost, versions.
+    """Everything that is known of a store, JSON-able: identity, segments, cost, versions.
 
     Raises
     ------
     ArtefactError
-        If a shard is damaged.
+        If a segment is damaged.
     """
     journal = {e.get("shard"): e for e in store.journal.entries() if e.get("kind") == "shard"}
-    shards = []
-    for path in store.shard_paths():
-        shard, entry = read_shard(path, store.spec), journal.get(path.name, {})
-        shards.append(
+    segments = []
+    for path in store.segment_paths():
+        segment, entry = read_segment(path, store.spec), journal.get(path.name, {})
+        segments.append(
             {
                 "name": path.name,
-                "rows": len(shard.image_ids),
-                "absent": len(shard.absent),
+                "rows": len(segment.image_ids),
+                "absent": len(segment.absent),
                 "bytes": path.stat().st_size,
                 "seconds": entry.get("seconds"),
                 "run": entry.get("run"),
@@ -169,13 +169,13 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         **examine(store.path).to_json(),
         "spec": open_facts(store.spec),
         "seconds": store.seconds,
-        "versions": _versions(journal[s["name"]] for s in shards if s["name"] in journal),
-        "shard_files": shards,
+        "versions": _versions(journal[s["name"]] for s in segments if s["name"] in journal),
+        "segment_files": segments,
     }
 
 
 def _versions(entries: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Library to the versions that wrote the shards."""
+    """Library to the versions that wrote the segments."""
     found: dict[str, set[str]] = {}
     for entry in entries:
         for name, version in entry.get("run", {}).get("versions", {}).items():

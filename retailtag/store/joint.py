@@ -1,4 +1,4 @@
-"""Several stores side by side: one embedding per image, the parts' joined end to end."""
+"""Several stores side by side: one embedding per image, the components' joined end to end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retailtag.store.spec import FeatureSpec
 from retailtag.store.store import NOT_EXTRACTED, FeatureStore
 from retailtag.store.view import FeatureView
 
-OTHER_BYTES = "its bytes changed between two extractions; run extract again for every part"
+OTHER_BYTES = "its bytes changed between two extractions; run extract again for every component"
 
 
 class Identity(Protocol):
@@ -86,11 +86,11 @@ class EmbeddingSource(Protocol):
 
 @dataclass(frozen=True)
 class JointSpec:
-    """Identities of parts that stand side by side, in order.
+    """Identities of components that stand side by side, in order.
 
     Parameters
     ----------
-    parts : tuple of FeatureSpec
+    components : tuple of FeatureSpec
         Two or more, of one dtype.
 
     Raises
@@ -99,62 +99,64 @@ class JointSpec:
         If they differ in dtype.
     """
 
-    parts: tuple[FeatureSpec, ...]
+    components: tuple[FeatureSpec, ...]
 
     def __post_init__(self) -> None:
-        if len({part.dtype for part in self.parts}) > 1:
+        if len({component.dtype for component in self.components}) > 1:
             raise UsageError(f"{self.backbone} mixes dtypes; extract all with one --dtype.")
 
     @property
     def backbone(self) -> str:
-        """Ids of the parts joined by ``+``."""
-        return "+".join(part.backbone for part in self.parts)
+        """Ids of the components joined by ``+``."""
+        return "+".join(component.backbone for component in self.components)
 
     @property
     def engine(self) -> str:
-        """Compute engine and precision of every part; where they differ, joined by ``+``."""
-        engines = [part.engine for part in self.parts]
+        """Compute engine and precision of every component; where they differ, joined by ``+``."""
+        engines = [component.engine for component in self.components]
         return engines[0] if len(set(engines)) == 1 else "+".join(engines)
 
     @property
     def dtype(self) -> str:
-        """Stored dtype of every part."""
-        return self.parts[0].dtype
+        """Stored dtype of every component."""
+        return self.components[0].dtype
 
     @property
     def dim(self) -> int:
         """Length of one joined embedding."""
-        return sum(part.dim for part in self.parts)
+        return sum(component.dim for component in self.components)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the parts' digests in order, hexadecimal."""
-        return hashlib.sha256("+".join(part.digest for part in self.parts).encode()).hexdigest()
+        """SHA-256 of the components' digests in order, hexadecimal."""
+        return hashlib.sha256(
+            "+".join(component.digest for component in self.components).encode()
+        ).hexdigest()
 
 
 class JointStore:
-    """Embeddings of the images that every part holds, joined end to end; read only.
+    """Embeddings of the images that every component holds, joined end to end; read only.
 
     Parameters
     ----------
-    parts : sequence of FeatureStore
+    components : sequence of FeatureStore
         Two or more, in the order of the columns.
     """
 
-    def __init__(self, parts: Sequence[FeatureStore]) -> None:
-        self.parts = tuple(parts)
-        self.spec = JointSpec(tuple(part.spec for part in parts))
-        self.path = Path("+".join(str(part.path) for part in parts))
+    def __init__(self, components: Sequence[FeatureStore]) -> None:
+        self.components = tuple(components)
+        self.spec = JointSpec(tuple(component.spec for component in components))
+        self.path = Path("+".join(str(component.path) for component in components))
 
     def known(self) -> dict[str, str]:
-        """Image id to SHA-256 of its bytes, for images that every part knows by the same bytes."""
-        first, *others = (part.known() for part in self.parts)
+        """SHA-256 of the bytes by image id, where every component has an image of these bytes."""
+        first, *others = (component.known() for component in self.components)
         return {i: s for i, s in first.items() if all(other.get(i) == s for other in others)}
 
     def load(self, image_ids: Sequence[str] | NDArray[np.str_]) -> FeatureView:
         """Read the joined embeddings of `image_ids`, in that order; see `FeatureStore.load`.
 
-        An image that one part lacks is absent, for the reason that this part gives.
+        An image that one component lacks is absent, for the reason that this component gives.
         """
         ids = np.asarray(image_ids, dtype=np.str_)
         if len(np.unique(ids)) != len(ids):
@@ -163,15 +165,15 @@ class JointStore:
         found = np.array([i in known for i in ids.tolist()], bool)
         X = np.empty((int(found.sum()), self.spec.dim), np.float32)
         start = 0
-        for part in self.parts:
-            X[:, start : start + part.spec.dim] = part.load(ids[found]).X
-            start += part.spec.dim
+        for component in self.components:
+            X[:, start : start + component.spec.dim] = component.load(ids[found]).X
+            start += component.spec.dim
         return FeatureView(ids, X, found, self._reasons(ids[~found].tolist()))
 
     def _reasons(self, image_ids: list[str]) -> dict[str, str]:
         reasons = dict.fromkeys(image_ids, OTHER_BYTES)
-        for part in reversed(self.parts):
-            known, absent = part.known(), part.absent()
+        for component in reversed(self.components):
+            known, absent = component.known(), component.absent()
             for image_id in image_ids:
                 if image_id in absent:
                     reasons[image_id] = absent[image_id].reason
@@ -185,13 +187,15 @@ class JointStore:
 
     @property
     def n_rows(self) -> int:
-        """Images with an embedding of every part."""
+        """Images with an embedding of every component."""
         return len(self.known())
 
     @property
     def seconds(self) -> float:
-        """Wall seconds that computing these rows took: of every part, in proportion."""
-        return self.n_rows * sum(part.seconds / max(part.n_rows, 1) for part in self.parts)
+        """Wall seconds that computing these rows took: of every component, in proportion."""
+        return self.n_rows * sum(
+            component.seconds / max(component.n_rows, 1) for component in self.components
+        )
 
 
 def join(stores: Sequence[FeatureStore]) -> EmbeddingSource:

@@ -1,7 +1,7 @@
-"""What it cost to fill a store: one JSON line per shard, append-only.
+"""What it cost to fill a store: one JSON line per segment, append-only.
 
 Times and library versions differ between runs that store equal data, so they live beside the
-shards. The journal is a record, never a source of truth about rows: losing it loses only times.
+segments. The journal is a record, never a source of truth about rows: losing it loses only times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Journal:
         Raises
         ------
         Unavailable
-            If the disk is full or read-only; shards that were committed stay.
+            If the disk is full or read-only; segments that were committed stay.
         """
         line = json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
@@ -62,12 +62,12 @@ class Journal:
             return []
         return [entry for entry in map(_parse, lines) if entry is not None]
 
-    def shard_seconds(self, shards: Collection[str]) -> float:
-        """Wall seconds spent on the named shards; a shard written twice counts its last time."""
+    def segment_seconds(self, segments: Collection[str]) -> float:
+        """Wall seconds spent on these segments; one that was written twice counts its last time."""
         last = {
             entry["shard"]: float(entry["seconds"])
             for entry in self.entries()
-            if entry.get("kind") == "shard" and _is_cost(entry) and entry["shard"] in shards
+            if entry.get("kind") == "shard" and _is_cost(entry) and entry["shard"] in segments
         }
         return sum(last.values())
 

@@ -1,6 +1,6 @@
-"""Stores made smaller and stores made one: shards are written anew, never changed in place.
+"""Stores made smaller and stores made one: segments are written anew, never changed in place.
 
-Every step leaves a store that opens: a new shard is on the disk whole before an old one goes, and
+Every step leaves a store that opens: a new segment is on the disk whole before an old one goes, and
 old ones go oldest first, so that no superseded entry comes back for want of its successor.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from retailtag.errors import ArtefactError, StaleFeatures
 from retailtag.progress import SILENT, Progress
-from retailtag.store.shard import Shard, read_shard
+from retailtag.store.segment import Segment, read_segment
 from retailtag.store.spec import explain_differences
 from retailtag.store.store import FeatureStore
 
@@ -26,21 +26,21 @@ IsUsed = Callable[[str, str | None], bool]  # image id and SHA-256 of its bytes,
 class Entry(NamedTuple):
     """What a store says of one image."""
 
-    shard: str
+    segment: str
     sha256: str | None  # None: absent, and there were no bytes
     embedded: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Entries of a store, from one reading of its shards.
+    """Entries of a store, from one reading of its segments.
 
     Parameters
     ----------
     latest : dict of str to Entry
         Image id to the entry that counts.
     sizes : dict of str to int
-        Shard to the number of its entries, superseded ones included; oldest first.
+        Segment to the number of its entries, superseded ones included; oldest first.
     """
 
     latest: dict[str, Entry]
@@ -48,24 +48,24 @@ class Index:
 
     @classmethod
     def of(cls, store: FeatureStore) -> Index:
-        """Read every shard; raises `ArtefactError` where one is damaged."""
+        """Read every segment; raises `ArtefactError` where one is damaged."""
         latest: dict[str, Entry] = {}
         sizes: dict[str, int] = {}
-        for path in store.shard_paths():
-            shard = read_shard(path, store.spec)
-            hashes = _hexadecimal(shard)
-            for image_id, sha256 in zip(shard.image_ids, hashes, strict=True):
+        for path in store.segment_paths():
+            segment = read_segment(path, store.spec)
+            hashes = _hexadecimal(segment)
+            for image_id, sha256 in zip(segment.image_ids, hashes, strict=True):
                 latest[image_id] = Entry(path.name, sha256, True)
-            for gone in shard.absent:
+            for gone in segment.absent:
                 latest[gone.image_id] = Entry(path.name, gone.sha256, False)
-            sizes[path.name] = len(shard.image_ids) + len(shard.absent)
+            sizes[path.name] = len(segment.image_ids) + len(segment.absent)
         return cls(latest, sizes)
 
-    def by_shard(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
-        """Shard to those of `image_ids` whose entry in it counts; every shard has a set."""
+    def by_segment(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
+        """Segment to those of `image_ids` whose entry in it counts; every segment has a set."""
         ids: dict[str, set[str]] = {name: set() for name in self.sizes}
         for image_id in image_ids:
-            ids[self.latest[image_id].shard].add(image_id)
+            ids[self.latest[image_id].segment].add(image_id)
         return ids
 
 
@@ -82,9 +82,9 @@ class Waste:
     n_leftovers : int
         Temporary files of killed writers, and damaged files that were set aside.
     n_rewritten, n_removed : int
-        Shards that lose some of their entries, and shards that lose all.
+        Segments that lose some of their entries, and segments that lose all.
     n_bytes : int
-        Bytes on the disk that this frees; of a rewritten shard, in proportion to its entries.
+        Bytes on the disk that this frees; of a rewritten segment, in proportion to its entries.
     """
 
     n_unused: int = 0
@@ -114,12 +114,12 @@ def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
     Raises
     ------
     ArtefactError
-        If a shard is damaged.
+        If a segment is damaged.
     """
     index = Index.of(store)
     kept = _kept(index, is_used)
     n_kept = sum(map(len, kept.values()))
-    sizes = {path.name: path.stat().st_size for path in store.shard_paths()}
+    sizes = {path.name: path.stat().st_size for path in store.segment_paths()}
     freed = sum(sizes[s] * (n - len(kept[s])) // n for s, n in index.sizes.items())
     leftovers = _leftovers(store)
     return Waste(
@@ -144,7 +144,7 @@ def collect(store: FeatureStore, is_used: IsUsed) -> int:
     Raises
     ------
     ArtefactError
-        If a shard is damaged; nothing was dropped then.
+        If a segment is damaged; nothing was dropped then.
     Unavailable
         If another process is writing, or the disk is full or read-only.
 
@@ -169,7 +169,7 @@ def collect(store: FeatureStore, is_used: IsUsed) -> int:
 
 
 def _kept(index: Index, is_used: IsUsed) -> dict[str, set[str]]:
-    return index.by_shard(i for i, entry in index.latest.items() if is_used(i, entry.sha256))
+    return index.by_segment(i for i, entry in index.latest.items() if is_used(i, entry.sha256))
 
 
 def _leftovers(store: FeatureStore) -> list[Path]:
@@ -187,7 +187,7 @@ def _n_bytes(files: Iterable[Path]) -> int:
 
 
 def delete_store(store: FeatureStore) -> None:
-    """Delete a whole store: shards oldest first, its identity last; files of others stay.
+    """Delete a whole store: segments oldest first, its identity last; files of others stay.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def delete_store(store: FeatureStore) -> None:
         If another process is writing, or the folder cannot be written.
     """
     with store.writing():
-        store.remove([path.name for path in store.shard_paths()])
+        store.remove([path.name for path in store.segment_paths()])
         for path in [*_leftovers(store), store.path / "journal.jsonl", store.path / "spec.json"]:
             path.unlink(missing_ok=True)
     (store.path / ".lock").unlink(missing_ok=True)
@@ -244,7 +244,7 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     inputs : sequence of Path
         Stores to join, or folders of such stores; one at least. They are only read.
     progress : Progress
-        Told of every shard.
+        Told of every segment.
 
     Returns
     -------
@@ -255,7 +255,7 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     StaleFeatures
         If the inputs differ in identity; every differing fact is named with both values.
     ArtefactError
-        If two stores hold an image with other bytes, or a shard is damaged; nothing is written.
+        If two stores hold an image with other bytes, or a segment is damaged; nothing is written.
     DataError
         If an input is no store.
     Unavailable
@@ -265,8 +265,8 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     -----
     Of each store the entries that count are joined. An image that several hold with the same
     bytes is taken from the first, the store under `features` before all; an embedding goes before
-    an absence. Shards are added in the order of the inputs, each whole, so a merge that was killed
-    is continued by the same call, and the parts 1 to N of an extraction give the shards that one
+    an absence. Segments are added in the order of the inputs, each whole, so a killed merge
+    is continued by the same call, and the parts 1 to N of an extraction give the segments that one
     process would have written.
     """
     stores = [store for path in inputs for store in _open_all(path)]
@@ -276,14 +276,14 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     _choose(read)  # refuses before anything is made
     target = FeatureStore.create_or_open(features, stores[0].spec)
     read = [(s, index) for s, index in read if s.path.resolve() != target.path.resolve()]
-    n_shards = sum(len(index.sizes) for _, index in read)
+    n_segments = sum(len(index.sizes) for _, index in read)
     with target.writing():
         owners = _choose([(target, Index.of(target)), *read])
-        with progress.task(f"merge {target.spec.backbone}", n_shards, unit="shards") as advance:
+        with progress.task(f"merge {target.spec.backbone}", n_segments, unit="segments") as advance:
             for i, (source, index) in enumerate(read, 1):
                 own = [image_id for image_id, owner in owners.items() if owner == i]
                 copier = _Copier(source, target)
-                for name, ids in index.by_shard(own).items():
+                for name, ids in index.by_segment(own).items():
                     if ids:
                         copier.copy(name, ids)
                     advance(1)
@@ -332,7 +332,7 @@ def _other_bytes(image_id: str, first: FeatureStore, second: FeatureStore) -> Ar
 
 
 class _Copier:
-    """Copies entries of one store to another, or to new shards of its own.
+    """Copies entries of one store to another, or to new segments of its own.
 
     Parameters
     ----------
@@ -345,21 +345,21 @@ class _Copier:
         self._costs = {e["shard"]: e for e in journal if "shard" in e and "seconds" in e}
 
     def copy(self, name: str, ids: set[str]) -> None:
-        """Append the entries `ids` of the shard `name`, and their share of its seconds."""
-        shard = read_shard(self._source.path / name, self._source.spec)
-        rows = [row for row, image_id in enumerate(shard.image_ids) if image_id in ids]
-        hashes = _hexadecimal(shard)
+        """Append the entries `ids` of the segment `name`, and their share of its seconds."""
+        segment = read_segment(self._source.path / name, self._source.spec)
+        rows = [row for row, image_id in enumerate(segment.image_ids) if image_id in ids]
+        hashes = _hexadecimal(segment)
         new = self._target.append(
-            [shard.image_ids[row] for row in rows],
+            [segment.image_ids[row] for row in rows],
             [hashes[row] for row in rows],
-            shard.embedding[np.array(rows, np.intp)],
-            [gone for gone in shard.absent if gone.image_id in ids],
+            segment.embedding[np.array(rows, np.intp)],
+            [gone for gone in segment.absent if gone.image_id in ids],
         )
         if name in self._costs:
-            share = len(ids) / (len(shard.image_ids) + len(shard.absent))
+            share = len(ids) / (len(segment.image_ids) + len(segment.absent))
             seconds = share * float(self._costs[name]["seconds"])
             self._target.journal.append({**self._costs[name], "shard": new, "seconds": seconds})
 
 
-def _hexadecimal(shard: Shard) -> list[str]:
-    return [row.tobytes().hex() for row in shard.sha256]
+def _hexadecimal(segment: Segment) -> list[str]:
+    return [row.tobytes().hex() for row in segment.sha256]

@@ -1,4 +1,4 @@
-"""The feature store: a folder of immutable shards under one identity."""
+"""The feature store: a folder of immutable segments under one identity."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from retailtag.store.identity import (
 )
 from retailtag.store.journal import Journal
 from retailtag.store.lock import WriterLock
-from retailtag.store.shard import Absent, Contents, Shard, check_shard, encode, read_shard
+from retailtag.store.segment import Absent, Contents, Segment, check_segment, encode, read_segment
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.view import FeatureView
 
 NOT_EXTRACTED = "not extracted yet"
-_SHARD_NAME = re.compile(r"shard-(\d{6,12})\.h5")
+_SEGMENT_NAME = re.compile(r"shard-(\d{6,12})\.h5")
 
 
 class FeatureStore:
     """Embeddings of one identity, by image id.
 
-    Made by `create_or_open`, `open` or `find`. Rows are only ever added, one whole shard at a
+    Made by `create_or_open`, `open` or `find`. Rows are only ever added, one whole segment at a
     time; where an id appears again, the latest entry counts (a row, or that it is absent).
 
     Parameters
@@ -57,13 +57,13 @@ class FeatureStore:
     def create_or_open(cls, root: Path, spec: FeatureSpec) -> FeatureStore:
         """Open the store of `spec` for writing; make it, identity first, if there is none.
 
-        An identity that was damaged is written again: the folder's name and every shard's header
-        carry its digest. Shards are checked when they are read (see `mending`).
+        An identity that was damaged is written again: the folder's name and every segment's header
+        carry its digest. Segments are checked when they are read (see `repairing`).
 
         Raises
         ------
         DataError
-            If `spec` is not a possible identity, or shards lie there without one.
+            If `spec` is not a possible identity, or segments lie there without one.
         Unavailable
             If the folder cannot be written.
         ArtefactError
@@ -72,9 +72,9 @@ class FeatureStore:
         FeatureSpec.from_json(spec.to_json())
         path = store_folder(root, spec)
         if not (path / "spec.json").exists():
-            if path.is_dir() and _shard_paths(path):
+            if path.is_dir() and _segment_paths(path):
                 raise DataError(
-                    f"{path} holds shards but no spec.json, so nothing says what they are; "
+                    f"{path} holds segments but no spec.json, so nothing says what they are; "
                     "delete that folder and run extract again."
                 )
             write_identity(path, spec)
@@ -86,7 +86,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
-        """Open a store for reading; its identity, and every shard's header and length, are checked.
+        """Open a store for reading after checking its identity and every segment's header.
 
         Parameters
         ----------
@@ -102,16 +102,16 @@ class FeatureStore:
         StaleFeatures
             If its identity is not `expected`; every differing fact is named with both values.
         ArtefactError
-            If the format is newer, or the identity or a shard is damaged or cannot be read.
+            If the format is newer, or the identity or a segment is damaged or cannot be read.
         """
         store = cls.identify(path, expected)
-        for shard in _shard_paths(store.path):
-            check_shard(shard, store.spec)
+        for segment in _segment_paths(store.path):
+            check_segment(segment, store.spec)
         return store
 
     @classmethod
     def identify(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
-        """Open the store at `path` by its identity alone; shards are checked when they are read.
+        """Open the store at `path` by its identity alone; segments are checked when they are read.
 
         Raises
         ------
@@ -166,36 +166,36 @@ class FeatureStore:
             with writable(self.path):
                 for leftover in self.path.glob(".shard-*.part"):
                     leftover.unlink(missing_ok=True)
-                # A writer killed after its last rename left a shard that no one had made durable.
+                # A writer killed after its last rename left a segment that no one had made durable.
                 sync_folder(self.path)
             yield
         finally:
             self._lock.release()
 
     @contextmanager
-    def mending(self) -> Iterator[list[str]]:
-        """Pass over damaged shards inside the block; when it succeeds, set them aside.
+    def repairing(self) -> Iterator[list[str]]:
+        """Pass over damaged segments inside the block; when it succeeds, set them aside.
 
         Yields
         ------
         list of str
-            Names of the damaged shards; usually none.
+            Names of the damaged segments; usually none.
 
         Raises
         ------
         Unavailable
             As `writing`.
         ArtefactError
-            If a shard cannot be read or is of a newer format.
+            If a segment cannot be read or is of a newer format.
 
         Notes
         -----
-        Readers refuse the store until the block has computed anew what was lost. Were the shard
+        Readers refuse the store until the block has computed anew what was lost. Were the segment
         set aside first, they would meanwhile be served what it superseded. It is renamed to
         ``*.damaged``, not deleted.
         """
         with self.writing():
-            damaged = self._damaged_shards()
+            damaged = self._damaged_segments()
             self._contents.update(dict.fromkeys(damaged, Contents({}, ())))
             try:
                 yield damaged
@@ -204,20 +204,20 @@ class FeatureStore:
                     del self._contents[name]
             self._set_aside(damaged)
 
-    def _set_aside(self, shards: list[str]) -> None:
-        """Rename shards to ``*.damaged``."""
-        if not shards:
+    def _set_aside(self, segments: list[str]) -> None:
+        """Rename segments to ``*.damaged``."""
+        if not segments:
             return
         with writable(self.path):
-            for name in shards:
+            for name in segments:
                 with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
                     (self.path / name).replace(self.path / f"{name}.damaged")
             sync_folder(self.path)
 
-    def _damaged_shards(self) -> list[str]:
-        """Names of the shards that cannot be served."""
+    def _damaged_segments(self) -> list[str]:
+        """Names of the segments that cannot be served."""
         damaged = []
-        for path in _shard_paths(self.path):
+        for path in _segment_paths(self.path):
             try:
                 self._read(path)
             except (DamagedFile, StaleFeatures):
@@ -231,7 +231,7 @@ class FeatureStore:
         embeddings: NDArray[np.floating[Any]],
         absent: Sequence[Absent] = (),
     ) -> str:
-        """Write one block as one shard, whole or not at all; when it returns it is on the disk.
+        """Write one block as one segment, whole or not at all; when it returns it is on the disk.
 
         Parameters
         ----------
@@ -247,7 +247,7 @@ class FeatureStore:
         Returns
         -------
         str
-            Name of the new shard.
+            Name of the new segment.
 
         Raises
         ------
@@ -256,16 +256,16 @@ class FeatureStore:
         Unavailable
             If another process is writing, or the disk is full or read-only.
         """
-        shard = Shard.build(self.spec, image_ids, sha256, embeddings, absent)
+        segment = Segment.build(self.spec, image_ids, sha256, embeddings, absent)
         with self.writing():
             name = f"shard-{_next_number(self.path):06d}.h5"
             with writable(self.path), write_whole(self.path / name) as handle:
-                handle.write(encode(shard, self.spec))
-        self._contents[name] = Contents.of(shard)
+                handle.write(encode(segment, self.spec))
+        self._contents[name] = Contents.of(segment)
         return name
 
     def prune(self) -> list[str]:
-        """Delete the shards of which every entry has been superseded; returns their names.
+        """Delete the segments of which every entry has been superseded; returns their names.
 
         Raises
         ------
@@ -278,12 +278,12 @@ class FeatureStore:
                 owner.update(dict.fromkeys(contents.rows, name))
                 owner.update({a.image_id: name for a in contents.absent})
             live = set(owner.values())
-            dead = [path for path in _shard_paths(self.path) if path.name not in live]
+            dead = [path for path in _segment_paths(self.path) if path.name not in live]
             self.remove([path.name for path in dead])
         return [path.name for path in dead]
 
-    def remove(self, shards: Sequence[str]) -> None:
-        """Delete shards in the order given; each deletion is on the disk before the next.
+    def remove(self, segments: Sequence[str]) -> None:
+        """Delete segments in the order given; each deletion is on the disk before the next.
 
         Raises
         ------
@@ -291,15 +291,15 @@ class FeatureStore:
             As `append`.
         """
         with self.writing(), writable(self.path):
-            for name in shards:
+            for name in segments:
                 (self.path / name).unlink()
                 sync_folder(self.path)
 
     # Reading
 
-    def shard_paths(self) -> list[Path]:
-        """Files of all shards, oldest first."""
-        return _shard_paths(self.path)
+    def segment_paths(self) -> list[Path]:
+        """Files of all segments, oldest first."""
+        return _segment_paths(self.path)
 
     def known(self) -> dict[str, str]:
         """Image id to SHA-256 of its bytes, hexadecimal, for every image with an embedding."""
@@ -310,19 +310,19 @@ class FeatureStore:
         return self._current()[1]
 
     def load(self, image_ids: Sequence[str] | NDArray[np.str_]) -> FeatureView:
-        """Read the embeddings of `image_ids`, in that order, in one pass over the shards.
+        """Read the embeddings of `image_ids`, in that order, in one pass over the segments.
 
         Raises
         ------
         DataError
             If an id is asked for twice.
         ArtefactError
-            If a shard is damaged; the message names it.
+            If a segment is damaged; the message names it.
 
         Notes
         -----
-        Every shard is read whole and indexed in memory: 3-6 times as fast as HDF5's fancy
-        indexing, and the checksum needs all bytes anyway. Memory: the result, one shard, and a
+        Every segment is read whole and indexed in memory: 3-6 times as fast as HDF5's fancy
+        indexing, and the checksum needs all bytes anyway. Memory: the result, one segment, and a
         second copy of the result only where an image is absent.
         """
         ids = np.asarray(image_ids, dtype=np.str_)
@@ -332,12 +332,12 @@ class FeatureStore:
         X = np.empty((len(ids), self.spec.dim), np.float32)
         found = np.zeros(len(ids), bool)
         reasons = dict.fromkeys(position, NOT_EXTRACTED)
-        for path in _shard_paths(self.path):
-            shard = self._read(path)
-            asked = [(r, position[i]) for r, i in enumerate(shard.image_ids) if i in position]
+        for path in _segment_paths(self.path):
+            segment = self._read(path)
+            asked = [(r, position[i]) for r, i in enumerate(segment.image_ids) if i in position]
             rows, places = np.array(asked, np.intp).reshape(-1, 2).T
-            X[places], found[places] = shard.embedding[rows], True
-            for entry in shard.absent:
+            X[places], found[places] = segment.embedding[rows], True
+            for entry in segment.absent:
                 if entry.image_id in position:
                     found[position[entry.image_id]] = False
                     reasons[entry.image_id] = entry.reason
@@ -355,22 +355,22 @@ class FeatureStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards on the disk."""
-        return sum(path.stat().st_size for path in _shard_paths(self.path))
+        """Bytes of all segments on the disk."""
+        return sum(path.stat().st_size for path in _segment_paths(self.path))
 
     @property
     def seconds(self) -> float:
-        """Wall seconds that computing the shards now here took, over all runs."""
-        return self.journal.shard_seconds({path.name for path in _shard_paths(self.path)})
+        """Wall seconds that computing the segments now here took, over all runs."""
+        return self.journal.segment_seconds({path.name for path in _segment_paths(self.path)})
 
-    def _read(self, path: Path) -> Shard:
-        shard = read_shard(path, self.spec)
-        self._contents[path.name] = Contents.of(shard)
-        return shard
+    def _read(self, path: Path) -> Segment:
+        segment = read_segment(path, self.spec)
+        self._contents[path.name] = Contents.of(segment)
+        return segment
 
     def _all_contents(self) -> dict[str, Contents]:
-        """Contents of every shard, oldest first; each file is read once per store object."""
-        paths = _shard_paths(self.path)
+        """Contents of every segment, oldest first; each file is read once per store object."""
+        paths = _segment_paths(self.path)
         for path in paths:
             if path.name not in self._contents:
                 self._read(path)
@@ -392,7 +392,7 @@ class FeatureStore:
 def list_stores(root: Path) -> list[FeatureStore]:
     """Every store under `root`, by name; a folder whose identity cannot be read is passed over.
 
-    Shards are not looked at before they are read, so that one damaged store hides no other.
+    Segments are not looked at before they are read, so that one damaged store hides no other.
     """
     stores = []
     for file in sorted(Path(root).glob("*/spec.json")):
@@ -403,12 +403,12 @@ def list_stores(root: Path) -> list[FeatureStore]:
     return stores
 
 
-def _shard_paths(path: Path) -> list[Path]:
-    """Shards by number, which is the order they were written in."""
-    numbered = [(_SHARD_NAME.fullmatch(p.name), p) for p in path.iterdir()]
+def _segment_paths(path: Path) -> list[Path]:
+    """Segments by number, which is the order they were written in."""
+    numbered = [(_SEGMENT_NAME.fullmatch(p.name), p) for p in path.iterdir()]
     return [p for _, p in sorted((int(m[1]), p) for m, p in numbered if m)]
 
 
 def _next_number(path: Path) -> int:
-    shards = _shard_paths(path)
-    return 1 + int(shards[-1].stem.removeprefix("shard-")) if shards else 0
+    segments = _segment_paths(path)
+    return 1 + int(segments[-1].stem.removeprefix("shard-")) if segments else 0

@@ -71,14 +71,14 @@ def test_products_stay_whole_and_sizes_are_exact_where_brute_force_finds_them(wo
         return
     found = stratified_folds(labels, groups, ids, wanted, seed)
     for name in np.unique(groups):
-        assert len(np.unique(found.part[groups == name])) == 1
+        assert len(np.unique(found.fold[groups == name])) == 1
     sizes, has = has_by_product(labels, groups)
     best = brute_force(sizes, has, wanted)
-    exact = np.bincount(found.part, minlength=len(wanted)).tolist() == wanted
+    exact = np.bincount(found.fold, minlength=len(wanted)).tolist() == wanted
     assert exact == (best is not None)
     assert exact == (not any("instead of" in s for s in found.unsatisfied))
     told = sum("no positive in" in s for s in found.unsatisfied)
-    assert told == missing(part_of_products(found.part, groups), has, len(wanted))
+    assert told == missing(part_of_products(found.fold, groups), has, len(wanted))
     if exact:
         assert told == best
 
@@ -92,8 +92,8 @@ def test_beyond_brute_force_everything_missed_is_told(world, three, seed):
         return
     found = stratified_folds(labels, groups, ids, wanted, seed)
     _, has = has_by_product(labels, groups)
-    part = part_of_products(found.part, groups)
-    assert (found.part == part[np.unique(groups, return_inverse=True)[1]]).all()
+    part = part_of_products(found.fold, groups)
+    assert (found.fold == part[np.unique(groups, return_inverse=True)[1]]).all()
     told = sum("no positive in" in s for s in found.unsatisfied)
     assert told == missing(part, has, len(wanted))
 
@@ -108,7 +108,7 @@ def test_the_row_order_does_not_matter(world, seed, shuffle):
         return
     one = stratified_folds(labels, groups, ids, wanted, seed)
     other = stratified_folds(labels[order], groups[order], ids[order], wanted, seed)
-    assert (one.part[order] == other.part).all()
+    assert (one.fold[order] == other.fold).all()
     assert one.unsatisfied == other.unsatisfied
 
 
@@ -143,13 +143,13 @@ def test_a_long_tailed_catalogue_is_split_without_complaint(sizes):
     found = stratified_folds(labels, groups, ids, sizes, 0)
     _, has = has_by_product(labels, groups)
     assert [s for s in found.unsatisfied if "single" not in s] == []
-    assert np.bincount(found.part).tolist() == sizes
-    assert missing(part_of_products(found.part, groups), has, len(sizes)) == 0
+    assert np.bincount(found.fold).tolist() == sizes
+    assert missing(part_of_products(found.fold, groups), has, len(sizes)) == 0
 
 
 def test_frequent_tags_keep_their_share():
     labels, groups, ids = long_tail()
-    part = stratified_folds(labels, groups, ids, [2400, 600], 0).part
+    part = stratified_folds(labels, groups, ids, [2400, 600], 0).fold
     count = labels.sum(axis=0)
     share = labels[part == 1].sum(axis=0) / count
     assert np.abs(share[count >= 100] - 0.2).max() < 0.01
@@ -162,8 +162,8 @@ def test_a_rare_tag_on_large_products_alone_still_reaches_both_sides():
     ids = np.array([f"{i:03d}" for i in range(100)])
     found = stratified_folds(labels, groups, ids, [90, 10], 0)
     assert found.unsatisfied == ()
-    assert np.bincount(found.part).tolist() == [90, 10]
-    assert len({found.part[0], found.part[7]}) == 2
+    assert np.bincount(found.fold).tolist() == [90, 10]
+    assert len({found.fold[0], found.fold[7]}) == 2
 
 
 def test_what_cannot_be_had_is_told_by_name():
@@ -171,7 +171,7 @@ def test_what_cannot_be_had_is_told_by_name():
     labels = np.array([[1, 0]] * 3 + [[0, 0]] * 3, np.int8)
     ids = np.array(list("123456"))
     found = stratified_folds(
-        labels, groups, ids, [4, 2], 0, tags=["red", "blue"], parts=["train", "test"]
+        labels, groups, ids, [4, 2], 0, tags=["red", "blue"], names=["train", "test"]
     )
     assert any("test has 3 images instead of 2" in s for s in found.unsatisfied)
     assert any("'red' has a single product" in s for s in found.unsatisfied)

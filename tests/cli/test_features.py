@@ -61,8 +61,8 @@ def files(folder):
 
 
 def damage(store):
-    shard = store.shard_paths()[0]
-    shard.write_bytes(shard.read_bytes()[:-1])
+    segment = store.segment_paths()[0]
+    segment.write_bytes(segment.read_bytes()[:-1])
 
 
 def test_ls_lists_what_is_whole_damaged_and_foreign(call, store, place):
@@ -227,7 +227,7 @@ def test_parts_are_extracted_and_joined(call, store, place, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["3/2", "0/1", "half"])
-def test_a_shard_that_is_none_is_one_sentence(call, place, text):
+def test_an_impossible_shard_is_one_sentence(call, place, text):
     code, _, err = call("extract", "shop", "--backbone", "demo:cnn", "--shard", text)
     assert (code, err.count("\n")) == (2, 1)
     assert f"--shard {text}: give I/N" in err

@@ -171,9 +171,9 @@ def test_unreadable_images_are_listed_and_tried_again(catalog, tmp_path):
     assert "web page" in summary.absent["image-009"]
     assert list(summary.absent) == ["image-002", "image-009", "image-029"]
     assert summary.store.load(catalog.image_ids).absent == summary.absent
-    shards = sorted(summary.store.path.glob("*.h5"))
+    segments = sorted(summary.store.path.glob("*.h5"))
     assert run(catalog, tmp_path).absent == summary.absent
-    assert sorted(summary.store.path.glob("*.h5")) == shards  # nothing new to say
+    assert sorted(summary.store.path.glob("*.h5")) == segments  # nothing new to say
     catalog.images.data = {5: None}  # three are mended, one went bad
     third = run(catalog, tmp_path)
     assert (third.n_computed, third.absent) == (3, {"image-005": "no such file"})
@@ -362,7 +362,7 @@ def test_a_backbone_given_twice_is_refused(catalog, tmp_path):
 
 
 def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
-    """Shards are equal byte for byte, which ids, hashes and embeddings then are too."""
+    """Segments are equal byte for byte, which ids, hashes and embeddings then are too."""
     names = sorted(p.name for p in a.path.glob("*.h5"))
     assert names == sorted(p.name for p in b.path.glob("*.h5"))
     for name in names:
@@ -370,23 +370,23 @@ def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
 
 
 def test_a_run_resumed_after_sigkill_is_byte_identical(tmp_path):
-    """Kill the writer again and again, each time once it has committed one more shard."""
+    """Kill the writer again and again, each time once it has committed one more segment."""
     features = tmp_path / "killed"
     program = [sys.executable, __file__, str(features)]
     for _ in range(2):
-        before = n_shards(features)
+        before = n_segments(features)
         with subprocess.Popen(program) as writer:
-            while writer.poll() is None and n_shards(features) == before:
+            while writer.poll() is None and n_segments(features) == before:
                 time.sleep(0.002)
             writer.kill()
         assert writer.returncode == -signal.SIGKILL
-    assert 2 <= n_shards(features) < 13
+    assert 2 <= n_segments(features) < 13
     subprocess.run(program, check=True)
     whole = write(tmp_path / "whole", pause=0.0)
     assert_same_data(FeatureStore.find(features, StandIn().spec()), whole.store)
 
 
-def n_shards(features: Path) -> int:
+def n_segments(features: Path) -> int:
     return len(list(features.glob("*/shard-*.h5")))
 
 
@@ -482,7 +482,7 @@ def test_a_second_extraction_of_the_same_store_is_refused(catalog, tmp_path):
         run(catalog, tmp_path)
 
 
-def test_a_deleted_shard_is_computed_again(catalog, tmp_path):
+def test_a_deleted_segment_is_computed_again(catalog, tmp_path):
     first = run(catalog, tmp_path)
     digest = first.store.digest_for(catalog.image_ids)
     (first.store.path / "shard-000001.h5").unlink()

@@ -34,7 +34,7 @@ def refilled(store, root, change=lambda X: X, **facts):
 def test_a_fresh_store_is_sound(tiny, copy):
     found = verify(copy.path, Sample(tiny, size=10))
     assert (found.verdict, found.problems, found.n_sampled) == ("sound", (), 10)
-    assert (found.n_shards, found.n_rows, found.n_changed) == (1, len(tiny), 0)
+    assert (found.n_segments, found.n_rows, found.n_changed) == (1, len(tiny), 0)
     assert 0.999999 < found.smallest_cosine <= 1
     assert found.tolerance == EXACT.cosine
     alone = verify(copy.path)
@@ -102,7 +102,7 @@ def test_every_damaged_file_is_named_with_its_remedy(tiny, copy):
         data[len(data) // 2] ^= 4
         (copy.path / name).write_bytes(data)
     found = verify(copy.path, Sample(tiny))
-    assert (found.verdict, found.n_rows, found.n_shards) == ("damaged", 10, 3)
+    assert (found.verdict, found.n_rows, found.n_segments) == ("damaged", 10, 3)
     assert [p.split("/")[-1].split(" ")[0] for p in found.problems] == [
         "shard-000000.h5",
         "shard-000002.h5",
@@ -145,4 +145,4 @@ def test_tolerance_follows_the_precision():
 def test_the_golden_store_is_sound():
     (path,) = (Path(__file__).parents[1] / "golden" / "features-v1").iterdir()
     found = verify(path)
-    assert (found.verdict, found.n_shards, found.n_rows) == ("sound", 2, 4)
+    assert (found.verdict, found.n_segments, found.n_rows) == ("sound", 2, 4)

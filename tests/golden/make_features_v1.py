@@ -29,7 +29,7 @@ SPEC = FeatureSpec(
 
 
 def main() -> None:
-    """Two shards: one row is superseded, one image is absent."""
+    """Two segments: one row is superseded, one image is absent."""
     store = FeatureStore.create_or_open(HERE / "features-v1", SPEC)
     embeddings = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
     sha256 = [hashlib.sha256(bytes([i])).hexdigest() for i in range(4)]

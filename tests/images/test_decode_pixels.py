@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from retailtag.errors import UnreadableImage
 from retailtag.images import decode as module
 from retailtag.images.decode import decode_image, decode_pixels
-from retailtag.images.decode_pool import decode_apart
+from retailtag.images.decode_pool import decode_in_subprocess
 
 pytest.importorskip("simplejpeg")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -128,4 +128,4 @@ def test_small_and_large_files_alternate_in_shared_memory():
     buffer = io.BytesIO()
     picture(50, 60).save(buffer, "PNG")
     for data in (*files, buffer.getvalue(), *files):
-        np.testing.assert_array_equal(decode_apart(data), np.asarray(decode_image(data)))
+        np.testing.assert_array_equal(decode_in_subprocess(data), np.asarray(decode_image(data)))

@@ -19,7 +19,7 @@ from retailtag.catalog.readers import read_catalog
 from retailtag.errors import Unavailable, UnreadableImage
 from retailtag.images import decode_pool as module
 from retailtag.images.decode import decode_image
-from retailtag.images.decode_pool import decode_apart, end_idle
+from retailtag.images.decode_pool import decode_in_subprocess, end_idle
 from retailtag.images.loader import load_batches
 
 # The real process with a decoder that obeys the last bytes of a file.
@@ -93,32 +93,32 @@ def test_pixels_are_those_of_decoding_here(picture):
     for kind in ("JPEG", "PNG", "WEBP"):
         data = picture(70, kind)
         image = decode_image(data)
-        assert (decode_apart(data) == np.asarray(image)).all()
-        assert (decode_apart(data, last_step.of_pixels) == last_step(image)).all()
-        assert decode_apart(data, lambda pixels: pixels.sum()) == np.asarray(image).sum()
+        assert (decode_in_subprocess(data) == np.asarray(image)).all()
+        assert (decode_in_subprocess(data, last_step.of_pixels) == last_step(image)).all()
+        assert decode_in_subprocess(data, lambda pixels: pixels.sum()) == np.asarray(image).sum()
 
 
 def test_limits_and_refusals_are_those_of_decoding_here(picture):
     with pytest.raises(UnreadableImage, match=r"48 x 40 .* limit of 100"):
-        decode_apart(picture(), max_pixels=100)
+        decode_in_subprocess(picture(), max_pixels=100)
     cut = picture(50, size=(200, 200))[:-500]
     with pytest.raises(UnreadableImage, match="truncated"):
-        decode_apart(cut)
-    assert decode_apart(cut, allow_truncated=True).shape == (200, 200, 3)
+        decode_in_subprocess(cut)
+    assert decode_in_subprocess(cut, allow_truncated=True).shape == (200, 200, 3)
 
 
 def test_a_process_serves_one_image_after_another(picture):
-    decode_apart(picture(1))
+    decode_in_subprocess(picture(1))
     (first,) = module._idle[os.getpid()]
-    decode_apart(picture(2))
+    decode_in_subprocess(picture(2))
     assert module._idle[os.getpid()] == [first]
 
 
 def test_a_process_that_holds_much_memory_makes_room(picture, monkeypatch):
-    decode_apart(picture(1))
+    decode_in_subprocess(picture(1))
     (first,) = module._idle[os.getpid()]
     monkeypatch.setattr(module, "_MOST_SHARED", 48 * 40 * 3 - 1)
-    decode_apart(picture(2))
+    decode_in_subprocess(picture(2))
     (second,) = module._idle[os.getpid()]
     assert second is not first
     assert first._process.returncode == 0
@@ -127,7 +127,7 @@ def test_a_process_that_holds_much_memory_makes_room(picture, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks where Linux shows it")
 def test_a_process_is_out_of_the_way(picture):
     """It is killed before its owner when memory runs out, not by Ctrl-C, and leaves no core."""
-    decode_apart(picture())
+    decode_in_subprocess(picture())
     (idle,) = module._idle[os.getpid()]
     about = Path("/proc", str(idle._process.pid))
     assert (about / "oom_score_adj").read_text() == "500\n"
@@ -166,16 +166,16 @@ def test_a_crash_is_the_reason_of_its_image_alone(picture, word, how):
 @pytest.mark.usefixtures("crashing")
 def test_what_crashes_once_is_decoded_the_second_time(picture):
     data = picture(3) + b"ONCE"
-    assert (decode_apart(data) == np.asarray(decode_image(data))).all()
+    assert (decode_in_subprocess(data) == np.asarray(decode_image(data))).all()
 
 
 @pytest.mark.usefixtures("crashing")
 def test_a_decoder_that_never_returns_is_stopped(picture, monkeypatch):
     monkeypatch.setattr(module, "TIME_LIMIT", 0.5)
     with pytest.raises(UnreadableImage, match=r"took more than 0\.5 s to decode; save it anew"):
-        decode_apart(picture() + b"SLEEP")
+        decode_in_subprocess(picture() + b"SLEEP")
     monkeypatch.undo()
-    assert decode_apart(picture()).shape == (40, 48, 3)
+    assert decode_in_subprocess(picture()).shape == (40, 48, 3)
 
 
 @pytest.mark.usefixtures("crashing")
@@ -189,24 +189,24 @@ def test_a_check_goes_on_after_a_crash(shop, picture):
 
 
 def test_a_process_that_went_away_is_replaced(picture):
-    decode_apart(picture())
+    decode_in_subprocess(picture())
     (idle,) = module._idle[os.getpid()]
     os.kill(idle._process.pid, signal.SIGKILL)
-    assert decode_apart(picture()).shape == (40, 48, 3)
+    assert decode_in_subprocess(picture()).shape == (40, 48, 3)
 
 
 @pytest.mark.usefixtures("crashing")
 def test_a_defect_of_the_package_is_not_an_unreadable_image(picture):
     with pytest.raises(RuntimeError, match=r"(?s)decoding process.*ZeroDivisionError"):
-        decode_apart(picture() + b"DEFECT")
+        decode_in_subprocess(picture() + b"DEFECT")
     (idle,) = module._idle[os.getpid()]
     with pytest.raises(KeyError):
-        decode_apart(picture(), lambda pixels: {}[len(pixels)])
+        decode_in_subprocess(picture(), lambda pixels: {}[len(pixels)])
     assert module._idle[os.getpid()] == [idle]
 
 
 def test_a_process_cannot_take_memory_away_that_its_owner_reads(picture):
-    decode_apart(picture())
+    decode_in_subprocess(picture())
     (idle,) = module._idle[os.getpid()]
     if not idle._keeps_its_size:
         pytest.skip("no seals here: pixels are copied")
@@ -219,30 +219,30 @@ def test_where_memory_can_be_taken_away_pixels_are_copied(picture, monkeypatch):
     monkeypatch.setattr(module, "_memory_file", lambda: (create()[0], False))
     for value in (70, 80):
         data = picture(value)
-        assert (decode_apart(data) == np.asarray(decode_image(data))).all()
+        assert (decode_in_subprocess(data) == np.asarray(decode_image(data))).all()
 
 
 def test_a_process_that_cannot_start_says_what_to_do(picture, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "command", lambda *ends: ["-c", "raise SystemExit(3)"])
         with pytest.raises(Unavailable, match=r"exit code 3.*--workers 0"):
-            decode_apart(picture())
+            decode_in_subprocess(picture())
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable, match=r"No such file.*--workers 0"):
-        decode_apart(picture())
+        decode_in_subprocess(picture())
 
 
 def test_no_module_comes_from_the_folder_of_the_images(picture, tmp_path, monkeypatch):
     for name in ("json", "numpy", "struct"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert decode_apart(picture()).shape == (40, 48, 3)
+    assert decode_in_subprocess(picture()).shape == (40, 48, 3)
 
 
 OWNER = """
 import os, signal, sys
 from retailtag.images import decode_pool as module
-module.decode_apart(open(sys.argv[1], "rb").read())
+module.decode_in_subprocess(open(sys.argv[1], "rb").read())
 print(module._idle[os.getpid()][0]._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

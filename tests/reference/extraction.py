@@ -108,8 +108,8 @@ class Served:
         rows = dict(zip(view.image_ids.tolist(), (row.tobytes() for row in view.X), strict=True))
         return cls(store.known(), rows, {i: a.reason for i, a in store.absent().items()})
 
-    def with_shard(self, path: Path) -> Served:
-        """What is served once the shard at `path` is added."""
+    def with_segment(self, path: Path) -> Served:
+        """What is served once the segment at `path` is added."""
         one = FeatureStore(path.parent, StandIn().spec())._read(path)
         ids, gone = one.image_ids, {a.image_id: a.reason for a in one.absent}
         hashes = dict(zip(ids, (row.tobytes().hex() for row in one.sha256), strict=True))
@@ -121,5 +121,5 @@ class Served:
         )
 
 
-def shards(root: Path) -> dict[str, bytes]:
+def segments(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.glob("f/*/shard-*.h5")}

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import reference_disk
 from reference_disk import Op, Recorder, State
-from reference_extraction import COMMANDS, Served, command, shards
+from reference_extraction import COMMANDS, Served, command, segments
 
 from retailtag.errors import DamagedFile, Unavailable
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store import store as store_module
-from retailtag.store.shard import Shard, read_shard
+from retailtag.store.segment import Segment, read_segment
 
 # What a full disk refuses; the other operations fail as a broken one.
 GROWS = {"create", "write", "mkdir"}
@@ -34,7 +34,7 @@ class Whole:
     """Where an uninterrupted command ends."""
 
     served: Served
-    shards: dict[str, bytes]
+    segments: dict[str, bytes]
     state: State
 
 
@@ -44,7 +44,7 @@ def wholes(tmp_path_factory) -> list[Whole]:
     root, ends = tmp_path_factory.mktemp("whole"), []
     for number in range(len(COMMANDS)):
         command(root, number)
-        ends.append(Whole(Served.by(root), shards(root), reference_disk.read_state(root)))
+        ends.append(Whole(Served.by(root), segments(root), reference_disk.read_state(root)))
     return ends
 
 
@@ -59,9 +59,9 @@ class Moment:
     number : int
         Which command was running.
     told : int
-        Shards that `append` had returned.
+        Segments that `append` had returned.
     visible : int
-        Shards that had got their name; `told` or one more.
+        Segments that had got their name; `told` or one more.
     """
 
     ops: list[Op]
@@ -72,11 +72,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class History:
-    """The recorded operations, and what was served after each shard, from none on."""
+    """The recorded operations, and what was served after each segment, from none on."""
 
     ops: list[Op]
     commands: list[tuple[int, int]]  # number of operations before a command, and which
-    told: list[int]  # number of operations when the append of each shard returned
+    told: list[int]  # number of operations when the append of each segment returned
     served: list[Served]
     disk: State  # what was there in the end
 
@@ -98,8 +98,8 @@ class History:
 
 
 @contextmanager
-def told_of_shards(note: Callable[[Path], None]) -> Iterator[None]:
-    """Note every shard when `append` has returned, which is when it counts as committed."""
+def told_of_segments(note: Callable[[Path], None]) -> Iterator[None]:
+    """Note every segment when `append` has returned, which is when it counts as committed."""
     append = FeatureStore.append
 
     def noted(store: FeatureStore, *args: object) -> str:
@@ -118,15 +118,15 @@ def history(tmp_path_factory) -> History:
     recorder = Recorder(tmp_path_factory.mktemp("disk"))
     told, served, commands = [], [Served.none()], []
 
-    def note(shard: Path) -> None:
+    def note(segment: Path) -> None:
         told.append(len(recorder.ops))
-        served.append(served[-1].with_shard(shard))
+        served.append(served[-1].with_segment(segment))
 
     def run(number: int, stop_at: int = -1) -> None:
         commands.append((len(recorder.ops), number))
         command(recorder.root, number, stop_at)
 
-    with recorder.recording(), told_of_shards(note):
+    with recorder.recording(), told_of_segments(note):
         with pytest.raises(KeyboardInterrupt):
             run(0, stop_at=2)
         (folder,) = (recorder.root / "f").iterdir()
@@ -149,17 +149,17 @@ def test_the_record_is_complete_and_has_every_kind_of_operation(history, wholes)
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Bring nothing to the real disk, and parse no shard's bytes twice."""
-    parsed: dict[bytes, Shard] = {}
+    """Bring nothing to the real disk, and parse no segment's bytes twice."""
+    parsed: dict[bytes, Segment] = {}
 
-    def parse(path: Path, spec: FeatureSpec) -> Shard:
+    def parse(path: Path, spec: FeatureSpec) -> Segment:
         content = path.read_bytes()
         if content not in parsed:
-            parsed[content] = read_shard(path, spec)
+            parsed[content] = read_segment(path, spec)
         return parsed[content]
 
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(store_module, "read_shard", parse)
+    monkeypatch.setattr(store_module, "read_segment", parse)
 
 
 def is_lock(op: Op) -> bool:
@@ -185,7 +185,7 @@ def roots(tmp_path) -> Iterator[Path]:
 
 
 def check_served(root: Path, moment: Moment, history: History) -> None:
-    """Every row that was told committed, and of the next shard all or nothing."""
+    """Every row that was told committed, and of the next segment all or nothing."""
     assert Served.by(root) in history.served[moment.told : moment.visible + 1]
 
 
@@ -193,8 +193,8 @@ def check_continues(root: Path, number: int, whole: Whole) -> None:
     """The same command ends where an uninterrupted one does."""
     command(root, number)
     assert Served.by(root) == whole.served
-    if not COMMANDS[number][1]:  # one that computes everything again numbers its shards on
-        assert shards(root) == whole.shards
+    if not COMMANDS[number][1]:  # one that computes everything again numbers its segments on
+        assert segments(root) == whole.segments
     assert not list(root.glob("f/*/.shard-*.part"))
 
 
@@ -208,7 +208,7 @@ def test_a_kill_at_every_operation_loses_nothing(history, wholes, roots):
         with recorder.recording():
             check_continues(root, moment.number, wholes[moment.number])
         durable = reference_disk.state_after(recorder.ops, reference_disk.unsynced(recorder.ops))
-        assert {Path(p).name: c for p, c in durable.items() if p.endswith(".h5")} == shards(root)
+        assert {Path(p).name: c for p, c in durable.items() if p.endswith(".h5")} == segments(root)
         assert [c for p, c in durable.items() if p.endswith("spec.json")]
 
 
@@ -277,12 +277,12 @@ def test_a_disk_that_fails_in_any_operation_keeps_what_was_committed(number, who
     root, served = lay_out(state, roots), [wholes[number - 1].served if number else Served.none()]
     clean = Recorder(root, reference_disk.ops_of(state))
     before = len(clean.ops)
-    with clean.recording(), told_of_shards(lambda p: served.append(served[-1].with_shard(p))):
+    with clean.recording(), told_of_segments(lambda p: served.append(served[-1].with_segment(p))):
         command(root, number)
     for n in range(len(clean.ops) - before):
         root, told, disk = lay_out(state, roots), [], Failing(n)
         recorder = Recorder(root, reference_disk.ops_of(state), disk)
-        with recorder.recording(), told_of_shards(told.append):
+        with recorder.recording(), told_of_segments(told.append):
             try:
                 command(root, number)
             except Unavailable as error:
@@ -318,7 +318,7 @@ def flip(content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [cut, flip, lambda content: b""])
 @pytest.mark.parametrize("name", ["shard-000000.h5", "shard-000003.h5", "spec.json"])
 def test_the_same_command_mends_a_damaged_file(name, damage, wholes, roots):
-    """Readers refuse it by name until then, also while the mending is interrupted."""
+    """Readers refuse it by name until then, also while the repairing is interrupted."""
     root = lay_out(wholes[1].state, roots)
     (file,) = root.glob(f"f/*/{name}")
     file.write_bytes(damage(file.read_bytes()))

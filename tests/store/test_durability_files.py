@@ -46,7 +46,7 @@ def run(code: str, *args: object, **env: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def store(tmp_path, world):
-    """Two shards of three rows and one absent image."""
+    """Two segments of three rows and one absent image."""
     store = FeatureStore.create_or_open(tmp_path / "features", world.spec())
     first, second = world.rows(3, 0, "a"), world.rows(3, 1, "b")
     store.append(first.ids, first.sha256, first.embeddings)
@@ -93,7 +93,7 @@ def test_a_file_cut_anywhere_is_refused_and_mended(store, world, tmp_path):
         with pytest.raises(DamagedFile, match=name):
             FeatureStore.open(path.parent)
         writer = FeatureStore.create_or_open(root, world.spec())
-        with writer.mending() as damaged:
+        with writer.repairing() as damaged:
             assert damaged == ([] if name == "spec.json" else [name])
             for rows in both:
                 lost = rows.ids[0] not in writer.known()
@@ -189,7 +189,7 @@ LINE = b'{"kind":"shard","seconds":2.5,"shard":"shard-000000.h5"}\n'
 def test_a_flipped_bit_of_the_journal_costs_at_most_its_times(tmp_path, at, bit):
     flipped = LINE[:at] + bytes([LINE[at] ^ 1 << bit]) + LINE[at + 1 :]
     (tmp_path / "journal.jsonl").write_bytes(flipped + LINE)
-    assert Journal(tmp_path / "journal.jsonl").shard_seconds({"shard-000000.h5"}) in {0.0, 2.5}
+    assert Journal(tmp_path / "journal.jsonl").segment_seconds({"shard-000000.h5"}) in {0.0, 2.5}
 
 
 @quick
@@ -198,4 +198,4 @@ def test_a_journal_torn_by_a_power_failure_goes_on(tmp_path, size, zeros):
     journal = Journal(tmp_path / "journal.jsonl")
     (tmp_path / "journal.jsonl").write_bytes(LINE + LINE[:size] + bytes(zeros))
     journal.append({"kind": "shard", "seconds": 1.0, "shard": "shard-000001.h5"})
-    assert journal.shard_seconds({"shard-000000.h5", "shard-000001.h5"}) == 3.5
+    assert journal.segment_seconds({"shard-000000.h5", "shard-000001.h5"}) == 3.5

@@ -8,7 +8,7 @@ from retailtag.store import NOT_EXTRACTED, Absent, FeatureStore, JointSpec, Join
 
 
 @pytest.fixture
-def parts(world, tmp_path):
+def components(world, tmp_path):
     """Two stores of 12 images: of the second, one lacks, one is unreadable, one has new bytes."""
     rows = world.rows(12)
     first = FeatureStore.create_or_open(tmp_path, world.spec())
@@ -20,8 +20,8 @@ def parts(world, tmp_path):
     return first, second, rows, wide
 
 
-def test_rows_are_the_parts_joined_end_to_end(parts):
-    first, second, rows, wide = parts
+def test_rows_are_the_parts_joined_end_to_end(components):
+    first, second, rows, wide = components
     joint = JointStore([first, second])
     asked = [rows.ids[i] for i in (7, 2, 0)]
     view = joint.load(asked)
@@ -34,8 +34,8 @@ def test_rows_are_the_parts_joined_end_to_end(parts):
     np.testing.assert_array_equal(turned, np.roll(view.X, 3, axis=1))
 
 
-def test_images_that_a_part_lacks_are_absent_with_its_reason(parts):
-    first, second, rows, _ = parts
+def test_images_that_a_part_lacks_are_absent_with_its_reason(components):
+    first, second, rows, _ = components
     for joint in (JointStore([first, second]), JointStore([second, first])):
         view = joint.load([*rows.ids, "stranger"])
         assert view.found.tolist() == [True] * 9 + [False] * 4
@@ -48,8 +48,8 @@ def test_images_that_a_part_lacks_are_absent_with_its_reason(parts):
             joint.load([image_id] * 2)
 
 
-def test_time_counts_the_rows_that_are_used(parts, monkeypatch):
-    first, second, _, _ = parts
+def test_time_counts_the_rows_that_are_used(components, monkeypatch):
+    first, second, _, _ = components
     monkeypatch.setattr(FeatureStore, "seconds", property(lambda s: 2.0 * s.n_rows))
     assert JointStore([first, second]).seconds == 9 * (2.0 + 2.0)
 
@@ -65,5 +65,5 @@ def test_identity_is_the_ordered_list_of_the_parts(world):
         JointSpec((a, world.spec(backbone="demo:clip", dtype="float16")))
 
 
-def test_one_store_is_itself(parts):
-    assert join(parts[:1]) is parts[0]
+def test_one_store_is_itself(components):
+    assert join(components[:1]) is components[0]

@@ -114,13 +114,13 @@ def test_what_is_used_stays_and_nothing_else(tmp_path_factory, world, history, u
     gone = {i: e for i, e in absent.items() if is_used(i, e.sha256)}
     assert waste.n_unused == len(rows) + len(absent) - len(kept) - len(gone)
     assert waste.n_superseded == n_entries - len(rows) - len(absent)
-    shards = {p.name: p.read_bytes() for p in store.shard_paths()}
+    segments = {p.name: p.read_bytes() for p in store.segment_paths()}
     freed = collect(store, is_used)
     assert contents(store.path) == (kept, gone)
-    assert freed == sum(map(len, shards.values())) - FeatureStore.open(store.path).nbytes
+    assert freed == sum(map(len, segments.values())) - FeatureStore.open(store.path).nbytes
     assert not find_waste(store, is_used)
     if not waste:
-        assert {p.name: p.read_bytes() for p in store.shard_paths()} == shards
+        assert {p.name: p.read_bytes() for p in store.segment_paths()} == segments
 
 
 def test_a_collection_stopped_anywhere_loses_nothing_and_is_continued(tmp_path, world, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_collection_stopped_anywhere_loses_nothing_and_is_continued(tmp_path, 
         collect(again, used)
         assert contents(store.path) == (kept, absent)
         assert not list(store.path.glob(".*.part"))
-    assert n == 5  # two shards rewritten, three deleted
+    assert n == 5  # two segments rewritten, three deleted
     assert served == kept
 
 
@@ -180,7 +180,7 @@ def test_a_damaged_store_is_left_alone(tmp_path, world):
     last.write_bytes(last.read_bytes()[:-1])
     with pytest.raises(ArtefactError, match=r"shard-000001\.h5"):
         collect(store, lambda i, sha: False)
-    assert len(store.shard_paths()) == 2
+    assert len(store.segment_paths()) == 2
 
 
 def test_a_collection_needs_the_lock(tmp_path, world):
@@ -200,7 +200,7 @@ def test_a_whole_store_goes_and_what_is_not_ours_stays(tmp_path, world, monkeypa
         if (store.path / "spec.json").exists():
             FeatureStore.open(store.path)  # opens at every point
         else:
-            assert not store.shard_paths()  # so that extract may make it again
+            assert not store.segment_paths()  # so that extract may make it again
     assert n > 4
     assert not store.path.exists()
     store = write_history(tmp_path, world.spec(), [(0, 0, True, False)])
@@ -233,10 +233,10 @@ def test_a_merged_store_serves_what_its_parts_serve(tmp_path_factory, world, his
     mended = (union.keys() - served[0][0].keys()) & held
     assert merged.n_added == len((rows.keys() | absent.keys()) - held) + len(mended)
     assert {p: p.read_bytes() for part in parts for p in part.path.iterdir()} == before
-    shards = {p.name: p.read_bytes() for p in merged.store.shard_paths()}
+    segments = {p.name: p.read_bytes() for p in merged.store.segment_paths()}
     again = merge(root / "out", [part.path for part in parts])
     assert again.n_added == 0
-    assert {p.name: p.read_bytes() for p in again.store.shard_paths()} == shards
+    assert {p.name: p.read_bytes() for p in again.store.segment_paths()} == segments
 
 
 def test_a_merge_stopped_anywhere_is_continued_and_ends_the_same(tmp_path, world, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_merge_stopped_anywhere_is_continued_and_ends_the_same(tmp_path, world
     )
     paths = [first.path, second.path]
     whole = merge(tmp_path / "whole", paths)
-    shards = {p.name: p.read_bytes() for p in whole.store.shard_paths()}
+    segments = {p.name: p.read_bytes() for p in whole.store.segment_paths()}
     for n in range(100):
         out = tmp_path / f"out-{n}"
         reached = stopped_before(monkeypatch, n, lambda out=out: merge(out, paths))
@@ -255,8 +255,8 @@ def test_a_merge_stopped_anywhere_is_continued_and_ends_the_same(tmp_path, world
         if (folder := out / whole.store.path.name).joinpath("spec.json").exists():
             assert contents(folder)[0].items() <= contents(whole.store.path)[0].items()
         again = merge(out, paths)
-        assert {p.name: p.read_bytes() for p in again.store.shard_paths()} == shards
-    assert n == 4  # identity and three shards
+        assert {p.name: p.read_bytes() for p in again.store.segment_paths()} == segments
+    assert n == 4  # identity and three segments
 
 
 def test_other_bytes_of_one_image_are_refused_before_anything_is_made(tmp_path, world):
@@ -268,7 +268,7 @@ def test_other_bytes_of_one_image_are_refused_before_anything_is_made(tmp_path, 
         assert not (tmp_path / "out").exists()
         with pytest.raises(ArtefactError, match="Image é0 has other bytes"):
             merge(first.path.parent, [other.path])
-        assert len(first.shard_paths()) == 1
+        assert len(first.segment_paths()) == 1
 
 
 def test_an_embedding_goes_before_an_absence_without_bytes(tmp_path, world):
@@ -280,7 +280,7 @@ def test_an_embedding_goes_before_an_absence_without_bytes(tmp_path, world):
         out = tmp_path / f"out-{order[0].parent.name}"
         merged = merge(out, order)
         assert (merged.store.n_rows, merged.store.absent()) == (1, {})
-        assert len(merged.store.shard_paths()) == 1
+        assert len(merged.store.segment_paths()) == 1
 
 
 def test_stores_of_another_identity_are_refused_with_both_values(tmp_path, world):
@@ -308,10 +308,10 @@ def test_a_folder_of_stores_stands_for_them_and_one_of_none_is_refused(tmp_path,
 
 def test_a_damaged_part_is_refused_by_name(tmp_path, world):
     part = write_history(tmp_path / "1", world.spec(), [(0, 0, True, False)])
-    shard = part.shard_paths()[0]
-    data = bytearray(shard.read_bytes())
+    segment = part.segment_paths()[0]
+    data = bytearray(segment.read_bytes())
     data[-1] ^= 1
-    shard.write_bytes(data)
+    segment.write_bytes(data)
     with pytest.raises(ArtefactError, match=r"shard-000000\.h5 is damaged"):
         merge(tmp_path / "out", [part.path])
     assert not (tmp_path / "out").exists()
@@ -335,15 +335,15 @@ def shelf(tmp_path, world):
     write_history(tmp_path, world.spec(output="cls"), [(0, 0, True, False), (1, 0, False, True)])
     write_history(tmp_path, world.spec(backbone="demo:dino"), [(0, 0, True, False)])
     bad = write_history(tmp_path, world.spec(backbone="demo:bad"), [(0, 0, True, False)])
-    shard = bad.shard_paths()[0]
-    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    segment = bad.segment_paths()[0]
+    segment.write_bytes(segment.read_bytes()[:-1] + b"!")
     lost = write_history(tmp_path, world.spec(backbone="demo:lost"), [(0, 0, True, False)])
     (lost.path / "spec.json").unlink()
     write_history(tmp_path / "part-2-of-3", world.spec(backbone="demo:part"), [(0, 0, True, False)])
     (tmp_path / "holiday").mkdir()
     (tmp_path / "README.md").write_text("a file is no folder")
-    os.utime(one.shard_paths()[0], (0, 0))
-    os.utime(one.shard_paths()[1], (86400, 86400))
+    os.utime(one.segment_paths()[0], (0, 0))
+    os.utime(one.segment_paths()[1], (86400, 86400))
     return tmp_path
 
 
@@ -351,14 +351,14 @@ def test_every_folder_is_listed_with_its_state(shelf, world):
     found = {facts.name: facts for facts in survey(shelf)}
     assert len(found) == 7
     whole = found[f"demo-cnn-{world.spec().digest[:12]}"]
-    assert (whole.state, whole.n_shards, whole.n_rows, whole.n_absent) == ("whole", 2, 1, 0)
+    assert (whole.state, whole.n_segments, whole.n_rows, whole.n_absent) == ("whole", 2, 1, 0)
     assert whole.last_written == "1970-01-02T00:00:00+00:00"
     assert whole.n_bytes == sum(p.stat().st_size for p in whole.path.glob("*.h5"))
     assert whole.to_json()["identity"] == world.spec().digest
     half = found[f"demo-cnn-{world.spec(output='cls').digest[:12]}"]
     assert (half.n_rows, half.n_absent) == (1, 1)
     bad = found[f"demo-bad-{world.spec(backbone='demo:bad').digest[:12]}"]
-    assert (bad.state, bad.n_rows, bad.n_shards) == ("damaged", None, 1)
+    assert (bad.state, bad.n_rows, bad.n_segments) == ("damaged", None, 1)
     assert "shard-000000.h5 is damaged" in bad.problem
     assert bad.spec == world.spec(backbone="demo:bad")
     lost = next(facts for name, facts in found.items() if name.startswith("demo-lost"))
@@ -390,9 +390,9 @@ def test_a_description_says_the_whole_identity(shelf, world):
     assert facts["spec"]["preprocessing.antialias"] is True
     assert facts["spec"]["output"] == "cls"
     assert (facts["seconds"], facts["versions"], facts["rows"]) == (2.5, {}, 1)
-    (shard,) = facts["shard_files"]
-    assert (shard["name"], shard["rows"], shard["absent"]) == ("shard-000000.h5", 1, 1)
-    assert shard["seconds"] == 2.5
+    (segment,) = facts["segment_files"]
+    assert (segment["name"], segment["rows"], segment["absent"]) == ("shard-000000.h5", 1, 1)
+    assert segment["seconds"] == 2.5
 
 
 def test_nothing_of_a_shelf_is_changed_by_looking(shelf, tmp_path_factory):

@@ -22,7 +22,7 @@ quick = settings(
 
 @pytest.fixture
 def store(tmp_path, world):
-    """Two shards of three rows and one absent image."""
+    """Two segments of three rows and one absent image."""
     store = FeatureStore.create_or_open(tmp_path, world.spec())
     first, second = world.rows(3, 0, "a"), world.rows(3, 1, "b")
     store.append(first.ids, first.sha256, first.embeddings)
@@ -82,7 +82,7 @@ def test_the_latest_entry_of_an_image_counts(tmp_path_factory, world, history):
     assert len(list(store.path.glob("*.h5"))) == len(truth)
 
 
-def test_digest_depends_on_ids_order_presence_and_values_not_on_shards(tmp_path, world):
+def test_digest_depends_on_ids_order_presence_and_values_not_on_segments(tmp_path, world):
     rows = world.rows(4)
     whole = FeatureStore.create_or_open(tmp_path / "a", world.spec())
     whole.append(rows.ids, rows.sha256, rows.embeddings)
@@ -153,7 +153,7 @@ def test_an_edited_identity_is_refused(store):
         FeatureStore.open(store.path)
 
 
-def test_shards_without_an_identity_are_never_adopted(store, tmp_path, world):
+def test_segments_without_an_identity_are_never_adopted(store, tmp_path, world):
     (store.path / "spec.json").unlink()
     with pytest.raises(DataError, match=r"no spec\.json"):
         FeatureStore.create_or_open(tmp_path, world.spec())
@@ -164,42 +164,42 @@ def test_shards_without_an_identity_are_never_adopted(store, tmp_path, world):
 @quick
 @given(st.data())
 def test_any_flipped_bit_is_refused_by_name(store, data):
-    shard = store.path / "shard-000001.h5"
-    whole = shard.read_bytes()
+    segment = store.path / "shard-000001.h5"
+    whole = segment.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     damaged = bytearray(whole)
     damaged[at] ^= 1 << data.draw(st.integers(0, 7))
-    shard.write_bytes(damaged)
+    segment.write_bytes(damaged)
     try:
         with pytest.raises(ArtefactError, match=r"shard-000001\.h5"):
             FeatureStore.open(store.path).load(["a-0000"])
     finally:
-        shard.write_bytes(whole)
+        segment.write_bytes(whole)
 
 
 @quick
 @given(st.integers(0, 20_000))
 def test_any_truncation_or_extension_is_refused_on_opening(store, size):
-    shard = store.path / "shard-000000.h5"
-    whole = shard.read_bytes()
+    segment = store.path / "shard-000000.h5"
+    whole = segment.read_bytes()
     if size == len(whole):
         return
-    shard.write_bytes(whole[:size].ljust(size, b"\0"))
+    segment.write_bytes(whole[:size].ljust(size, b"\0"))
     try:
         with pytest.raises(ArtefactError, match=r"shard-000000\.h5 is damaged.*run extract again"):
             FeatureStore.open(store.path)
     finally:
-        shard.write_bytes(whole)
+        segment.write_bytes(whole)
 
 
-def test_deleting_a_damaged_shard_loses_its_rows_alone(store):
+def test_deleting_a_damaged_segment_loses_its_rows_alone(store):
     (store.path / "shard-000000.h5").unlink()
     again = FeatureStore.open(store.path)
     assert set(again.known()) == {"b-0000", "b-0001", "b-0002"}
     assert again.append(["a-0000"], ["ef" * 32], np.ones((1, 5), np.float32)) == "shard-000002.h5"
 
 
-def test_a_shard_of_another_identity_is_refused(store, tmp_path, world):
+def test_a_segment_of_another_identity_is_refused(store, tmp_path, world):
     other = FeatureStore.create_or_open(tmp_path / "other", world.spec(output="cls"))
     other.append(["x"], ["00" * 32], np.ones((1, 5), np.float32))
     (store.path / "shard-000002.h5").write_bytes((other.path / "shard-000000.h5").read_bytes())
@@ -310,7 +310,7 @@ def test_rows_that_cannot_be_stored_write_nothing(store, world):
     for arguments, sentence in bad:
         with pytest.raises(DataError, match=sentence):
             store.append(*arguments)
-    assert len(list(store.path.iterdir())) == 4  # spec.json, lock, two shards
+    assert len(list(store.path.iterdir())) == 4  # spec.json, lock, two segments
 
 
 def test_an_impossible_identity_is_refused(tmp_path, world):
@@ -328,7 +328,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, world):
         FeatureStore.create_or_open(tmp_path / "features", world.spec())
 
 
-def test_plain_h5py_reads_a_shard(store, world):
+def test_plain_h5py_reads_a_segment(store, world):
     with h5py.File(store.path / "shard-000001.h5", "r") as f:
         ids = f["image_id"].asstr()[:].tolist()
         X = f["embedding"][:]
@@ -340,10 +340,10 @@ def test_plain_h5py_reads_a_shard(store, world):
     np.testing.assert_array_equal(X, rows.embeddings)
 
 
-def test_seconds_survive_torn_journal_lines_and_forget_deleted_shards(store):
+def test_seconds_survive_torn_journal_lines_and_forget_deleted_segments(store):
     assert store.seconds == 0.0
-    for shard, seconds in (("shard-000000.h5", 1.0), ("shard-000001.h5", 2.0)):
-        store.journal.append({"kind": "shard", "shard": shard, "seconds": seconds})
+    for segment, seconds in (("shard-000000.h5", 1.0), ("shard-000001.h5", 2.0)):
+        store.journal.append({"kind": "shard", "shard": segment, "seconds": seconds})
     with (store.path / "journal.jsonl").open("ab") as handle:
         handle.write(b'{"kind": "shard", "shard": "shard-0000')
     store.journal.append({"kind": "shard", "shard": "shard-000001.h5", "seconds": 4.0})

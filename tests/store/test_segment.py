@@ -1,4 +1,4 @@
-"""Shards made by a stranger: digests are right, content is not what a shard may hold."""
+"""Segments made by a stranger: digests are right, content is not what a segment may hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from retailtag.errors import ArtefactError, DamagedFile
-from retailtag.store.shard import Absent, Shard, encode, read_shard
+from retailtag.store.segment import Absent, Segment, encode, read_segment
 
 
 def sealed(body: bytes, identity: str, version: int = 1, claim: int | None = None) -> bytes:
@@ -25,7 +25,7 @@ def sealed(body: bytes, identity: str, version: int = 1, claim: int | None = Non
 
 
 def forged(world, tamper) -> bytes:
-    """A shard of two rows that `tamper` has changed before the digests were taken."""
+    """A segment of two rows that `tamper` has changed before the digests were taken."""
     spec, rows = world.spec(), world.rows(2)
     arrays = {
         "embedding": rows.embeddings,
@@ -149,33 +149,33 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("tamper", "sentence"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_shard_is_refused_by_name(tmp_path, world, tamper, sentence):
+def test_a_hostile_segment_is_refused_by_name(tmp_path, world, tamper, sentence):
     path = tmp_path / "shard-000000.h5"
     path.write_bytes(forged(world, tamper))
     with pytest.raises(ArtefactError, match=rf"shard-000000\.h5 is damaged.*{sentence}"):
-        read_shard(path, world.spec())
+        read_segment(path, world.spec())
 
 
 def test_the_forgery_itself_is_sound(tmp_path, world):
     path = tmp_path / "shard"
     path.write_bytes(forged(world, lambda f: None))
-    shard = read_shard(path, world.spec())
-    np.testing.assert_array_equal(shard.embedding, world.rows(2).embeddings)
+    segment = read_segment(path, world.spec())
+    np.testing.assert_array_equal(segment.embedding, world.rows(2).embeddings)
 
 
 def test_a_header_that_lies_is_refused(tmp_path, world):
     path, identity = tmp_path / "shard", world.spec().digest
     for content, sentence in (
         (sealed(b"x", identity, version=2), "has format 2"),
-        (sealed(b"x", identity, claim=10**15), "more than a shard can have"),
+        (sealed(b"x", identity, claim=10**15), "more than a segment can have"),
         (sealed(b"not HDF5", identity), "damaged"),
         (b"", "header"),
     ):
         path.write_bytes(content)
         with pytest.raises(ArtefactError, match=sentence):
-            read_shard(path, world.spec())
+            read_segment(path, world.spec())
     with pytest.raises(ArtefactError, match="missing cannot be read") as refusal:
-        read_shard(tmp_path / "missing", world.spec())
+        read_segment(tmp_path / "missing", world.spec())
     assert not isinstance(refusal.value, DamagedFile)  # which the next extract would set aside
 
 
@@ -186,12 +186,12 @@ def test_what_is_encoded_is_read_back(tmp_path, world, n, absent, dtype):
     gone = [
         Absent(f"ü-{i}", None if i % 2 else "ab" * 32, "\U0001f4a5" * 999) for i in range(absent)
     ]
-    shard = Shard.build(spec, rows.ids, rows.sha256, rows.embeddings, gone)
+    segment = Segment.build(spec, rows.ids, rows.sha256, rows.embeddings, gone)
     path = tmp_path / "shard"
-    path.write_bytes(encode(shard, spec))
-    back = read_shard(path, spec)
-    assert back.image_ids == shard.image_ids
-    assert back.absent == shard.absent
-    np.testing.assert_array_equal(back.sha256, shard.sha256)
+    path.write_bytes(encode(segment, spec))
+    back = read_segment(path, spec)
+    assert back.image_ids == segment.image_ids
+    assert back.absent == segment.absent
+    np.testing.assert_array_equal(back.sha256, segment.sha256)
     np.testing.assert_array_equal(back.embedding, rows.embeddings.astype(dtype))
     assert encode(back, spec) == path.read_bytes()

@@ -1,6 +1,6 @@
 """One immutable file of up to 4,096 embeddings: how it is laid out, written and checked.
 
-HDF5 never touches the disk here. A shard is built in memory and its bytes are written like any
+HDF5 never touches the disk here. A segment is built in memory and its bytes are written like any
 other file; it is read whole, its digest is compared, and only then is it opened, from memory. So
 neither a full disk nor a kill nor a damaged or hostile file meets HDF5's own file handling.
 """
@@ -47,8 +47,8 @@ class Absent(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
-    """Rows of one shard; `build` checks them.
+class Segment:
+    """Rows of one segment; `build` checks them.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Shard:
         sha256: Sequence[str],
         embeddings: NDArray[np.floating[Any]],
         absent: Sequence[Absent] = (),
-    ) -> Shard:
+    ) -> Segment:
         """Check the rows and bring them to the stored types.
 
         Raises
@@ -96,21 +96,21 @@ class Shard:
 
 
 class Contents(NamedTuple):
-    """What a shard holds besides its embeddings; can be kept, for a shard never changes."""
+    """What a segment holds besides its embeddings; can be kept, for a segment never changes."""
 
     rows: dict[str, str]  # image id to SHA-256 of its bytes
     absent: tuple[Absent, ...]
 
     @classmethod
-    def of(cls, shard: Shard) -> Contents:
-        """Take them from a shard."""
-        hashes = (row.tobytes().hex() for row in shard.sha256)
-        return cls(dict(zip(shard.image_ids, hashes, strict=True)), shard.absent)
+    def of(cls, segment: Segment) -> Contents:
+        """Take them from a segment."""
+        hashes = (row.tobytes().hex() for row in segment.sha256)
+        return cls(dict(zip(segment.image_ids, hashes, strict=True)), segment.absent)
 
 
 def _check_ids(ids: Sequence[str]) -> None:
     if not 0 < len(ids) <= MAX_ROWS:
-        raise DataError(f"A shard holds 1 to {MAX_ROWS} images, not {len(ids)}.")
+        raise DataError(f"A segment holds 1 to {MAX_ROWS} images, not {len(ids)}.")
     if len(set(ids)) != len(ids):
         raise DataError("An image id appears twice in one block; ids must be unique.")
     for image_id in ids:
@@ -157,9 +157,9 @@ def _stored_dtype(spec: FeatureSpec) -> np.dtype[Any]:
     return np.dtype(spec.dtype).newbyteorder("<")
 
 
-def encode(shard: Shard, spec: FeatureSpec) -> bytes:
-    """Bytes of a shard's file; equal rows give equal bytes under one HDF5 version."""
-    arrays = _arrays(shard)
+def encode(segment: Segment, spec: FeatureSpec) -> bytes:
+    """Bytes of a segment's file; equal rows give equal bytes under one HDF5 version."""
+    arrays = _arrays(segment)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", userblock_size=HEADER_BYTES, libver=("v110", "v110")) as f:
         f.attrs["format"] = FORMAT
@@ -172,15 +172,15 @@ def encode(shard: Shard, spec: FeatureSpec) -> bytes:
     return b"".join((_header(spec.digest, len(body), digest), body))
 
 
-def _arrays(shard: Shard) -> dict[str, NDArray[Any]]:
+def _arrays(segment: Segment) -> dict[str, NDArray[Any]]:
     """Give the datasets as stored; ids as fixed-length UTF-8, so that checksums cover them."""
-    raw = [i.encode() for i in shard.image_ids]
+    raw = [i.encode() for i in segment.image_ids]
     text = h5py.string_dtype("utf-8", max(map(len, raw), default=1))
-    absent = json.dumps([list(a) for a in shard.absent], ensure_ascii=True)
+    absent = json.dumps([list(a) for a in segment.absent], ensure_ascii=True)
     return {
-        "embedding": shard.embedding,
+        "embedding": segment.embedding,
         "image_id": np.array(raw, dtype=text),
-        "image_sha256": shard.sha256,
+        "image_sha256": segment.sha256,
         "absent": np.frombuffer(absent.encode(), np.uint8),
     }
 
@@ -208,15 +208,15 @@ def _header(identity: str, n_bytes: int, digest: str) -> bytes:
     return text.encode().ljust(HEADER_BYTES, b"\0")
 
 
-def read_shard(path: Path, spec: FeatureSpec) -> Shard:
-    """Read one shard after checking its header, its size and the digest of its bytes.
+def read_segment(path: Path, spec: FeatureSpec) -> Segment:
+    """Read one segment after checking its header, its size and the digest of its bytes.
 
     Raises
     ------
     StaleFeatures
         If its embeddings are of another identity than `spec`.
     ArtefactError
-        If it is damaged, truncated, not a shard, or of a newer format; the message names it.
+        If it is damaged, truncated, not a segment, or of a newer format; the message names it.
     """
     try:
         with path.open("rb") as handle:
@@ -233,8 +233,8 @@ def read_shard(path: Path, spec: FeatureSpec) -> Shard:
         raise _damaged(path, str(error)) from error
 
 
-def check_shard(path: Path, spec: FeatureSpec) -> None:
-    """Check header and length of a shard without reading its rows; raises as `read_shard`."""
+def check_segment(path: Path, spec: FeatureSpec) -> None:
+    """Check header and length of a segment without reading its rows; raises as `read_segment`."""
     try:
         with path.open("rb") as handle:
             n_bytes, _ = _check_header(path, handle.read(HEADER_BYTES), spec)
@@ -249,7 +249,7 @@ def _check_header(path: Path, header: bytes, spec: FeatureSpec) -> tuple[int, st
     """Length and SHA-256 of the body that the header promises."""
     match = _HEADER.fullmatch(header)
     if match is None or len(header) != HEADER_BYTES:
-        raise _damaged(path, "its header is not that of a feature shard")
+        raise _damaged(path, "its header is not that of a feature segment")
     version, identity, n_bytes, digest = (part.decode() for part in match.groups())
     if int(version) != FORMAT:
         raise ArtefactError(
@@ -262,7 +262,7 @@ def _check_header(path: Path, header: bytes, spec: FeatureSpec) -> tuple[int, st
             "sets that file aside and computes the store's images anew."
         )
     if int(n_bytes) > _largest_body(spec):
-        raise _damaged(path, f"it claims {n_bytes} bytes, more than a shard can have")
+        raise _damaged(path, f"it claims {n_bytes} bytes, more than a segment can have")
     return int(n_bytes), digest
 
 
@@ -288,10 +288,10 @@ def _unreadable(path: Path, error: OSError) -> ArtefactError:
     )
 
 
-def _read_checked(f: h5py.File, spec: FeatureSpec) -> Shard:
+def _read_checked(f: h5py.File, spec: FeatureSpec) -> Segment:
     """Read the rows; anything but the known layout is a ValueError, before it is allocated."""
     if set(f) != _DATASETS or set(f.attrs) != _ATTRIBUTES:
-        raise ValueError("it holds other datasets or attributes than a feature shard")
+        raise ValueError("it holds other datasets or attributes than a feature segment")
     if _text_attribute(f, "identity") != spec.digest:
         raise ValueError("its attribute identity is not that of its header")
     shape = _open_dataset(f, "embedding").shape
@@ -314,7 +314,7 @@ def _read_checked(f: h5py.File, spec: FeatureSpec) -> Shard:
         raise ValueError("it holds an embedding that is not finite")
     ids = tuple(raw.decode() for raw in arrays["image_id"].tolist())
     absent = tuple(map(_read_absent, json.loads(arrays["absent"].tobytes())))
-    return Shard(ids, arrays["image_sha256"], arrays["embedding"], absent)
+    return Segment(ids, arrays["image_sha256"], arrays["embedding"], absent)
 
 
 def _text_attribute(f: h5py.File, name: str) -> str:
