@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retailtag.errors import DataError, UnreadableImage
-from retailtag.images import unpack
+from retailtag.images import tar
 from retailtag.images.sources import FolderImages, ParquetImages, TarImages, ZipImages, open_images
 
 PATHS = [f"images/{i}.jpg" for i in range(4)]
@@ -93,12 +93,12 @@ def test_links_and_escapes_inside_a_tar_are_refused(tmp_path, picture):
     assert source.faults[3] == source.faults[4] == "is missing"
 
 
-def test_a_compressed_tar_is_unpacked_once_and_mended(shop, pack, cache, monkeypatch):
+def test_a_compressed_tar_is_unpacked_once_and_repaired(shop, pack, cache, monkeypatch):
     archive = pack(shop, "images.tar.gz")
     TarImages(archive, PATHS)
     plain, index = sorted(cache.rglob("*.tar"))[0], sorted(cache.rglob("*.json"))[0]
     with monkeypatch.context() as patched:
-        patched.setattr(unpack, "_copy", None)  # a second unpacking would fail
+        patched.setattr(tar, "_copy", None)  # a second unpacking would fail
         TarImages(archive, PATHS)
     index.write_text("{")
     plain.write_bytes(b"")
@@ -108,7 +108,7 @@ def test_a_compressed_tar_is_unpacked_once_and_mended(shop, pack, cache, monkeyp
 def test_a_bomb_leaves_nothing_behind(tmp_path, cache, shop, pack):
     archive = pack(shop, "images.tar.xz")
     with pytest.raises(DataError, match="unpack it yourself"):
-        unpack.plain_tar(archive, max_bytes=1000)
+        tar.plain_tar(archive, max_bytes=1000)
     assert not [p for p in cache.rglob("*") if p.is_file()]
 
 
