@@ -42,7 +42,7 @@ from retailtag.scoring.metrics import (
     tag_counts,
 )
 from retailtag.store import FeatureStore, list_stores
-from retailtag.thresholds.tuning import choose_rule, tune_thresholds
+from retailtag.thresholds.tuning import AUTO, Tuned, Tuning
 
 CHOICES = ("global", "per-group", "per-tag")
 CHOSEN = "chosen"  # by cross-fit over the folds of the scores
@@ -65,21 +65,18 @@ class Scores:
         return Scores(self.logits[rows], self.labels[rows], self.fold[rows])
 
 
-Tune = Callable[[Scores], NDArray[np.float32]]
+Tune = Callable[[Scores], Tuned]
 
 
 def tuner(name: str, group: NDArray[np.str_]) -> Tune:
-    """Thresholds (n_tags,) from scores, by a rule of this table."""
-    return lambda scores: tune_thresholds(
-        scores.logits, scores.labels, group, rule_of(name, scores, group)
-    )
+    """Thresholds from scores, by a rule of this table."""
+    tuning = Tuning(AUTO if name == CHOSEN else name)
 
+    def tune(scores: Scores) -> Tuned:
+        fold = scores.fold if name == CHOSEN else None
+        return tuning.tune(scores.logits, scores.labels, group, fold)
 
-def rule_of(name: str, scores: Scores, group: NDArray[np.str_]) -> str:
-    """The rule itself, or the one that these scores choose."""
-    if name != CHOSEN:
-        return name
-    return choose_rule(scores.logits, scores.labels, group, scores.fold).rule
+    return tune
 
 
 def cross_fit(scores: Scores, tune: Tune) -> NDArray[np.bool_]:
@@ -87,7 +84,7 @@ def cross_fit(scores: Scores, tune: Tune) -> NDArray[np.bool_]:
     given = np.zeros(scores.logits.shape, bool)
     for k in np.unique(scores.fold):
         inside = scores.fold == k
-        given[inside] = scores.logits[inside] >= tune(scores.where(~inside))
+        given[inside] = scores.logits[inside] >= tune(scores.where(~inside)).thresholds
     return given
 
 
@@ -130,6 +127,8 @@ def rows_of(
         ap = macro(found.ap[choice, np.arange(len(choice))])
         for name in RULES:
             tune = tuner(name, group)
+            tuned = tune(scores)
+            given = test_logits >= tuned.thresholds
             rows.append(
                 {
                     "backbone": store.spec.backbone,
@@ -137,9 +136,9 @@ def rows_of(
                     "C": " ".join(f"{c:.3g}" for c in np.unique(found.C[choice])),
                     "out_of_fold_macro_ap": round(ap, 4),
                     "thresholds": name,
-                    "rule": rule_of(name, scores, group),
+                    "rule": tuned.rule,
                     **macro_f1(cross_fit(scores, tune), scores.labels, group, "out_of_fold"),
-                    **macro_f1(test_logits >= tune(scores), labels[test.rows], group, "test"),
+                    **macro_f1(given, labels[test.rows], group, "test"),
                 }
             )
     return rows

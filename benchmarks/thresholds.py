@@ -22,6 +22,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -32,8 +33,8 @@ from scipy.special import ndtr
 from retailtag.thresholds.objectives import F1
 from retailtag.thresholds.per_tag import Replicates
 from retailtag.thresholds.ranking import rank_tags
-from retailtag.thresholds.rules import Menu
-from retailtag.thresholds.tuning import RULES, choose_rule
+from retailtag.thresholds.rules import ThresholdRules
+from retailtag.thresholds.tuning import RULES, Tuning
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -118,11 +119,11 @@ def one_draw(n_images: int, n_tags: int, seed: int) -> dict[str, dict[str, float
     rows: dict[str, dict[str, float]] = {"rank": {"seconds": seconds}}
     replicates = Replicates(n_images, seed=0)
     for rule in RULES:
-        menu = Menu(tags, group, F1, replicates)
-        thresholds, seconds = timed(lambda m=menu, r=rule: m.thresholds(r))  # type: ignore[misc]
+        rules = ThresholdRules(tags, group, F1, replicates)
+        thresholds, seconds = timed(partial(rules.thresholds, rule))
         rows[rule] = {"seconds": seconds, **earned(world.f1(thresholds.astype(np.float64)))}
-    choice, seconds = timed(lambda: choose_rule(logits, labels, group, fold))
-    rows["sweep"] = {**rows[choice.rule], "seconds": seconds}
+    tuned, seconds = timed(partial(Tuning().tune, logits, labels, group, fold))
+    rows["sweep"] = {**rows[tuned.rule], "seconds": seconds}
     rows["oracle"] = earned(world.oracle())
     return rows
 

@@ -160,7 +160,7 @@ ThresholdsOption = Annotated[
     typer.Option(
         "--thresholds",
         metavar="RULE",
-        help="fixed, global, group, per-tag, shrunk, smoothed, bagged; auto: by cross-fit.",
+        help="fixed, global, group, per-tag, shrunk, bagged; auto: by cross-fit.",
     ),
 ]
 ValidationThresholdsOption = Annotated[

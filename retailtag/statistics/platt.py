@@ -1,4 +1,4 @@
-"""Platt scaling: the one logistic curve that turns scores of many tags into log-odds."""
+"""Platt scaling: one logistic curve that turns the scores of many tags into log-odds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
-STEPS = 100  # Newton steps at most
+MAX_STEPS = 100  # of Newton's method
+MIN_STEP_SIZE = 1e-6
 
 Floats = NDArray[np.float64]
 
@@ -59,11 +61,14 @@ def fit_counts(score: Floats, cells: NDArray[Any], hits: NDArray[Any]) -> tuple[
     Platt (1999), Probabilistic outputs for support vector machines; Lin, Lin & Weng (2007), A note
     on Platt's probabilistic outputs, Machine Learning 68, for the Newton steps.
     """
-    n, positives = float(cells.sum()), float(hits.sum())
-    high, low = (positives + 1) / (positives + 2), 1 / (n - positives + 2)
+    n = float(cells.sum())
+    positives = float(hits.sum())
+    high = (positives + 1) / (positives + 2)
+    low = 1 / (n - positives + 2)
     aimed: Floats = (high * hits + low * (cells - hits)).astype(np.float64)
     centre = float(np.average(score, weights=cells))
     spread = float(np.sqrt(np.average((score - centre) ** 2, weights=cells))) or 1.0
+    # Standardised scores make the Hessian well conditioned whatever the unit of the scores.
     z = np.stack([(score - centre) / spread, np.ones(len(cells))])
     start = np.array([0.0, np.log(aimed.sum() / (n - aimed.sum()))])
     slope, offset = _newton(z, cells.astype(np.float64), aimed, start)
@@ -78,23 +83,20 @@ def _newton(z: Floats, cells: Floats, aimed: Floats, theta: Floats) -> Floats:
         return float(cells @ np.logaddexp(0, u) - aimed @ u)
 
     now = loss(theta)
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         p = expit(theta @ z)
         gradient = z @ (cells * p - aimed)
         hessian = (z * (cells * p * (1 - p))) @ z.T
+        # The ridge keeps it regular where every p(1-p) vanishes; constant scores keep slope 0.
         step = np.linalg.solve(hessian + 1e-9 * np.trace(hessian) * np.eye(2), gradient)
         size = 1.0
-        while (then := loss(theta - size * step)) > now and size > 1e-6:
+        while (then := loss(theta - size * step)) > now and size > MIN_STEP_SIZE:
             size /= 2
-        if size <= 1e-6:
+        if size <= MIN_STEP_SIZE:
             break
-        theta, gain, now = theta - size * step, now - then, then
+        theta = theta - size * step
+        gain = now - then
+        now = then
         if gain <= 1e-13 * abs(now):
             break
     return theta
-
-
-def expit(u: Floats) -> Floats:
-    """1 / (1 + exp(-u)) without overflow."""
-    result: Floats = 0.5 * (1 + np.tanh(0.5 * u))
-    return result

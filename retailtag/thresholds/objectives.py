@@ -22,7 +22,7 @@ class Objective:
     beta : float
         Weight of recall against precision; 1 is F1. Positive and finite.
     precision : float, optional
-        Least precision, in (0, 1]; `beta` then plays no part.
+        Least precision, in (0, 1]; `beta` is then ignored.
 
     Raises
     ------
@@ -84,8 +84,7 @@ class Objective:
 
         .. math:: F_\beta = \frac{(1+\beta^2)\,TP}{k + \beta^2 P}
 
-        with k the images given the tag and P those that carry it; 0 where nothing is given and
-        none carries it.
+        with k the images given the tag and P those that carry it; 0 where both are 0.
 
         References
         ----------

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from retailtag.statistics.platt import expit, fit_counts
+from retailtag.statistics.platt import fit_counts
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.ranking import RankedTag
 
 BINS_OF_HITS = 1024  # quantiles of the positives' scores that divide the cells
 BINS_OF_ALL = 256  # quantiles of all scores that divide them too
-LARGEST = 1e4  # scores beyond are as certain as this
+LARGEST_SCORE = 1e4  # scores beyond are as certain as this
 
 Floats = NDArray[np.float64]
 
@@ -40,18 +41,26 @@ class Histogram:
     def of(cls, tags: Sequence[RankedTag]) -> Histogram:
         """Count each tag's cells; the tags must have a positive among them."""
         edges = _edges(tags)
-        cells, hits, total = [], [], np.zeros(len(edges) + 1)
+        cells = []
+        hits = []
+        total = np.zeros(len(edges) + 1)
         for tag in tags:
             at = tag.negated.searchsorted(edges, side="right")
             bounds = np.concatenate([[0], at, [len(tag.negated)]])
             cells.append(np.diff(bounds))
             inside = np.concatenate([[0], tag.hits.searchsorted(at), [tag.positives]])
             hits.append(np.diff(inside))
-            total += _sums(-np.clip(tag.negated, -LARGEST, LARGEST), bounds)
+            total += _sums(-np.clip(tag.negated, -LARGEST_SCORE, LARGEST_SCORE), bounds)
         counts = np.stack(cells)
         used = counts.sum(axis=0) > 0
         score = total[used] / counts.sum(axis=0)[used]
         return cls(score, counts[:, used], np.stack(hits)[:, used])
+
+    def platt(self) -> tuple[float, float]:
+        """Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags."""
+        # Bin means stand for their cells: bins are narrow where positives are, and the error is
+        # of second order in their width.
+        return fit_counts(self.score, self.cells.sum(axis=0), self.hits.sum(axis=0))
 
 
 def _edges(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
@@ -73,28 +82,19 @@ def _sums(values: NDArray[np.float32], bounds: NDArray[np.int64]) -> Floats:
     return np.diff(np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[bounds])
 
 
-def fit_platt(histogram: Histogram) -> tuple[float, float]:
-    """Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags.
-
-    Of bin means: the bins are narrow where positives are, and the error is of second order in
-    their width. See `retailtag.statistics.platt.fit_counts`.
-    """
-    return fit_counts(histogram.score, histogram.cells.sum(axis=0), histogram.hits.sum(axis=0))
-
-
 def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Floats:
     r"""Threshold of each tag that maximises its expected F-beta under pooled probabilities.
 
     Parameters
     ----------
     tags : sequence of RankedTag
-        Of one frequency group, with at least one positive among them.
+        Of one frequency group.
     objective : Objective
 
     Returns
     -------
     ndarray of float64, shape (n_tags,)
-        NaN if higher scores do not mean more positives here.
+        NaN if higher scores do not mean more positives here, or no tag has a positive.
 
     Notes
     -----
@@ -102,10 +102,9 @@ def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Float
 
     .. math:: F^* = \max_k \frac{(1+\beta^2) \sum_{i \le k} p_i}{k + \beta^2 \sum_i p_i}
 
-    (the expectation of a ratio taken as the ratio of expectations), and it pays to give the tag to
+    (the expectation of a ratio taken as the ratio of expectations), and the tag should be given to
     an image as long as :math:`(1+\beta^2)\,p \ge F^*`: the threshold is the score whose
-    probability is :math:`F^*/(1+\beta^2)`, for F1 half the optimum. F* is taken over the bins of
-    `Histogram`; a maximum is flat, so their width matters in second order only.
+    probability is :math:`F^*/(1+\beta^2)`, for F1 half the optimum.
 
     References
     ----------
@@ -113,16 +112,19 @@ def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Float
     measure, ECML; Ye, Chai, Lee & Chieu (2012), Optimizing F-measures: a tale of two approaches,
     ICML.
     """
+    undefined = np.full(len(tags), np.nan)
+    if not any(tag.positives for tag in tags):
+        return undefined
     histogram = Histogram.of(tags)
-    slope, offset = fit_platt(histogram)
+    slope, offset = histogram.platt()
     if not slope > 0:
-        return np.full(len(tags), np.nan)
+        return undefined
     expected = histogram.cells * expit(slope * histogram.score + offset)
+    # F* over the bins only: the maximum is flat, so their width matters in second order.
+    tp = np.cumsum(expected, axis=1)
     given = np.cumsum(histogram.cells, axis=1)
-    best = objective.f(np.cumsum(expected, axis=1), given, expected.sum(axis=1, keepdims=True)).max(
-        axis=1
-    )
-    # Where every probability underflows there is no expectation to go by.
+    best = objective.f(tp, given, expected.sum(axis=1, keepdims=True)).max(axis=1)
+    # Where every probability underflows there is no expectation.
     p = np.where(best > 0, best / (1 + objective.beta2), np.nan)
-    thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope
+    thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope  # logit(p) = slope·z + offset
     return thresholds

@@ -1,8 +1,7 @@
 """Each tag's cells ranked once, and the cuts at which its precision and recall can be best.
 
-Everything that tunes a threshold starts from the ranked cells: all rules, all folds of a cross-fit
-(a fold's images are dropped from the ranking, nothing is sorted again) and all bootstrap
-replicates (weights on ranks).
+All rules, all folds of a cross-fit (which drop images from the ranking and sort nothing again) and
+all bootstrap replicates (weights on ranks) start from the ranked cells.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ Logits = NDArray[np.float32]
 Labels = NDArray[np.int8]
 Counts = NDArray[np.int64]
 
-THREADS = 2  # sorting and indexing release the interpreter's lock
-_BLOCK = 16  # columns
-_SIGN = np.uint32(1 << 31)
+N_THREADS = 2  # sorting and indexing release the interpreter's lock
+TAGS_AT_ONCE = 16  # a cache line of int8 labels holds 64, one of float32 logits 16
+SIGN_BIT = np.uint32(1 << 31)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,10 @@ class RankedTag:
     @cached_property
     def cuts(self) -> Cuts:
         """The cuts just below each distinct score of a positive, highest score first."""
+        # Between two positives a lower cut adds negatives alone: k grows, TP stays, so precision
+        # and every F = (1+b²)TP/(k + b²P) fall and recall stays. The best cut lies just below a
+        # positive: P cuts are worth trying, however many images there are. (F ≤ (1+b²)P/(k + b²P)
+        # bounds k and so the depth of the ranking; this leaves P places of it.)
         last = np.flatnonzero(np.append(self.negated_hits[1:] > self.negated_hits[:-1], True))
         score = self.negated_hits[last[: self.positives]]
         given = self.negated.searchsorted(score, side="right")
@@ -82,8 +85,8 @@ class RankedTag:
 
     def keep(self, images: NDArray[np.bool_]) -> RankedTag:
         """The cells of some images, (n_images,) of bool, still ranked."""
-        kept = np.flatnonzero(images.take(self.image))  # taking indices is 3 times a bool mask
-        return RankedTag(self.negated.take(kept), self.present.take(kept), self.image.take(kept))
+        at = np.flatnonzero(images.take(self.image))  # 3 times as fast as indexing by a bool mask
+        return RankedTag(self.negated.take(at), self.present.take(at), self.image.take(at))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +100,6 @@ class Cuts:
     threshold : ndarray of float32
         Midpoint between the score above the cut and the next lower one; the score above where no
         lower one exists.
-
-    Notes
-    -----
-    Between two positives a lower cut adds negatives alone, so precision and every F-beta fall and
-    recall stays: the best cut lies just below a positive. A tag with P positives has at most P
-    cuts worth trying, however many images there are. (The bound F <= (1+b²)P/(k+b²P) on the number
-    k of images given leads to the top of the ranking; this leads to P of its places.)
     """
 
     tp: Counts
@@ -137,12 +133,6 @@ def rank_tags(logits: Logits, labels: Labels) -> tuple[RankedTag, ...]:
     ------
     DataError
         If the shapes differ or a logit is NaN.
-
-    Notes
-    -----
-    One sort a tag of 64-bit keys: the score as an integer of the same order, then absent after
-    present, then the row. Integers sort with vector instructions and without a comparison of
-    equal scores, and the result does not depend on the order of the images but for `image`.
     """
     if logits.shape != labels.shape:
         raise DataError(f"Logits have shape {logits.shape} and labels {labels.shape}; align them.")
@@ -150,28 +140,32 @@ def rank_tags(logits: Logits, labels: Labels) -> tuple[RankedTag, ...]:
         raise DataError("Logits hold NaN; the model that made them diverged.")
 
     def block(start: int) -> list[RankedTag]:
-        # columns copied a block at a time: one pass over row-major matrices fetches whole lines
-        scores = np.ascontiguousarray(logits[:, start : start + _BLOCK].T)
-        truth = np.ascontiguousarray(labels[:, start : start + _BLOCK].T)
+        # Columns are copied several at a time: a row-major matrix is fetched by whole lines.
+        scores = np.ascontiguousarray(logits[:, start : start + TAGS_AT_ONCE].T)
+        truth = np.ascontiguousarray(labels[:, start : start + TAGS_AT_ONCE].T)
         return [_rank(z, y) for z, y in zip(scores, truth, strict=True)]
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return tuple(chain.from_iterable(pool.map(block, range(0, logits.shape[1], _BLOCK))))
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        return tuple(chain.from_iterable(pool.map(block, range(0, logits.shape[1], TAGS_AT_ONCE))))
 
 
 def _rank(scores: Logits, labels: Labels) -> RankedTag:
     rows = np.flatnonzero(labels >= 0)
     negated = 0 - scores[rows].astype(np.float32)  # 0 - z, not -z: -0 and 0 become the same bits
+    # One sort of 64-bit keys: 32 bits of score, one of absence, 31 of the row. Integers sort with
+    # vector instructions, and ties are settled by the label, not by the order of the images.
+    # Floats order as integers once negative ones have all bits and the others the sign flipped.
     bits = negated.view(np.uint32)
-    ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN).astype(np.uint64)
+    ascending = np.where(bits & SIGN_BIT, ~bits, bits | SIGN_BIT).astype(np.uint64)
     absent = (labels[rows] == 0).astype(np.uint64)
     key = ascending << np.uint64(32) | absent << np.uint64(31) | np.arange(len(rows), dtype="u8")
     key.sort()
     order = (key & np.uint64((1 << 31) - 1)).astype(np.int64)
-    return RankedTag(negated[order], (key >> np.uint64(31) & np.uint64(1)) == 0, rows[order])
+    present = (key >> np.uint64(31) & np.uint64(1)) == 0
+    return RankedTag(negated[order], present, rows[order])
 
 
 def keep_images(tags: Sequence[RankedTag], images: NDArray[np.bool_]) -> tuple[RankedTag, ...]:
     """Every tag's ranking of some images only, (n_images,) of bool."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(N_THREADS) as pool:
         return tuple(pool.map(lambda tag: tag.keep(images), tags))

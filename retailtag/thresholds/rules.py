@@ -1,4 +1,4 @@
-"""The menu of threshold rules, each exact on one set of ranked cells."""
+"""The threshold rules, each exact on one set of ranked cells."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.thresholds.objectives import Objective
-from retailtag.thresholds.per_tag import (
-    Replicates,
-    best_own_threshold,
-    lowest_own_threshold,
-    smoothed_thresholds,
-)
+from retailtag.thresholds.per_tag import Replicates, best_own_threshold, lowest_own_threshold
 from retailtag.thresholds.plug_in import plug_in_thresholds
 from retailtag.thresholds.ranking import RankedTag
 from retailtag.thresholds.shared import (
@@ -23,14 +18,12 @@ from retailtag.thresholds.shared import (
     pooled_curve,
 )
 
-SHRINK = (
-    20.0  # positives, or cells given, at which a tag's own evidence and its group's weigh alike
-)
+EQUAL_WEIGHT = 20.0  # positives (or cells given) of a tag that weigh as much as its group
 
 Floats = NDArray[np.float64]
 
 
-class Menu:
+class ThresholdRules:
     """Thresholds of every rule for one set of ranked cells; what rules share is computed once.
 
     Parameters
@@ -50,8 +43,11 @@ class Menu:
         objective: Objective,
         replicates: Replicates,
     ) -> None:
-        self._tags, self._group, self._objective = tags, group, objective
-        self._replicates, self._precision = replicates, objective.precision or 0.0
+        self._tags = tags
+        self._group = group
+        self._objective = objective
+        self._replicates = replicates
+        self._precision = objective.precision or 0.0
         self._positives = np.array([tag.positives for tag in tags])
 
     def thresholds(self, rule: str) -> NDArray[np.float32]:
@@ -62,7 +58,6 @@ class Menu:
             "group": lambda: self._grouped,
             "per-tag": lambda: self._own,
             "shrunk": self._shrunk,
-            "smoothed": self._smoothed,
             "bagged": self._bagged,
         }
         return by_rule[rule]().astype(np.float32)
@@ -105,44 +100,33 @@ class Menu:
 
     def _shrunken_precision(self, tags: Sequence[RankedTag]) -> Floats:
         """Lowest thresholds by precisions with at most 20 cells of the other tags, (n_tags,)."""
-        own, scored = np.full(len(tags), np.nan), [k for k, t in enumerate(tags) if t.positives]
+        # A precision of few cells is no evidence: to the cells of a tag above a score are added
+        # up to 20 of the other tags of its group, with those tags' precision above that score.
+        own = np.full(len(tags), np.nan)
+        scored = [k for k, tag in enumerate(tags) if tag.positives]
         if scored:
             score, tp, given = pooled_curve([tags[k] for k in scored])
         for k in scored:
             cuts = tags[k].cuts
             at = score.searchsorted(tags[k].negated[cuts.given - 1])
             others = given[at] - cuts.given
-            cells = np.minimum(others, SHRINK)
+            cells = np.minimum(others, EQUAL_WEIGHT)
             hits = cells * (tp[at] - cuts.tp) / np.maximum(others, 1)
             own[k] = lowest_own_threshold(tags[k], self._precision, (hits, cells))
         return own
 
-    def _smoothed(self) -> Floats:
-        def smoothed(tags: Sequence[RankedTag]) -> Floats:
-            found, have = np.full(len(tags), np.nan), [bool(tag.positives) for tag in tags]
-            found[have] = smoothed_thresholds(
-                [tag for tag in tags if tag.positives], self._objective
-            )
-            return found
-
-        return np.where(self._positives > 0, self._by_group(smoothed), self._grouped)
-
     def _bagged(self) -> Floats:
         """Means over replicates, shrunk to the plug-in; the group's where either is undefined."""
-
-        def plug_in(tags: Sequence[RankedTag]) -> Floats:
-            if not any(tag.positives for tag in tags):
-                return np.full(len(tags), np.nan)
-            return plug_in_thresholds(tags, self._objective)
-
         bagged = self._where_positive(lambda t: self._replicates.threshold(t, self._objective))
         bagged = np.where(np.isnan(bagged), self._own, bagged)
-        expected = self._by_group(plug_in)
+        expected = self._by_group(lambda tags: plug_in_thresholds(tags, self._objective))
         return self._blend(bagged, np.where(np.isnan(expected), self._grouped, expected))
 
     def _blend(self, own: Floats, base: Floats) -> Floats:
         """(P·own + 20·base) / (P + 20); own where an infinite score leaves no mean."""
-        share = self._positives / (self._positives + SHRINK)
+        # The variance of a tag's own threshold falls about as 1/P, while what it gains over its
+        # group's does not depend on P: hence the weight P/(P + 20).
+        share = self._positives / (self._positives + EQUAL_WEIGHT)
         both = np.isfinite(own) & np.isfinite(base)
         mean = share * np.where(both, own, 0) + (1 - share) * np.where(both, base, 0)
         return np.where(both, mean, np.where(self._positives > 0, own, base))

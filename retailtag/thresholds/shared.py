@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.ranking import Counts, RankedTag, between
 
-PIECES = 8  # into which an interval that may hold the best cut is divided
-_ROUNDING = 1e-12  # relative; sums over tags that differ by less are ties
+N_PIECES = 8  # into which an interval that may hold the best cut is divided
+ROUNDING = 1e-12  # relative; sums over tags that differ by less are ties
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
 def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> float:
-    r"""Threshold with the largest mean F-beta over the tags that have a positive.
+    """Threshold with the largest mean F-beta over the tags that have a positive.
 
     Parameters
     ----------
@@ -36,14 +36,8 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
     Notes
     -----
     Exact, by branch and bound over the distinct scores of all positives (the best cut is just
-    below one of them, as for a single tag). For every threshold between two candidates with
-    counts :math:`TP^+, FP^+` at the higher and :math:`TP^-` at the lower one,
-
-    .. math:: F_\beta \le \frac{(1+\beta^2)\,TP^-}{TP^- + FP^+ + \beta^2 P}
-
-    so an interval whose bounds' mean stays below the best mean found so far holds no better cut.
-    The others are divided and evaluated again until nothing lies between their ends. About the
-    square root of the number of candidates is evaluated.
+    below one of them, as for a single tag). About the square root of the number of candidates is
+    evaluated.
 
     References
     ----------
@@ -55,18 +49,24 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
         return float("nan")
     candidates = _distinct_hits(scored)  # negated, ascending: the highest threshold first
     positives = np.array([tag.positives for tag in scored])[:, None, None]
-    low, high = np.array([0]), np.array([len(candidates) - 1])
-    best, best_at = -1.0, 0
+    low = np.array([0])
+    high = np.array([len(candidates) - 1])
+    best = -1.0
+    best_at = 0
     while len(low):
         edges = _divide(low, high)
         tp, given = _counts(scored, candidates, edges)
         value = objective.f(tp, given, positives).mean(axis=0)
         best, best_at = _better(best, best_at, value, edges)
-        bound = objective.f(tp[..., 1:], tp[..., 1:] + (given - tp)[..., :-1], positives).mean(
-            axis=0
-        )
-        open_ = (bound >= best * (1 - _ROUNDING)) & (np.diff(edges) > 1)
-        low, high = edges[:, :-1][open_], edges[:, 1:][open_]
+        # Between a higher candidate with FP⁺ false positives and a lower one with TP⁻ positives
+        # F ≤ (1+b²)TP⁻ / (TP⁻ + FP⁺ + b²P): F grows with TP and falls with FP. An interval whose
+        # mean bound stays below the best mean so far holds no better cut; the others are divided.
+        lower_tp = tp[..., 1:]
+        higher_fp = (given - tp)[..., :-1]
+        bound = objective.f(lower_tp, lower_tp + higher_fp, positives).mean(axis=0)
+        undecided = (bound >= best * (1 - ROUNDING)) & (np.diff(edges) > 1)
+        low = edges[:, :-1][undecided]
+        high = edges[:, 1:][undecided]
     return _just_below(scored, candidates[best_at])
 
 
@@ -106,8 +106,8 @@ def _distinct_hits(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
 
 
 def _divide(low: Indices, high: Indices) -> Indices:
-    """Ends of the pieces of each interval of candidates, (n_intervals, PIECES + 1)."""
-    return low[:, None] + (high - low)[:, None] * np.arange(PIECES + 1) // PIECES
+    """Ends of the pieces of each interval of candidates, (n_intervals, N_PIECES + 1)."""
+    return low[:, None] + (high - low)[:, None] * np.arange(N_PIECES + 1) // N_PIECES
 
 
 def _counts(
@@ -123,8 +123,8 @@ def _counts(
 def _better(best: float, best_at: int, value: Floats, edges: Indices) -> tuple[float, int]:
     """The best mean so far and the highest threshold that reaches it."""
     top = max(best, float(value.max()))
-    ties = edges[value >= top * (1 - _ROUNDING)]
-    known = [best_at] if best >= top * (1 - _ROUNDING) else []
+    ties = edges[value >= top * (1 - ROUNDING)]
+    known = [best_at] if best >= top * (1 - ROUNDING) else []
     return top, int(min([*ties.tolist(), *known]))
 
 

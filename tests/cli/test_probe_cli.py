@@ -49,5 +49,5 @@ def test_probe_takes_rule_and_objective(tiny_csv, here, capsys):
     assert all(rule in shown for rule in RULES)
     assert run([*probe, "--objective", "precision:0.9"]) == 0
     assert "Threshold rules" not in capsys.readouterr().out
-    assert run([*probe, "--thresholds", "smoothed", "--objective", "precision:0.9"]) == 2
-    assert "--thresholds smoothed" in capsys.readouterr().err
+    assert run([*probe, "--thresholds", "bagged", "--objective", "precision:0.9"]) == 2
+    assert "--thresholds bagged" in capsys.readouterr().err

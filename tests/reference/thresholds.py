@@ -38,13 +38,6 @@ def largest_recall_at(precision, logits, labels):
     return max(found, default=None)
 
 
-def smoothed_f(threshold, logits, labels, h, beta=1.0):
-    """F-beta averaged over thresholds a normal of width h around this one, by quadrature."""
-    u = np.linspace(-5, 5, 201)
-    values = [f_at(threshold + h * x, logits, labels, beta) for x in u]
-    return np.average(values, weights=np.exp(-0.5 * u**2))
-
-
 def platt(scores, truth):
     """Slope and offset of the smoothed targets' largest likelihood, by a general optimiser."""
     from scipy.optimize import minimize

@@ -14,7 +14,7 @@ from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.probe import ProbeSettings, run_probe
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
-from retailtag.thresholds.tuning import Tuning, choose_rule, tune_thresholds
+from retailtag.thresholds.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_cross_fit_f1_shows_what_tuning_on_chance_earns(tiny):
     rows = tiny.rows("train")
     logits = np.random.default_rng(0).normal(size=tiny.table.labels[rows].shape).astype(np.float32)
     labels, group = tiny.table.labels[rows], tiny.table.group
-    tuned = tune_thresholds(logits, labels, group, "per-tag")
+    tuned = Tuning("per-tag").tune(logits, labels, group).thresholds
     found = threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
     assert found["tail"]["in_sample"] > found["tail"]["cross_fit"]
     assert found == threshold_f1(tiny, rows, logits, tuned, Tuning("per-tag"))
@@ -79,7 +79,7 @@ def test_the_choice_of_the_rule_is_cross_fitted_too(tiny):
     crossed = np.zeros(logits.shape, bool)
     for side in (0, 1):
         o = half != side
-        rule = choose_rule(logits[o], labels[o], group, fold[o]).rule
-        crossed[~o] = logits[~o] >= tune_thresholds(logits[o], labels[o], group, rule)
+        rule = Tuning().tune(logits[o], labels[o], group, fold[o]).rule
+        crossed[~o] = logits[~o] >= Tuning(rule).tune(logits[o], labels[o], group).thresholds
     f1 = f1_from_counts(tag_counts(crossed, labels))
     assert found["all"]["cross_fit"] == pytest.approx(np.nanmean(f1))

@@ -6,7 +6,7 @@ import pytest
 from retailtag.errors import ArtefactError, SplitOverlap, UsageError
 from retailtag.runs.foreign import Declared, foreign_predictions
 from retailtag.scoring.score import score_predictions
-from retailtag.thresholds.tuning import tune_thresholds
+from retailtag.thresholds.tuning import Tuning
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def test_tuned_thresholds_are_those_of_the_rule_on_the_tuning_split(shop, probab
     made = foreign_predictions(table, shop, Declared("probabilities", tune="shrunk"), "test")
     rows = shop.rows("val")
     logits = np.log(probabilities[rows] / (1 - probabilities[rows])).astype(np.float32)
-    expected = tune_thresholds(logits, shop.table.labels[rows], shop.table.group, "shrunk")
+    tuned = Tuning("shrunk").tune(logits, shop.table.labels[rows], shop.table.group)
+    expected = tuned.thresholds
     np.testing.assert_allclose(made.thresholds[::-1], expected, rtol=1e-4)
     assert set(made.fitted_ids) == set(shop.image_ids[shop.rows("train", "val")])
     card = score_predictions(made, shop, n_bootstrap=5)

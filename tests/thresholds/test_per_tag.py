@@ -1,15 +1,15 @@
-"""A tag's own threshold: averaged over replicates, smoothed."""
+"""A tag's own threshold: averaged over bootstrap replicates."""
 
 import numpy as np
 import pytest
 import reference_thresholds as reference
 
 from retailtag.thresholds.objectives import F1, Objective
-from retailtag.thresholds.per_tag import REPLICATES, Replicates, smoothed_thresholds
+from retailtag.thresholds.per_tag import N_REPLICATES, Replicates
 from retailtag.thresholds.plug_in import plug_in_thresholds
 from retailtag.thresholds.ranking import rank_tags
-from retailtag.thresholds.rules import Menu
-from retailtag.thresholds.tuning import tune_thresholds
+from retailtag.thresholds.rules import ThresholdRules
+from retailtag.thresholds.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def cells():
 def test_bagged_threshold_is_the_mean_over_repeated_images(cells, beta):
     """Each replicate written out: image at rank i as often as its Poisson count says."""
     logits, labels = cells
-    count = np.random.default_rng(9).poisson(1.0, (REPLICATES, 800))
+    count = np.random.default_rng(9).poisson(1.0, (N_REPLICATES, 800))
     replicates = Replicates(800, seed=9)
     for j, tag in enumerate(rank_tags(logits, labels)):
         order = [i for i in np.argsort(-logits[:, j]) if labels[i, j] >= 0]
@@ -52,9 +52,9 @@ def test_bagged_rule_shrinks_the_mean_to_the_plug_in(cells):
     replicates = Replicates(max(len(tag.negated) for tag in tags), seed=3)
     own = np.array([replicates.threshold(tag, F1) for tag in tags])
     expected = (positives * own + 20 * plug_in_thresholds(tags, F1)) / (positives + 20)
-    found = tune_thresholds(logits, labels, group, "bagged", seed=3)
+    found = Tuning("bagged", seed=3).tune(logits, labels, group).thresholds
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    other = tune_thresholds(logits, labels, group, "bagged", seed=4)
+    other = Tuning("bagged", seed=4).tune(logits, labels, group).thresholds
     assert (other != found).any()
 
 
@@ -63,28 +63,6 @@ def test_replicates_without_a_positive_have_no_threshold_and_the_rule_takes_the_
     never = Replicates(2, seed=0)
     never._weight[:], never._total[:] = 0, 0
     assert np.isnan(never.threshold(tag, F1))
-    menu = Menu([tag], np.array(["tail"]), F1, never)
+    rules = ThresholdRules([tag], np.array(["tail"]), F1, never)
     own, plug_in = 0.5, plug_in_thresholds([tag], F1)[0]
-    assert menu.thresholds("bagged")[0] == pytest.approx((own + 20 * plug_in) / 21)
-
-
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_smoothed_threshold_maximises_the_smoothed_curve(cells, beta):
-    logits, labels = cells
-    tags = rank_tags(logits, labels)
-    positive = [logits[labels[:, j] == 1, j].astype(np.float64) for j in range(3)]
-    squares = sum(((z - z.mean()) ** 2).sum() for z in positive)
-    s = np.sqrt(squares / sum(len(z) - 1 for z in positive))
-    found = smoothed_thresholds(tags, Objective(beta=beta))
-    for j, threshold in enumerate(found):
-        h = 0.45 * s * len(positive[j]) ** -0.2
-        grid = np.linspace(logits.min(), logits.max() + 1, 60)
-        curve = [reference.smoothed_f(t, logits[:, j], labels[:, j], h, beta) for t in grid]
-        reached = reference.smoothed_f(threshold, logits[:, j], labels[:, j], h, beta)
-        assert reached >= 0.995 * max(curve)
-
-
-def test_smoothing_without_any_spread_is_the_own_threshold():
-    logits = np.array([[1.0, 3.0], [0.0, 2.0]], np.float32)
-    labels = np.array([[1, 1], [0, 0]], np.int8)
-    assert smoothed_thresholds(rank_tags(logits, labels), F1).tolist() == [0.5, 2.5]
+    assert rules.thresholds("bagged")[0] == pytest.approx((own + 20 * plug_in) / 21)

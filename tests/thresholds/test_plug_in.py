@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import reference_thresholds as reference
+from scipy.special import expit
 
-from retailtag.statistics.platt import expit
 from retailtag.thresholds.objectives import F1, Objective
 from retailtag.thresholds.per_tag import Replicates
-from retailtag.thresholds.plug_in import Histogram, fit_platt, plug_in_thresholds
+from retailtag.thresholds.plug_in import Histogram, plug_in_thresholds
 from retailtag.thresholds.ranking import rank_tags
-from retailtag.thresholds.tuning import tune_thresholds
+from retailtag.thresholds.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def cells():
 
 def test_binned_fit_is_that_of_all_cells(cells):
     logits, labels = cells
-    slope, offset = fit_platt(Histogram.of(rank_tags(logits, labels)))
+    slope, offset = Histogram.of(rank_tags(logits, labels)).platt()
     known = labels >= 0
     expected = reference.platt(logits[known].astype(np.float64), labels[known] == 1)
     np.testing.assert_allclose([slope, offset], expected, rtol=2e-3)
@@ -45,7 +45,7 @@ def test_histogram_holds_every_cell_once_and_keeps_the_mean(cells):
 def test_plug_in_threshold_maximises_the_expected_f(cells, beta):
     logits, labels = cells
     tags = rank_tags(logits, labels)
-    slope, offset = fit_platt(Histogram.of(tags))
+    slope, offset = Histogram.of(tags).platt()
     found = plug_in_thresholds(tags, Objective(beta=beta))
     for j, threshold in enumerate(found):
         z = logits[labels[:, j] >= 0, j].astype(np.float64)
@@ -57,7 +57,7 @@ def test_plug_in_threshold_maximises_the_expected_f(cells, beta):
 
 def test_separated_scores_have_a_finite_slope():
     logits = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
-    slope, offset = fit_platt(Histogram.of(rank_tags(logits, (logits > 0.5).astype(np.int8))))
+    slope, offset = Histogram.of(rank_tags(logits, (logits > 0.5).astype(np.int8))).platt()
     expected = reference.platt(logits[:, 0].astype(np.float64), logits[:, 0] > 0.5)
     np.testing.assert_allclose([slope, offset], expected, rtol=1e-3)
 
@@ -67,9 +67,10 @@ def test_scores_that_mean_the_opposite_have_no_plug_in():
     labels = (logits < 0).astype(np.int8)
     assert np.isnan(plug_in_thresholds(rank_tags(logits, labels), Objective())).all()
     group, tag = np.array(["tail"]), rank_tags(logits, labels)[0]
-    base = tune_thresholds(logits, labels, group, "group")[0]  # in the plug-in's place
+    base = Tuning("group").tune(logits, labels, group).thresholds[0]  # in the plug-in's place
     expected = (20 * Replicates(40, 0).threshold(tag, F1) + 20 * base) / 40
-    assert tune_thresholds(logits, labels, group, "bagged")[0] == pytest.approx(expected)
+    bagged = Tuning("bagged").tune(logits, labels, group).thresholds[0]
+    assert bagged == pytest.approx(expected)
 
 
 def test_one_wild_score_does_not_spoil_the_fit(cells):
