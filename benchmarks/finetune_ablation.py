@@ -45,7 +45,7 @@ from retailtag.bakeoffs.run import pair_folder
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli.main import run as command
-from retailtag.extraction.embed import identity
+from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import find_store
 from retailtag.files import slug
 from retailtag.finetuning.config import FinetuneConfig

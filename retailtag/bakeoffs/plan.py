@@ -23,7 +23,7 @@ from retailtag.bakeoffs.pairs import (
 )
 from retailtag.bakeoffs.run import STRATEGIES, BakeoffSettings
 from retailtag.catalog.catalog import Catalog
-from retailtag.extraction.engines import FEW
+from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL
 from retailtag.probes.artefact import Probe
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.scaling import parse_scales
@@ -239,7 +239,7 @@ class _Planner:
         if request.engine != AUTO:
             name = best_name(request.engine, request.precision or "exact", self.settings.device)
             return str(name)
-        return str(EAGER) if new < FEW else "by the fastest engine"
+        return str(EAGER) if new < MIN_IMAGES_FOR_TRIAL else "by the fastest engine"
 
     def _probe_seconds(self, cost: Cost) -> float:
         n, n_tags = len(self.catalog.rows("train")), len(self.catalog.table.tags)

@@ -80,7 +80,7 @@ def extract(
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Do part I of N equal parts, in a folder part-I-of-N; features merge joins them.",
+            help="Extract shard I of N, in a folder shard-I-of-N; features merge joins the shards.",
         ),
     ] = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
@@ -95,14 +95,14 @@ def extract(
     from retailtag.extraction.embed import Loading
     from retailtag.extraction.engines import EngineRequest, choose_engine
     from retailtag.extraction.extract import extract_together
-    from retailtag.extraction.shards import ALL, Part
+    from retailtag.extraction.shards import WHOLE, Shard
 
     output = Output(json, quiet)
     request = EngineRequest(engine, precision)
     ids = list(dict.fromkeys([*(backbone or []), *split_list(backbones)]))
     if not ids:
         raise UsageError("--backbone is missing; name at least one, such as demo:cnn.")
-    part = ALL if shard is None else Part.parse(shard)
+    share = WHOLE if shard is None else Shard.parse(shard)
     local = weights_by_backbone(weights, ids)
     catalog = read_catalog(
         catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
@@ -118,7 +118,7 @@ def extract(
             request,
             dtype=dtype,
             loading=loading,
-            part=part,
+            shard=share,
             progress=output.progress,
         )
         for i in ids
@@ -134,14 +134,14 @@ def extract(
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
         recompute=recompute,
-        part=part,
+        shard=share,
         progress=output.progress,
     )
     output.print(_table(summaries))
     output.print(_stages(summaries))
     for s in summaries:
         output.print(Text(_costs(s)))
-    if part != ALL:
+    if share != WHOLE:
         output.print(_how_to_join(features, summaries))
     stores = [
         {**s.to_json(), **chosen.to_json()} for s, chosen in zip(summaries, engines, strict=True)
@@ -185,13 +185,13 @@ def _stages(summaries: list[ExtractSummary]) -> Table:
 
 
 def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
-    """Commands that make one store of the parts, once every part is there."""
-    parts = f"{features}/{summaries[0].store.path.parent.name}"
-    every = re.sub(r"part-\d+-of-", "part-*-of-", parts)
+    """Commands that merge the shards, once all are there."""
+    shard = f"{features}/{summaries[0].store.path.parent.name}"
+    every = re.sub(r"shard-\d+-of-", "shard-*-of-", shard)
     commands = [
         f"  retailtag features merge {features} {every}/{s.store.path.name}" for s in summaries
     ]
-    return Text("\n".join(["When every part is here:", *commands]))
+    return Text("\n".join(["When every shard is here:", *commands]))
 
 
 def _costs(s: ExtractSummary) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.catalog.catalog import Catalog
-    from retailtag.extraction.garbage import Plan
+    from retailtag.extraction.garbage import CollectionPlan
     from retailtag.extraction.verify import Verdict
     from retailtag.store.inventory import StoreFacts
 
@@ -167,16 +167,16 @@ def gc(
     output = Output(json, quiet)
     if not (catalogue or stores):
         raise UsageError("Give --catalogue, what is still used, or --stores, what is to go.")
-    doomed = [FeatureStore.identify(find_named(features, name)) for name in stores or []]
+    whole_stores = [FeatureStore.identify(find_named(features, name)) for name in stores or []]
     catalogs = [_read(path, attributes, images) for path in catalogue or []]
     plan = plan_collection(
-        features, catalogs, doomed, workers=default_workers(workers), progress=output.progress
+        features, catalogs, whole_stores, workers=default_workers(workers), progress=output.progress
     )
     output.print(_freed(plan))
     for sentence in plan.skipped.values():
         typer.echo(f"Left as it is: {sentence}", err=True)
     done = bool(plan) and (yes or _confirmed())
-    freed = plan.carry_out() if done else 0
+    freed = plan.apply() if done else 0
     if done:
         output.print(f"{freed / 1e6:,.1f} MB freed.")
     output.result({**plan.to_json(), "done": done, "freed": freed})
@@ -312,7 +312,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _freed(plan: Plan) -> Table | str:
+def _freed(plan: CollectionPlan) -> Table | str:
     """One row a store: what would go."""
     if not plan:
         return "There is nothing to free."
@@ -321,6 +321,6 @@ def _freed(plan: Plan) -> Table | str:
     for store, waste in plan.waste:
         counts = (waste.n_unused, waste.n_superseded, waste.n_leftovers)
         table.add_row(store.path.name, *(f"{n:,}" for n in counts), f"{waste.n_bytes / 1e6:,.1f}")
-    for store in plan.doomed:
+    for store in plan.whole_stores:
         table.add_row(f"{store.path.name}, all of it", "", "", "", f"{store.nbytes / 1e6:,.1f}")
     return table

@@ -277,7 +277,7 @@ def _carry_out(
     """Search, train under one seed or several, and tell; `repeats` are settings and seeds."""
     from retailtag.backbones import load_backbone, resolve_id
     from retailtag.bakeoffs.run import pair_folder
-    from retailtag.extraction.embed import identity
+    from retailtag.extraction.embedder import identity
     from retailtag.extraction.engines import find_store
     from retailtag.probes.artefact import Probe
     from retailtag.runs.finetune import run_finetune, run_seeds

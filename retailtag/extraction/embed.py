@@ -1,4 +1,4 @@
-"""The unit of work of an extraction: one block of images, embedded."""
+"""Embed blocks of images, each image read and decoded once for all backbones."""
 
 from __future__ import annotations
 
@@ -8,56 +8,22 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import tee
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.backbones.preprocess import with_truncated
-from retailtag.extraction.costs import Cost
+from retailtag.extraction.costs import ExtractCost
+from retailtag.extraction.embedder import Embedder
 from retailtag.extraction.forward import Forward
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.loader import Batch, Failure, PreprocessFn, Request, load_views
 from retailtag.images.sources import ImageSource
-from retailtag.store import FeatureSpec
 
 if TYPE_CHECKING:
     import torch
 
-
-class Embedder(Protocol):
-    """What `extract` needs: a backbone, or an engine that computes one."""
-
-    @property
-    def id(self) -> str:
-        """Resolved id."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Length of one embedding."""
-        ...
-
-    @property
-    def preprocess(self) -> PreprocessFn:
-        """PIL image (RGB) to uint8 (3, h, w)."""
-        ...
-
-    def spec(self, *, dtype: str = ...) -> FeatureSpec:
-        """Identity of the embeddings under a stored dtype; it names the engine."""
-        ...
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
-        ...
-
-
-def identity(
-    backbone: Embedder, dtype: str = "float32", *, allow_truncated: bool = False
-) -> FeatureSpec:
-    """Identity of a backbone's embeddings; which damaged files were accepted is part of it."""
-    spec = backbone.spec(dtype=dtype)
-    return with_truncated(spec) if allow_truncated else spec
+BATCHES_AHEAD = 2  # decoded before the model asks for them; more would only take memory
 
 
 @dataclass(frozen=True)
@@ -84,7 +50,7 @@ class Block:
         One row each.
     failures : list of Failure
         The other rows of the block.
-    cost : Cost
+    cost : ExtractCost
         What computing it took.
     """
 
@@ -92,18 +58,15 @@ class Block:
     sha256: list[str]
     embeddings: NDArray[np.float32]
     failures: list[Failure]
-    cost: Cost
+    cost: ExtractCost
 
 
-Watch = Callable[[int, int, Cost], None]
+OnBatch = Callable[[int, int, ExtractCost], None]
+"""Called after each batch with embeddings computed, unreadable images, and the cost."""
 
 
-def unwatched(n_done: int, n_failed: int, cost: Cost) -> None:
-    """Watch that nobody keeps."""
-
-
-class Work(NamedTuple):
-    """A block of rows, and the models that want its embeddings."""
+class BlockRequest(NamedTuple):
+    """A block of rows, and the models that need its embeddings."""
 
     rows: NDArray[np.intp]
     models: tuple[Forward, ...]
@@ -115,161 +78,154 @@ def embed_block(
     backbone: Embedder,
     loading: Loading,
 ) -> Block:
-    """Embed one block of images: the unit of work, the same whoever calls it.
+    """Embed one block of images: the readable ones in order, and the failures.
 
     The result depends on the images' bytes and the backbone alone, as far as the engine gives an
     image the same embedding in every batch.
-
-    Parameters
-    ----------
-    images : ImageSource
-        Gives the bytes of a row.
-    rows : sequence of int
-        Rows of the block, in order.
-    backbone : Embedder
-        The model.
-    loading : Loading
-        How to read.
-
-    Returns
-    -------
-    Block
-        Embeddings of the readable images, and the failures.
     """
     model = Forward(backbone, loading.batch_size)
-    work = [Work(np.asarray(rows, np.intp), (model,))]
-    (((_, block),),) = embed_blocks(images, work, loading)
+    request = BlockRequest(np.asarray(rows, np.intp), (model,))
+    (((_, block),),) = embed_blocks(images, [request], loading)
     return block
 
 
 def embed_blocks(
-    images: ImageSource, work: Iterable[Work], loading: Loading, watch: Watch = unwatched
+    images: ImageSource,
+    requests: Iterable[BlockRequest],
+    loading: Loading,
+    on_batch: OnBatch | None = None,
 ) -> Generator[list[tuple[Forward, Block]], None, None]:
-    """Yield each model with its block for each piece of work; every image is read and decoded once.
-
-    Images are decoded ahead across the bounds of blocks, so that the model does not wait at the
-    end of one, and no more than a few batches ahead, so that memory does not grow with their
-    number. Each block is the one that `embed_block` gives.
+    """Yield the blocks of each request, one per model, each image read and decoded once.
 
     Parameters
     ----------
     images : ImageSource
         Gives the bytes of a row.
-    work : iterable of Work
-        Asked for in order, as far ahead as needed.
+    requests : iterable of BlockRequest
+        Consumed in order, as far ahead as decoding needs.
     loading : Loading
         How to read.
-    watch : callable
-        Told of each batch: embeddings done, images that could not be read, and the cost.
+    on_batch : callable, optional
+        See `OnBatch`.
 
     Yields
     ------
     list of (Forward, Block)
-        In the order of the work's models.
+        In the order of the request's models.
+
+    Notes
+    -----
+    Images are decoded ahead across the bounds of blocks, so that the model does not wait at the
+    end of a block, and only a few batches ahead, so that memory does not grow with their number.
     """
-    calls = (call for piece in work for call in _calls(piece, loading.batch_size))
-    with closing(_launched(images, calls, loading)) as launched:
-        piles: list[_Pile] = []
-        for begun in launched:
-            call = begun.call
-            piles = piles or [_Pile(model) for model in call.models]
-            together = zip(piles, begun.batches, begun.parts, begun.costs, strict=True)
-            costs = [pile.add(batch, parts, cost) for pile, batch, parts, cost in together]
-            watch(
-                len(call.rows) * len(call.models),
-                len(begun.batches[0].failures),
-                sum(costs, Cost()),
-            )
-            if call.is_last:
-                yield [(pile.model, pile.block()) for pile in piles]
-                piles = []
+    # A batch never spans two blocks. Which images share a forward pass therefore follows from
+    # the block's rows and the batch size alone, not from the other backbones that the same
+    # decoded pixels go to: a store filled together with others equals one filled alone.
+    batches = (b for request in requests for b in _batches(request, loading.batch_size))
+    with closing(_started_batches(images, batches, loading)) as started:
+        builders: list[_BlockBuilder] = []
+        for running in started:
+            request = running.request
+            builders = builders or [_BlockBuilder(model) for model in request.models]
+            costs = [
+                builder.add(batch, outputs, cost)
+                for builder, batch, outputs, cost in zip(
+                    builders, running.inputs, running.outputs, running.costs, strict=True
+                )
+            ]
+            if on_batch is not None:
+                n_unreadable = len(running.inputs[0].failures)  # alike for every model
+                n_embedded = len(request.rows) * len(request.models)
+                on_batch(n_embedded, n_unreadable, sum(costs, ExtractCost()))
+            if request.ends_block:
+                yield [(builder.model, builder.block()) for builder in builders]
+                builders = []
 
 
-class _Call(NamedTuple):
-    """One batch of a piece of work."""
+class _BatchRequest(NamedTuple):
+    """One batch of a block."""
 
     rows: NDArray[np.intp]
     models: tuple[Forward, ...]
-    is_last: bool
+    ends_block: bool
 
     @property
     def steps(self) -> tuple[PreprocessFn, ...]:
-        """Preprocessings that differ in their pixels."""
+        """The distinct preprocessings of the models."""
         return tuple(dict.fromkeys(map(_pixels_of, self.models)))
 
 
 def _pixels_of(model: Forward) -> PreprocessFn:
-    """The preprocessing of a model without what comes after the pixels."""
+    """Preprocessing up to the pixels: models that differ only in what follows share it."""
     own = model.backbone.preprocess
     return getattr(own, "same_pixels", own)
 
 
-def _calls(piece: Work, batch_size: int) -> Iterator[_Call]:
-    n = len(piece.rows)
-    for at in range(0, max(n, 1), batch_size):
-        end = min(at + batch_size, n)
-        yield _Call(piece.rows[at:end], piece.models, end == n)
+def _batches(request: BlockRequest, batch_size: int) -> Iterator[_BatchRequest]:
+    n = len(request.rows)
+    for start in range(0, max(n, 1), batch_size):
+        end = min(start + batch_size, n)
+        yield _BatchRequest(request.rows[start:end], request.models, end == n)
 
 
-class _Begun(NamedTuple):
-    """One batch on its way through every model of its call."""
+class _RunningBatch(NamedTuple):
+    """A batch whose models have been started; one entry per model."""
 
-    call: _Call
-    batches: list[Batch]
-    parts: list[list[torch.Tensor]]
-    costs: list[Cost]
+    request: _BatchRequest
+    inputs: list[Batch]
+    outputs: list[list[torch.Tensor]]
+    costs: list[ExtractCost]
 
 
-def _launched(
-    images: ImageSource, calls: Iterable[_Call], loading: Loading
-) -> Generator[_Begun, None, None]:
-    """Begin each call in order.
-
-    On a GPU each is given on only when the next has begun: the device always has work while the
-    host fetches results and puts batches together.
-    """
-    coming, calls = tee(calls)
+def _started_batches(
+    images: ImageSource, requests: Iterable[_BatchRequest], loading: Loading
+) -> Generator[_RunningBatch, None, None]:
+    """Load each batch, start its models, and yield it in order."""
+    coming, requests = tee(requests)
     views = load_views(
         images,
-        (Request(call.rows, call.steps) for call in coming),
-        ahead=2 * loading.batch_size,
+        (Request(request.rows, request.steps) for request in coming),
+        ahead=BATCHES_AHEAD * loading.batch_size,
         workers=loading.workers,
         max_pixels=loading.max_pixels,
         allow_truncated=loading.allow_truncated,
     )
-    waiting: deque[_Begun] = deque()
+    waiting: deque[_RunningBatch] = deque()
     with closing(views):
-        for call in calls:
-            waiting.append(_begin(call, views))
-            behind = 1 if any(model.is_asynchronous for model in call.models) else 0
+        for request in requests:
+            waiting.append(_start(request, views))
+            # A batch on a GPU is handed on only once the next one has been started: the device
+            # then has work while the host fetches results and collates images.
+            behind = 1 if any(model.is_asynchronous for model in request.models) else 0
             if len(waiting) > behind:
                 yield waiting.popleft()
         yield from waiting
 
 
-def _begin(call: _Call, views: Iterator[tuple[Batch, ...]]) -> _Begun:
-    """Wait for the pixels of a call and start its models."""
+def _start(request: _BatchRequest, views: Iterator[tuple[Batch, ...]]) -> _RunningBatch:
+    """Wait for the pixels of a batch and start its models."""
     start = time.perf_counter()
-    by_step = dict(zip(call.steps, next(views), strict=True))
+    by_step = dict(zip(request.steps, next(views), strict=True))
     any_view = next(iter(by_step.values()))
-    loaded = Cost(
+    # Reading and decoding are done once: each model bears an equal share of them.
+    loading_share = ExtractCost(
         read_seconds=any_view.read_seconds,
         decode_seconds=any_view.decode_seconds,
         wait_seconds=time.perf_counter() - start,
-    ).shared_by(len(call.models))
-    begun = _Begun(call, [], [], [])
-    for model in call.models:
+    ).shared_by(len(request.models))
+    running = _RunningBatch(request, [], [], [])
+    for model in request.models:
         batch = by_step[_pixels_of(model)]
         start = time.perf_counter()
-        begun.parts.append(model.start(batch.pixels))
+        running.outputs.append(model.start(batch.pixels))
         seconds = time.perf_counter() - start
-        begun.batches.append(batch)
-        begun.costs.append(replace(loaded, n_computed=len(batch), model_seconds=seconds))
-    return begun
+        running.inputs.append(batch)
+        running.costs.append(replace(loading_share, n_computed=len(batch), model_seconds=seconds))
+    return running
 
 
-class _Pile:
-    """What has been embedded of a block so far, by one model."""
+class _BlockBuilder:
+    """The batches of a block embedded so far, by one model."""
 
     def __init__(self, model: Forward) -> None:
         self.model = model
@@ -277,26 +233,26 @@ class _Pile:
         self._sha256: list[str] = []
         self._embeddings = [np.empty((0, model.backbone.dim), np.float32)]
         self._failures: list[Failure] = []
-        self._cost = Cost()
+        self._cost = ExtractCost()
 
-    def add(self, batch: Batch, parts: list[torch.Tensor], cost: Cost) -> Cost:
-        """Take the results of a batch, whose pixels are let go; what it cost in all."""
+    def add(self, batch: Batch, outputs: list[torch.Tensor], cost: ExtractCost) -> ExtractCost:
+        """Wait for the outputs of a batch and take them; returns the batch's whole cost."""
         start = time.perf_counter()
-        self._embeddings.append(self.model.finish(parts))
+        self._embeddings.append(self.model.finish(outputs))
         self._rows.append(batch.rows)
         self._sha256 += batch.sha256
         self._failures += batch.failures
-        cost += Cost(model_seconds=time.perf_counter() - start)
+        cost += ExtractCost(model_seconds=time.perf_counter() - start)
         cost = replace(cost, seconds=cost.wait_seconds + cost.model_seconds)
         self._cost += cost
         return cost
 
     def block(self) -> Block:
-        """All of it."""
+        """The whole block."""
         return Block(
-            np.concatenate(self._rows),
-            self._sha256,
-            np.concatenate(self._embeddings),
-            self._failures,
-            self._cost,
+            rows=np.concatenate(self._rows),
+            sha256=self._sha256,
+            embeddings=np.concatenate(self._embeddings),
+            failures=self._failures,
+            cost=self._cost,
         )

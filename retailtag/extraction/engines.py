@@ -1,7 +1,7 @@
-"""Which engine computes a catalogue's embeddings, and which store of several is read.
+"""Which engine computes a catalogue's embeddings, and which of several stores is read.
 
-An extraction goes on with the engine of the store that it continues; a new one tries the engines
-on a sample of its own images. Later stages choose none: they read the store that there is.
+An extraction that continues a store uses that store's engine; a new one tries the engines on a
+sample of its images. Later stages choose no engine: they read the store that exists.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from retailtag.backbones.engines.names import check_engine
 from retailtag.backbones.engines.trial import Bench, Trial, fastest, too_far
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import StaleFeatures, Unavailable
-from retailtag.extraction.embed import Embedder, Loading, identity
-from retailtag.extraction.extract import BLOCK_ROWS, check_extraction
-from retailtag.extraction.shards import ALL, Part
+from retailtag.extraction.embed import Loading
+from retailtag.extraction.embedder import Embedder, identity
+from retailtag.extraction.extract import IMAGES_PER_BLOCK, check_extraction
+from retailtag.extraction.shards import WHOLE, Shard
 from retailtag.images.loader import load_batches
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
     from retailtag.backbones.backbone import Backbone
 
-SAMPLE = 32  # images that engines are tried on
-FEW = 256  # below this many images nothing is tried
+TRIAL_IMAGES = 32  # images that engines are timed and compared on
+# Building an engine takes 1 to 8 s (results/LOG.md): eager computes fewer images than this in
+# about the time that the trials take.
+MIN_IMAGES_FOR_TRIAL = 256
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,7 @@ class EngineRequest:
         return asked and (name.exact or self.precision != "exact")
 
     def order(self, spec: FeatureSpec) -> tuple[bool, bool, str]:
-        """Sort key of identities that serve: exact before reduced (``fast``: after), eager first.
-
-        Notes
-        -----
-        Who asks for ``fast`` and has both gets the fast one.
-        """
+        """Sort key of allowed identities: exact before reduced (``fast``: after), eager first."""
         name = EngineName.parse(spec.engine)
         return name.exact == (self.precision == "fast"), name.engine != EAGER.engine, spec.engine
 
@@ -90,7 +88,7 @@ class ChosenEngine:
     why : str
         In a few words.
     trials : tuple of Trial
-        Engines that were tried or passed over; empty where none was.
+        Engines that were tried or skipped; empty if there was no trial.
     """
 
     embedder: Embedder
@@ -109,10 +107,10 @@ class ChosenEngine:
 def stores_of(
     features: Path, spec: FeatureSpec, request: EngineRequest = ANY
 ) -> list[FeatureStore]:
-    """Stores under `features` that hold rows and differ from `spec` in the engine alone.
+    """Stores in `features` with rows whose identity differs from `spec` at most in the engine.
 
-    Those that serve the request, the preferred one first: exact before reduced arithmetic (the
-    other way round under ``fast``), then eager, then by name.
+    Only those that the request allows, the preferred one first: exact before reduced arithmetic
+    (the other way round under ``fast``), then eager, then by name.
     """
     found = [
         store
@@ -139,22 +137,22 @@ def find_store(
     features : Path
         Folder of the feature stores.
     spec : FeatureSpec
-        Its identity but for the engine.
+        Identity of the store; its engine is ignored.
     request : EngineRequest
-        What engines are allowed.
+        Which engines are allowed.
     fitted : str, optional
-        Digest of the identity that a probe was fitted on: that store first, if it is there.
+        Digest of the identity that a probe was fitted on; that store is preferred.
     progress : Progress
-        Told which one was taken of several.
+        Says which store is read if there are several.
 
     Raises
     ------
     DataError
-        If there is none of this backbone.
+        If the backbone has no store.
     StaleFeatures
-        If there are only others, of another identity or engine than asked for.
+        If its stores have another identity, or another engine than requested.
     ArtefactError
-        If it is damaged.
+        If the store is damaged.
     """
     stores = stores_of(features, spec, request)
     if not stores:
@@ -164,8 +162,8 @@ def find_store(
     if len(stores) > 1:
         others = ", ".join(s.spec.engine for s in stores if s is not taken)
         progress.say(
-            f"{spec.backbone}: reading the embeddings of {taken.spec.engine} (also there: "
-            f"{others}; --engine and --precision choose)."
+            f"{spec.backbone}: reading the embeddings of {taken.spec.engine} (also stored: "
+            f"{others}; choose with --engine and --precision)."
         )
     return FeatureStore.open(taken.path, taken.spec)
 
@@ -177,8 +175,8 @@ def _refuse_other_engines(features: Path, spec: FeatureSpec, request: EngineRequ
             f" --precision {request.precision}" if request.precision else ""
         )
         raise StaleFeatures(
-            f"{features} holds features of {spec.backbone} by {', '.join(others)}, not by what "
-            f"{asked} asks for; drop these options, or run extract with them."
+            f"{features} holds features of {spec.backbone} computed by {', '.join(others)}, which "
+            f"{asked} excludes; drop these options, or run extract with them."
         )
 
 
@@ -190,7 +188,7 @@ def choose_engine(
     *,
     dtype: str = "float32",
     loading: Loading | None = None,
-    part: Part = ALL,
+    shard: Shard = WHOLE,
     progress: Progress = SILENT,
 ) -> ChosenEngine:
     """Choose what computes a backbone's embeddings of a catalogue.
@@ -201,16 +199,16 @@ def choose_engine(
         Its images are the sample.
     backbone : Backbone
     features : Path
-        Folder of the feature stores: an engine whose store is there, with rows, goes on.
+        Folder of the feature stores; a store with rows is continued by its own engine.
     request : EngineRequest, optional
     dtype : str
         Of the stored embeddings.
     loading : Loading, optional
         How images will be read.
-    part : Part
-        Part of the catalogue that this machine does.
+    shard : Shard
+        Share of the catalogue that this machine extracts.
     progress : Progress
-        Told what was chosen and why.
+        Says what was chosen and why.
 
     Returns
     -------
@@ -219,31 +217,29 @@ def choose_engine(
     Raises
     ------
     UsageError
-        If `loading` or `dtype` is none that can be used.
+        If `loading` or `dtype` is out of range.
     Unavailable
-        If the engine asked for, or that of the store to be continued, cannot run here, or is too
-        far from eager float32 on the sample.
+        If the requested engine, or that of the store to continue, cannot run here, or its
+        embeddings of the sample are too far from those of eager float32.
 
     Notes
     -----
-    The choice depends on measured times, and so may differ between two runs into two folders. In
-    one folder it stands: the identity of the first store with rows decides. Parts of one
-    catalogue must agree without talking, so they take eager float32 unless a store is there or
-    an engine is named.
+    The choice depends on measured times and so may differ between two folders. Within one folder
+    it is final: the first store with rows decides. Shards of one catalogue must agree without
+    communicating, so they use eager float32 unless they continue a store or an engine is named.
     """
     request, loading = request or EngineRequest(), loading or Loading()
     check_extraction(loading.batch_size, loading.workers, dtype)
-    rows = part.rows(len(catalog), BLOCK_ROWS)
+    rows = shard.rows(len(catalog), IMAGES_PER_BLOCK)
     chooser = _Chooser(catalog, backbone, request, loading, rows)
-    root = features if part == ALL else Path(features) / part.folder
     spec = identity(backbone, dtype, allow_truncated=loading.allow_truncated)
-    held = stores_of(root, spec, request)
-    if held:
-        chosen = chooser.continued(held[0])
+    stores = stores_of(shard.root(features), spec, request)
+    if stores:
+        chosen = chooser.continued(stores[0])
     elif request.engine != AUTO:
-        chosen = chooser.asked_for()
-    elif part != ALL:
-        why = "parts must agree: name another with --engine for all of them"
+        chosen = chooser.requested()
+    elif shard != WHOLE:
+        why = "shards must agree: name another with --engine for all of them"
         chosen = ChosenEngine(backbone, why)
     else:
         chosen = chooser.measured()
@@ -263,43 +259,44 @@ class _Chooser:
     rows: NDArray[np.intp]
 
     def continued(self, store: FeatureStore) -> ChosenEngine:
-        """The engine of a store that is there, compared again if there are new images for it."""
+        """The engine of an existing store, compared again if there are new images for it."""
         name = EngineName.parse(store.spec.engine)
         try:
             embedder = embedder_of(self.backbone, name)
         except Unavailable as error:
             raise Unavailable(
-                f"{store.path} cannot be continued: {error} Go on where that engine runs, or start "
-                "a store of its own with --engine and --precision."
+                f"{store.path} cannot be continued: {error} Continue where that engine runs, or "
+                "start another store with --engine and --precision."
             ) from error
         if name != EAGER and self._has_new_images(store):
             self._check(name, embedder)
         return ChosenEngine(embedder, f"that of {store.path}, which is continued")
 
-    def asked_for(self) -> ChosenEngine:
-        """The engine named by the user, if it is near enough."""
+    def requested(self) -> ChosenEngine:
+        """The engine named by the user, if it is accurate enough."""
         precision = self.request.precision or "exact"
         embedder = with_engine(self.backbone, self.request.engine, precision)
         name = EngineName.parse(embedder.spec().engine)
         self._check(name, embedder)
-        return ChosenEngine(embedder, "as asked for")
+        return ChosenEngine(embedder, "as requested")
 
     def measured(self) -> ChosenEngine:
-        """The fastest on a sample, of those that are near enough."""
+        """The fastest on a sample of those that are accurate enough."""
         from retailtag.backbones.engines.embedder import EngineEmbedder
 
-        if len(self.rows) < FEW:
-            return ChosenEngine(self.backbone, f"nothing is tried below {FEW} images")
+        if len(self.rows) < MIN_IMAGES_FOR_TRIAL:
+            why = f"no trial below {MIN_IMAGES_FOR_TRIAL} images"
+            return ChosenEngine(self.backbone, why)
         pixels = self._sample()
         if not len(pixels):
             return ChosenEngine(self.backbone, "no image of the sample could be read")
         precision, device = self.request.precision or "exact", self.backbone.device.type
         names = candidates(precision, device)
-        missing = {name: why_unavailable(name, device) for name in names}
-        made = {name: embedder_of(self.backbone, name) for name in names if not missing[name]}
-        engines = {n: engine for n, engine in made.items() if isinstance(engine, EngineEmbedder)}
+        problems = {name: why_unavailable(name, device) for name in names}
+        available = {n: embedder_of(self.backbone, n) for n in names if not problems[n]}
+        engines = {n: e for n, e in available.items() if isinstance(e, EngineEmbedder)}
         trials = Bench(pixels, self.backbone, precision).try_all(engines, len(self.rows))
-        trials += [Trial(name, problem=why) for name, why in missing.items() if why]
+        trials += [Trial(name, problem=problem) for name, problem in problems.items() if problem]
         best = fastest(trials)
         return ChosenEngine(engines.get(best.name, self.backbone), _why(trials), tuple(trials))
 
@@ -309,6 +306,8 @@ class _Chooser:
 
     def _check(self, name: EngineName, embedder: Embedder) -> None:
         """Refuse an engine whose embeddings of the sample are not those of eager float32."""
+        # Also when a store is continued: it may come from another machine, where the same engine
+        # used other kernels.
         if name == EAGER or not len(pixels := self._sample()):
             return
         precision = "exact" if name.exact else "fast"
@@ -320,16 +319,16 @@ class _Chooser:
             )
 
     def _sample(self) -> torch.Tensor:
-        """Pixels uint8 (n, 3, h, w) of images spread over the rows, without unreadable ones."""
+        """Pixels uint8 (n, 3, h, w) of readable images spread evenly over the rows."""
         import torch
 
-        places = np.unique(np.linspace(0, len(self.rows) - 1, SAMPLE).round().astype(np.intp))
-        drawn = self.rows[places] if len(self.rows) else self.rows
+        places = np.linspace(0, len(self.rows) - 1, TRIAL_IMAGES).round().astype(np.intp)
+        drawn = self.rows[np.unique(places)] if len(self.rows) else self.rows
         batches = load_batches(
             self.catalog.images,
             drawn,
             self.backbone.preprocess,
-            batch_size=SAMPLE,
+            batch_size=TRIAL_IMAGES,
             workers=self.loading.workers,
             max_pixels=self.loading.max_pixels,
             allow_truncated=self.loading.allow_truncated,
@@ -340,11 +339,11 @@ class _Chooser:
 
 
 def _why(trials: Sequence[Trial]) -> str:
-    """What was tried, the fastest first, and what was passed over, by reason."""
+    """What was tried, the fastest first, and what was skipped, by reason."""
     rated = sorted((t for t in trials if not t.problem), key=lambda t: -(t.rate or 0.0))
-    passed: dict[str, list[str]] = {}
+    by_problem: dict[str, list[str]] = {}
     for trial in trials:
         if trial.problem:
-            passed.setdefault(trial.problem, []).append(str(trial.name))
-    over = [f"{', '.join(names)} passed over ({why})" for why, names in passed.items()]
-    return "the fastest near enough on a sample: " + "; ".join([*map(str, rated), *over])
+            by_problem.setdefault(trial.problem, []).append(str(trial.name))
+    skipped = [f"{', '.join(names)} skipped ({why})" for why, names in by_problem.items()]
+    return "the fastest accurate one on a sample: " + "; ".join([*map(str, rated), *skipped])

@@ -17,22 +17,32 @@ import numpy as np
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError
-from retailtag.extraction.costs import Cost
-from retailtag.extraction.embed import Block, Embedder, Loading, embed_blocks, identity
-from retailtag.extraction.forward import BATCH_SIZES, Forward, device_of
-from retailtag.extraction.lanes import Lane, current, shared_work
-from retailtag.extraction.shards import ALL, Part
+from retailtag.extraction.costs import ExtractCost
+from retailtag.extraction.embed import Block, Loading, embed_blocks
+from retailtag.extraction.embedder import Embedder, device_of, identity
+from retailtag.extraction.forward import BATCH_SIZES, Forward
+from retailtag.extraction.shards import WHOLE, Shard
+from retailtag.extraction.updates import StoreUpdate, find_current, shared_blocks
 from retailtag.extraction.writer import Writer
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT, Advance, Progress
 from retailtag.store import DTYPES, FeatureStore
 
-BLOCK_ROWS = 1024  # images per segment: what a kill can cost, against files per store
-NAMED = 20  # unreadable images spelled out in a message
-MOST_WORKERS = 16
-RECORDED = (
-    *("torch", "timm", "open_clip_torch", "openvino", "onnxruntime"),
-    *("h5py", "numpy", "pillow"),
+# A block is committed whole, so its size is what a kill can cost: 1,024 images are about a minute
+# of a ViT on two CPU cores. Smaller blocks would mean more files: 100 million images make 100,000
+# segments already. A block of 768 float32 values per image takes 3 MB of memory and disk.
+IMAGES_PER_BLOCK = 1024
+MAX_NAMED_IMAGES = 20  # unreadable images listed in a message
+MAX_DEFAULT_WORKERS = 16
+RECORDED_VERSIONS = (
+    "torch",
+    "timm",
+    "open_clip_torch",
+    "openvino",
+    "onnxruntime",
+    "h5py",
+    "numpy",
+    "pillow",
 )
 
 
@@ -45,15 +55,15 @@ class ExtractSummary:
     store : FeatureStore
         Where the embeddings are.
     n_computed, n_reused : int
-        Images embedded in this run, and images whose stored embedding still fits their bytes.
+        Images embedded in this run, and images whose stored embedding matches their bytes.
     absent : dict of str to str
-        Images of this catalogue (of the part of it) without an embedding, and why.
+        Images of the catalogue, or of the shard of it, that have no embedding, and why.
     seconds : float
         Wall time of this run.
     seconds_total : float
         Wall time of computing everything now in the store, over all runs.
-    cost : Cost
-        Of the images computed in this run, by stage.
+    cost : ExtractCost
+        Of the images computed in this run, by step.
     """
 
     store: FeatureStore
@@ -62,7 +72,7 @@ class ExtractSummary:
     absent: dict[str, str]
     seconds: float
     seconds_total: float
-    cost: Cost
+    cost: ExtractCost
 
     @property
     def images_per_second(self) -> float:
@@ -71,9 +81,8 @@ class ExtractSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
-        stages = {
-            k: v for k, v in self.cost.to_json().items() if k not in ("n_computed", "seconds")
-        }
+        steps = self.cost.to_json()
+        del steps["n_computed"], steps["seconds"]
         return {
             "backbone": self.store.spec.backbone,
             "store": str(self.store.path),
@@ -88,7 +97,7 @@ class ExtractSummary:
             "seconds": self.seconds,
             "seconds_total": self.seconds_total,
             "images_per_second": self.images_per_second,
-            **stages,
+            **steps,
             "shares": self.cost.shares(),
             "limit": self.cost.limit,
         }
@@ -106,7 +115,7 @@ def extract(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
     recompute: bool = False,
-    part: Part = ALL,
+    shard: Shard = WHOLE,
     progress: Progress = SILENT,
 ) -> ExtractSummary:
     """Bring the backbone's store under `features` up to date with a catalogue.
@@ -124,7 +133,7 @@ def extract(
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
         recompute=recompute,
-        part=part,
+        shard=shard,
         progress=progress,
     )
     return summary
@@ -142,29 +151,29 @@ def extract_together(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
     recompute: bool = False,
-    part: Part = ALL,
+    shard: Shard = WHOLE,
     progress: Progress = SILENT,
 ) -> list[ExtractSummary]:
     """Bring the stores of several backbones under `features` up to date with a catalogue.
 
-    An image is computed if its id is new or its bytes changed since. Every block of 1,024 images
-    is committed as it is finished, so an interrupted run is continued by the same call and ends
-    with the same embeddings. An image that several stores lack is read, hashed and decoded once;
-    each store becomes what it would have become alone, byte for byte.
+    An image is computed if its id is new or its bytes have changed. Every block of 1,024 images
+    is committed when it is finished, so the same call continues an interrupted run and ends with
+    the same embeddings. An image that several stores lack is read, hashed and decoded once; each
+    store has the bytes that it would have if it were extracted alone.
 
     Parameters
     ----------
     catalog : Catalog
         Images of all splits are extracted.
     backbones : sequence of Embedder
-        Such as `retailtag.backbones.Backbone`, each with a store of its own.
+        Such as `retailtag.backbones.Backbone`; each has one store.
     features : Path
         Folder of the feature stores.
     batch_size : int or None
-        Images a forward pass, 1 to 1024; None: what suits the device. Halved where memory runs
-        out.
+        Images a forward pass, 1 to 1024; None: 32 on a CPU, 256 on CUDA. Halved where memory
+        runs out.
     workers : int or None
-        Loading threads, each with a process that decodes; None: one a core, at most 16. 0: load
+        Loading threads, each with a process that decodes; None: one per core, at most 16. 0: load
         in the calling thread.
     dtype : str
         Stored dtype, ``float32`` or ``float16``; part of the identity.
@@ -173,14 +182,14 @@ def extract_together(
     max_pixels : int
         Larger images count as unreadable.
     allow_truncated : bool
-        Accept JPEG files that end early; part of the identity, so a store of its own.
+        Accept JPEG files that end early; part of the identity, so these have another store.
     recompute : bool
         Compute every image again and drop what that supersedes.
-    part : Part
-        Which part of the catalogue to do. One of several goes to a store of its own, in the
-        folder ``part-I-of-N`` below `features`; `retailtag.store.maintenance.merge` joins them.
+    shard : Shard
+        Share of the catalogue to extract. One of several has stores of its own, in the folder
+        ``shard-I-of-N`` below `features`; `retailtag.store.maintenance.merge` joins them.
     progress : Progress
-        Told of every batch.
+        Advances with every batch.
 
     Returns
     -------
@@ -190,7 +199,7 @@ def extract_together(
     Raises
     ------
     UsageError
-        If `batch_size`, `workers` or `dtype` is none that can be used.
+        If `batch_size`, `workers` or `dtype` is out of range.
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
@@ -201,57 +210,57 @@ def extract_together(
 
     Notes
     -----
-    Images that could not be read are tried again every time, for a file may have been mended or
-    a limit raised; their record is written only when it changes.
+    Images that could not be read are tried again every time, since a file may have been repaired
+    or a limit raised; their record is written only when it changes.
     """
     check_extraction(batch_size, workers, dtype)
     if batch_size is None:
         batch_size = min(BATCH_SIZES.get(device_of(b), BATCH_SIZES["cpu"]) for b in backbones)
     loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
     start = time.perf_counter()
-    rows = part.rows(len(catalog), BLOCK_ROWS)
-    root = features if part == ALL else Path(features) / part.folder
-    lanes = _lanes(catalog, backbones, root, dtype, loading, progress)
-    names = ", ".join(lane.model.backbone.id for lane in lanes)
-    unit = "images" if len(lanes) == 1 else "embeddings"
+    rows = shard.rows(len(catalog), IMAGES_PER_BLOCK)
+    updates = _updates(catalog, backbones, shard.root(features), dtype, loading, progress)
+    stores = [update.store for update in updates]
+    names = ", ".join(update.model.backbone.id for update in updates)
+    unit = "images" if len(updates) == 1 else "embeddings"
     with ExitStack() as stack:
-        for lane in lanes:
-            for name in stack.enter_context(lane.store.repairing()):
-                path = lane.store.path / name
-                progress.say(f"{path} is damaged; the images it held are computed again.")
-        task = progress.task(f"extract {names}", len(rows) * len(lanes), unit)
+        for store in stores:
+            for name in stack.enter_context(store.repairing()):
+                progress.say(
+                    f"{store.path / name} is damaged; the images it held are computed again."
+                )
+        task = progress.task(f"extract {names}", len(rows) * len(updates), unit)
         advance = stack.enter_context(task)
-        stores = [lane.store for lane in lanes]
-        is_current = np.zeros((len(lanes), len(rows)), bool)
+        is_current = np.zeros((len(updates), len(rows)), bool)
         if not recompute:
-            is_current = current(catalog, rows, stores, loading.workers, advance)
-        for lane, have in zip(lanes, is_current, strict=True):
-            lane.plan(rows, have)
-        _fill(lanes, loading, advance)
+            is_current = find_current(catalog, rows, stores, loading.workers, advance)
+        for update, current_rows in zip(updates, is_current, strict=True):
+            update.plan(rows, current_rows)
+        _fill(updates, loading, advance)
         if recompute:
             for store in stores:
                 store.prune()
     ids = catalog.image_ids[rows].tolist()
-    summaries = [_summary(ids, lane, time.perf_counter() - start) for lane in lanes]
+    summaries = [_summary(ids, update, time.perf_counter() - start) for update in updates]
     _report_unreadable(summaries, len(ids), catalog.path, strict, progress)
     return summaries
 
 
-def _lanes(
+def _updates(
     catalog: Catalog,
     backbones: Sequence[Embedder],
     root: Path,
     dtype: str,
     loading: Loading,
     progress: Progress,
-) -> list[Lane]:
-    """Each backbone with its store, made where it is missing."""
+) -> list[StoreUpdate]:
+    """Each backbone with its store, which is created if it is missing."""
     specs = [identity(b, dtype, allow_truncated=loading.allow_truncated) for b in backbones]
     twice = [spec.backbone for i, spec in enumerate(specs) if spec in specs[:i]]
     if twice:
         raise UsageError(f"Backbone {twice[0]} is given twice; name each once.")
     return [
-        Lane(
+        StoreUpdate(
             catalog,
             FeatureStore.create_or_open(root, spec),
             Forward(backbone, loading.batch_size, progress.say),
@@ -261,42 +270,44 @@ def _lanes(
     ]
 
 
-def _fill(lanes: Sequence[Lane], loading: Loading, advance: Advance) -> None:
-    """Compute and store what the lanes' lists say, block by block.
+def _fill(updates: Sequence[StoreUpdate], loading: Loading, advance: Advance) -> None:
+    """Compute and store the rows that the updates lack, block by block.
 
-    Whatever ends it, every block that was finished is stored.
+    However it ends, every finished block is stored.
     """
-    by_model = {lane.model: lane for lane in lanes}
-    so_far = Cost()
-    failed = 0
+    by_model = {update.model: update for update in updates}
+    so_far = ExtractCost()
+    n_unreadable = 0
 
-    def watch(n_done: int, n_failed: int, cost: Cost) -> None:
-        nonlocal so_far, failed
-        so_far, failed = so_far + cost, failed + n_failed
-        written = sum(lane.cost.write_seconds for lane in lanes)
+    def on_batch(n_embedded: int, n_failed: int, cost: ExtractCost) -> None:
+        nonlocal so_far, n_unreadable
+        so_far += cost
+        n_unreadable += n_failed
+        written = sum(update.cost.write_seconds for update in updates)
         stalled = writer.stall_seconds
         wall = so_far.seconds + stalled
         now = replace(so_far, write_seconds=written, stall_seconds=stalled, seconds=wall)
-        advance(n_done, _note(now, failed))
+        advance(n_embedded, _note(now, n_unreadable))
 
-    images = lanes[0].catalog.images
-    blocks = embed_blocks(images, shared_work(lanes, BLOCK_ROWS), loading, watch)
+    def commit(block_of_model: tuple[Forward, Block]) -> None:
+        model, block = block_of_model
+        by_model[model].commit(block)
 
-    def commit(done: tuple[Forward, Block]) -> Cost:
-        model, block = done
-        return by_model[model].commit(block)
-
+    images = updates[0].catalog.images
+    requests = shared_blocks(updates, IMAGES_PER_BLOCK)
+    blocks = embed_blocks(images, requests, loading, on_batch)
     with Writer(commit) as writer, closing(blocks):
-        for together in blocks:
-            for done in together:
-                writer.put(done)
-    stalled = writer.stall_seconds / len(lanes)
-    for lane in lanes:
-        lane.cost += Cost(seconds=stalled, stall_seconds=stalled)
+        for of_request in blocks:
+            for block_of_model in of_request:
+                writer.put(block_of_model)
+    # One queue serves all stores: each backbone bears an equal share of the waiting.
+    stalled = writer.stall_seconds / len(updates)
+    for update in updates:
+        update.cost += ExtractCost(seconds=stalled, stall_seconds=stalled)
 
 
-def _note(cost: Cost, n_unreadable: int) -> str:
-    """How an extraction goes: what its time goes to, and the images that could not be read."""
+def _note(cost: ExtractCost, n_unreadable: int) -> str:
+    """What the time goes to, and how many images could not be read."""
     shares = cost.shares()
     note = f"model {shares['model']:.0%}, images {shares['images']:.0%}, "
     note += f"writing {shares['writing']:.0%}"
@@ -304,9 +315,9 @@ def _note(cost: Cost, n_unreadable: int) -> str:
 
 
 def check_extraction(batch_size: int | None, workers: int | None, dtype: str) -> None:
-    """Raise `UsageError` naming the option that `extract` could not follow."""
-    if batch_size is not None and not 1 <= batch_size <= BLOCK_ROWS:
-        raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {BLOCK_ROWS}.")
+    """Raise `UsageError` naming the option that is out of range."""
+    if batch_size is not None and not 1 <= batch_size <= IMAGES_PER_BLOCK:
+        raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {IMAGES_PER_BLOCK}.")
     if workers is not None and workers < 0:
         raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
     if dtype not in DTYPES:
@@ -314,22 +325,23 @@ def check_extraction(batch_size: int | None, workers: int | None, dtype: str) ->
 
 
 def _threads(workers: int | None) -> int:
-    """`workers`, or one a core up to 16."""
-    return min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+    """`workers`, by default one per core."""
+    return min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS) if workers is None else workers
 
 
-def _summary(ids: list[str], lane: Lane, seconds: float) -> ExtractSummary:
-    """What became of one store, and which of `ids` it lacks."""
-    rows, gone = lane.store.known(), lane.store.absent()
-    computed = lane.cost.n_computed
+def _summary(ids: list[str], update: StoreUpdate, seconds: float) -> ExtractSummary:
+    """What was done in one store, and which of `ids` have no embedding."""
+    store = update.store
+    known, absent = store.known(), store.absent()
+    n_computed = update.cost.n_computed
     return ExtractSummary(
-        store=lane.store,
-        n_computed=computed,
-        n_reused=sum(image_id in rows for image_id in ids) - computed,
-        absent={image_id: gone[image_id].reason for image_id in ids if image_id in gone},
+        store=store,
+        n_computed=n_computed,
+        n_reused=sum(image_id in known for image_id in ids) - n_computed,
+        absent={image_id: absent[image_id].reason for image_id in ids if image_id in absent},
         seconds=seconds,
-        seconds_total=lane.store.seconds,
-        cost=lane.cost,
+        seconds_total=store.seconds,
+        cost=update.cost,
     )
 
 
@@ -340,35 +352,32 @@ def _report_unreadable(
     strict: bool,
     progress: Progress,
 ) -> None:
-    """Name the images that could not be read, once: every backbone reads the same files."""
+    """List the images that could not be read, once: every backbone reads the same files."""
     absent = {image_id: why for s in summaries for image_id, why in s.absent.items()}
-    if absent and strict:
-        raise DataError(f"--strict: {_unreadable(absent, n_images, catalogue)}")
-    if absent:
-        progress.say(_unreadable(absent, n_images, catalogue))
-
-
-def _unreadable(absent: dict[str, str], n_images: int, catalogue: Path) -> str:
-    """Name the images that gave no embedding, the first twenty with their reasons."""
-    named = [f"{image_id}: {reason}" for image_id, reason in list(absent.items())[:NAMED]]
-    if len(absent) > NAMED:
-        named.append(f"and {len(absent) - NAMED} more")
-    head = (
+    if not absent:
+        return
+    lines = [
         f"{len(absent)} of {n_images} images of {catalogue} could not be read and have no "
         "embedding; later stages work without them:"
-    )
-    return "\n  ".join([head, *named])
+    ]
+    lines += [f"{image_id}: {why}" for image_id, why in list(absent.items())[:MAX_NAMED_IMAGES]]
+    if len(absent) > MAX_NAMED_IMAGES:
+        lines.append(f"and {len(absent) - MAX_NAMED_IMAGES} more")
+    message = "\n  ".join(lines)
+    if strict:
+        raise DataError(f"--strict: {message}")
+    progress.say(message)
 
 
 def _environment(backbone: Embedder, loading: Loading) -> dict[str, Any]:
-    """Facts about a run that do not change what an embedding means: recorded, not hashed."""
+    """Facts about a run that are recorded in the journal but not part of the identity."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(getattr(backbone, "device", "cpu")),
         **asdict(loading),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "versions": {name: _version(name) for name in RECORDED},
+        "versions": {name: _version(name) for name in RECORDED_VERSIONS},
     }
 
 

@@ -1,4 +1,4 @@
-"""A backbone's forward pass, in as many images at a time as the memory takes."""
+"""A backbone's forward pass, on as many images at a time as fit into memory."""
 
 from __future__ import annotations
 
@@ -9,32 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import Unavailable
+from retailtag.extraction.embedder import Embedder, device_of
 
 if TYPE_CHECKING:
     import torch
 
-    from retailtag.extraction.embed import Embedder
-
-# Images a forward pass: beyond these neither kind of device gains, and memory grows.
+# Images a forward pass: larger batches gain nothing on either kind of device and need more memory.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
 
-
-def device_of(backbone: Embedder) -> str:
-    """Kind of device that a backbone computes on: ``cpu`` where it does not say."""
-    return str(getattr(backbone, "device", "cpu")).partition(":")[0]
+# torch raises OutOfMemoryError on CUDA but a plain RuntimeError on a CPU: only the text tells.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
 
 
 class Forward:
-    """A backbone whose batches shrink, for good, when memory runs out.
+    """A backbone whose batch size is halved, for good, when memory runs out.
 
     Parameters
     ----------
     backbone : Embedder
+        Computes the embeddings.
     size : int
         Images a forward pass at most.
     say : callable
-        Told in one line of every reduction.
+        Called with one line for every reduction.
 
     Attributes
     ----------
@@ -51,27 +48,28 @@ class Forward:
         self.is_asynchronous = device_of(backbone) == "cuda"
 
     def start(self, pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
-        """Begin to embed (n, 3, h, w); on a GPU this returns before it is done.
+        """Begin to embed (n, 3, h, w); on a GPU this returns before the device has finished.
 
         Raises
         ------
         Unavailable
             If not even one image fits into memory.
         """
-        at, parts = 0, []
-        while at < len(pixels):
-            some = pixels[at : at + self.size]
-            part = self._attempt(some)
-            if part is None:
-                self._shrink(len(some))
+        outputs: list[torch.Tensor] = []
+        done = 0
+        while done < len(pixels):
+            batch = pixels[done : done + self.size]
+            output = self._attempt(batch)
+            if output is None:
+                self._shrink(len(batch))
                 continue
-            parts.append(part)
-            at += len(some)
-        return parts
+            outputs.append(output)
+            done += len(batch)
+        return outputs
 
-    def finish(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
-        """Embeddings (n, dim) in main memory of what `start` began."""
-        arrays = [part.cpu().numpy().astype(np.float32, copy=False) for part in parts]
+    def finish(self, outputs: list[torch.Tensor]) -> NDArray[np.float32]:
+        """Embeddings (n, dim) in main memory of what `start` returned."""
+        arrays = [output.cpu().numpy().astype(np.float32, copy=False) for output in outputs]
         return np.concatenate([np.empty((0, self.backbone.dim), np.float32), *arrays])
 
     def _attempt(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
@@ -80,12 +78,12 @@ class Forward:
 
         try:
             batch = torch.from_numpy(pixels)
-            # Only from pinned memory does a copy to the device go on beside the host's work.
+            # Only a copy from pinned memory overlaps with work of the host.
             return self.backbone.embed(batch.pin_memory() if self.is_asynchronous else batch)
         except (RuntimeError, MemoryError) as error:
-            if not _is_about_memory(error):
+            if not _is_out_of_memory(error):
                 raise
-        # Not within the handler: the error's traceback holds what filled the memory.
+        # Outside the handler: the traceback of the error still refers to what filled the memory.
         return None
 
     def _shrink(self, n: int) -> None:
@@ -101,12 +99,11 @@ class Forward:
         if self.is_asynchronous:
             torch.cuda.empty_cache()
         self._say(
-            f"{self.backbone.id}: no memory for {n} images a forward pass; going on with "
-            f"{self.size}."
+            f"{self.backbone.id}: not enough memory for {n} images a forward pass; continuing "
+            f"with {self.size}."
         )
 
 
-def _is_about_memory(error: Exception) -> bool:
-    """Whether an allocation failed; ``torch.OutOfMemoryError`` is a `RuntimeError` that says so."""
+def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""What of the feature stores no catalogue uses any more, and freeing it."""
+"""Find what no catalogue uses in the feature stores any more, and delete it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ class Usage:
     Parameters
     ----------
     hashes : dict of str to set of str
-        Image id to the SHA-256 of its bytes in each catalogue that has it.
-    unseen : set of str
-        Ids whose file some catalogue could not read: they count as used, whatever their bytes.
+        By image id: the SHA-256 of its bytes in each catalogue that has it.
+    unreadable : set of str
+        Ids whose file some catalogue could not read.
     """
 
     hashes: dict[str, set[str]] = field(default_factory=dict)
-    unseen: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
 
     def covers(self, image_id: str, sha256: str | None) -> bool:
-        """Whether an image of this id and these bytes (None: none could be read) is used."""
-        if image_id in self.unseen or (sha256 is None and image_id in self.hashes):
+        """Whether an image of this id and these bytes (None: unreadable) is used."""
+        # A file that cannot be read now may be back tomorrow (an unmounted disk): whatever is
+        # stored of it counts as used, since deleting it would cost more than keeping it.
+        if image_id in self.unreadable or (sha256 is None and image_id in self.hashes):
             return True
         return sha256 in self.hashes.get(image_id, ())
 
@@ -41,23 +43,14 @@ class Usage:
 def find_usage(
     catalogs: Sequence[Catalog], *, workers: int = 2, progress: Progress = SILENT
 ) -> Usage:
-    """Hash every image of the catalogues, as far as they can be read.
-
-    Parameters
-    ----------
-    catalogs : sequence of Catalog
-    workers : int
-        Reading threads.
-    progress : Progress
-        Told of every image.
-    """
+    """Hash every image of the catalogues that can be read, in `workers` threads."""
     usage = Usage()
     for catalog in catalogs:
         with progress.task(f"hash {catalog.path}", len(catalog)) as advance:
             hashes = hash_images(catalog.images, range(len(catalog)), workers=workers)
             for image_id, sha256 in zip(catalog.image_ids.tolist(), hashes, strict=True):
                 if sha256 is None:
-                    usage.unseen.add(image_id)
+                    usage.unreadable.add(image_id)
                 else:
                     usage.hashes.setdefault(image_id, set()).add(sha256)
                 advance(1)
@@ -65,43 +58,43 @@ def find_usage(
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What can be freed under one features folder; nothing is changed before `carry_out`.
+class CollectionPlan:
+    """What can be freed in one features folder; nothing changes before `apply`.
 
     Parameters
     ----------
     usage : Usage
         What stays.
     waste : list of (FeatureStore, Waste)
-        Stores that lose something.
-    doomed : list of FeatureStore
-        Stores that go as a whole.
+        Stores of which a part is deleted.
+    whole_stores : list of FeatureStore
+        Stores that are deleted entirely.
     skipped : dict of str to str
-        Damaged stores, which are left as they are, and what is wrong with them.
+        Damaged stores, which are left alone, with what is wrong with each.
     n_bytes : int
-        Bytes that it frees, about.
+        Estimate of the bytes freed.
     """
 
     usage: Usage
     waste: list[tuple[FeatureStore, Waste]]
-    doomed: list[FeatureStore]
+    whole_stores: list[FeatureStore]
     skipped: dict[str, str]
     n_bytes: int
 
     def __bool__(self) -> bool:
-        return bool(self.waste or self.doomed)
+        return bool(self.waste or self.whole_stores)
 
-    def carry_out(self) -> int:
-        """Free it; returns the bytes freed.
+    def apply(self) -> int:
+        """Delete it; returns the bytes freed.
 
         Raises
         ------
         Unavailable
-            If another process writes one of the stores, or the disk is full or read-only; stores
+            If another process writes one of the stores, or the disk is full or read-only. Stores
             before it are done, and the same call continues.
         """
         freed = sum(collect(store, self.usage.covers) for store, _ in self.waste)
-        for store in self.doomed:
+        for store in self.whole_stores:
             freed += store.nbytes
             delete_store(store)
         return freed
@@ -110,7 +103,7 @@ class Plan:
         """Plain dictionary for ``--json``."""
         return {
             "stores": [{"path": str(s.path), **waste.to_json()} for s, waste in self.waste],
-            "whole_stores": [str(store.path) for store in self.doomed],
+            "whole_stores": [str(store.path) for store in self.whole_stores],
             "skipped": self.skipped,
             "bytes": self.n_bytes,
         }
@@ -119,36 +112,37 @@ class Plan:
 def plan_collection(
     features: Path,
     catalogs: Sequence[Catalog],
-    doomed: Sequence[FeatureStore] = (),
+    whole_stores: Sequence[FeatureStore] = (),
     *,
     workers: int = 2,
     progress: Progress = SILENT,
-) -> Plan:
-    """Find what none of the catalogues uses in the stores under `features`.
+) -> CollectionPlan:
+    """Find what none of the catalogues uses in the stores of `features`.
 
     Parameters
     ----------
     features : Path
         Folder of the feature stores.
     catalogs : sequence of Catalog
-        What is in use; with none, only `doomed` goes.
-    doomed : sequence of FeatureStore
-        Stores to delete as a whole.
+        What is in use; if empty, only `whole_stores` are deleted.
+    whole_stores : sequence of FeatureStore
+        Stores to delete entirely.
     workers : int
         Threads that read the catalogues' images.
     progress : Progress
-        Told of every image.
+        Advances with every image.
 
     Raises
     ------
     DataError
-        If `features` is no folder.
+        If `features` is not a folder.
     """
-    going = {store.path for store in doomed}
+    excluded = {store.path for store in whole_stores}
     usage = find_usage(catalogs, workers=workers, progress=progress)
-    waste, skipped = [], {}
+    waste: list[tuple[FeatureStore, Waste]] = []
+    skipped: dict[str, str] = {}
     for path in store_folders(features) if catalogs else []:
-        if path in going:
+        if path in excluded:
             continue
         try:
             store = FeatureStore.identify(path)
@@ -158,5 +152,6 @@ def plan_collection(
             continue
         if found:
             waste.append((store, found))
-    n_bytes = sum(found.n_bytes for _, found in waste) + sum(store.nbytes for store in doomed)
-    return Plan(usage, waste, list(doomed), skipped, n_bytes)
+    n_bytes = sum(found.n_bytes for _, found in waste)
+    n_bytes += sum(store.nbytes for store in whole_stores)
+    return CollectionPlan(usage, waste, list(whole_stores), skipped, n_bytes)

@@ -1,9 +1,10 @@
-"""Which rows of a catalogue one of several machines does."""
+"""A shard: the share of a catalogue that one of several machines extracts."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,8 @@ from retailtag.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of several equal parts of a catalogue, for a run on several machines.
+class Shard:
+    """One of several equal shares of a catalogue.
 
     Parameters
     ----------
@@ -23,7 +24,7 @@ class Part:
     Raises
     ------
     UsageError
-        If they are not.
+        If the number is out of range.
     """
 
     number: int
@@ -36,18 +37,18 @@ class Part:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Part:
+    def parse(cls, text: str) -> Shard:
         """Read ``I/N``.
 
         Raises
         ------
         UsageError
-            If it is none.
+            If `text` has another form.
 
         Examples
         --------
-        >>> Part.parse("2/8")
-        Part(number=2, of=8)
+        >>> Shard.parse("2/8")
+        Shard(number=2, of=8)
         """
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None:
@@ -56,21 +57,26 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Name of the folder, below the features, that holds the stores of this part.
+        """Name of the folder, below the features folder, that holds the stores of this shard."""
+        # Zero-padded, so that the shell's shard-* lists the shards in order and a merge of that
+        # list writes the rows in the catalogue's order.
+        return f"shard-{self.number:0{len(str(self.of))}}-of-{self.of}"
 
-        Names in alphabetical order are the parts in order, so that ``part-*`` joins them so.
+    def root(self, features: Path) -> Path:
+        """Folder of the stores: `features` itself for the whole catalogue."""
+        return Path(features) if self == WHOLE else Path(features) / self.folder
+
+    def rows(self, n_images: int, block_size: int) -> NDArray[np.intp]:
+        """Rows of this shard of a catalogue of `n_images`, in order, in whole blocks.
+
+        The shards are disjoint, cover every row, and differ by at most one block.
         """
-        return f"part-{self.number:0{len(str(self.of))}}-of-{self.of}"
-
-    def rows(self, n: int, block_rows: int) -> NDArray[np.intp]:
-        """Rows of this part of a catalogue of `n` images: whole blocks of `block_rows`, in order.
-
-        The parts are disjoint, cover every row, and differ by one block at most; they follow
-        from the arguments alone, so machines that never talk agree on them.
-        """
-        n_blocks = -(-n // block_rows)
-        first, last = (n_blocks * i // self.of * block_rows for i in (self.number - 1, self.number))
-        return np.arange(min(first, n), min(last, n))
+        # The bounds follow from the arguments alone: machines that never communicate agree on
+        # them. Shards of whole blocks merge into the very blocks that one machine would write.
+        n_blocks = -(-n_images // block_size)
+        first = n_blocks * (self.number - 1) // self.of * block_size
+        last = n_blocks * self.number // self.of * block_size
+        return np.arange(min(first, n_images), min(last, n_images))
 
 
-ALL = Part(1, 1)
+WHOLE = Shard(1, 1)

@@ -1,4 +1,4 @@
-"""Is a feature store still what its backbone gives? Checksums, and a sample embedded again."""
+"""Verify a feature store: its checksums, and a sample of its images embedded again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from retailtag.backbones.engines.parity import EXACT, FAST, HALF, Tolerance, cen
 from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
-from retailtag.extraction.embed import Embedder, Loading, embed_block, identity
+from retailtag.extraction.embed import Loading, embed_block
+from retailtag.extraction.embedder import Embedder, identity
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.segment import Segment, read_segment
 from retailtag.store.spec import explain_differences
 
-SAMPLE = 64
+SAMPLE_IMAGES = 64
 BATCH_SIZE = 32
 
 SOUND, DAMAGED, DRIFTED, STALE, UNCHECKED = "sound", "damaged", "drifted", "stale", "unchecked"
@@ -38,20 +39,21 @@ class Sample:
     catalog : Catalog
         Where the images are.
     size : int
-        Images of the store to draw at random.
+        Images to draw at random from those of the store.
     seed : int
-        Of the draw.
+        Seed of the draw.
     weights : mapping of str to Path
-        Local weights by backbone id, as for `extract`.
+        Local weights by backbone id.
     device : str
+        ``cpu`` or ``cuda``.
     workers : int
         Loading threads.
     max_pixels : int
-        As for `extract`.
+        Larger images count as unreadable.
     """
 
     catalog: Catalog
-    size: int = SAMPLE
+    size: int = SAMPLE_IMAGES
     seed: int = 0
     weights: Mapping[str, Path] | None = None
     device: str = "cpu"
@@ -66,24 +68,25 @@ class Verdict:
     Parameters
     ----------
     path : Path
+        The store's folder.
     verdict : str
-        ``sound``; ``damaged``: a file is; ``drifted``: the sample is embedded otherwise now;
-        ``stale``: its backbone has another identity here; ``unchecked``: the files are sound, but
-        the backbone cannot be loaded.
+        ``sound``; ``damaged``: a file is damaged; ``drifted``: the sample now has other
+        embeddings; ``stale``: the backbone has another identity here; ``unchecked``: the files
+        are sound, but the backbone cannot be loaded.
     problems : tuple of str
         One sentence each, naming the file or image and the remedy.
     backbone : str or None
-        Of the identity, where that could be read.
+        None if the identity cannot be read.
     n_segments, n_rows : int
-        Segments read, and rows of the sound ones, superseded ones included.
+        Segments read, and rows of the sound ones, superseded rows included.
     n_sampled : int
         Images embedded again and compared.
     n_changed : int
-        Images drawn whose bytes are no longer those of the row, or cannot be read: not compared.
+        Images drawn but not compared: their bytes have changed or cannot be read.
     smallest_cosine : float or None
-        Over the sample, after centring; None without one.
+        Smallest cosine over the sample, after centring; None without a sample.
     tolerance : float or None
-        What it must reach.
+        What the smallest cosine must reach.
     """
 
     path: Path
@@ -103,28 +106,16 @@ class Verdict:
 
 
 def tolerance(spec: FeatureSpec) -> Tolerance:
-    """What embeddings of this identity must keep when they are computed again in float32."""
+    """How close embeddings of this identity must be to those computed again in float32."""
     if not EngineName.parse(spec.engine).exact:
         return FAST
     return HALF if spec.dtype == "float16" else EXACT
 
 
 def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT) -> Verdict:
-    """Check every checksum of a store, and embed a sample of its images again.
+    """Check every checksum of a store, and with a `sample` embed images again and compare.
 
-    Parameters
-    ----------
-    path : Path
-        The store's folder.
-    sample : Sample or None
-        None: checksums alone.
-    progress : Progress
-        Told of every segment.
-
-    Returns
-    -------
-    Verdict
-        Damage and drift are values, not exceptions.
+    Damage and drift are values of the verdict, not exceptions.
     """
     try:
         store = FeatureStore.identify(path)
@@ -155,7 +146,7 @@ class _Files:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean embedding (dim,); zero below two rows, which a mean would leave nothing of."""
+        """Mean embedding (dim,); zero below two rows, where centring would leave nothing."""
         return self.total / self.n_rows if self.n_rows > 1 else np.zeros_like(self.total)
 
     def add(self, segment: Segment) -> None:
@@ -178,10 +169,12 @@ def _check_files(store: FeatureStore, progress: Progress) -> _Files:
 
 
 def _other_identity(store: FeatureStore, backbone: Embedder) -> str:
-    """Sentence on how the backbone differs here from the stored identity; empty if it does not."""
+    """How the backbone here differs from the stored identity; empty if it does not."""
     stored = store.spec
     here = identity(backbone, stored.dtype, allow_truncated=accepts_truncated(stored))
-    differences = explain_differences(stored, _with_engine(here, stored.engine), ("stored", "here"))
+    # The engine may differ: the sample is computed by eager float32 whatever filled the store.
+    here = replace(here, engine=stored.engine)
+    differences = explain_differences(stored, here, ("stored", "here"))
     if not differences:
         return ""
     return (
@@ -190,25 +183,23 @@ def _other_identity(store: FeatureStore, backbone: Embedder) -> str:
     )
 
 
-def _with_engine(spec: FeatureSpec, engine: str) -> FeatureSpec:
-    return FeatureSpec.from_json({**spec.to_json(), "engine": engine})
-
-
 def _embed_again(
     store: FeatureStore, sample: Sample, mean: NDArray[np.float64], found: Verdict
 ) -> Verdict:
-    """Load the backbone, and compare a random sample in float32 with the rows."""
+    """Load the backbone, and compare a random sample in float32 with the stored rows."""
     local = (sample.weights or {}).get(store.spec.backbone)
     try:
         backbone = load_backbone(store.spec.backbone, weights=local, device=sample.device)
     except (Unavailable, UsageError, DataError) as error:
         return replace(found, verdict=UNCHECKED, problems=(str(error),))
-    stale = _other_identity(store, backbone)
-    if stale:
-        return replace(found, verdict=STALE, problems=(stale,))
+    difference = _other_identity(store, backbone)
+    if difference:
+        return replace(found, verdict=STALE, problems=(difference,))
     drawn = _draw(store, sample)
     names, again = _embed_unchanged(store, sample, drawn, backbone)
     limit = tolerance(store.spec)
+    # Embeddings share a large mean: without centring any two images are nearly parallel, and
+    # the cosine would not tell one image from another.
     cosine = centred_cosine(store.load(names).X, again, mean, limit)
     problems = _drift(store, names, cosine, limit.cosine)
     return replace(
@@ -223,7 +214,7 @@ def _embed_again(
 
 
 def _draw(store: FeatureStore, sample: Sample) -> NDArray[np.intp]:
-    """Rows of the catalogue that the store has, drawn without replacement, ascending."""
+    """Rows of the catalogue with a stored embedding, drawn without replacement, ascending."""
     known = store.known()
     held = np.flatnonzero([image_id in known for image_id in sample.catalog.image_ids.tolist()])
     rng = np.random.default_rng(sample.seed)
@@ -233,7 +224,7 @@ def _draw(store: FeatureStore, sample: Sample) -> NDArray[np.intp]:
 def _embed_unchanged(
     store: FeatureStore, sample: Sample, drawn: NDArray[np.intp], backbone: Embedder
 ) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
-    """Ids (n,) and embeddings (n, dim) of the drawn images whose bytes are those of their row."""
+    """Ids (n,) and embeddings (n, dim) of the drawn images whose bytes have not changed."""
     loading = Loading(BATCH_SIZE, sample.workers, sample.max_pixels, accepts_truncated(store.spec))
     block = embed_block(sample.catalog.images, drawn, backbone, loading)
     names, known = sample.catalog.image_ids[block.rows], store.known()
@@ -245,12 +236,13 @@ def _embed_unchanged(
 def _drift(
     store: FeatureStore, names: NDArray[np.str_], cosine: NDArray[np.float64], limit: float
 ) -> tuple[str, ...]:
+    """Sentence on the rows below the limit, if there are any."""
     low = np.flatnonzero(cosine < limit)
     if not len(low):
         return ()
     worst = low[np.argmin(cosine[low])]
     return (
-        f"{store.path} has drifted: {len(low)} of {len(cosine)} images embed otherwise now, "
+        f"{store.path} has drifted: {len(low)} of {len(cosine)} images have other embeddings now, "
         f"{names[worst]} with a centred cosine of {cosine[worst]:.6f}, below {limit}; run "
         "extract --recompute with the settings of the store.",
     )

@@ -1,4 +1,4 @@
-"""Blocks go to the disk in a thread of their own, while the next ones are computed."""
+"""Blocks are written by a thread of their own while the next ones are computed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-QUEUED = 2  # blocks that wait for the disk before the model waits for it too
+MAX_QUEUED_BLOCKS = 2  # the model waits for the disk beyond these: they are held in memory
 
 
-class Writer(Generic[Item, Result]):
-    """Writes what it is given one after the other, in order, behind the caller's back.
+class Writer(Generic[Item]):
+    """Writes items one after the other, in order, in the background.
 
-    Used as a context: when the block ends, by an exception or an interrupt too, what was given
-    has been written. What fails is raised by the next `put` or at the end of the block, and
-    nothing is written after it.
+    Used as a context: when the block ends, by an exception or an interrupt too, every item given
+    to `put` has been written. An error of `write` is raised by the next `put` or at the end of
+    the block, and nothing is written after it.
 
     Parameters
     ----------
@@ -29,42 +28,40 @@ class Writer(Generic[Item, Result]):
 
     Attributes
     ----------
-    results : list
-        What `write` returned, in order; whole once the block has ended.
     stall_seconds : float
         Time that the caller waited in `put` and at the end.
     """
 
-    def __init__(self, write: Callable[[Item], Result]) -> None:
-        self.results: list[Result] = []
+    def __init__(self, write: Callable[[Item], Any]) -> None:
         self.stall_seconds = 0.0
         self._write = write
         self._failed = False
-        self._queue: deque[Future[Result | None]] = deque()
+        self._queue: deque[Future[None]] = deque()
+        # One thread: blocks must reach a store in order, or a kill would leave a gap that a
+        # continued run fills with another block, and the store would differ from an
+        # uninterrupted one. One is enough, since writing takes about 1 % of a run.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
 
     def put(self, item: Item) -> None:
-        """Hand over one item; waits while `QUEUED` others are not written yet."""
-        self._settle(QUEUED - 1)
-        self._queue.append(self._pool.submit(self._one, item))
+        """Hand over one item; waits while `MAX_QUEUED_BLOCKS` others are not written yet."""
+        self._wait(MAX_QUEUED_BLOCKS - 1)
+        self._queue.append(self._pool.submit(self._write_one, item))
 
-    def _one(self, item: Item) -> Result | None:
+    def _write_one(self, item: Item) -> None:
         if self._failed:
-            return None  # the caller is about to learn of it
+            return  # the caller is about to see the error
         try:
-            return self._write(item)
+            self._write(item)
         except BaseException:
             self._failed = True
             raise
 
-    def _settle(self, most: int) -> None:
-        """Collect results until at most `most` items are waiting."""
+    def _wait(self, n_left: int) -> None:
+        """Wait until at most `n_left` items are unwritten; raises what writing raised."""
         start = time.perf_counter()
         try:
-            while len(self._queue) > most or (self._queue and self._queue[0].done()):
-                result = self._queue.popleft().result()
-                if result is not None:
-                    self.results.append(result)
+            while len(self._queue) > n_left or (self._queue and self._queue[0].done()):
+                self._queue.popleft().result()
         finally:
             self.stall_seconds += time.perf_counter() - start
 
@@ -78,10 +75,11 @@ class Writer(Generic[Item, Result]):
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._settle(0)
+            self._wait(0)
         except Exception:
+            # An error that already ends the block says more than one of the disk, which the
+            # same command meets again.
             if error is None:
                 raise
-            # Else what ends the block says more, and the same command finds what is missing.
         finally:
             self._pool.shutdown()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retailtag.backbones import components_of, load_backbone
 from retailtag.backbones.ids import resolve_id
-from retailtag.extraction.embed import identity
+from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import ANY, EngineRequest, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
 from retailtag.progress import SILENT, Progress

@@ -18,7 +18,7 @@ FOREIGN = "foreign"
 DAMAGED = "damaged"
 WHOLE = "whole"
 SHORT_DIGEST = 12  # digits of a digest in a folder's name
-_PART = re.compile(r"part-\d+-of-\d+")
+_MACHINE_SHARD = re.compile(r"(shard|part)-\d+-of-\d+")  # part-: the name until November 2026
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def survey(features: Path) -> list[StoreFacts]:
     Notes
     -----
     Rows are counted from the segments themselves, superseded entries left out, so the cost is one
-    reading of all bytes. Parts of an extraction (``part-I-of-N``) are looked into.
+    reading of all bytes. Shards of an extraction (``shard-I-of-N``) are looked into.
     """
     return [examine(path, name) for name, path in _folders(features)]
 
@@ -94,7 +94,7 @@ def _folders(features: Path) -> Iterator[tuple[str, Path]]:
     if not Path(features).is_dir():
         raise DataError(f"{features} is no folder; name the features folder with --features.")
     for path in sorted(p for p in Path(features).iterdir() if p.is_dir()):
-        if _PART.fullmatch(path.name):
+        if _MACHINE_SHARD.fullmatch(path.name):
             for inner in sorted(p for p in path.iterdir() if p.is_dir()):
                 yield f"{path.name}/{inner.name}", inner
         else:

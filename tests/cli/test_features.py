@@ -208,15 +208,15 @@ def test_gc_leaves_a_damaged_store_as_it_is(call, store, smaller):
     assert files(store.path) == before
 
 
-def test_parts_are_extracted_and_joined(call, store, place, monkeypatch):
-    monkeypatch.setattr("retailtag.extraction.extract.BLOCK_ROWS", 2)
+def test_shards_are_extracted_and_merged(call, store, place, monkeypatch):
+    monkeypatch.setattr("retailtag.extraction.extract.IMAGES_PER_BLOCK", 2)
     options = ("--backbone", "demo:cnn", "--batch-size", "2", "--features", "apart")
     for i in (1, 2):
         code, out, _ = call("extract", "shop", *options, "--shard", f"{i}/2")
         assert code == 0
-    command = f"retailtag features merge apart apart/part-*-of-2/{store.path.name}"
+    command = f"retailtag features merge apart apart/shard-*-of-2/{store.path.name}"
     assert command in out
-    inputs = sorted((place / "apart").glob(f"part-*-of-2/{store.path.name}"))
+    inputs = sorted((place / "apart").glob(f"shard-*-of-2/{store.path.name}"))
     value = json.loads(call("features", "merge", "apart", *inputs, "--json")[1])
     assert (value["n_added"], value["n_rows"]) == (6, 6)
     ids = list(store.known())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retailtag.extraction.costs import Cost
+from retailtag.extraction.costs import ExtractCost
 
 
 @pytest.mark.parametrize(
@@ -17,18 +17,18 @@ from retailtag.extraction.costs import Cost
     ],
 )
 def test_the_limit_is_the_stage_that_the_others_waited_for(seconds, limit):
-    cost = Cost(5, **{f"{name}_seconds": value for name, value in seconds.items()})
+    cost = ExtractCost(5, **{f"{name}_seconds": value for name, value in seconds.items()})
     assert cost.limit == limit
 
 
 def test_nothing_computed_has_no_limit_and_no_shares():
-    assert Cost().limit == ""
-    assert set(Cost().shares().values()) == {0.0}
+    assert ExtractCost().limit == ""
+    assert set(ExtractCost().shares().values()) == {0.0}
 
 
 def test_costs_add_up_and_are_shared():
-    one = Cost(4, 10.0, 1.0, 2.0, 3.0, 7.0, 0.5, 0.25)
-    assert one + Cost() == one
+    one = ExtractCost(4, 10.0, 1.0, 2.0, 3.0, 7.0, 0.5, 0.25)
+    assert one + ExtractCost() == one
     both = one.shared_by(2) + one.shared_by(2)
     assert (both.n_computed, both.seconds, both.stall_seconds) == (8, 10.0, 0.25)
     assert one.shares() == {"model": 0.7, "images": 0.3, "disk": 0.025, "writing": 0.05}

@@ -15,7 +15,8 @@ from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.trial import Bench
 from retailtag.errors import StaleFeatures, Unavailable, UsageError
 from retailtag.extraction import engines as engines_module
-from retailtag.extraction.embed import Loading, identity
+from retailtag.extraction.embed import Loading
+from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import (
     EngineRequest,
     choose_engine,
@@ -23,7 +24,7 @@ from retailtag.extraction.engines import (
     stores_of,
 )
 from retailtag.extraction.extract import extract
-from retailtag.extraction.shards import Part
+from retailtag.extraction.shards import Shard
 from retailtag.progress import SILENT
 from retailtag.runs.embeddings import find_embeddings
 from retailtag.runs.probe import ProbeSettings, run_probe
@@ -84,7 +85,7 @@ def rates(monkeypatch):
 
     monkeypatch.setattr(Bench, "rate", rate)
     monkeypatch.setattr("retailtag.backbones.engines.trial.pays", lambda name, seconds: True)
-    monkeypatch.setattr(engines_module, "FEW", 100)
+    monkeypatch.setattr(engines_module, "MIN_IMAGES_FOR_TRIAL", 100)
     return rates
 
 
@@ -119,7 +120,7 @@ def test_the_fastest_of_the_asked_precision_is_taken_and_said(
     assert chosen.embedder.spec().engine == "openvino-float32"
     assert all(trial.name.exact for trial in chosen.trials)
     (line,) = heard.lines
-    assert line.startswith("engine openvino-float32 for demo:cnn: the fastest near enough")
+    assert line.startswith("engine openvino-float32 for demo:cnn: the fastest accurate one")
     assert "openvino-float32 30.0 images/s; " in line
     assert "eager-float32 10.0 images/s" in line
     fast = choose(tiny, backbone, tmp_path, "auto", "fast")
@@ -129,7 +130,7 @@ def test_the_fastest_of_the_asked_precision_is_taken_and_said(
     assert {"engine": "eager-float32"}.items() <= told["engines_tried"][-1].items()
 
 
-def test_what_is_too_far_is_passed_over(tiny, backbone, tmp_path, pretended, rates):
+def test_what_is_too_far_is_skipped(tiny, backbone, tmp_path, pretended, rates):
     pretended[HALF] = 1.0
     chosen = choose(tiny, backbone, tmp_path, "auto", "fast")
     assert chosen.embedder.spec().engine == "compile-bfloat16"
@@ -137,7 +138,7 @@ def test_what_is_too_far_is_passed_over(tiny, backbone, tmp_path, pretended, rat
     assert "below 0.99" in far.problem
 
 
-def test_what_is_not_here_is_passed_over(tiny, backbone, tmp_path, rates, monkeypatch):
+def test_what_is_not_here_is_skipped(tiny, backbone, tmp_path, rates, monkeypatch):
     monkeypatch.setattr(engines_module, "why_unavailable", lambda n, d: "it is not installed")
     monkeypatch.setattr(
         engines_module, "candidates", lambda *a: [OPENVINO, EngineName("onnxruntime"), EAGER]
@@ -202,14 +203,16 @@ def test_an_engine_asked_for_must_be_near_enough_too(
         choose(more, backbone, tmp_path)
 
 
-def test_parts_agree_without_talking(tiny, tiny_store, backbone, tmp_path, pretended, rates):
-    part = Part(1, 2)
-    chosen = choose(tiny, backbone, tmp_path, part=part)
+def test_shards_agree_without_communicating(tiny, tiny_store, backbone, tmp_path, pretended, rates):
+    shard = Shard(1, 2)
+    chosen = choose(tiny, backbone, tmp_path, shard=shard)
     assert chosen.embedder is backbone
     assert "--engine for all of them" in chosen.why
-    filled(tmp_path / part.folder, tiny_store, "openvino-float32")
-    assert choose(tiny, backbone, tmp_path, part=part).embedder.spec().engine == "openvino-float32"
-    named = choose(tiny, backbone, tmp_path, "onnxruntime", part=Part(2, 2))
+    filled(tmp_path / shard.folder, tiny_store, "openvino-float32")
+    assert (
+        choose(tiny, backbone, tmp_path, shard=shard).embedder.spec().engine == "openvino-float32"
+    )
+    named = choose(tiny, backbone, tmp_path, "onnxruntime", shard=Shard(2, 2))
     assert named.embedder.spec().engine == "onnxruntime-float32"
 
 
@@ -230,7 +233,7 @@ def test_stores_are_found_whatever_the_engine(tiny_store, backbone, tmp_path):
     assert heard.lines == []
     filled(tmp_path, tiny_store, "openvino-float32", "compile-float32", "eager-bfloat16")
     assert find().spec.engine == "compile-float32"
-    assert "reading the embeddings of compile-float32 (also there: " in heard.lines[-1]
+    assert "reading the embeddings of compile-float32 (also stored: " in heard.lines[-1]
     made = filled(tmp_path, tiny_store, "eager-float32")["eager-float32"]
     assert find().spec == made.spec
     assert find(EngineRequest("openvino", None)).spec.engine == "openvino-float32"
@@ -244,7 +247,10 @@ def test_stores_are_found_whatever_the_engine(tiny_store, backbone, tmp_path):
 
 def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_path):
     filled(tmp_path, tiny_store, "openvino-bfloat16")
-    with pytest.raises(StaleFeatures, match=r"by openvino-bfloat16, not by .* --precision exact"):
+    with pytest.raises(
+        StaleFeatures,
+        match=r"computed by openvino-bfloat16, which --engine auto --precision exact excludes",
+    ):
         find_store(tmp_path, backbone.spec(), EngineRequest())
     with pytest.raises(StaleFeatures, match="dtype: stored 'float32', asked 'float16'"):
         find_store(tmp_path, identity(backbone, "float16"))

@@ -27,7 +27,7 @@ from retailtag.errors import DataError, StaleFeatures, Unavailable, UnreadableIm
 from retailtag.extraction import extract as extract_module
 from retailtag.extraction.embed import Loading, embed_block
 from retailtag.extraction.extract import extract, extract_together
-from retailtag.extraction.shards import Part
+from retailtag.extraction.shards import Shard
 from retailtag.images.decode import TRUNCATED_ACCEPTED
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.maintenance import merge
@@ -117,7 +117,7 @@ def drawn_catalog(n: int) -> Catalog:
 @pytest.fixture
 def catalog(monkeypatch):
     """Thirty images in blocks of eight, two batches a block."""
-    monkeypatch.setattr(extract_module, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(extract_module, "IMAGES_PER_BLOCK", 8)
     return drawn_catalog(30)
 
 
@@ -273,7 +273,7 @@ def test_a_batch_that_finds_no_memory_is_halved_and_changes_no_byte(catalog, tmp
     assert_same_data(small.store, whole.store)
     assert backbone.batches[:3] == [8, 4, 2]
     assert set(backbone.batches[3:]) == {2}
-    assert sum("no memory for" in line for line in said.lines) == 2
+    assert sum("not enough memory for" in line for line in said.lines) == 2
     assert small.store.journal.entries()[-1]["run"]["batch_size"] == 2
 
 
@@ -392,11 +392,11 @@ def n_segments(features: Path) -> int:
 
 def write(features: Path, pause: float):
     """What the killed program does: 100 images in blocks of 8."""
-    previous, extract_module.BLOCK_ROWS = extract_module.BLOCK_ROWS, 8
+    previous, extract_module.IMAGES_PER_BLOCK = extract_module.IMAGES_PER_BLOCK, 8
     try:
         return run(drawn_catalog(100), features, StandIn(pause=pause))
     finally:
-        extract_module.BLOCK_ROWS = previous
+        extract_module.IMAGES_PER_BLOCK = previous
 
 
 def test_a_block_is_the_same_whoever_computes_it(catalog):
@@ -414,10 +414,10 @@ def test_a_block_is_the_same_whoever_computes_it(catalog):
 
 
 @pytest.mark.parametrize("of", [1, 3, 7])
-def test_parts_computed_apart_and_joined_are_what_one_process_writes(catalog, tmp_path, of):
-    catalog.images.data = {2: None, 9: b"<html>"}  # 7 parts of 4 blocks: some are empty
+def test_shards_computed_apart_and_merged_are_what_one_process_writes(catalog, tmp_path, of):
+    catalog.images.data = {2: None, 9: b"<html>"}  # 7 shards of 4 blocks: some are empty
     whole = run(catalog, tmp_path / "whole").store
-    parts = [run(catalog, tmp_path / "features", part=Part(i, of)) for i in range(of, 0, -1)]
+    parts = [run(catalog, tmp_path / "features", shard=Shard(i, of)) for i in range(of, 0, -1)]
     assert sum(part.n_computed for part in parts) == 28
     assert sum(len(part.absent) for part in parts) == 2
     paths = [part.store.path for part in reversed(parts)]
@@ -429,31 +429,31 @@ def test_parts_computed_apart_and_joined_are_what_one_process_writes(catalog, tm
     assert FeatureStore.find(tmp_path / "features", StandIn().spec()).path == merged.path
 
 
-def test_a_part_is_resumed_in_its_own_store(catalog, tmp_path):
-    first = run(catalog, tmp_path, part=Part(2, 2))
-    assert first.store.path.parent == tmp_path / "part-2-of-2"
-    again = run(catalog, tmp_path, part=Part(2, 2))
+def test_a_shard_is_resumed_in_its_own_store(catalog, tmp_path):
+    first = run(catalog, tmp_path, shard=Shard(2, 2))
+    assert first.store.path.parent == tmp_path / "shard-2-of-2"
+    again = run(catalog, tmp_path, shard=Shard(2, 2))
     assert (first.n_computed, again.n_computed, again.n_reused) == (14, 0, 14)
     catalog.images.data = {0: None, 29: None}
     with pytest.raises(DataError, match=r"--strict: 1 of 14 images.*\n.*image-029"):
-        run(catalog, tmp_path, part=Part(2, 2), recompute=True, strict=True)
+        run(catalog, tmp_path, shard=Shard(2, 2), recompute=True, strict=True)
 
 
 @given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 1024))
-def test_parts_are_disjoint_whole_blocks_of_nearly_equal_number(n, of, block):
-    rows = [Part(i, of).rows(n, block) for i in range(1, of + 1)]
+def test_shards_are_disjoint_whole_blocks_of_nearly_equal_number(n, of, block):
+    rows = [Shard(i, of).rows(n, block) for i in range(1, of + 1)]
     assert np.array_equal(np.concatenate(rows), np.arange(n))
     n_blocks = [-(-len(r) // block) for r in rows]
     assert max(n_blocks) - min(n_blocks) <= 1
     assert all(r[0] % block == 0 for r in rows if len(r))
-    folders = [Part(i, of).folder for i in range(1, of + 1)]
+    folders = [Shard(i, of).folder for i in range(1, of + 1)]
     assert folders == sorted(set(folders))
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "2", "a/b", "-1/4", "1/4/2", "1 /4", ""])
-def test_a_part_that_is_none_is_refused_in_one_sentence(text):
+def test_a_malformed_shard_is_refused_in_one_sentence(text):
     with pytest.raises(UsageError, match=rf"^--shard {text}: give I/N with I from 1 to N, [^.]*.$"):
-        Part.parse(text)
+        Shard.parse(text)
 
 
 def test_files_that_end_early_are_part_of_the_identity(catalog, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from retailtag.errors import Unavailable
-from retailtag.extraction.embed import Loading, Work, embed_blocks
+from retailtag.extraction.embed import BlockRequest, Loading, embed_blocks
 from retailtag.extraction.forward import Forward
 
 OUT_OF_MEMORY = (
@@ -54,8 +54,8 @@ def test_batches_are_halved_until_they_fit_and_stay_so(error):
     np.testing.assert_array_equal(embedded(model, pixels), expected)
     assert backbone.sizes == [10, 5, 2, 2, 2, 2, 2]
     assert said == [
-        "demo:small: no memory for 10 images a forward pass; going on with 5.",
-        "demo:small: no memory for 5 images a forward pass; going on with 2.",
+        "demo:small: not enough memory for 10 images a forward pass; continuing with 5.",
+        "demo:small: not enough memory for 5 images a forward pass; continuing with 2.",
     ]
     backbone.sizes.clear()
     np.testing.assert_array_equal(embedded(model, pixels), expected)
@@ -67,7 +67,7 @@ def test_what_does_not_fit_at_all_is_said_in_one_sentence():
         embedded(Forward(Small(0), 8), images(4))
 
 
-def test_another_error_is_not_taken_for_a_want_of_memory():
+def test_another_error_is_not_taken_for_out_of_memory():
     backbone = Small(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         embedded(Forward(backbone, 8), images(4))
@@ -112,7 +112,7 @@ def test_a_device_has_the_next_batch_before_the_last_is_fetched(monkeypatch):
     backbone = Small(8)
     backbone.preprocess = lambda image: np.asarray(image).transpose(2, 0, 1)
     model = Device(backbone, 8)
-    work = [Work(np.arange(at, at + 3), (model,)) for at in (0, 3, 6)]
+    work = [BlockRequest(np.arange(at, at + 3), (model,)) for at in (0, 3, 6)]
     loading = Loading(batch_size=2, workers=0)
     blocks = [block for ((_, block),) in embed_blocks(Drawn(), work, loading)]
     assert model.events == ["start", *["start", "finish"] * 5, "finish"]

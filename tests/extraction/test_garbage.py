@@ -74,7 +74,7 @@ def test_without_catalogues_only_what_is_named_goes(catalogs, tmp_path):
     ((kept, waste),) = plan.waste
     assert (kept.path, waste.n_unused, bool(plan)) == (stores[1].path, 1, True)
     assert stores[0].n_rows == 2  # planning changes nothing
-    freed = plan.carry_out()
+    freed = plan.apply()
     assert freed > 0
     assert list(FeatureStore.open(stores[1].path).known()) == ["a"]
     assert not stores[0].path.exists()

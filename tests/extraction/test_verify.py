@@ -57,7 +57,7 @@ def test_other_embeddings_have_drifted(tiny, copy, tmp_path):
     found = verify(refilled(copy, tmp_path / "noisy", disturb).path, Sample(tiny, size=10))
     assert found.verdict == "drifted"
     assert 0.99 < found.smallest_cosine < 0.9999
-    assert "10 of 10 images embed otherwise now" in found.problems[0]
+    assert "10 of 10 images have other embeddings now" in found.problems[0]
     assert "--recompute" in found.problems[0]
 
 

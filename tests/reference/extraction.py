@@ -78,7 +78,7 @@ def command(root: Path, number: int, stop_at: int = -1) -> None:
     table = TagTable.build(("red",), np.ones((len(ids), 1), np.int8), split == "train")
     catalog = Catalog(Path("c.csv"), ids, split, ids, np.full(len(ids), ""), table, Drawn(seeds))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "BLOCK_ROWS", 4)
+        patch.setattr(extract_module, "IMAGES_PER_BLOCK", 4)
         backbone = StandIn(stop_at)
         extract_module.extract(
             catalog, backbone, root / "f", batch_size=4, workers=0, recompute=recompute

@@ -58,7 +58,7 @@ import torch
 from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.finetuning.config import FinetuneConfig
-from retailtag.extraction.embed import identity
+from retailtag.extraction.embedder import identity
 from retailtag.runs.finetune import Means, run_finetune
 from retailtag.probes.artefact import Probe
 from retailtag.store import FeatureStore

@@ -298,8 +298,8 @@ def test_stores_of_another_identity_are_refused_with_both_values(tmp_path, world
 
 def test_a_folder_of_stores_stands_for_them_and_one_of_none_is_refused(tmp_path, world):
     for k in range(2):
-        write_history(tmp_path / f"part-{k + 1}-of-2", world.spec(), [(k, 0, True, False)])
-    merged = merge(tmp_path / "out", [tmp_path / "part-1-of-2", tmp_path / "part-2-of-2"])
+        write_history(tmp_path / f"shard-{k + 1}-of-2", world.spec(), [(k, 0, True, False)])
+    merged = merge(tmp_path / "out", [tmp_path / "shard-1-of-2", tmp_path / "shard-2-of-2"])
     assert (merged.n_added, merged.n_present) == (2, 0)
     assert merge(tmp_path / "out", [merged.store.path]).n_present == 0  # itself
     with pytest.raises(DataError, match="is not a feature store"):
