@@ -21,14 +21,14 @@ class Assignment:
 
     Parameters
     ----------
-    part : ndarray of int64, shape (n_images,)
+    fold : ndarray of int64, shape (n_images,)
         Index into the sizes asked for.
     unsatisfied : tuple of str
         One sentence each: a size that no combination of products reaches, a tag without a
         positive in a part.
     """
 
-    part: NDArray[np.int64]
+    fold: NDArray[np.int64]
     unsatisfied: tuple[str, ...]
 
 
