@@ -13,6 +13,7 @@ macro-F1 is the mean of the population F1 over the tags that the draw averages. 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -22,13 +23,13 @@ from numpy.typing import NDArray
 from record import append, stamp
 
 from retailtag.catalog.table import GroupCutoffs
-from retailtag.scoring.bootstrap import ProductCounts, bootstrap_f1, macro_replicates
-from retailtag.scoring.intervals import (
-    bca_intervals,
-    macro_interval,
-    percentile_intervals,
-    wilson_f1,
+from retailtag.scoring.bootstrap import (
+    PERCENTILES,
+    ProductCounts,
+    bootstrap_f1,
+    macro_replicates,
 )
+from retailtag.scoring.intervals import macro_interval, wilson_f1
 from retailtag.scoring.jackknife import jackknife
 
 NORMAL = NormalDist()
@@ -123,28 +124,20 @@ def intervals_of(
     replicates = bootstrap_f1([counts], n_replicates=n_replicates, seed=seed)[0]
     estimate = np.array([np.nanmean(jack.f1[inside]) for inside in stacked])
     drawn = np.stack([macro_replicates(replicates, inside) for inside in stacked], axis=1)
-    shift = np.nanmean(drawn, axis=0) - estimate
-    ordered, by_tag = np.sort(drawn, axis=0), np.sort(replicates, axis=0)
-    percentile, error = percentile_intervals(ordered), 1.96 * np.nanstd(drawn, axis=0)
+    percentile = np.nanpercentile(drawn, PERCENTILES, axis=0)
+    error = 1.96 * np.nanstd(drawn, axis=0)
     of_scopes = {
-        "headline": np.array([macro_interval(jack, k, m) for k, m in enumerate(stacked)]).T,
+        "headline": np.array([macro_interval(jack, k) for k in range(len(stacked))]).T,
         "percentile": percentile,
-        "bca": bca_intervals(estimate, ordered, jack.dropping),
         "basic": 2 * estimate - percentile[::-1],
-        "shifted": percentile - shift,
-        "union": np.stack(
-            [
-                np.minimum(percentile[0], percentile[0] - shift),
-                np.maximum(percentile[1], percentile[1] - shift),
-            ]
-        ),
         "normal": np.stack([estimate - error, estimate + error]),
     }
-    of_tags = {
-        "headline": wilson_f1(counts, jack.event_products),
-        "percentile": percentile_intervals(by_tag),
-        "bca": bca_intervals(jack.f1, by_tag, jack.tags.acceleration),
-    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # a tag without a positive
+        of_tags = {
+            "headline": wilson_f1(counts, jack.event_products),
+            "percentile": np.nanpercentile(replicates, PERCENTILES, axis=0),
+        }
     return jack.f1, of_scopes, of_tags
 
 

@@ -394,15 +394,10 @@ def _score(
     command: str,
 ) -> BakeoffResult:
     """Scorecards of all pairs and their comparison, on the test split."""
-    options: dict[str, Any] = {
-        "n_bootstrap": settings.n_bootstrap,
-        "seed": settings.seed,
-        "allow_missing": True,
-    }
     models = [pair.predictions for pair in pairs]
     results = []
     for pair, model in zip(pairs, models, strict=True):
-        card = score_predictions(model, catalog, **options)
+        card = score_predictions(model, catalog, allow_missing=True)
         card.save(pair.folder)
         results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
     named = {r.name: model for r, model in zip(results, models, strict=True)}
@@ -410,7 +405,13 @@ def _score(
     return BakeoffResult(
         catalog=describe_catalog(catalog),
         pairs=tuple(results),
-        comparisons=compare_predictions(named, catalog, **options),
+        comparisons=compare_predictions(
+            named,
+            catalog,
+            n_bootstrap=settings.n_bootstrap,
+            seed=settings.seed,
+            allow_missing=True,
+        ),
         machine=describe_machine(settings.device),
         command=command,
         seed=settings.seed,

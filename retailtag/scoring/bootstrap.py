@@ -1,8 +1,7 @@
-"""Intervals for macro-F1 by resampling products, with matrix products instead of loops.
+"""Bootstrap of macro-F1 over products, with matrix products instead of loops.
 
-F1 depends on three sums over images (true positives, given, present). A bootstrap replicate
-weights every product by how often it was drawn, so all replicates of all tags of all models are
-three products ``W @ counts``; drawing the same W for every model makes their differences paired.
+All replicates of all tags and models are three matrix products. The same draws for every model
+make the differences of models paired.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FLOAT32_IMAGES = 2**22
 
 @dataclass(frozen=True, eq=False)
 class ProductCounts:
-    """One model's counts on each product: all that a bootstrap of F1 needs.
+    """One model's counts on each product: all that resampling F1 needs.
 
     Parameters
     ----------
@@ -44,6 +43,15 @@ class ProductCounts:
     positives: NDArray[np.float32]
     n_images: int
 
+    def matrices(self) -> tuple[NDArray[np.float32], ...]:
+        """True positives, given and present, in the order that `f1` takes them."""
+        return self.tp, self.predicted, self.positives
+
+    def totals(self) -> tuple[Floats, Floats, Floats]:
+        """Sums of the three over all products, each (n_tags,)."""
+        tp, predicted, positives = (m.sum(axis=0, dtype=np.float64) for m in self.matrices())
+        return tp, predicted, positives
+
 
 def count_by_product(
     predicted: NDArray[np.bool_], labels: NDArray[np.int8], product: NDArray[np.str_]
@@ -57,7 +65,7 @@ def count_by_product(
     labels : ndarray of int8, shape (n_images, n_tags)
         1, 0, or -1 (left out).
     product : ndarray of str, shape (n_images,)
-        Product of each image; a replicate draws products whole because their images are alike.
+        Product of each image. A replicate draws whole products because their images are alike.
 
     Examples
     --------
@@ -67,13 +75,14 @@ def count_by_product(
     >>> counts.products.tolist(), counts.tp.tolist(), counts.positives.tolist()
     (['a', 'b'], [[0.0], [1.0]], [[0.0], [2.0]])
     """
-    products, place = np.unique(product, return_inverse=True)
-    present, given = labels == POSITIVE, predicted & (labels != UNKNOWN)
+    products, row_of_image = np.unique(product, return_inverse=True)
+    present = labels == POSITIVE
+    given = predicted & (labels != UNKNOWN)
 
     def total(cells: NDArray[np.bool_]) -> NDArray[np.float32]:
         out = np.zeros((len(products), labels.shape[1]), np.float32)
         image, tag = np.nonzero(cells)  # few: most images carry few tags
-        np.add.at(out, (place[image], tag), 1)
+        np.add.at(out, (row_of_image[image], tag), 1)
         return out
 
     return ProductCounts(
@@ -94,7 +103,7 @@ def replicate_weights(
     for start in range(0, n_replicates, block):
         size = min(block, n_replicates - start)
         weights = np.empty((size, n_products), np.float32)
-        for row in weights:
+        for row in weights:  # one draw per row, so that the block size changes nothing
             drawn = rng.integers(n_products, size=n_products, dtype=np.int32)
             row[:] = np.bincount(drawn, minlength=n_products)
         yield weights
@@ -128,30 +137,31 @@ def bootstrap_f1(
     -----
     A tag that vanishes is dropped: counted as 0 it would pull every replicate down. Even so the
     replicates of a macro average are off centre where tags are rare (`intervals.macro_interval`
-    says why and what is shown instead); paired differences cancel most of that.
+    says why and gives the interval that covers); paired differences cancel most of that.
 
     References
     ----------
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
-    _same_products(models)
+    _refuse_other_products(models)
     first = models[0]
     dtype = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
     out = np.empty((len(models), n_replicates, first.positives.shape[1]))
     start = 0
     for weights in replicate_weights(len(first.products), n_replicates, seed):
         rows = slice(start, start + len(weights))
-        positives = np.matmul(weights, first.positives, dtype=dtype)
+        # W (block, n_products) holds how often each product is drawn. F1 needs three sums over
+        # images only, and a drawn sample's sums are W @ TP, W @ predicted and W @ positives.
+        positives = np.matmul(weights, first.positives, dtype=dtype)  # the same for every model
         for m, model in enumerate(models):
-            tp, predicted = (
-                np.matmul(weights, counts, dtype=dtype) for counts in (model.tp, model.predicted)
-            )
+            tp = np.matmul(weights, model.tp, dtype=dtype)
+            predicted = np.matmul(weights, model.predicted, dtype=dtype)
             out[m, rows] = f1(tp, predicted, positives)
         start = rows.stop
     return out
 
 
-def _same_products(models: Sequence[ProductCounts]) -> None:
+def _refuse_other_products(models: Sequence[ProductCounts]) -> None:
     first = models[0]
     for other in models[1:]:
         same = other.n_images == first.n_images and np.array_equal(other.products, first.products)
@@ -164,25 +174,33 @@ def _same_products(models: Sequence[ProductCounts]) -> None:
 
 def macro_replicates(replicates: Floats, mask: NDArray[np.bool_]) -> Floats:
     """Mean over the tags of `mask` that did not vanish, (..., n_tags) to (...)."""
-    kept = replicates[..., mask]
-    defined = ~np.isnan(kept)
-    total = np.where(defined, kept, 0.0).sum(axis=-1)
+    inside = replicates[..., mask]
+    defined = ~np.isnan(inside)
+    total = np.where(defined, inside, 0.0).sum(axis=-1)
     count = defined.sum(axis=-1)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
+def macro_f1(counts: ProductCounts, mask: NDArray[np.bool_]) -> float:
+    """Macro-F1 over the tags of `mask` on the data as it is."""
+    return float(macro_replicates(f1(*counts.totals()), mask))
+
+
 def percentile_interval(replicates: Floats) -> tuple[float, float]:
     """Central 95 % of the replicates (n_replicates,), NaN replicates left out.
+
+    For differences of paired models. The replicates of one macro-F1 are off centre: see
+    `intervals.macro_interval`.
 
     Examples
     --------
     >>> percentile_interval(np.arange(1001) / 1000)
     (0.025, 0.975)
     """
-    kept = replicates[~np.isnan(replicates)]
-    if not len(kept):
+    defined = replicates[~np.isnan(replicates)]
+    if not len(defined):
         return float("nan"), float("nan")
-    low, high = np.percentile(kept, PERCENTILES)
+    low, high = np.percentile(defined, PERCENTILES)
     return float(low), float(high)
 
 
@@ -208,70 +226,29 @@ class Difference:
     @property
     def is_tie(self) -> bool:
         """Whether the interval includes 0, so that the data do not tell the two apart."""
+        # written so that an interval of NaN is a tie
         return not (self.low > 0 or self.high < 0)
 
     @property
     def detectable(self) -> float:
-        """Smallest true difference found with 80 % power at the 5 % level: 2.80 standard errors.
-
-        ``z(0.975) + z(0.80) = 1.960 + 0.842``.
-        """
-        return 2.802 * self.standard_error
+        """Smallest true difference found with 80 % power at the 5 % level: 2.80 standard errors."""
+        return 2.802 * self.standard_error  # z(0.975) + z(0.80) = 1.960 + 0.842
 
 
 def difference_of(
     value_a: float, value_b: float, replicates_a: Floats, replicates_b: Floats
 ) -> Difference:
-    """Difference of two models from their values and paired replicates (n_replicates,)."""
-    delta = replicates_a - replicates_b
-    kept = delta[~np.isnan(delta)]
-    error = float(kept.std(ddof=1)) if len(kept) > 1 else float("nan")
-    return Difference(value_a - value_b, *percentile_interval(delta), error)
-
-
-def paired_difference(
-    a: ProductCounts,
-    b: ProductCounts,
-    mask: NDArray[np.bool_] | None = None,
-    *,
-    n_replicates: int = N_REPLICATES,
-    seed: int = 0,
-) -> Difference:
-    """Macro-F1 of `a` minus that of `b` with a paired bootstrap interval.
-
-    Parameters
-    ----------
-    a, b : ProductCounts
-        Two models on the same images.
-    mask : ndarray of bool, shape (n_tags,), optional
-        Tags to average over (for example the tail); all by default.
-    n_replicates, seed : int
-        As in `bootstrap_f1`.
-
-    Raises
-    ------
-    DataError
-        If the two were counted on different images or labels.
+    """Difference of two models from their values and paired replicates (n_replicates,).
 
     Examples
     --------
-    >>> truth = np.array([[1], [1], [0], [0]] * 5, dtype=np.int8)
-    >>> images = np.array([f"i{k}" for k in range(20)])
-    >>> right = count_by_product(truth == 1, truth, images)
-    >>> wrong = count_by_product(truth == 0, truth, images)
-    >>> gap = paired_difference(right, wrong)
-    >>> gap.value, gap.low, gap.is_tie
-    (1.0, 1.0, False)
+    >>> gap = difference_of(0.5, 0.4, np.array([0.5, 0.6]), np.array([0.4, 0.5]))
+    >>> round(gap.value, 3), round(gap.low, 3), gap.is_tie
+    (0.1, 0.1, False)
     """
-    if mask is None:
-        mask = np.ones(a.tp.shape[1], bool)
-    replicates = macro_replicates(bootstrap_f1([a, b], n_replicates=n_replicates, seed=seed), mask)
-    return difference_of(macro_f1(a, mask), macro_f1(b, mask), replicates[0], replicates[1])
-
-
-def macro_f1(counts: ProductCounts, mask: NDArray[np.bool_]) -> float:
-    """Macro-F1 over the tags of `mask` on the data as it is."""
-    tp, predicted, positives = (
-        m.sum(axis=0, dtype=np.float64) for m in (counts.tp, counts.predicted, counts.positives)
-    )
-    return float(macro_replicates(f1(tp, predicted, positives), mask))
+    # Row r of both comes from the same draw, so what the draw does to both cancels.
+    delta = replicates_a - replicates_b
+    defined = delta[~np.isnan(delta)]
+    error = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+    low, high = percentile_interval(delta)
+    return Difference(value_a - value_b, low, high, error)

@@ -207,9 +207,10 @@ def hold_contest(
     models : mapping of str to sequence of Predictions
         By the names that the comparisons will carry; several predictions are runs of one model
         that differ in their seed.
-    catalog, split, n_bootstrap, seed, allow_missing
-        As in `retailtag.scoring.score.score_predictions`; with the same `n_bootstrap` and `seed`
-        the differences come from the very replicates behind the scorecards' intervals.
+    catalog, split, allow_missing
+        As in `retailtag.scoring.score.score_predictions`.
+    n_bootstrap, seed : int
+        Replicates, in which products are drawn, and the seed of everything random.
     n_permutations : int
         Swaps behind each p, see `retailtag.scoring.permutation.swap_p_values`; `SWAPS_A_PAIR` for
         each compared pair where that is more.
@@ -295,7 +296,7 @@ def _entrants(
             drawn = drawn + noise * sd / math.sqrt(len(runs))
             bounds = percentile_interval(drawn)
         else:
-            bounds = macro_interval(jackknife(runs[0], mask[None]), 0, mask)
+            bounds = macro_interval(jackknife(runs[0], mask[None]), 0)
         found.append(_Entrant(float(values.mean()), bounds, drawn, len(runs), sd))
     return found
 

@@ -152,8 +152,10 @@ def score_files(
     out : Path, optional
         Folder for the scorecards, with a folder a model inside it; by default each lies beside
         its predictions, in ``NAME.SPLIT``.
-    split, n_bootstrap, seed, allow_missing
+    split, allow_missing
         As in `retailtag.scoring.score.score_predictions`.
+    n_bootstrap, seed : int
+        Replicates behind the comparisons, and their seed.
     loaded : mapping of Path to Predictions, optional
         Predictions made from files of other tools, by those files.
 
@@ -171,20 +173,20 @@ def score_files(
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
     names = _distinct_names(paths, models)
     catalogs = _catalogs(paths, models, read, catalog, catalog_args)
-    settings: dict[str, Any] = {
-        "split": split,
-        "n_bootstrap": n_bootstrap,
-        "seed": seed,
-        "allow_missing": allow_missing,
-    }
     cards = tuple(
-        score_predictions(p, c, name=name, **settings)
+        score_predictions(p, c, split=split, allow_missing=allow_missing, name=name)
         for p, c, name in zip(models, catalogs, names, strict=True)
     )
     comparisons: tuple[Comparison, ...] = ()
     if len({c.digest for c in catalogs}) == 1:
-        named = dict(zip(names, models, strict=True))
-        comparisons = compare_predictions(named, catalogs[0], **settings)
+        comparisons = compare_predictions(
+            dict(zip(names, models, strict=True)),
+            catalogs[0],
+            split=split,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+            allow_missing=allow_missing,
+        )
     folders = tuple(
         out / slug(name) if out else path.with_name(f"{path.stem}.{split}")
         for path, name in zip(paths, names, strict=True)

@@ -14,7 +14,6 @@ from retailtag.errors import SplitOverlap, UsageError
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned, align, product_counts
-from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.checks import cell_findings
 from retailtag.scoring.finding import Finding, count, named
 from retailtag.scoring.metrics import micro_f1, tag_counts
@@ -42,8 +41,6 @@ def score_predictions(
     catalog: Catalog,
     *,
     split: str = "test",
-    n_bootstrap: int = N_REPLICATES,
-    seed: int = 0,
     allow_missing: bool = False,
     name: str | None = None,
 ) -> ScoreCard:
@@ -57,10 +54,6 @@ def score_predictions(
         Gives labels, splits, products and training counts.
     split : str
         Split to score.
-    n_bootstrap : int
-        Replicates behind the intervals; products are drawn, not images.
-    seed : int
-        Of the replicates.
     allow_missing : bool
         Score without the images that have no prediction (unreadable ones) and say so in a
         finding, instead of refusing.
@@ -81,7 +74,7 @@ def score_predictions(
     counts = tag_counts(aligned.predicted, aligned.labels)
     products = product_counts(aligned, catalog)
     table = catalog.table
-    measured = measure(aligned, counts, products, table, n_bootstrap=n_bootstrap, seed=seed)
+    measured = measure(aligned, counts, products, table)
     rules = threshold_rules(predictions.provenance, table.group)
     summaries = group_summaries(measured)
     card = ScoreCard(
@@ -94,7 +87,7 @@ def score_predictions(
         micro_f1=micro_f1(counts),
         macro_f1_sklearn=summaries["all"].macro_f1_sklearn,
         samples=sample_scores(aligned.logits, aligned.predicted, aligned.labels),
-        provenance=_provenance(predictions, catalog, n_bootstrap, seed),
+        provenance=_provenance(predictions, catalog),
     )
     return replace(card, findings=tuple(_findings(card, predictions, catalog, aligned)))
 
@@ -115,16 +108,13 @@ def refuse_overlap(predictions: Predictions, catalog: Catalog, split: str) -> No
         )
 
 
-def _provenance(
-    predictions: Predictions, catalog: Catalog, n_bootstrap: int, seed: int
-) -> dict[str, Any]:
+def _provenance(predictions: Predictions, catalog: Catalog) -> dict[str, Any]:
     cutoffs = catalog.table.cutoffs
     return {
         "retailtag": retailtag.__version__,
         "catalogue": {"name": catalog.path.name, "digest": catalog.digest},
         "predictions": {"digest": predictions_digest(predictions), **predictions.provenance},
         "cutoffs": {"tail": cutoffs.tail, "frequent": cutoffs.frequent},
-        "bootstrap": {"replicates": n_bootstrap, "seed": seed, "unit": "product"},
     }
 
 

@@ -43,8 +43,6 @@ class TagRow:
         How the threshold was chosen, as the predictions record it; ``given`` if they don't.
     f1_low, f1_high : float
         95 % interval of F1 (Wilson's, of the Jaccard index behind it; products are the trials).
-    f1_percentile_low, f1_percentile_high, f1_bca_low, f1_bca_high : float
-        Bootstrap intervals of F1, replicates without a positive left out; NaN where undefined.
     f1_oracle : float
         F1 at the best threshold in hindsight: an upper bound, never a score.
     """
@@ -66,10 +64,6 @@ class TagRow:
     rule: str = "given"
     f1_low: float = math.nan
     f1_high: float = math.nan
-    f1_percentile_low: float = math.nan
-    f1_percentile_high: float = math.nan
-    f1_bca_low: float = math.nan
-    f1_bca_high: float = math.nan
     f1_oracle: float = math.nan
 
 
@@ -89,8 +83,6 @@ class GroupSummary:
         Means of the per-tag values, in [0, 1]; NaN if `n_tags` is 0.
     macro_f1_low, macro_f1_high : float
         95 % interval of `macro_f1`: the one shown to cover, see `intervals.macro_interval`.
-    macro_f1_percentile_low, macro_f1_percentile_high, macro_f1_bca_low, macro_f1_bca_high : float
-        Bootstrap intervals (products resampled, vanished tags left out), to compare with others'.
     macro_f1_sklearn : float
         Mean F1 with 0 for undefined tags: the column that equals scikit-learn's default.
     macro_f1_oracle : float
@@ -111,10 +103,6 @@ class GroupSummary:
     macro_precision: float
     macro_recall: float
     macro_ap: float
-    macro_f1_percentile_low: float = math.nan
-    macro_f1_percentile_high: float = math.nan
-    macro_f1_bca_low: float = math.nan
-    macro_f1_bca_high: float = math.nan
     macro_f1_sklearn: float = math.nan
     macro_f1_oracle: float = math.nan
     n_never_predicted: int = 0

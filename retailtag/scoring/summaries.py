@@ -10,15 +10,10 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.table import TagTable
 from retailtag.scoring.aligned import Aligned
-from retailtag.scoring.bootstrap import ProductCounts, bootstrap_f1, macro_replicates
+from retailtag.scoring.bootstrap import ProductCounts
 from retailtag.scoring.calibration import CalibrationSums, calibration_sums
-from retailtag.scoring.intervals import (
-    bca_intervals,
-    macro_interval,
-    percentile_intervals,
-    wilson_f1,
-)
-from retailtag.scoring.jackknife import Jackknife, jackknife
+from retailtag.scoring.intervals import macro_interval, wilson_f1
+from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import (
     Floats,
     TagCounts,
@@ -45,31 +40,21 @@ class Measured:
         Of the logits.
     masks : dict of str to ndarray of bool, shape (n_tags,)
         Tags of each scope.
-    jack : Jackknife
-        Its scopes in the order of `masks`.
-    tag_intervals, scope_intervals : ndarray of float64, shape (6, n_tags) and (6, n_scopes)
-        Headline, percentile and BCa interval, low and high each; of F1 and of macro-F1.
+    scope_intervals : dict of str to (float, float)
+        95 % interval of each scope's macro-F1.
     """
 
     counts: TagCounts
     values: dict[str, Floats]
     calibration: CalibrationSums
     masks: dict[str, NDArray[np.bool_]]
-    jack: Jackknife
-    tag_intervals: Floats
-    scope_intervals: Floats
+    scope_intervals: dict[str, tuple[float, float]]
 
 
 def measure(
-    aligned: Aligned,
-    counts: TagCounts,
-    products: ProductCounts,
-    table: TagTable,
-    *,
-    n_bootstrap: int,
-    seed: int,
+    aligned: Aligned, counts: TagCounts, products: ProductCounts, table: TagTable
 ) -> Measured:
-    """All per-tag metrics and all intervals of one model.
+    """Compute all per-tag metrics and all intervals of one model.
 
     Parameters
     ----------
@@ -79,18 +64,17 @@ def measure(
         Confusion counts of the tags, and counts by product.
     table : TagTable
         For training counts and cut-offs.
-    n_bootstrap, seed : int
-        Of the replicates.
     """
     masks = table.cutoffs.scopes(table.train_count)
-    stacked = np.array(list(masks.values()))
-    jack = jackknife(products, stacked)
-    replicates = bootstrap_f1([products], n_replicates=n_bootstrap, seed=seed)[0]
+    jack = jackknife(products, np.array(list(masks.values())))
+    f1_low, f1_high = wilson_f1(products, jack.event_products)
     ap, oracle = ap_and_oracle(aligned.logits, aligned.labels)
     values = {
         "precision": precision_from_counts(counts),
         "recall": recall_from_counts(counts),
         "f1": f1_from_counts(counts),
+        "f1_low": f1_low,
+        "f1_high": f1_high,
         "ap": ap,
         "f1_oracle": oracle,
     }
@@ -99,30 +83,8 @@ def measure(
         values=values,
         calibration=calibration_sums(aligned.logits, aligned.labels),
         masks=masks,
-        jack=jack,
-        tag_intervals=_tag_intervals(products, jack, replicates),
-        scope_intervals=_scope_intervals(stacked, jack, replicates),
+        scope_intervals={scope: macro_interval(jack, k) for k, scope in enumerate(masks)},
     )
-
-
-def _tag_intervals(products: ProductCounts, jack: Jackknife, replicates: Floats) -> Floats:
-    """Headline, percentile and BCa interval of each tag, (6, n_tags)."""
-    ordered = np.sort(replicates, axis=0)
-    wilson = wilson_f1(products, jack.event_products)
-    both = np.vstack(
-        [percentile_intervals(ordered), bca_intervals(jack.f1, ordered, jack.tags.acceleration)]
-    )
-    return np.vstack([wilson, np.where(np.isnan(jack.f1), np.nan, both)])
-
-
-def _scope_intervals(scopes: NDArray[np.bool_], jack: Jackknife, replicates: Floats) -> Floats:
-    """Headline, percentile and BCa interval of each scope's macro-F1, (6, n_scopes)."""
-    headline = np.array([macro_interval(jack, k, inside) for k, inside in enumerate(scopes)]).T
-    estimate = np.array([macro(jack.f1, inside) for inside in scopes])
-    drawn = np.stack([macro_replicates(replicates, inside) for inside in scopes], axis=1)
-    ordered = np.sort(drawn, axis=0)
-    bca = bca_intervals(estimate, ordered, jack.dropping)
-    return np.vstack([headline, percentile_intervals(ordered), bca])
 
 
 def threshold_rules(provenance: dict[str, Any], group: NDArray[np.str_]) -> list[str]:
@@ -159,7 +121,6 @@ def tag_rows(
         "threshold": thresholds.tolist(),
         "rule": rules,
         "low_support": (counts.positives < LOW_SUPPORT).tolist(),
-        **_named("f1", found.tag_intervals),
     }
     return tuple(
         TagRow(**dict(zip(columns, row, strict=True)))
@@ -167,39 +128,30 @@ def tag_rows(
     )
 
 
-def _named(metric: str, intervals: Floats) -> dict[str, list[float]]:
-    """Columns of the intervals (6, m) by the names of the fields."""
-    kinds = (metric, f"{metric}_percentile", f"{metric}_bca")
-    names = [f"{kind}_{end}" for kind in kinds for end in ("low", "high")]
-    return dict(zip(names, intervals.tolist(), strict=True))
-
-
-def group_summaries(found: Measured) -> dict[str, GroupSummary]:
+def group_summaries(measured: Measured) -> dict[str, GroupSummary]:
     """Means of every scope over its tags with a positive."""
-    intervals = _named("macro_f1", found.scope_intervals)
-    return {
-        scope: _summary(found, scope, {name: ends[k] for name, ends in intervals.items()})
-        for k, scope in enumerate(found.masks)
-    }
+    return {scope: _summary(measured, scope) for scope in measured.masks}
 
 
-def _summary(found: Measured, scope: str, intervals: dict[str, float]) -> GroupSummary:
-    inside, counts = found.masks[scope], found.counts
+def _summary(measured: Measured, scope: str) -> GroupSummary:
+    counts = measured.counts
+    inside = measured.masks[scope]
     defined = inside & (counts.positives > 0)
-    means = {name: macro(value, defined) for name, value in found.values.items()}
-    with_zeros = np.nan_to_num(found.values["f1"][inside])
+    means = {name: macro(value, defined) for name, value in measured.values.items()}
+    low, high = measured.scope_intervals[scope]
     return GroupSummary(
         scope=scope,
         n_tags=int(defined.sum()),
         n_undefined=int(inside.sum() - defined.sum()),
         macro_f1=means["f1"],
+        macro_f1_low=low,
+        macro_f1_high=high,
         macro_precision=means["precision"],
         macro_recall=means["recall"],
         macro_ap=means["ap"],
         macro_f1_oracle=means["f1_oracle"],
-        macro_f1_sklearn=macro(with_zeros),
+        macro_f1_sklearn=macro(np.nan_to_num(measured.values["f1"][inside])),
         n_never_predicted=int((defined & (counts.predicted == 0)).sum()),
-        brier=found.calibration.brier(inside),
-        calibration_error=found.calibration.error(inside),
-        **intervals,
+        brier=measured.calibration.brier(inside),
+        calibration_error=measured.calibration.error(inside),
     )

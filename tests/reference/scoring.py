@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import statistics
 
 import numpy as np
 
@@ -173,24 +172,7 @@ def leave_one_out(predicted, labels, product, tag):
 
 
 def jackknife(whole, values):
-    """Bias, variance and acceleration from the values with one left out, by their formulas."""
+    """Bias and variance from the values with one left out, by their formulas."""
     n, mean = len(values), sum(values) / len(values)
     square = sum((mean - v) ** 2 for v in values)
-    cube = sum((mean - v) ** 3 for v in values)
-    acceleration = cube / (6 * square**1.5) if square > 1e-20 else 0.0
-    return (n - 1) * (mean - whole), (n - 1) / n * square, acceleration
-
-
-def bca(estimate, replicates, acceleration):
-    """BCa interval of one statistic, step by step."""
-    normal = statistics.NormalDist()
-    kept = [r for r in replicates if not math.isnan(r)]
-    share = sum((r < estimate) + 0.5 * (r == estimate) for r in kept) / len(kept)
-    if not 0 < share < 1:
-        return math.nan, math.nan
-    z0 = normal.inv_cdf(share)
-    ends = []
-    for level in (0.025, 0.975):
-        z = z0 + normal.inv_cdf(level)
-        ends.append(float(np.quantile(kept, normal.cdf(z0 + z / (1 - acceleration * z)))))
-    return tuple(ends)
+    return (n - 1) * (mean - whole), (n - 1) / n * square

@@ -85,7 +85,7 @@ def make_bakeoff(n_test: int = 5000, n_tags: int = 250, seed: int = 0, tags=None
             predictions = draw_predictions(
                 catalog, rng, shared, rare + shift, per_decade + steeper, provenance
             )
-            card = score_predictions(predictions, catalog, n_bootstrap=400)
+            card = score_predictions(predictions, catalog)
             models[card.model] = predictions
             cost = PairCost(
                 extract_seconds=extract if strategy == "probe" else 0.0,

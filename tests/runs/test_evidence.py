@@ -39,7 +39,7 @@ def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):
     assert run.predictions.provenance["copies"] == expected
     recorded = run.predictions.provenance["threshold_f1"]
     assert set(recorded["all"]) == {"in_sample", "cross_fit"}
-    codes = [f.code for f in score_predictions(run.predictions, catalog, n_bootstrap=5).findings]
+    codes = [f.code for f in score_predictions(run.predictions, catalog).findings]
     assert "duplicated-images" in codes
 
 

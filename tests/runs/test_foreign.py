@@ -41,7 +41,7 @@ def test_tuned_thresholds_are_those_of_the_rule_on_the_tuning_split(shop, probab
     expected = tuned.thresholds
     np.testing.assert_allclose(made.thresholds[::-1], expected, rtol=1e-4)
     assert set(made.fitted_ids) == set(shop.image_ids[shop.rows("train", "val")])
-    card = score_predictions(made, shop, n_bootstrap=5)
+    card = score_predictions(made, shop)
     assert card.n_images == len(shop.rows("test"))
     assert {row.rule for row in card.tags} == {"shrunk"}
 

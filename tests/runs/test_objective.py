@@ -34,7 +34,7 @@ def test_infinite_thresholds_survive_files_scorer_and_tagger(probed, tiny, tmp_p
     predictions = Predictions.load(folder / "predictions.npz")
     np.testing.assert_array_equal(predictions.thresholds, run.probe.thresholds)
     assert not predictions.predicted[:, never].any()
-    score_predictions(predictions, tiny, n_bootstrap=5).save(tmp_path)
+    score_predictions(predictions, tiny).save(tmp_path)
     card = ScoreCard.load(tmp_path / "scorecard.json")
     for row, withheld in zip(card.tags, never.tolist(), strict=True):
         assert (row.threshold == np.inf) == withheld
@@ -54,7 +54,7 @@ def test_probe_records_rule_objective_and_what_cross_fit_gave(probed, tiny, tiny
     facts = Probe.load(tmp_path).facts["thresholds"]
     assert facts == usual.probe.facts["thresholds"]
     assert facts["rule"] in facts["cross_fit"]
-    card = score_predictions(usual.predictions, tiny, n_bootstrap=5)
+    card = score_predictions(usual.predictions, tiny)
     assert {row.rule for row in card.tags} == {facts["rule"]}
 
 

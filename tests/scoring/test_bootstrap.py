@@ -8,12 +8,19 @@ from retailtag.scoring.bootstrap import (
     Difference,
     bootstrap_f1,
     count_by_product,
+    difference_of,
     macro_f1,
     macro_replicates,
-    paired_difference,
     percentile_interval,
     replicate_weights,
 )
+
+
+def paired_difference(a, b, n_replicates=500, seed=0):
+    """Difference of two models' macro-F1 over all tags, under the same draws."""
+    every = np.ones(a.tp.shape[1], bool)
+    drawn = macro_replicates(bootstrap_f1([a, b], n_replicates=n_replicates, seed=seed), every)
+    return difference_of(macro_f1(a, every), macro_f1(b, every), drawn[0], drawn[1])
 
 
 @pytest.fixture(scope="module")

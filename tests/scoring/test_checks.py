@@ -12,7 +12,7 @@ from retailtag.scoring.score import score_predictions
 
 
 def codes(predictions, catalog):
-    return [f.code for f in score_predictions(predictions, catalog, n_bootstrap=5).findings]
+    return [f.code for f in score_predictions(predictions, catalog).findings]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_infinite_scores_are_found(catalog, predict):
     assert "non-finite-scores" not in codes(clean, catalog)
     broken = logits.copy()
     broken[3, 1] = np.inf
-    card = score_predictions(predict(catalog, logits=broken), catalog, n_bootstrap=5)
+    card = score_predictions(predict(catalog, logits=broken), catalog)
     (finding,) = [f for f in card.findings if f.code == "non-finite-scores"]
     assert "1 score of 1 tag are infinite (=frequent)" in finding.sentence
 
@@ -46,7 +46,7 @@ def test_copies_are_found_by_the_bytes_that_the_predictions_record(catalog, pred
     seen = {"i001": "i130", "i140": "i131"}  # i140 is not in the scored split
     predictions = predict(catalog, provenance={"copies": seen})
     assert copies(predictions, catalog, catalog.rows("test"))[0] == [("i001", "i130")]
-    card = score_predictions(predictions, catalog, n_bootstrap=5)
+    card = score_predictions(predictions, catalog)
     (finding,) = [f for f in card.findings if f.code == "duplicated-images"]
     assert "1 image of the 120" in finding.sentence
     assert "i001 = i130" in finding.sentence
@@ -97,10 +97,10 @@ def test_giving_too_many_or_too_few_tags_is_found(counted, predict):
     fields = {"logits": truth, "thresholds": np.zeros(6, np.float32)}
     assert "prevalence" not in codes(predict(counted, **fields), counted)
     fields["thresholds"] = np.full(6, -2, np.float32)
-    card = score_predictions(predict(counted, **fields), counted, n_bootstrap=5)
+    card = score_predictions(predict(counted, **fields), counted)
     assert any(f.code == "prevalence" and "too freely" in f.sentence for f in card.findings)
     fields["thresholds"] = np.full(6, np.inf, np.float32)
-    card = score_predictions(predict(counted, **fields), counted, n_bootstrap=5)
+    card = score_predictions(predict(counted, **fields), counted)
     assert any(f.code == "prevalence" and "too sparingly" in f.sentence for f in card.findings)
 
 
@@ -116,7 +116,7 @@ def test_the_bounds_of_prevalence(given, expected, fires):
 def test_threshold_optimism_comes_from_what_the_probe_recorded(catalog, predict):
     recorded = {"threshold_f1": {"all": {"in_sample": 0.50, "cross_fit": 0.49},
                                  "tail": {"in_sample": 0.50, "cross_fit": 0.40}}}  # fmt: skip
-    card = score_predictions(predict(catalog, provenance=recorded), catalog, n_bootstrap=5)
+    card = score_predictions(predict(catalog, provenance=recorded), catalog)
     (finding,) = [f for f in card.findings if f.code == "threshold-optimism"]
     assert "Over tail tags" in finding.sentence
     assert "50.0 points" in finding.sentence
@@ -126,19 +126,16 @@ def test_threshold_optimism_comes_from_what_the_probe_recorded(catalog, predict)
 
 @pytest.mark.parametrize(("recorded", "fires"), [(True, True), (False, False), (None, False)])
 def test_a_fine_tune_that_kept_its_probe_says_so(catalog, predict, recorded, fires):
-    card = score_predictions(
-        predict(catalog, provenance={"is_probe": recorded}), catalog, n_bootstrap=5
-    )
+    card = score_predictions(predict(catalog, provenance={"is_probe": recorded}), catalog)
     assert any(f.code == "probe-kept" for f in card.findings) == fires
 
 
 def test_provenance_holds_the_hash_of_everything_read(catalog, predict):
     facts = {"features": "f" * 64, "catalog_digest": catalog.digest, "settings": {"seed": 3}}
-    card = score_predictions(predict(catalog, provenance=facts), catalog, n_bootstrap=5, seed=4)
+    card = score_predictions(predict(catalog, provenance=facts), catalog)
     p = card.provenance
     assert p["catalogue"]["digest"] == catalog.digest
     assert p["predictions"]["features"] == "f" * 64
     assert len(p["predictions"]["digest"]) == 64
-    assert p["bootstrap"]["seed"] == 4
     assert p["predictions"]["settings"]["seed"] == 3
     assert p["retailtag"]

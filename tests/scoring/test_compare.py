@@ -22,7 +22,7 @@ from retailtag.scoring.score import score_predictions
 def test_differences_are_those_of_the_scorecards(catalog, predict):
     models = {"good": predict(catalog, 1, 3.0), "poor": predict(catalog, 2, 0.5)}
     found = compare_predictions(models, catalog, n_bootstrap=40)
-    cards = {n: score_predictions(p, catalog, n_bootstrap=40) for n, p in models.items()}
+    cards = {n: score_predictions(p, catalog) for n, p in models.items()}
     assert [(c.a, c.b, c.scope) for c in found] == [
         ("good", "poor", "all"),
         ("good", "poor", "tail"),
@@ -96,7 +96,7 @@ def test_standings_rank_by_macro_f1_and_share_out_the_first_place(catalog, predi
     assert sum(s.p_best for s in every) == pytest.approx(1)
     for s in every:
         assert math.isnan(s.seed_sd)
-        card = score_predictions(models[s.model][0], catalog, n_bootstrap=200).summaries["all"]
+        card = score_predictions(models[s.model][0], catalog).summaries["all"]
         shown = (s.macro_f1, s.low, s.high)
         assert shown == pytest.approx((card.macro_f1, card.macro_f1_low, card.macro_f1_high))
 
@@ -108,7 +108,7 @@ def test_seeds_are_a_second_source_of_variance(catalog, predict):
     counts = [product_counts(align(p, catalog, "test"), catalog) for p in (*runs, other)]
     mask = counts[0].positives.sum(axis=0) > 0
     drawn = macro_replicates(bootstrap_f1(counts, n_replicates=4000), mask)
-    cards = [score_predictions(p, catalog, n_bootstrap=5).summaries["all"].macro_f1 for p in runs]
+    cards = [score_predictions(p, catalog).summaries["all"].macro_f1 for p in runs]
     images = np.var(drawn[:3].mean(axis=0) - drawn[3], ddof=1)
     seeds = np.var(cards, ddof=1) / 3
     c = contest.comparisons[0]

@@ -167,7 +167,7 @@ def test_thresholds_of_a_scorecard_read_back_under_any_tag(catalog, predict, tmp
     catalog = replace(catalog, table=replace(catalog.table, tags=tags))
     values = np.array([0.25, -0.5, 1.0, np.inf, -np.inf, 2.0], np.float32)
     predictions = predict(catalog, tags=tags, thresholds=values)
-    score_predictions(predictions, catalog, n_bootstrap=5).save(tmp_path)
+    score_predictions(predictions, catalog).save(tmp_path)
     found = read_thresholds(tmp_path / "per_tag.csv", tags)
     np.testing.assert_array_equal(found, values)
 

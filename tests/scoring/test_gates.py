@@ -12,7 +12,7 @@ from retailtag.scoring.score import score_predictions
 
 @pytest.fixture
 def card(catalog, predictions):
-    return score_predictions(predictions, catalog, n_bootstrap=5)
+    return score_predictions(predictions, catalog)
 
 
 @given(st.sampled_from(NAMES), st.sampled_from(list(COMPARE)), st.floats(0, 1))

@@ -18,7 +18,7 @@ from retailtag.scoring.scorecard import ScoreCard
 @pytest.fixture
 def card(catalog, predict):
     thresholds = np.array([0.2, 0.2, 0.2, 0.2, np.inf, -np.inf], np.float32)
-    return score_predictions(predict(catalog, thresholds=thresholds), catalog, n_bootstrap=30)
+    return score_predictions(predict(catalog, thresholds=thresholds), catalog)
 
 
 def test_json_round_trip_keeps_everything(card):
@@ -29,9 +29,17 @@ def test_json_round_trip_keeps_everything(card):
     assert math.isnan(back.tags[5].f1)
 
 
+def test_a_card_with_the_intervals_of_earlier_versions_loads(card):
+    """Percentile and BCa intervals stood on cards until 2026-11-29."""
+    old = card.to_json()
+    old["tags"] = [{**row, "f1_bca_low": 0.1, "f1_percentile_high": None} for row in old["tags"]]
+    old["summaries"]["all"] = {**old["summaries"]["all"], "macro_f1_bca_high": 0.5}
+    assert ScoreCard.from_json(old).to_json() == card.to_json()
+
+
 def test_files_are_equal_for_equal_input(card, catalog, predict, tmp_path):
     thresholds = np.array([row.threshold for row in card.tags], np.float32)
-    again = score_predictions(predict(catalog, thresholds=thresholds), catalog, n_bootstrap=30)
+    again = score_predictions(predict(catalog, thresholds=thresholds), catalog)
     card.save(tmp_path / "a")
     again.save(tmp_path / "b")
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
