@@ -74,7 +74,7 @@ def test_elements_nest_and_ids_are_unique(page):
 
 def test_names_from_data_are_escaped(page):
     assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in page
     assert "日本" in page
 
