@@ -1,4 +1,4 @@
-"""Embeddings of a backbone, or of several side by side: where images' lie, and those of tags."""
+"""Open the stored embeddings of a backbone or of several side by side, and embed tag names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_embeddings(
     request: EngineRequest = ANY,
     progress: Progress = SILENT,
 ) -> EmbeddingSource:
-    """Open the stores of every part of ``A+B`` under `features`, joined in that order.
+    """Open the stores of every component of ``A+B`` in `features`, joined in that order.
 
     Parameters
     ----------
@@ -38,29 +38,29 @@ def find_embeddings(
     backbone : str
         Id or preset, or several joined by ``+``.
     weights : mapping of str to Path, optional
-        Local weights by part as given in `backbone`.
+        Local weights by component as given in `backbone`.
     device : str
-        Where the models are loaded to learn their identity.
+        Where the models are loaded to compute their identity.
     dtype : str
-        Of the stored embeddings.
+        Dtype of the stored embeddings.
     allow_truncated : bool
-        Whether they were extracted with files that end early.
+        Whether files that end early were accepted in the extraction.
     request : EngineRequest
-        Which engines' embeddings will do; see `retailtag.extraction.engines.find_store`.
+        Which engines are allowed; see `retailtag.extraction.engines.find_store`.
     progress : Progress
-        Told which store was taken of several.
+        Says which store is read if there are several.
 
     Raises
     ------
     DataError
-        If a part was not extracted.
+        If a component was not extracted.
     StaleFeatures
         If it was extracted with other weights or preprocessing, or by other engines.
     """
     local = weights or {}
     stores = []
-    for part in components_of(backbone):
-        model = load_backbone(part, weights=local.get(part), device=device)
+    for component in components_of(backbone):
+        model = load_backbone(component, weights=local.get(component), device=device)
         spec = identity(model, dtype, allow_truncated=allow_truncated)
         stores.append(find_store(features, spec, request, progress=progress))
     return join(stores)
@@ -74,28 +74,29 @@ def find_texts(
     weights: Mapping[str, Path] | None = None,
     device: str = "cpu",
 ) -> NDArray[np.float32] | None:
-    """Embed the names of tags for the head ``text``, where it is asked for and can be had.
+    """Embed the names of tags for the head ``text``.
 
     Parameters
     ----------
     heads : str
-        Of `retailtag.runs.probe.ProbeSettings`.
+        Heads of the probe settings.
     backbone, weights, device
         As in `find_embeddings`.
     tags : sequence of str, length n_tags
+        Names to embed.
 
     Returns
     -------
     ndarray of float32, shape (n_tags, dim), or None
-        None unless `heads` names ``text`` and the backbone is a single one with a text tower
-        whose texts lie among its images.
+        None unless `heads` includes ``text`` and the backbone is a single one with a text tower
+        that embeds into the space of its images.
     """
-    parts = components_of(backbone)
-    if "text" not in parse_heads(heads) or len(parts) > 1:
+    components = components_of(backbone)
+    if "text" not in parse_heads(heads) or len(components) > 1:
         return None
-    if resolve_id(parts[0]).scheme == "timm":  # image models alone: not worth loading one
+    if resolve_id(components[0]).scheme == "timm":  # image models only: none needs loading
         return None
-    model = load_backbone(parts[0], weights=(weights or {}).get(parts[0]), device=device)
+    model = load_backbone(components[0], weights=(weights or {}).get(components[0]), device=device)
     if not model.has_text:
         return None
     texts = text_embeddings(tags, lambda asked: model.encode_text(asked).cpu().numpy())

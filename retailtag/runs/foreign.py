@@ -1,4 +1,4 @@
-"""Another tool's scores as predictions: thresholds read or tuned, fitted images as declared."""
+"""Predictions from another tool's scores: thresholds are read or tuned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from retailtag.thresholds.tuning import AUTO, RULES, Tuning
 
 @dataclass(frozen=True)
 class Declared:
-    """What a user says about another tool's scores; none of it can be seen in the file.
+    """What a user states about another tool's scores, because the file does not say it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Declared:
     tune : str, optional
         Rule that tunes thresholds for F1; see `retailtag.thresholds.tuning.Tuning`.
     tune_split : str
-        Split that the rule sees.
+        Split whose labels the rule uses.
     fitted_split : str
         Split that the model was fitted on.
     """
@@ -58,17 +58,18 @@ def foreign_predictions(
     Parameters
     ----------
     path : Path
-        As `retailtag.scoring.foreign.read_foreign` takes it.
+        File that `retailtag.scoring.foreign.read_foreign` reads.
     catalog : Catalog
         Gives the labels to tune on and the images of the fitted split.
     declared : Declared
+        Scale, thresholds and fitted split.
     scored_split : str
-        Split that will be scored, which no threshold may be tuned on.
+        Split that will be scored; thresholds must not be tuned on it.
 
     Returns
     -------
     Predictions
-        Fitted on the declared split, and on the tuning split where thresholds were tuned.
+        Fitted on the declared split, and on the tuning split if thresholds were tuned.
 
     Raises
     ------
@@ -111,9 +112,10 @@ def foreign_predictions(
 
 
 def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:
+    """Raise `UsageError` for a declaration that is incomplete or contradicts itself."""
     if declared.scores is None:
         raise UsageError(
-            f"{path} is another tool's; say what its numbers are with --scores, one of "
+            f"{path} comes from another tool; state the scale of its scores with --scores, one of "
             f"{', '.join(SCALES)}."
         )
     if declared.thresholds is not None and declared.tune is not None:
@@ -126,15 +128,15 @@ def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:
         raise UsageError(f"--tune {declared.tune} is unknown; use one of {known}.")
     if declared.tune is not None and declared.tune_split == scored_split:
         raise UsageError(
-            f"--tune-split {scored_split} is the split being scored, so the thresholds would be "
-            "chosen on the answers; tune on another split."
+            f"--tune-split {scored_split} is the split that is scored, so the thresholds would be "
+            "chosen on the labels they are judged by; tune on another split."
         )
 
 
 def _thresholds(
     found: ForeignScores, undecided: Predictions, catalog: Catalog, declared: Declared
 ) -> tuple[NDArray[np.float32], str]:
-    """Threshold of each of the file's tags, as a logit, and the rule behind them."""
+    """Threshold of each of the file's tags, as a logit, and the rule that chose them."""
     scale = str(declared.scores)
     if declared.thresholds is not None:
         return threshold_logits(read_thresholds(declared.thresholds, found.tags), scale), "given"
@@ -142,7 +144,7 @@ def _thresholds(
         if found.thresholds is None:
             raise UsageError(
                 f"{found.path} has no thresholds; give them with --thresholds FILE, or tune them "
-                "with --tune RULE on a split of its own."
+                "with --tune RULE on a split that is not scored."
             )
         return threshold_logits(found.thresholds, scale), "given"
     if not len(catalog.rows(declared.tune_split)):
@@ -152,5 +154,6 @@ def _thresholds(
         )
     seen = align(undecided, catalog, declared.tune_split)
     tuned = Tuning(declared.tune).tune(seen.logits, seen.labels, catalog.table.group)
+    # The file may have its tags in another order than the catalogue, which the rule follows.
     by_tag = dict(zip(catalog.table.tags, tuned.thresholds.tolist(), strict=True))
     return np.array([by_tag[tag] for tag in found.tags], np.float32), tuned.rule

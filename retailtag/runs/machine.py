@@ -1,4 +1,4 @@
-"""What a measurement was made on: recorded beside every figure."""
+"""The machine that a measurement was made on, which is recorded with it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ VERSIONS = ("torch", "timm", "open_clip_torch", "numpy", "h5py", "scikit-learn")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, device and versions, as JSON-able values.
-
-    Parameters
-    ----------
-    device : str
-        ``cpu`` or ``cuda``.
-    """
+    """Processor, cores, memory, the device (``cpu`` or ``cuda``) and versions, JSON-able."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -33,7 +27,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model name of the processor; Linux keeps it where `platform` does not look."""
+    """Model name of the processor, which `platform` does not find on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,8 @@
 """Wall time and peak memory of a stage, measured while it runs.
 
-On a CPU the memory of a stage is its own: the most that the process held at one time above what it
-held when the stage began, plus the model that the stage was handed. Libraries, and whatever
-earlier stages left behind, are not counted, so that the figure does not depend on what ran before:
-freed memory is given back to the system first, and the kernel's high-water mark starts anew.
+On a CPU the peak is that of the stage alone: the most memory that the process held at one time,
+less what it held when the stage began, plus the model that the stage was given. Libraries and what
+earlier stages left behind are not counted, so the figure does not depend on what ran before.
 On CUDA it is the largest memory allocated on the device, weights included.
 """
 
@@ -21,20 +20,20 @@ import psutil
 
 from retailtag.allocator import release_freed_memory
 
-INTERVAL = 0.05  # seconds between two looks where the kernel keeps no mark that can be reset
+SAMPLE_SECONDS = 0.05  # between two samples where the kernel's peak cannot be reset
 MIB = 2**20
 
 
 @dataclass
-class Cost:
-    """Filled when the measured block ends.
+class StageCost:
+    """Cost of a measured block; complete when the block has ended.
 
     Parameters
     ----------
     seconds : float
         Wall time.
     peak_memory_mib : float
-        The block's own peak, as the module says.
+        See the module.
     """
 
     seconds: float = 0.0
@@ -42,18 +41,18 @@ class Cost:
 
 
 @contextmanager
-def measured(device: str, held: int = 0) -> Iterator[Cost]:
-    """Measure the block; the yielded `Cost` is complete when the block has ended.
+def measured(device: str, held: int = 0) -> Iterator[StageCost]:
+    """Measure the block.
 
     Parameters
     ----------
     device : str
         ``cpu`` or ``cuda``.
     held : int
-        Bytes of what the block uses and the caller holds already (a model's weights); counted
-        in on a CPU, where only growth is seen.
+        Bytes of what the block uses but the caller has already allocated, such as a model's
+        weights. Added on a CPU, where only growth is measured.
     """
-    cost = Cost()
+    cost = StageCost()
     gc.collect()
     with _cuda_peak(cost) if device == "cuda" else _resident_peak(cost, held):
         start = time.perf_counter()
@@ -62,9 +61,10 @@ def measured(device: str, held: int = 0) -> Iterator[Cost]:
 
 
 @contextmanager
-def _resident_peak(cost: Cost, held: int) -> Iterator[None]:
+def _resident_peak(cost: StageCost, held: int) -> Iterator[None]:
+    # Freed memory that the allocator still holds would hide growth: a stage could reuse it.
     release_freed_memory()
-    watch = _Kernel() if _Kernel.reset() else _Sampler()
+    watch = _KernelPeak() if _KernelPeak.reset() else _Sampler()
     start = psutil.Process().memory_info().rss
     try:
         yield
@@ -72,12 +72,12 @@ def _resident_peak(cost: Cost, held: int) -> Iterator[None]:
         cost.peak_memory_mib = (held + max(watch.peak() - start, 0)) / MIB
 
 
-class _Kernel:
-    """Linux's high-water mark of the resident memory of this process (proc(5), clear_refs)."""
+class _KernelPeak:
+    """Linux's peak of the resident memory of this process (VmHWM and clear_refs in proc(5))."""
 
     @staticmethod
     def reset() -> bool:
-        """Start the mark anew; False where the system has none or forbids it."""
+        """Reset the peak; False where the system has none or forbids it."""
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:
@@ -85,13 +85,13 @@ class _Kernel:
         return True
 
     def peak(self) -> int:
-        """Bytes of the mark."""
+        """Bytes of the peak."""
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 class _Sampler:
-    """Looks at the resident memory from a thread of its own; misses peaks between two looks."""
+    """Samples the resident memory in a thread; misses peaks between two samples."""
 
     def __init__(self) -> None:
         self._process, self._done = psutil.Process(), threading.Event()
@@ -100,18 +100,18 @@ class _Sampler:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._done.wait(INTERVAL):
+        while not self._done.wait(SAMPLE_SECONDS):
             self._peak = max(self._peak, self._process.memory_info().rss)
 
     def peak(self) -> int:
-        """Bytes of the largest look; ends the watch."""
+        """Bytes of the largest sample; ends the sampling."""
         self._done.set()
         self._thread.join()
         return max(self._peak, self._process.memory_info().rss)
 
 
 @contextmanager
-def _cuda_peak(cost: Cost) -> Iterator[None]:
+def _cuda_peak(cost: StageCost) -> Iterator[None]:
     import torch
 
     torch.cuda.synchronize()

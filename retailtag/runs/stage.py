@@ -9,7 +9,7 @@ from typing import Any
 
 from retailtag.errors import DataError
 from retailtag.files import file_sha256, read_json, write_json
-from retailtag.runs.measure import Cost
+from retailtag.runs.measure import StageCost
 
 FORMAT = 1
 RECORD = "stage.json"
@@ -47,14 +47,14 @@ def write_record(
     folder: Path,
     files: Sequence[str],
     inputs: dict[str, Any],
-    cost: Cost | None = None,
+    cost: StageCost | None = None,
     *,
     facts: dict[str, Any] | None = None,
     machine: dict[str, Any] | None = None,
 ) -> StageRecord:
     """Seal a stage whose `files` are in `folder`; `cost` as measured, 0 where it was not."""
     outputs = {name: file_sha256(folder / name) for name in files}
-    cost = cost or Cost()
+    cost = cost or StageCost()
     record = StageRecord(
         inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {}, machine or {}
     )

@@ -81,7 +81,10 @@ def test_scoring_the_split_it_was_declared_fitted_on_is_refused(shop, table):
         (Declared("odds", tune="group"), "--scores odds"),
         (Declared("probabilities"), "has no thresholds"),
         (Declared("probabilities", tune="best"), "--tune best"),
-        (Declared("probabilities", tune="group", tune_split="test"), "chosen on the answers"),
+        (
+            Declared("probabilities", tune="group", tune_split="test"),
+            "chosen on the labels they are judged by",
+        ),
         (Declared("probabilities", tune="group", tune_split="dev"), "--tune-split dev"),
         (Declared("probabilities", tune="group", fitted_split="dev"), "--fitted-split dev"),
     ],

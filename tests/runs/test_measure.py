@@ -56,11 +56,11 @@ def test_the_peak_does_not_depend_on_what_ran_before():
     assert after == pytest.approx(before, abs=15)
 
 
-def test_without_the_kernels_mark_a_thread_looks(monkeypatch):
-    monkeypatch.setattr(measure._Kernel, "reset", staticmethod(lambda: False))
+def test_without_the_kernels_peak_a_thread_samples(monkeypatch):
+    monkeypatch.setattr(measure._KernelPeak, "reset", staticmethod(lambda: False))
     with measured("cpu") as cost:
         block = bytearray(BLOCK)
         block[::4096] = b"x" * len(block[::4096])
-        measure.threading.Event().wait(3 * measure.INTERVAL)
+        measure.threading.Event().wait(3 * measure.SAMPLE_SECONDS)
         del block
     assert cost.peak_memory_mib == pytest.approx(100, abs=15)

@@ -1,13 +1,13 @@
 import pytest
 
-from retailtag.runs.measure import Cost
+from retailtag.runs.measure import StageCost
 from retailtag.runs.stage import read_record, why_stale, write_record
 
 
 @pytest.fixture
 def sealed(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
-    write_record(tmp_path, ["a.txt"], {"x": 1, "y": [2]}, Cost(3.0), facts={"n": 1})
+    write_record(tmp_path, ["a.txt"], {"x": 1, "y": [2]}, StageCost(3.0), facts={"n": 1})
     return tmp_path
 
 
