@@ -11,7 +11,7 @@ from retailtag.catalog.table import POSITIVE, UNKNOWN
 from retailtag.scoring.metrics import Floats, ratio
 
 N_BINS = 15
-BLOCK_CELLS = 1_000_000
+BLOCK_CELLS = 1_000_000  # probabilities held at once: 8 MB of float64
 
 
 def probabilities(logits: NDArray[np.floating]) -> Floats:
@@ -22,6 +22,7 @@ def probabilities(logits: NDArray[np.floating]) -> Floats:
     >>> probabilities(np.array([-np.inf, 0.0, 1000.0])).tolist()
     [0.0, 0.5, 1.0]
     """
+    # 1 / (1 + exp(-z)) = (1 + tanh(z / 2)) / 2, without exp(1000)
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float64))
 
 
@@ -48,7 +49,7 @@ class CalibrationSums:
         .. math:: B = \frac{1}{n} \sum_{ij} (p_{ij} - y_{ij})^2
 
         In [0, 1], smaller is better; NaN without a cell. Pooled over rare tags it is small for
-        any model that says no: compare models, not tags.
+        any model that gives no tag: compare models, not tags.
 
         References
         ----------
@@ -75,6 +76,7 @@ class CalibrationSums:
         binning", AAAI 2015; 15 bins as in Guo et al., "On calibration of modern neural networks",
         ICML 2017, and in torchmetrics' ``binary_calibration_error``.
         """
+        # n_b / n · |mean label - mean probability| = |sum of labels - sum of probabilities| / n
         gap = np.abs(self.present[mask].sum(axis=0) - self.predicted[mask].sum(axis=0)).sum()
         return float(ratio(gap, self.count[mask].sum()))
 
@@ -110,9 +112,9 @@ def calibration_sums(
         p = probabilities(logits[start : start + size])
         y = (truth == POSITIVE).astype(np.float64)
         squared += np.where(known, (p - y) ** 2, 0.0).sum(axis=0)
-        place = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)
-        place += n_bins * np.arange(n_tags)
+        bins = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)  # the last holds p = 1 too
+        bins += n_bins * np.arange(n_tags)  # one bincount for all tags: bin b of tag j is j B + b
         for k, weight in enumerate((None, p[known], y[known])):
-            sums[k] += np.bincount(place[known], weight, minlength=n_tags * n_bins)
+            sums[k] += np.bincount(bins[known], weight, minlength=n_tags * n_bins)
     count, predicted, present = sums.reshape(3, n_tags, n_bins)
     return CalibrationSums(count, predicted, present, squared)

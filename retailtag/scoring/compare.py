@@ -31,10 +31,13 @@ from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
 from retailtag.scoring.strict_json import number, plain, row_from
 
-COMPARED = ("all", "tail")
-SWAPS_A_PAIR = 40  # swaps at least: with fewer than 20, Holm could never reach 0.05
-ALPHA = 0.05  # of the Holm-adjusted p under which a difference is no tie
-SWAP, NORMAL = "image swap", "normal, images and seeds"
+COMPARED_SCOPES = ("all", "tail")
+# Holm multiplies the smallest p, 1 / (swaps + 1), by the number of pairs: with fewer than 20 swaps
+# per pair it could never get under 0.05. Twice that leaves room.
+MIN_SWAPS_PER_PAIR = 40
+ALPHA = 0.05  # a Holm-adjusted p under it makes a difference no tie
+SWAP = "image swap"
+NORMAL = "normal, images and seeds"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Comparison:
     difference : Difference
         Value, paired 95 % interval and standard error.
     p, p_holm : float
-        Two-sided p, and adjusted over all pairs compared in the scope; NaN where not tested.
+        Two-sided p, and p adjusted over all pairs compared in the scope; NaN where not tested.
     test : str
         What gave p: `SWAP` or `NORMAL`; empty where not tested.
     """
@@ -81,7 +84,7 @@ class Comparison:
     def reversed(self) -> Comparison:
         """The same comparison seen from `b`."""
         d = self.difference
-        back = Difference(-d.value, -d.high, -d.low, d.standard_error)
+        back = Difference(value=-d.value, low=-d.high, high=-d.low, standard_error=d.standard_error)
         return Comparison(self.b, self.a, self.scope, back, self.p, self.p_holm, self.test)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,21 +93,21 @@ class Comparison:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Comparison:
-        """Read what `to_json` made; without p, what versions made that had no test."""
+        """Read what `to_json` made; files of versions without a test have no p."""
         return cls(
-            value["a"],
-            value["b"],
-            value["scope"],
-            row_from(Difference, value["difference"]),
-            number(value.get("p")),
-            number(value.get("p_holm")),
-            value.get("test", ""),
+            a=value["a"],
+            b=value["b"],
+            scope=value["scope"],
+            difference=row_from(Difference, value["difference"]),
+            p=number(value.get("p")),
+            p_holm=number(value.get("p_holm")),
+            test=value.get("test", ""),
         )
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one model stands among those compared, over the tags of one scope.
+    """Score of one model among those compared, over the tags of one scope.
 
     Parameters
     ----------
@@ -119,10 +122,9 @@ class Standing:
     p_best : float
         Share of the bootstrap replicates in which no model has a higher macro-F1; ties shared.
     n_seeds : int
-        Runs behind the model, differing in their seed alone.
+        Runs of the model, which differ only in their seed.
     seed_sd : float
-        Standard deviation of macro-F1 between them; NaN for one run, whose seed's share of the
-        variance nobody knows.
+        Standard deviation of macro-F1 between them; NaN for one run.
     """
 
     model: str
@@ -154,10 +156,11 @@ class Contest:
 
 @dataclass(frozen=True, eq=False)
 class _Entrant:
-    """A model in one scope: value, interval, replicates (n_replicates,), what its seeds add."""
+    """A model in one scope, as in `Standing`, with its replicates (n_replicates,)."""
 
     value: float
-    interval: tuple[float, float]
+    low: float
+    high: float
     replicates: Floats
     n_seeds: int
     seed_sd: float
@@ -173,10 +176,7 @@ def compare_predictions(
     allow_missing: bool = False,
     n_permutations: int = PERMUTATIONS,
 ) -> tuple[Comparison, ...]:
-    """Paired differences of every two models, over all tags and over the tail.
-
-    Parameters, order and exceptions are those of `hold_contest`, with one run a model.
-    """
+    """Comparisons of every two models as `hold_contest` makes them, with one run per model."""
     if len(models) < 2:
         return ()
     return hold_contest(
@@ -212,22 +212,22 @@ def hold_contest(
     n_bootstrap, seed : int
         Replicates, in which products are drawn, and the seed of everything random.
     n_permutations : int
-        Swaps behind each p, see `retailtag.scoring.permutation.swap_p_values`; `SWAPS_A_PAIR` for
-        each compared pair where that is more.
+        Swaps behind each p, see `retailtag.scoring.permutation.swap_p_values`; at least
+        `MIN_SWAPS_PER_PAIR` for each compared pair.
 
     Raises
     ------
     ArtefactError
-        As in `retailtag.scoring.score.align`.
+        As in `retailtag.scoring.aligned.align`.
     DataError
         If the models lack different images.
     """
-    runs = [(name, p) for name, several in models.items() for p in several]
-    aligned = [align(p, catalog, split, allow_missing=allow_missing) for _, p in runs]
-    _refuse_unequal([name for name, _ in runs], aligned)
-    counts: dict[str, list[ProductCounts]] = {name: [] for name in models}
-    for (name, _), one in zip(runs, aligned, strict=True):
-        counts[name].append(product_counts(one, catalog))
+    aligned = {
+        name: [align(p, catalog, split, allow_missing=allow_missing) for p in runs]
+        for name, runs in models.items()
+    }
+    _refuse_unequal(aligned)
+    counts = {name: [product_counts(a, catalog) for a in runs] for name, runs in aligned.items()}
     tail = catalog.table.group == "tail"
     return contest_of_counts(counts, tail, n_bootstrap, seed, n_permutations)
 
@@ -252,30 +252,48 @@ def contest_of_counts(
 
     A model with one run adds nothing: its seed's share is unknown, not 0. Swapping images says
     nothing about seeds, so p of a pair with several seeds is the normal one of value over standard
-    error; with two or three seeds s² is rough and that p with it.
+    error; with two or three seeds s² is rough, and so is that p.
 
     References
     ----------
     Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", 2021.
     """
-    names, flat = list(models), [c for runs in models.values() for c in runs]
-    defined = flat[0].positives.sum(axis=0) > 0
-    masks = {s: m for s, m in zip(COMPARED, (defined, defined & tail), strict=True) if m.any()}
-    replicates = bootstrap_f1(flat, n_replicates=n_bootstrap, seed=seed)
+    names = list(models)
+    runs = [run for several in models.values() for run in several]
+    defined = runs[0].positives.sum(axis=0) > 0
+    masks = dict(zip(COMPARED_SCOPES, (defined, defined & tail), strict=True))
+    masks = {scope: mask for scope, mask in masks.items() if mask.any()}
+    replicates = bootstrap_f1(runs, n_replicates=n_bootstrap, seed=seed)
     entrants = {s: _entrants(models, replicates, mask, seed) for s, mask in masks.items()}
     pairs = list(combinations(range(len(names)), 2))
     differences = {
         scope: [_difference(inside[i], inside[j]) for i, j in pairs]
         for scope, inside in entrants.items()
     }
-    tests = _tests(list(models.values()), pairs, masks, differences, n_permutations, seed)
-    comparisons = tuple(
-        Comparison(names[i], names[j], scope, differences[scope][k], *tests[scope][k])
-        for k, (i, j) in enumerate(pairs)
-        for scope in masks
+    n_runs = [len(several) for several in models.values()]
+    # Swapping images has nothing to say where a model has several seeds: those pairs get no swaps
+    single = [k for k, (i, j) in enumerate(pairs) if n_runs[i] == n_runs[j] == 1]
+    swap_p = swap_p_values(
+        [several[0] for several in models.values()],
+        [pairs[k] for k in single],
+        masks,
+        n_permutations=max(n_permutations, MIN_SWAPS_PER_PAIR * len(pairs)),
+        seed=seed,
     )
-    standings = tuple(s for scope in masks for s in _standings(names, entrants[scope], scope))
-    return Contest(standings, comparisons)
+    by_scope = {
+        scope: _compared(
+            names,
+            pairs,
+            scope,
+            differences[scope],
+            dict(zip(single, swap_p[scope].tolist(), strict=True)),
+        )
+        for scope in masks
+    }
+    return Contest(
+        tuple(s for scope in masks for s in _standings(names, entrants[scope], scope)),
+        tuple(by_scope[scope][k] for k in range(len(pairs)) for scope in masks),
+    )
 
 
 def _entrants(
@@ -285,19 +303,21 @@ def _entrants(
     seed: int,
 ) -> list[_Entrant]:
     """One per model; `replicates` is (n_runs, n_replicates, n_tags), model after model."""
-    found, start = [], 0
+    found = []
+    start = 0
     for k, runs in enumerate(models.values()):
-        values = np.array([macro_f1(c, mask) for c in runs])
+        values = np.array([macro_f1(counts, mask) for counts in runs])
         drawn = macro_replicates(replicates[start : start + len(runs)], mask).mean(axis=0)
         start += len(runs)
-        sd = float(values.std(ddof=1)) if len(runs) > 1 else math.nan
         if len(runs) > 1:
+            sd = float(values.std(ddof=1))
             noise = np.random.default_rng([seed, k]).standard_normal(len(drawn))
-            drawn = drawn + noise * sd / math.sqrt(len(runs))
-            bounds = percentile_interval(drawn)
+            drawn = drawn + noise * sd / math.sqrt(len(runs))  # s²/n, see contest_of_counts
+            low, high = percentile_interval(drawn)
         else:
-            bounds = macro_interval(jackknife(runs[0], mask[None]), 0)
-        found.append(_Entrant(float(values.mean()), bounds, drawn, len(runs), sd))
+            sd = math.nan
+            low, high = macro_interval(jackknife(runs[0], mask[None]), 0)
+        found.append(_Entrant(float(values.mean()), low, high, drawn, len(runs), sd))
     return found
 
 
@@ -305,30 +325,28 @@ def _difference(a: _Entrant, b: _Entrant) -> Difference:
     return difference_of(a.value, b.value, a.replicates, b.replicates)
 
 
-def _tests(
-    models: Sequence[Sequence[ProductCounts]],
+def _compared(
+    names: Sequence[str],
     pairs: Sequence[tuple[int, int]],
-    masks: Mapping[str, NDArray[np.bool_]],
-    differences: Mapping[str, Sequence[Difference]],
-    n_permutations: int,
-    seed: int,
-) -> dict[str, list[tuple[float, float, str]]]:
-    """By scope and pair: p, p adjusted over the scope's pairs, and the test behind it."""
-    single = [k for k, (i, j) in enumerate(pairs) if len(models[i]) == len(models[j]) == 1]
-    swaps = swap_p_values(
-        [runs[0] for runs in models],
-        [pairs[k] for k in single],
-        masks,
-        n_permutations=max(n_permutations, SWAPS_A_PAIR * len(pairs)),
-        seed=seed,
-    )
-    found = {}
-    for scope, inside in differences.items():
-        p = np.array([_normal_p(d) for d in inside])
-        p[single] = swaps[scope]
-        tests = [SWAP if k in single else NORMAL for k in range(len(pairs))]
-        found[scope] = list(zip(p.tolist(), holm(p).tolist(), tests, strict=True))
-    return found
+    scope: str,
+    differences: Sequence[Difference],
+    swap_p: Mapping[int, float],
+) -> list[Comparison]:
+    """Comparisons of one scope; `swap_p` holds p of the pairs (by position) that were swapped."""
+    p = np.array([swap_p.get(k, _normal_p(d)) for k, d in enumerate(differences)])
+    p_holm = holm(p)
+    return [
+        Comparison(
+            a=names[i],
+            b=names[j],
+            scope=scope,
+            difference=differences[k],
+            p=float(p[k]),
+            p_holm=float(p_holm[k]),
+            test=SWAP if k in swap_p else NORMAL,
+        )
+        for k, (i, j) in enumerate(pairs)
+    ]
 
 
 def _normal_p(d: Difference) -> float:
@@ -340,10 +358,20 @@ def _normal_p(d: Difference) -> float:
 
 def _standings(names: list[str], entrants: list[_Entrant], scope: str) -> list[Standing]:
     """Models of one scope, the best first, by name among equals."""
-    shares = best_shares(np.array([e.replicates for e in entrants]))
-    found = []
-    for name, e, share in zip(names, entrants, shares.tolist(), strict=True):
-        found.append(Standing(name, scope, e.value, *e.interval, share, e.n_seeds, e.seed_sd))
+    shares = best_shares(np.array([e.replicates for e in entrants])).tolist()
+    found = [
+        Standing(
+            model=name,
+            scope=scope,
+            macro_f1=e.value,
+            low=e.low,
+            high=e.high,
+            p_best=share,
+            n_seeds=e.n_seeds,
+            seed_sd=e.seed_sd,
+        )
+        for name, e, share in zip(names, entrants, shares, strict=True)
+    ]
     return sorted(found, key=lambda s: (-s.macro_f1, s.model))
 
 
@@ -365,18 +393,19 @@ def best_shares(replicates: Floats) -> Floats:
     >>> best_shares(np.array([[0.5, 0.4, 0.3, 0.2], [0.5, 0.1, 0.2, 0.1]])).tolist()
     [0.875, 0.125]
     """
-    kept = replicates[:, ~np.isnan(replicates).any(axis=0)]
-    if not kept.shape[1]:
+    defined = replicates[:, ~np.isnan(replicates).any(axis=0)]
+    if not defined.shape[1]:
         return np.full(len(replicates), np.nan)
-    best = kept == kept.max(axis=0)
-    shares: Floats = (best / best.sum(axis=0)).mean(axis=1)
+    best = defined == defined.max(axis=0)
+    shares: Floats = (best / best.sum(axis=0)).mean(axis=1)  # a tie of two gives each a half
     return shares
 
 
-def _refuse_unequal(names: list[str], aligned: list[Aligned]) -> None:
-    for name, other in zip(names[1:], aligned[1:], strict=True):
-        if not np.array_equal(other.rows, aligned[0].rows):
+def _refuse_unequal(aligned: Mapping[str, Sequence[Aligned]]) -> None:
+    first, *others = [(name, run) for name, runs in aligned.items() for run in runs]
+    for name, other in others:
+        if not np.array_equal(other.rows, first[1].rows):
             raise DataError(
-                f"{names[0]} and {name} have predictions for different images of the split, so "
+                f"{first[0]} and {name} have predictions for different images of the split, so "
                 "their scores cannot be compared; predict the images that one of them lacks."
             )

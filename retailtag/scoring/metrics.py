@@ -15,7 +15,9 @@ from retailtag.catalog.table import NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.errors import DataError
 
 Floats = NDArray[np.float64]
-FEW = 50  # positives up to which counting what each retrieves is faster than a sort
+# With so few positives, counting what each retrieves is faster than a sort of the scores
+MAX_POSITIVES_TO_COUNT = 50
+COLUMNS_AT_ONCE = 16  # 64 bytes of float32: a pass over a row-major matrix reads whole cache lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,6 @@ def tag_counts(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> TagCou
     labels : ndarray of int8, shape (n_images, n_tags)
         1 present, 0 absent, -1 unknown (left out).
 
-    Returns
-    -------
-    TagCounts
-        Arrays of shape (n_tags,).
-
     Examples
     --------
     >>> given = np.array([[True], [True], [False], [True]])
@@ -67,7 +64,8 @@ def tag_counts(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> TagCou
     >>> counts.tp.item(), counts.fp.item(), counts.fn.item(), counts.tn.item()
     (1, 1, 1, 0)
     """
-    present, absent = labels == POSITIVE, labels == NEGATIVE
+    present = labels == POSITIVE
+    absent = labels == NEGATIVE
     tp = (predicted & present).sum(axis=0, dtype=np.int64)
     fp = (predicted & absent).sum(axis=0, dtype=np.int64)
     return TagCounts(
@@ -119,8 +117,8 @@ def f1_from_counts(counts: TagCounts) -> Floats:
 
     Notes
     -----
-    scikit-learn's ``f1_score`` gives 0 (``zero_division``) where this gives NaN: a tag that no
-    scored image carries says nothing about recall, and a 0 would drag the mean down by chance.
+    scikit-learn's ``f1_score`` gives 0 (``zero_division``) where this gives NaN. A tag that no
+    scored image carries says nothing about recall, and a 0 would lower the mean by chance.
 
     Examples
     --------
@@ -184,7 +182,7 @@ def average_precision(scores: NDArray[np.floating], labels: NDArray[np.int8]) ->
     Notes
     -----
     One pass over the scores and O(m log m) for a sort of the m that reach the lowest positive, or
-    O(m P) without a sort for up to `FEW` positives. Equal to
+    O(m P) without a sort for up to `MAX_POSITIVES_TO_COUNT` positives. Equal to
     ``sklearn.metrics.average_precision_score``.
 
     References
@@ -217,11 +215,14 @@ def retrieved_at_positives(
         return np.zeros(0, np.intp), np.zeros(0, np.intp), 0
     # Images below the lowest positive are never retrieved: a good model leaves few to sort.
     above = scores[(scores >= own[0]) & (labels != UNKNOWN)]
-    if len(own) <= FEW:
+    if len(own) <= MAX_POSITIVES_TO_COUNT:
         retrieved = np.array([np.count_nonzero(above >= score) for score in own], np.intp)
     else:
         retrieved = len(above) - np.searchsorted(np.sort(above), own, side="left")
-    return len(own) - np.searchsorted(own, own, side="left"), retrieved, len(own)
+    # side="left" counts scores below each positive's own, so equal scores (other positives here,
+    # any image in `retrieved`) count as retrieved with it and the row order cannot matter.
+    found = len(own) - np.searchsorted(own, own, side="left")
+    return found, retrieved, len(own)
 
 
 def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
@@ -244,11 +245,6 @@ def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.i
     DataError
         If the shapes differ or a logit is NaN.
 
-    Notes
-    -----
-    One contiguous copy of a block of columns at a time: 40,000 x 250 float32 takes well under a
-    second and a few MiB.
-
     Examples
     --------
     >>> logits = np.array([[2.0, 1.0], [1.0, 2.0], [0.0, 3.0]])
@@ -262,17 +258,16 @@ def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.i
 def columns(
     logits: NDArray[np.floating], labels: NDArray[np.int8]
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int8]]]:
-    """Yield the scores and labels of each tag, contiguous; raises as `average_precision_per_tag`.
+    """Yield the contiguous scores and labels of each tag.
 
-    A block of columns is copied at a time: one pass over a row-major matrix then fetches whole
-    cache lines.
+    Raises as `average_precision_per_tag` does.
     """
     if logits.shape != labels.shape:
         raise DataError(f"Logits have shape {logits.shape} and labels {labels.shape}; align them.")
-    width = 16
-    for start in range(0, logits.shape[1], width):
-        scores = np.ascontiguousarray(logits[:, start : start + width].T)
-        truth = np.ascontiguousarray(labels[:, start : start + width].T)
+    for start in range(0, logits.shape[1], COLUMNS_AT_ONCE):
+        block = slice(start, start + COLUMNS_AT_ONCE)
+        scores = np.ascontiguousarray(logits[:, block].T)
+        truth = np.ascontiguousarray(labels[:, block].T)
         if np.isnan(scores).any():
             raise DataError("Logits hold NaN; the model that made them diverged.")
         yield from zip(scores, truth, strict=True)
@@ -309,8 +304,9 @@ def macro(values: Floats, mask: NDArray[np.bool_] | None = None) -> float:
     >>> macro(np.array([0.2, np.nan, 0.6]), np.array([False, True, False]))
     nan
     """
-    kept = values[~np.isnan(values) if mask is None else mask & ~np.isnan(values)]
-    return float(kept.mean()) if len(kept) else float("nan")
+    defined = ~np.isnan(values)
+    inside = values[defined if mask is None else mask & defined]
+    return float(inside.mean()) if len(inside) else float("nan")
 
 
 def micro_f1(counts: TagCounts) -> float:
@@ -326,5 +322,6 @@ def micro_f1(counts: TagCounts) -> float:
     >>> micro_f1(TagCounts(*(np.array(n) for n in ([3, 1], [1, 0], [0, 3], [6, 6]))))
     0.6666666666666666
     """
-    tp, wrong = int(counts.tp.sum()), int(counts.fp.sum() + counts.fn.sum())
+    tp = int(counts.tp.sum())
+    wrong = int(counts.fp.sum() + counts.fn.sum())
     return 2 * tp / (2 * tp + wrong) if tp + wrong else float("nan")

@@ -1,4 +1,4 @@
-"""F1 at the best threshold in hindsight: what a perfect choice of threshold would have given."""
+"""F1 at the best threshold in hindsight, an upper bound on what threshold tuning can give."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ def oracle_f1(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> float:
         In (0, 1]; NaN without a positive. An upper bound: no rule that does not see these labels
         can be expected to reach it, least of all for a tag with few positives.
 
-    Notes
-    -----
-    Exact: one sort and a cumulative sum, O(n log n).
-
     References
     ----------
     Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
@@ -51,14 +47,17 @@ def ap_and_oracle(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> tup
 
     Raises as `retailtag.scoring.metrics.average_precision_per_tag` does.
     """
-    value = np.full((2, logits.shape[1]), np.nan)
-    for j, pair in enumerate(columns(logits, labels)):
-        found, retrieved, n_positive = retrieved_at_positives(*pair)
+    ap = np.full(logits.shape[1], np.nan)
+    oracle = np.full(logits.shape[1], np.nan)
+    for j, (scores, truth) in enumerate(columns(logits, labels)):
+        found, retrieved, n_positive = retrieved_at_positives(scores, truth)
         if n_positive:
-            value[:, j] = np.mean(found / retrieved), _best(found, retrieved, n_positive)
-    return value[0], value[1]
+            ap[j] = np.mean(found / retrieved)
+            oracle[j] = _best(found, retrieved, n_positive)
+    return ap, oracle
 
 
 def _best(found: NDArray[np.intp], retrieved: NDArray[np.intp], n_positive: int) -> float:
-    # F1 rises only where a threshold takes in another positive: those are the candidates
+    # Lowering a threshold raises F1 only where it takes in another positive, so the thresholds at
+    # the positives' own scores are all the candidates.
     return float((2 * found / (retrieved + n_positive)).max()) if n_positive else float("nan")

@@ -1,10 +1,8 @@
-"""Whether one model is better than another, or their predictions are interchangeable.
+"""Permutation test of the difference of two models' macro-F1.
 
 Under the null hypothesis the two models' predictions for a product could be swapped without
-changing anything. The test swaps them at random, product by product, and asks how often the
-difference of the macro averages is at least as large as the one observed. With signs s = ±1 a
-product, the sums of the swapped models are ``(sum_a + sum_b ± s @ (counts_a - counts_b)) / 2``,
-so that all swaps of all models are two products ``S @ counts``.
+changing anything. The test swaps them at random, product by product, and counts how often the
+difference of the macro averages is at least as large as the one observed.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from retailtag.scoring.bootstrap import FLOAT32_IMAGES, ProductCounts, macro_f1,
 from retailtag.scoring.metrics import Floats, f1
 
 PERMUTATIONS = 2000
-BLOCK_CELLS = 4_000_000  # signs, or sums of one model, held at once
+BLOCK_CELLS = 4_000_000  # signs, or sums of one model, held at once: 16 MB of float32
 ROUNDING = 1e-12  # two orders of adding the same F1 values differ by less
 
 Masks = Mapping[str, NDArray[np.bool_]]
@@ -65,12 +63,6 @@ def swap_p_values(
     dict of str to ndarray of float64, shape (n_pairs,)
         By scope, in (0, 1].
 
-    Notes
-    -----
-    ``p = (1 + #{|T_swapped| >= |T|}) / (1 + B)``: the observed assignment is itself one of those
-    that could have been drawn, so p is never 0 and P(p <= alpha) <= alpha under the null.
-    A product's images are swapped together, because they are alike.
-
     References
     ----------
     Noreen, "Computer-Intensive Methods for Testing Hypotheses", 1989 (approximate randomisation);
@@ -91,24 +83,28 @@ def swap_p_values(
         scope: np.array([abs(macro_f1(models[a], m) - macro_f1(models[b], m)) for a, b in pairs])
         for scope, m in masks.items()
     }
-    reached = {scope: np.zeros(len(pairs), np.int64) for scope in masks}
-    for swapped in _swapped_sums(models, n_permutations, seed):
+    as_large = {scope: np.zeros(len(pairs), np.int64) for scope in masks}
+    for swapped in _signed_sums(models, n_permutations, seed):
         for k, (a, b) in enumerate(pairs):
-            first, second = _f1_of_swapped(models, swapped, a, b)
+            first, second = _f1_of_swapped(models[a], models[b], swapped[a], swapped[b])
             for scope, mask in masks.items():
                 gap = np.abs(macro_replicates(first, mask) - macro_replicates(second, mask))
-                reached[scope][k] += int((gap >= observed[scope][k] - ROUNDING).sum())
-    return {scope: (1 + n) / (1 + n_permutations) for scope, n in reached.items()}
+                as_large[scope][k] += int((gap >= observed[scope][k] - ROUNDING).sum())
+    # The observed assignment is one of those that could have been drawn, hence the 1 above and
+    # below: p is never 0, and P(p <= alpha) <= alpha under the null.
+    return {scope: (1 + n) / (1 + n_permutations) for scope, n in as_large.items()}
 
 
-def _swapped_sums(
+def _signed_sums(
     models: Sequence[ProductCounts], n: int, seed: int
 ) -> Iterator[list[tuple[NDArray[Any], NDArray[Any]]]]:
     """Per model ``S @ tp`` and ``S @ predicted``, each (block, n_tags), block by block."""
     first = models[0]
     dtype: Any = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
-    tables = [(m.tp.astype(dtype, copy=False), m.predicted.astype(dtype, copy=False))
-              for m in models]  # fmt: skip
+    tables = [
+        (model.tp.astype(dtype, copy=False), model.predicted.astype(dtype, copy=False))
+        for model in models
+    ]
     width = 2 * len(models) * first.tp.shape[1]
     for signs in swap_signs(len(first.products), n, width, seed):
         s = signs.astype(dtype, copy=False)
@@ -116,20 +112,21 @@ def _swapped_sums(
 
 
 def _f1_of_swapped(
-    models: Sequence[ProductCounts],
-    swapped: list[tuple[NDArray[Any], NDArray[Any]]],
-    a: int,
-    b: int,
+    a: ProductCounts,
+    b: ProductCounts,
+    signed_a: tuple[NDArray[Any], NDArray[Any]],
+    signed_b: tuple[NDArray[Any], NDArray[Any]],
 ) -> tuple[Floats, Floats]:
     """Per-tag F1 of both models after each swap, two arrays (block, n_tags)."""
-    positives = models[a].positives.sum(axis=0, dtype=np.float64)
-    tp, predicted = (
-        getattr(models[a], name).sum(axis=0, dtype=np.float64)
-        + getattr(models[b], name).sum(axis=0, dtype=np.float64)
-        for name in ("tp", "predicted")
-    )
-    d_tp = swapped[a][0].astype(np.float64) - swapped[b][0]
-    d_predicted = swapped[a][1].astype(np.float64) - swapped[b][1]
+    # Sign +1 leaves a product as it is, -1 swaps it. With x the counts of one model on a product
+    # and s its sign, the first model's sum is Σ (x_a + x_b + s (x_a - x_b)) / 2 and the second's
+    # has the minus sign: the block's swaps are S @ x_a - S @ x_b, computed once per model.
+    tp_a, predicted_a, positives = a.totals()
+    tp_b, predicted_b, _ = b.totals()
+    tp = tp_a + tp_b
+    predicted = predicted_a + predicted_b
+    d_tp = signed_a[0].astype(np.float64) - signed_b[0]
+    d_predicted = signed_a[1].astype(np.float64) - signed_b[1]
     return (
         f1((tp + d_tp) / 2, (predicted + d_predicted) / 2, positives),
         f1((tp - d_tp) / 2, (predicted - d_predicted) / 2, positives),
@@ -159,7 +156,9 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     [0.06, 0.03, 0.06]
     """
     order = np.argsort(p, kind="stable")
+    # Once the j smallest are rejected, n - j hypotheses are left to share alpha
     steps = (len(p) - np.arange(len(p))) * p[order]
     adjusted = np.empty_like(p, dtype=np.float64)
+    # A larger p is never adjusted to less than a smaller one: running maximum
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted

@@ -168,5 +168,5 @@ def test_counting_and_sorting_retrieve_the_same(drawn):
     logits, labels = drawn
     counted = average_precision_per_tag(logits, labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "FEW", 0)
+        patch.setattr(metrics, "MAX_POSITIVES_TO_COUNT", 0)
         np.testing.assert_array_equal(average_precision_per_tag(logits, labels), counted)
