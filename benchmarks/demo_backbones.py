@@ -22,9 +22,9 @@ from PIL import Image
 from record import append, stamp
 from sklearn.metrics import average_precision_score
 
-from retailtag.demo.backbones import DEMO_ARCHITECTURES, build_demo_model
 from retailtag.demo.drawing import write_demo_catalogue
 from retailtag.demo.drawing.taxonomy import TAGS
+from retailtag.demo.networks import DEMO_ARCHITECTURES, build_demo_model
 
 RIDGES = np.logspace(0, 4, 7)
 N_FOLDS = 3

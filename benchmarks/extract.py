@@ -45,7 +45,7 @@ from PIL import Image
 from record import append, stamp
 
 from retailtag.allocator import keep_freed_memory
-from retailtag.backbones.cost import count_flops
+from retailtag.backbones.cost import cost_of
 
 BACKBONES = {
     "resnet50": "timm:resnet50.a1_in1k",
@@ -285,7 +285,7 @@ def measure_backbone(name: str, images: Path, n: int, rounds: int, quick: bool) 
     rate = {m: statistics.median(r["images_s"] for r in rs) for m, rs in found.items()}
     best = max(rate[method] for method in rate if method.startswith("loop"))
     ends = {"exact": float(cosine(loop, exact).min()), "fast": float(cosine(loop, fast).min())}
-    gflop = count_flops(BACKBONES[name]) / 1e9
+    gflop = cost_of(BACKBONES[name]).flops / 1e9
     rows = [
         row(name, method, n // 4 if method == "memory" else n, runs)
         | {"speedup": rate[method] / best, "cosine_min_with_loop": ends.get(method)}

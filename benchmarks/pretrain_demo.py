@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailtag.allocator import keep_freed_memory
-from retailtag.demo.backbones import build_demo_model, packaged_weights, tokenise
 from retailtag.demo.drawing.source import CODE_SIZES, sample_source
 from retailtag.demo.drawing.write import photographs
+from retailtag.demo.networks import build_demo_model, packaged_weights, tokenise
 from retailtag.demo.weights_file import pack
 
 SIZE = 64

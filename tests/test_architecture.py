@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "catalog": BASE | {"images"},
     "store": BASE,
     "predictions": BASE,
-    "backbones": DATA | {"demo"},
-    "demo": DATA | {"backbones"},
+    "backbones": BASE | {"images", "store"},
+    "demo": BASE | {"backbones"},
     "thresholds": BASE,
     "probes": BASE,
     "finetuning": DATA | {"backbones"},
@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "tagger": DATA | {"backbones", "probes", "finetuning"},
     "extraction": DATA | {"backbones"},
 }
-LOWER = (set(MAY_IMPORT) | {""}) - {"__main__"}
+LOWER = (set(MAY_IMPORT) | {""}) - {"__main__", "demo"}  # the demo is found by a registry
 MAY_IMPORT["runs"] = LOWER
 MAY_IMPORT["bakeoffs"] = LOWER | {"runs"}
 MAY_IMPORT["cli"] = LOWER | {"runs", "bakeoffs"}
@@ -75,6 +75,14 @@ def test_imports_follow_the_one_direction(path):
             assert other == package or other in MAY_IMPORT[package], (
                 f"{package} must not import {other}"
             )
+
+
+def test_only_the_registry_names_the_demo():
+    outside = [path for path in _modules() if _package(path) != "demo"]
+    for path in outside:
+        assert not any(name.startswith("retailtag.demo") for name in _imports(path)), path
+    naming = [path for path in outside if '"retailtag.demo' in path.read_text(encoding="utf-8")]
+    assert naming == [PACKAGE / "backbones" / "registry.py"]
 
 
 def test_every_package_has_a_rule():

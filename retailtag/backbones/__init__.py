@@ -1,13 +1,14 @@
-"""timm, open_clip and the packaged demo models behind one Backbone.
+"""Pretrained image models from timm, open_clip and the demo, behind one `Backbone`.
 
-`load_backbone` and `Backbone` need torch and are imported when first used; `resolve_id` does not.
+`load_backbone` and `Backbone` need torch and are imported on first use; ids are parsed without it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retailtag.backbones.ids import PRESETS, BackboneId, canonical, components_of, resolve_id
+from retailtag.backbones.ids import BackboneId, canonical, components_of, resolve_id
+from retailtag.backbones.registry import PRESETS
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone

@@ -49,8 +49,7 @@ def cost_of(backbone_id: str) -> Cost:
     on the meta device, where nothing is allocated, so the cost of counting is that of building.
     """
     parsed = resolve_id(backbone_id)
-    device = "cpu" if parsed.scheme == "demo" else "meta"
-    with torch.device(device):
+    with torch.device("meta"):
         parts = build_model(parsed, random_weights=True)
         module, size = parts.module.eval(), parts.preprocess.size
         counter = FlopCounterMode(display=False)

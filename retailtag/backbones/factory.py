@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from retailtag.backbones.ids import BackboneId, resolve_id
+from retailtag.backbones.registry import FAMILIES, load_function
 from retailtag.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,29 +74,18 @@ def build_model(
     random_weights: bool = False,
     seed: int = RANDOM_SEED,
 ) -> LoadedModel:
-    """Build and load on the CPU (or the current default device) what makes a backbone.
+    """Build a model and load its weights, on the CPU or the current default device.
 
     The caller's random state is left as it was.
     """
-    if backbone_id.scheme == "timm":
-        from retailtag.backbones.timm_models import build
-    elif backbone_id.scheme == "open_clip":
-        from retailtag.backbones.clip_models import build
-    else:
-        from retailtag.demo.models import build
+    build = load_function(FAMILIES[backbone_id.scheme].build)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build(backbone_id, weights, random_weights=random_weights)
+        model: LoadedModel = build(backbone_id, weights, random_weights=random_weights)
+    return model
 
 
 def published(backbone_id: BackboneId) -> Published | None:
-    """Where an id's weights are published; None for the packaged demo models."""
-    if backbone_id.scheme == "timm":
-        from retailtag.backbones.timm_models import published as timm_published
-
-        return timm_published(backbone_id)
-    if backbone_id.scheme == "open_clip":
-        from retailtag.backbones.clip_models import published as clip_published
-
-        return clip_published(backbone_id)
-    return None
+    """Where the weights of an id are published; None where retailtag packages them."""
+    target = FAMILIES[backbone_id.scheme].published
+    return load_function(target)(backbone_id) if target else None

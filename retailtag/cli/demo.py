@@ -26,13 +26,11 @@ def demo(
     """Draw a synthetic retail catalogue: images, tags, products, titles and a test split."""
     from dataclasses import asdict
 
-    from retailtag.demo.drawing import write_demo_catalogue
+    from retailtag.backbones.registry import load_demo
 
     output = Output(json, quiet)
     with output.progress.task("draw", n_images) as advance:
-        summary = write_demo_catalogue(
-            out, n_images=n_images, seed=seed, workers=workers, progress=advance
-        )
+        summary = load_demo()(out, n_images=n_images, seed=seed, workers=workers, progress=advance)
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(summary).items()}
     output.print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     output.result(facts)

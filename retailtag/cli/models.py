@@ -13,7 +13,6 @@ from retailtag.errors import ArtefactError
 
 app = typer.Typer(help="List, download and check backbones.", no_args_is_help=True)
 
-DEMO_IDS = ("demo:cnn", "demo:dino", "demo:clip")
 IdArgument = Annotated[
     str,
     typer.Argument(
@@ -26,11 +25,11 @@ IdArgument = Annotated[
 @app.command("list")
 def list_models(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Show the presets and demo models: what they cost, and whether their weights are here."""
-    from retailtag.backbones.ids import PRESETS
+    from retailtag.backbones.registry import FAMILIES, PRESETS
 
     output = Output(json, quiet)
-    names = {**PRESETS, **{name: name for name in DEMO_IDS}}
-    rows = [_facts(name, backbone_id) for name, backbone_id in names.items()]
+    demos = {f"demo:{model}": f"demo:{model}" for model in FAMILIES["demo"].models}
+    rows = [_facts(name, backbone_id) for name, backbone_id in (PRESETS | demos).items()]
     output.print(_table(rows))
     output.result({"models": rows})
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from retailtag.backbones import load_backbone, resolve_id
 from retailtag.backbones.backbone import Backbone, LoadedModel, full_float32
-from retailtag.backbones.cost import cost_of, count_flops
+from retailtag.backbones.cost import cost_of
 from retailtag.backbones.preprocess import Preprocess
-from retailtag.demo.models import from_demo_model
+from retailtag.demo.backbones import from_demo_model
 from retailtag.errors import Unavailable, UsageError
 
 SMALL = "timm:mobilenetv3_small_050?size=32"
@@ -140,7 +140,7 @@ def test_demo_clip_ends_in_its_projection(pixels):
 
 @pytest.mark.parametrize("name", ["cnn", "dino", "clip"])
 def test_packaged_demo_models_split_and_agree_with_their_own_forward(name, pixels):
-    demo = pytest.importorskip("retailtag.demo.backbones")
+    demo = pytest.importorskip("retailtag.demo.networks")
     model = demo.build_demo_model(name, weights=None).eval()
     backbone = Backbone(from_demo_model(resolve_id(f"demo:{name}"), model))
     assert backbone.dim == model.dim
@@ -173,7 +173,7 @@ def test_cost_is_the_published_one(backbone_id, gflops, parameters):
 def test_a_convolution_counts_by_hand():
     # 32x32 input halves to 16x16: 16 filters of 3x3x3, two operations each
     first = 2 * 16 * 16 * 16 * 27
-    assert first < count_flops(SMALL) < 20 * first
+    assert first < cost_of(SMALL).flops < 20 * first
 
 
 def test_a_tokenizer_that_is_not_here_is_said(tiny_clip_folder, monkeypatch):

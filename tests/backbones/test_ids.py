@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.backbones.ids import PRESETS, canonical, components_of, resolve_id
+from retailtag.backbones.ids import canonical, components_of, resolve_id
+from retailtag.backbones.registry import PRESETS
 from retailtag.errors import UsageError
 
 
@@ -76,13 +77,13 @@ def test_text_is_canonical_whatever_the_order(args, rng):
         ("dinov", r"unknown preset; did you mean dinov2\?"),
         ("tim:resnet50", r"unknown library; did you mean timm:\?"),
         ("openclip:RN50", r"unknown library; did you mean open_clip:\?"),
-        ("resnet50", "unknown preset; .* known|An id is timm:MODEL.TAG"),
+        ("resnet50", "unknown preset; .*An id is timm:MODEL.TAG, open_clip:MODEL/TAG, demo:cnn"),
         ("demo:dinov2", r"did you mean dino\?"),
         ("demo:cnn?foo=1", "demo models take no foo"),
         ("demo:cnn?sizes=64", r"demo models take no sizes; did you mean size\?"),
         ("demo:cnn?pool=zzz", "demo models take no pool"),
         ("timm:", "names no model"),
-        ("timm:resnet18?size", "write the argument 'size' as name=value"),
+        ("timm:resnet18?size", "write argument 'size' as name=value"),
         ("timm:resnet18?size=1&size=2", "gives size twice"),
         ("", "unknown preset"),
     ],

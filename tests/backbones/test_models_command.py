@@ -39,7 +39,7 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_list_shows_the_trio_and_the_demos():
-    pytest.importorskip("retailtag.demo.backbones")
+    pytest.importorskip("retailtag.demo.networks")
     rows = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
     assert {"cnn", "dinov2", "clip", "demo:cnn", "demo:dino", "demo:clip"} == set(rows)
     assert 8 < rows["cnn"]["gflops_per_image"] < 8.5

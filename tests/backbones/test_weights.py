@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from retailtag.backbones import load_backbone, resolve_id
 from retailtag.backbones.hub import Published
 from retailtag.backbones.weights import read_state, state_sha256, weights_file
-from retailtag.demo.backbones import packaged_weights
+from retailtag.demo.networks import packaged_weights
 from retailtag.errors import DataError, Unavailable, UsageError
 
 SMALL = "timm:mobilenetv3_small_050"

@@ -7,15 +7,15 @@ from PIL import Image
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 
-from retailtag.demo.backbones import (
+from retailtag.demo.drawing.source import sample_source
+from retailtag.demo.drawing.write import photographs
+from retailtag.demo.networks import (
     DEMO_ARCHITECTURES,
     N_BUCKETS,
     build_demo_model,
     packaged_weights,
     tokenise,
 )
-from retailtag.demo.drawing.source import sample_source
-from retailtag.demo.drawing.write import photographs
 from retailtag.demo.weights_file import pack, unpack
 from retailtag.errors import UsageError
 

@@ -1,0 +1,126 @@
+"""Families of backbones by the scheme of their ids, the presets, and the demo catalogue.
+
+A family is one entry of `FAMILIES`. Its functions are named as ``module:function`` and imported
+when they are needed, so that parsing an id imports no model library, and so that no module
+depends on `retailtag.demo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the ids of one family read, and which functions serve them.
+
+    Parameters
+    ----------
+    build : str
+        Function that builds a model and loads its weights:
+        ``(BackboneId, Path or None, *, random_weights) -> LoadedModel``.
+    published : str
+        Function that says where weights are published: ``BackboneId -> Published``. Empty where
+        retailtag packages them.
+    split_name : callable
+        What follows ``scheme:`` to the model's name and the weights' tag.
+    tag_separator : str
+        Between the two in a canonical id; empty where weights have no tags.
+    models : tuple of str
+        All models, where they are few; empty where the library is asked.
+    arguments : tuple of str
+        Arguments that an id may have; empty where the library is asked.
+    """
+
+    build: str
+    published: str
+    split_name: Callable[[str], tuple[str, str]]
+    tag_separator: str = ""
+    models: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def pattern(self) -> str:
+        """What follows ``scheme:``, for messages."""
+        return f"MODEL{self.tag_separator}TAG" if self.tag_separator else "|".join(self.models)
+
+
+def _split_timm_name(name: str) -> tuple[str, str]:
+    model, _, tag = name.partition(".")
+    return model, tag
+
+
+def _split_open_clip_name(name: str) -> tuple[str, str]:
+    # OpenAI writes ViT-B/32 where open_clip writes ViT-B-32: the last slash precedes the tag
+    model, _, tag = name.rpartition("/") if "/" in name else (name, "", "")
+    return model.replace("/", "-"), tag
+
+
+FAMILIES = {
+    "timm": Family(
+        build="retailtag.backbones.timm_models:build",
+        published="retailtag.backbones.timm_models:published",
+        split_name=_split_timm_name,
+        tag_separator=".",
+    ),
+    "open_clip": Family(
+        build="retailtag.backbones.clip_models:build",
+        published="retailtag.backbones.clip_models:published",
+        split_name=_split_open_clip_name,
+        tag_separator="/",
+    ),
+    "demo": Family(
+        build="retailtag.demo.backbones:build",
+        published="",
+        split_name=lambda name: (name, ""),
+        models=("cnn", "dino", "clip"),
+        arguments=("crop_mode", "crop_pct", "interpolation", "mean", "size", "std"),
+    ),
+}
+
+PRESETS = {
+    "cnn": "timm:resnet50.tv_in1k",
+    "dinov2": "timm:vit_small_patch14_dinov2.lvd142m?img_size=224",
+    "clip": "open_clip:ViT-B-32/datacomp_xl_s13b_b90k",
+}
+"""One backbone per kind of pretraining at comparable cost, small enough for an NVIDIA T4.
+
+======  =======================  ============  ==========  ====  ======================
+preset  image model              GFLOP/image   parameters  dim   pretraining
+======  =======================  ============  ==========  ====  ======================
+cnn     ResNet-50 at 224                  8.2      23.5 M  2048  ImageNet-1k labels
+dinov2  ViT-S/14 at 224                  12.2      21.6 M   384  self-supervised
+clip    ViT-B/32 at 224                   8.8      87.8 M   512  image-text contrastive
+======  =======================  ============  ==========  ====  ======================
+
+A multiply-add counts as two operations; `retailtag.backbones.cost` computes the table. The
+ResNet-50 is the one of torchvision's plain softmax recipe: recipes with binary losses, mixing and
+label smoothing raise ImageNet accuracy but lower linear transfer [1]_, which would decide the
+comparison against the probe from the start. DINOv2 runs at 224 pixels instead of its native 518,
+with a fifth of the tokens. The CLIP weights are DataComp's, which have the best zero-shot accuracy
+published for this architecture [2]_.
+
+References
+----------
+.. [1] Kornblith, Chen, Lee, Norouzi: Why Do Better Loss Functions Lead to Less Transferable
+   Features? NeurIPS 2021.
+.. [2] Gadre et al.: DataComp: In search of the next generation of multimodal datasets.
+   NeurIPS 2023.
+"""
+
+DEMO_CATALOGUE = "retailtag.demo.drawing.write:write_demo_catalogue"
+
+
+def load_function(target: str) -> Callable[..., Any]:
+    """Import the function that ``module:function`` names."""
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def load_demo() -> Callable[..., Any]:
+    """Import ``write_demo_catalogue``, which draws the demo catalogue into a folder."""
+    return load_function(DEMO_CATALOGUE)
