@@ -1,4 +1,4 @@
-"""One pretrained image model: its identity, preprocessing, embedding and blocks."""
+"""A pretrained image model: its identity, preprocessing, embeddings and blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EncodeText = Callable[[list[str], torch.device], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """What a library's module hands over to make a `Backbone`.
+    """A model as its library built it, from which a `Backbone` is made.
 
     Parameters
     ----------
@@ -42,11 +42,11 @@ class LoadedModel:
     preprocess : Preprocess
         Resize, crop and normalisation.
     architecture : dict
-        Library, model and its arguments, JSON-able.
+        Library, model and its arguments, as plain JSON values.
     output : str
         Which tensor is the embedding.
     encode_text : callable or None
-        Texts and a device to float32 (n, dim_text), not normalised.
+        Texts and a device to float32 (n_texts, dim_text), not normalised.
     """
 
     id: BackboneId
@@ -59,14 +59,14 @@ class LoadedModel:
 
 
 class Backbone:
-    """A pretrained image model that embeds, and can be unfrozen from a block on.
+    """A pretrained image model that embeds images and whose last blocks can be trained.
 
     Parameters
     ----------
-    parts : LoadedModel
-        What was built and loaded; the weights' hash is taken now, before any training.
+    model : LoadedModel
+        Built and loaded; its weights are hashed now, before any training.
     device : str
-        Where it runs.
+        ``cpu``, ``cuda`` or ``cuda:N``.
 
     Attributes
     ----------
@@ -77,13 +77,11 @@ class Backbone:
     module : Module
         Normalised float images (n, 3, h, w) to (n, dim).
     preprocess : Preprocess
-        PIL image to uint8 (3, h, w); cheap to copy to other threads and processes.
+        PIL image to uint8 (3, h, w); cheap to pickle.
     family : str
-        ``cnn``, ``vit``, ``clip``, or ``other`` where the blocks are not known.
-    blocks : tuple of Block
-        In running order; empty for ``other``.
+        ``cnn``, ``vit`` or ``clip``; ``other`` for an unknown architecture.
     memory_format : memory_format
-        In which its module's weights lie, and images go in.
+        Of the module's weights and of the images it is given.
     weights_sha256 : str
         Hash of the image model's parameters and buffers as loaded (`state_sha256`).
 
@@ -93,48 +91,49 @@ class Backbone:
         If the model does not give one vector per image.
     """
 
-    def __init__(self, parts: LoadedModel, device: str = "cpu") -> None:
-        self._parts = parts
-        self._layout = parts.layout
-        self.id = str(parts.id)
+    def __init__(self, model: LoadedModel, device: str = "cpu") -> None:
+        self._model = model
+        self._layout = model.layout
+        self.id = str(model.id)
         self.device = torch.device(device)
-        self.preprocess = parts.preprocess
-        self.family = parts.layout.family if parts.layout else "other"
-        self.weights_sha256 = state_sha256(parts.module)
-        # parameters that the architecture itself holds fixed stay fixed (sine positions, say)
+        self.preprocess = model.preprocess
+        self.family = model.layout.family if model.layout else "other"
+        self.weights_sha256 = state_sha256(model.module)
+        # Some architectures fix parameters, such as sinusoidal positions: these are never trained.
         self._trainable = frozenset(
-            n for n, p in parts.module.named_parameters() if p.requires_grad
+            name for name, p in model.module.named_parameters() if p.requires_grad
         )
-        self.module = parts.module.to(self.device).eval()
+        self.module = model.module.to(self.device).eval()
         use_onednn(self.module)
-        # convolutions run a fifth to a half faster on a CPU with channels last
+        # Channels last makes convolutions on a CPU 1.2 times as fast (results/LOG.md, 2026-11-21)
+        # and lets CUDA use its tensor cores without transposing.
         self.memory_format = torch.contiguous_format
         if self.family == "cnn":
             self.memory_format = torch.channels_last
             self.module.to(memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1)
-            for values in (parts.preprocess.mean, parts.preprocess.std)
+            for values in (model.preprocess.mean, model.preprocess.std)
         )
-        self.dim = self._probe_dim()
+        self.dim = self._measured_dim()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Blocks in running order, see `retailtag.backbones.blocks`."""
+        """Blocks in the order in which they run; empty for an unknown architecture."""
         return self._layout.blocks if self._layout else ()
 
     @property
     def has_text(self) -> bool:
-        """Whether `encode_text` embeds texts beside the images."""
-        return self._parts.encode_text is not None
+        """Whether the model has a text tower."""
+        return self._model.encode_text is not None
 
     def spec(self, engine: str = "eager-float32", dtype: str = "float32") -> FeatureSpec:
-        """Identity of the embeddings that this backbone gives, stored as `dtype`."""
+        """Identity of the embeddings that `engine` computes and that are stored as `dtype`."""
         return FeatureSpec(
             backbone=self.id,
             weights_sha256=self.weights_sha256,
-            architecture=canonical_json(self._parts.architecture),
-            output=self._parts.output,
+            architecture=canonical_json(self._model.architecture),
+            output=self._model.output,
             dim=self.dim,
             preprocessing=self.preprocess.to_json(),
             engine=engine,
@@ -150,39 +149,39 @@ class Backbone:
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed uint8 pixels (n, 3, h, w), on any device, to float32 (n, dim) on the device.
 
-        Puts the module in evaluation mode: normalisation uses stored statistics. Computes in
-        float32 throughout, on CUDA too.
+        Puts the module in evaluation mode, so that batch normalisation uses its stored statistics.
+        Computes in float32 throughout, without TF32 on CUDA.
         """
         self.module.eval()
         with full_float32(self.device):
             return self.forward(pixels).float()
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Embed texts to float32 (n, dim_text), not normalised.
+        """Embed texts to float32 (n_texts, dim_text), not normalised.
 
         Raises
         ------
         UsageError
             If the model has no text tower.
         """
-        if self._parts.encode_text is None:
+        if self._model.encode_text is None:
             raise UsageError(
                 f"{self.id} has no text tower; use an image-text model such as clip or demo:clip."
             )
-        return self._parts.encode_text(texts, self.device).float()
+        return self._model.encode_text(texts, self.device).float()
 
     def trainable_names(self, k: Blocks) -> list[str]:
-        """Names of the parameters in `module` that "the last k blocks" covers, in module order.
+        """Names of the parameters of the last k blocks, in module order.
 
         Parameters
         ----------
         k : int or "all"
-            Number of blocks from the end, 0 for none; ``all`` is the whole model.
+            Number of blocks, 0 for none; ``all`` for the whole model.
 
         Raises
         ------
         UsageError
-            If the model has fewer blocks, or its blocks are not known.
+            If the model has fewer blocks or its architecture is unknown.
         """
         names = [n for n, _ in self.module.named_parameters() if n in self._trainable]
         if k == "all":
@@ -191,7 +190,7 @@ class Backbone:
         return [name for name in names if any(block.covers(name) for block in last)]
 
     def unfreeze_last(self, k: Blocks) -> list[nn.Parameter]:
-        """Let exactly the parameters of `trainable_names` receive gradients; returns them."""
+        """Make exactly the parameters of `trainable_names` require gradients, and return them."""
         wanted = set(self.trainable_names(k))
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in wanted)
@@ -200,14 +199,15 @@ class Backbone:
     def train_last(self, k: Blocks, *, stored_statistics: bool = False) -> None:
         """Put the last k blocks in training mode and everything before them in evaluation mode.
 
-        Frozen batch normalisation so keeps its stored statistics, and frozen dropout stays off.
+        Frozen batch normalisation then keeps its stored statistics, and frozen dropout stays off.
 
         Parameters
         ----------
         k : int or "all"
+            As for `trainable_names`.
         stored_statistics : bool
-            Let batch normalisation in the last k blocks use its stored statistics too, and keep
-            them; its weights and biases are trained all the same.
+            Batch normalisation in the last k blocks also uses its stored statistics and does not
+            update them; its weights and biases are trained all the same.
         """
         self.module.train(k == "all")
         last = () if k == "all" else last_blocks(self.id, self._layout, k)
@@ -219,22 +219,21 @@ class Backbone:
 
     def can_split_at(self, k: Blocks) -> bool:
         """Whether `split_at` can cut the model before its last `k` blocks."""
-        layout = self._layout
-        whole = layout is None or layout.stem is None or layout.finish is None
-        return isinstance(k, int) and not whole and 0 < k <= len(self.blocks)
+        known = self._layout is not None and self._layout.can_split
+        return isinstance(k, int) and known and 0 < k <= len(self.blocks)
 
     def split_at(
         self, k: int, *, gradient_checkpointing: bool = False, first_token_only: bool = False
     ) -> tuple[Run, Run]:
-        """Cut the model before the last k blocks, so that frozen activations can be kept.
+        """Cut the model before the last k blocks, so that frozen activations can be cached.
 
         Parameters
         ----------
         k : int
-            Number of blocks in the second part, at least 1.
+            Number of blocks behind the cut, at least 1.
         gradient_checkpointing : bool
-            Keep only the input of every block of the second part for the backward pass and run
-            the block again there: less memory for a forward pass more.
+            Store only the input of each block behind the cut for the backward pass, which runs
+            the block again: less memory for one more forward pass.
         first_token_only : bool
             Where a single token is pooled, run the last block for that token alone (see
             `retailtag.backbones.first_token`): equal to rounding, not bit for bit.
@@ -244,51 +243,53 @@ class Backbone:
         trunk : callable
             uint8 pixels (n, 3, h, w) to the input of the first of the last k blocks.
         rest : callable
-            That to the embedding (n, dim); ``rest(trunk(x))`` equals ``forward(x)`` bit for bit.
+            The output of `trunk` to the embedding (n, dim); ``rest(trunk(x))`` equals
+            ``forward(x)`` bit for bit unless `first_token_only` is given.
 
         Raises
         ------
         UsageError
-            If the model cannot be run in two parts.
+            If the model cannot be cut there.
         """
         last = last_blocks(self.id, self._layout, k)
         layout = self._layout
         if not last or layout is None or layout.stem is None or layout.finish is None:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
         stem, finish = layout.stem, layout.finish
-        first = [self._module(path) for b in self.blocks[:-k] for path in b.runs]
-        second: list[Run] = [self._module(path) for b in last for path in b.runs]
+        frozen = [self._module(path) for block in self.blocks[:-k] for path in block.runs]
+        trained: list[Run] = [self._module(path) for block in last for path in block.runs]
         if first_token_only and layout.first_token_block is not None:
-            second[-1] = layout.first_token_block
-        run_second = _run_again if gradient_checkpointing else _run
+            trained[-1] = layout.first_token_block
+        run_trained = _run_checkpointed if gradient_checkpointing else _run
 
         def trunk(pixels: Tensor) -> Tensor:
-            return _run(first, stem(self._normalised(pixels)))
+            return _run(frozen, stem(self._normalised(pixels)))
 
-        return trunk, lambda x: finish(run_second(second, x))
+        return trunk, lambda x: finish(run_trained(trained, x))
 
     def lean_module(self) -> nn.Module:
-        """What computes the embeddings of `module` with the least work, for engines to convert.
+        """The module that engines convert: `module` without work that the embedding does not need.
 
-        Where a single token is pooled, it is a copy that runs its last block for that token alone
-        (see `retailtag.backbones.first_token`): equal to rounding, weights shared. Elsewhere it is
+        Where a single token is pooled, a copy with shared weights that runs its last block for
+        that token alone (see `retailtag.backbones.first_token`): equal to rounding. Otherwise
         `module` itself.
         """
         if self._layout is None or self._layout.first_token_block is None:
             return self.module
         shared = chain(self.module.parameters(), self.module.buffers())
+        # deepcopy's memo: tensors that it finds there are taken over instead of copied
         lean = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
         last = self.blocks[-1].name
         lean.set_submodule(last, FirstToken(lean.get_submodule(last)))
         return lean
 
     def enable_gradient_checkpointing(self) -> None:
-        """Let the whole model run its blocks again in the backward pass instead of keeping them.
+        """Turn on the library's gradient checkpointing for the whole model.
 
         Raises
         ------
         UsageError
-            If the model's library has no such mode for it.
+            If the library does not offer it for this model.
         """
         for module in self.module.modules():
             switch = getattr(module, "set_grad_checkpointing", None)
@@ -303,7 +304,7 @@ class Backbone:
         )
 
     def depth_of(self, name: str) -> int:
-        """Number of blocks after the one that holds the parameter `name`; all for the stem."""
+        """Number of blocks behind the one that holds the parameter `name`; all for the stem."""
         n = len(self.blocks)
         return next((n - 1 - i for i, b in enumerate(self.blocks) if b.covers(name)), n)
 
@@ -311,12 +312,13 @@ class Backbone:
         return self.module.get_submodule(path)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        # the order of ToTensor and Normalize, so that results equal theirs bit for bit
+        # torchvision's ToTensor (/ 255), then Normalize ((x - mean) / std): folding both into one
+        # multiply-add would round differently, and embeddings would not equal theirs bit for bit
         pixels = pixels.to(self.device, non_blocking=True)
         unit = pixels.to(torch.float32, memory_format=self.memory_format).div_(255)
         return unit.sub_(self._mean).div_(self._std)
 
-    def _probe_dim(self) -> int:
+    def _measured_dim(self) -> int:
         shape = self.embed(torch.zeros(1, 3, *self.preprocess.size, dtype=torch.uint8)).shape
         if len(shape) != 2:
             raise UsageError(
@@ -328,7 +330,7 @@ class Backbone:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN from TF32 inside the block: it convolves with 10 bits of mantissa unasked."""
+    """Turn TF32 off: by default cuDNN rounds the inputs of convolutions to a 10-bit mantissa."""
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32
     cudnn.allow_tf32 = before and device.type != "cuda"
@@ -344,12 +346,12 @@ def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Blo
     Raises
     ------
     UsageError
-        If there are fewer, or the layout is not known.
+        If there are fewer, or the architecture is unknown.
     """
     if layout is None:
         raise UsageError(
-            f"retailtag does not know which parts of {backbone_id} are its last blocks; fine-tune "
-            "it whole with --blocks all."
+            f"retailtag does not know the blocks of {backbone_id}; fine-tune the whole model with "
+            "--blocks all."
         )
     n = len(layout.blocks)
     if not isinstance(k, int) or not 0 <= k <= n:
@@ -363,7 +365,7 @@ def _run(modules: Sequence[Run], x: Tensor) -> Tensor:
     return x
 
 
-def _run_again(modules: Sequence[Run], x: Tensor) -> Tensor:
+def _run_checkpointed(modules: Sequence[Run], x: Tensor) -> Tensor:
     for module in modules:
         x = checkpoint(module, x, use_reentrant=False)
     return x

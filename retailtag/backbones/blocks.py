@@ -1,12 +1,12 @@
 """What "the last four blocks" of a model are, per family.
 
-A model is read as a stem, an ordered row of blocks, and a finish. A block is one transformer block
-(ViT, Swin, CLIP) or one residual or inverted-residual block (ResNet, ConvNeXt, RegNet,
-EfficientNet, MobileNet). Whatever runs between two blocks (a downsampling layer, a plain
-convolution) belongs to the block before it, and everything after the last block (final norm,
-head convolution, attention pooling, projection) belongs to the last block. "The last k blocks" are
-therefore all parameters that are used from the start of the k-th last block on, and no others:
-freezing the rest cuts the backward pass at one place.
+A model is a stem, a sequence of blocks and a finish. A block is one transformer block (ViT, Swin,
+CLIP) or one residual or inverted-residual block (ResNet, ConvNeXt, RegNet, EfficientNet,
+MobileNet). Whatever runs between two blocks (a downsampling layer, a plain convolution) belongs
+to the block before it, and everything behind the last block (final norm, head convolution,
+attention pooling, projection) belongs to the last block. "The last k blocks" are therefore all
+parameters used from the start of the k-th last block on, and no others, so that freezing the rest
+cuts the backward pass in one place.
 
 =============================  ============================  ====================================
 model class                    a block                       the finish, part of the last block
@@ -27,8 +27,8 @@ open_clip ModifiedResNet       ``layer1-4.i``                attnpool
 open_clip TimmModel            as the timm class             as the timm class, and head
 =============================  ============================  ====================================
 
-Subclasses count as their parent only where they inherit its forward pass. Other architectures are
-refused by name for a number of blocks, never guessed; ``all`` still trains them whole.
+A subclass counts as its parent only if it inherits the parent's forward pass. The blocks of other
+architectures are not guessed: a number of blocks is refused, ``all`` still trains the whole model.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """One block and what runs after it, up to the next block.
+    """One block and what runs behind it, up to the next block.
 
     Parameters
     ----------
     name : str
-        Path of the block in the model, e.g. ``blocks.11``.
+        Path of the block in the model, such as ``blocks.11``.
     runs : tuple of str
-        Paths of the modules that run one after the other, `name` first.
+        Paths of the modules in the order in which they run, `name` first.
     finish : tuple of str
-        Paths of modules and parameters that follow the last block; empty for the others.
+        Paths of the modules and parameters behind the last block; empty for the other blocks.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Layout:
     blocks : tuple of Block
         In the order in which they run.
     stem : callable or None
-        Normalised images to the input of the first block; None where blocks take more than
-        one input, so that the model cannot be run in two parts.
+        Normalised images to the input of the first block; None if blocks take more than one
+        input, so that the model cannot be cut between them.
     finish : callable or None
         Output of the last block's modules to the embedding.
     first_token_block : callable or None
-        Input of the last block to as much of its output as `finish` reads, where that is less.
+        Input of the last block to its first output token, if `finish` reads no other.
     """
 
     family: str
@@ -93,6 +93,11 @@ class Layout:
     stem: Run | None = None
     finish: Run | None = None
     first_token_block: Run | None = None
+
+    @property
+    def can_split(self) -> bool:
+        """Whether the model can be cut between two blocks."""
+        return self.stem is not None and self.finish is not None
 
     def under(self, prefix: str) -> Layout:
         """The same layout for a module that holds this one as its attribute `prefix`."""
@@ -103,7 +108,7 @@ class Layout:
         return replace(self, blocks=blocks)
 
     def extended(self, finish: Run, *names: str) -> Layout:
-        """The same layout with `finish` applied last; it uses the modules or parameters `names`."""
+        """The same layout followed by `finish`, which uses the modules or parameters `names`."""
         inner = self.finish
         last = replace(self.blocks[-1], finish=self.blocks[-1].finish + names)
         whole = None if inner is None else _then(inner, finish)
@@ -126,7 +131,7 @@ def layout_of(model: nn.Module, *, pre_logits: bool = True) -> Layout | None:
         if reader is not None:
             return reader(model, pre_logits)
         if "forward_features" in vars(kind) or "forward" in vars(kind):
-            return None  # its own forward pass: the parent's reading need not hold
+            return None  # a forward pass of its own: the parent's layout need not hold
     return None
 
 
@@ -135,8 +140,9 @@ def _vit(m: Any, pre_logits: bool) -> Layout:
         return m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(x))))
 
     blocks = _blocks(_row("blocks", m.blocks), "norm", "fc_norm", "attn_pool", *_head(pre_logits))
+    # Without a class token the first token is a patch, and attention pooling reads all tokens.
     pools_first = m.global_pool == "token" and m.cls_token is not None and m.attn_pool is None
-    pools_first &= type(m).__name__ == "VisionTransformer"  # a distilled one reads a second token
+    pools_first &= type(m).__name__ == "VisionTransformer"  # a distilled one pools two tokens
     return Layout(
         "vit",
         blocks,
@@ -147,12 +153,14 @@ def _vit(m: Any, pre_logits: bool) -> Layout:
 
 
 def _vit_with_shared_input(m: Any, pre_logits: bool) -> Layout:
-    # every block also takes rotary or relative positions: names only
+    # Eva and Beit hand rotary or relative positions to every block beside the tokens. A cut would
+    # have to cache these too, so only the names are known and the model runs in one piece.
     finish = ("norm", "fc_norm", "attn_pool", *_head(pre_logits))
     return Layout("vit", _blocks(_row("blocks", m.blocks), *finish))
 
 
 def _resnet(m: Any, pre_logits: bool) -> Layout:
+    # A stage's downsampling is the shortcut of its first block, hence inside that block.
     stages = [f"layer{i}" for i in range(1, 5)]
     steps = [step for stage in stages for step in _row(stage, getattr(m, stage))]
     return Layout(
@@ -164,6 +172,7 @@ def _resnet(m: Any, pre_logits: bool) -> Layout:
 
 
 def _convnext(m: Any, pre_logits: bool) -> Layout:
+    # The head's norm comes behind the pooling; norm_pre, before it, is the identity in most models.
     steps = _staged("stages", m.stages)
     return Layout(
         "cnn",
@@ -174,6 +183,7 @@ def _convnext(m: Any, pre_logits: bool) -> Layout:
 
 
 def _swin(m: Any, pre_logits: bool) -> Layout:
+    # Patch merging opens a stage: it belongs to the last block of the stage before.
     steps = _staged("layers", m.layers)
     return Layout(
         "vit",
@@ -184,6 +194,7 @@ def _swin(m: Any, pre_logits: bool) -> Layout:
 
 
 def _regnet(m: Any, pre_logits: bool) -> Layout:
+    # Blocks are named b1, b2, ... within a stage; their shortcuts downsample, as in a ResNet.
     steps = [
         (f"s{i}.{name}", True)
         for i in range(1, 5)
@@ -198,6 +209,7 @@ def _regnet(m: Any, pre_logits: bool) -> Layout:
 
 
 def _efficientnet(m: Any, pre_logits: bool) -> Layout:
+    # conv_head widens the features before the pooling: part of the finish.
     steps = _mobile_rows(m)
     return Layout(
         "cnn",
@@ -208,6 +220,7 @@ def _efficientnet(m: Any, pre_logits: bool) -> Layout:
 
 
 def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
+    # Here conv_head comes behind the pooling, inside forward_head.
     steps = _mobile_rows(m)
     return Layout(
         "cnn",
@@ -218,6 +231,7 @@ def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
 
 
 def _resnetv2(m: Any, pre_logits: bool) -> Layout:
+    # Pre-activation: the last block ends without a norm, which follows here.
     rows = [_row(f"stages.{i}.blocks", stage.blocks) for i, stage in enumerate(m.stages)]
     return Layout(
         "cnn",
@@ -254,11 +268,12 @@ def _clip_vit(m: Any, pre_logits: bool) -> Layout:
 
     steps = _row("transformer.resblocks", m.transformer.resblocks)
     blocks = _blocks(steps, "attn_pool", "attn_pool_contrastive", "ln_post", "proj")
-    # sequence-first transformers transpose around their blocks and cannot be cut between them
-    splits = getattr(m.transformer, "batch_first", False)
+    if not getattr(m.transformer, "batch_first", False):
+        # the transformer transposes to (n_tokens, n, dim) around its blocks: no cut between them
+        return Layout("clip", blocks)
     pools_first = m.attn_pool is None and m.pool_type == "tok"
-    short = for_first_token(m.transformer.resblocks[-1]) if pools_first and splits else None
-    return Layout("clip", blocks, m._embeds if splits else None, finish if splits else None, short)
+    first = for_first_token(m.transformer.resblocks[-1]) if pools_first else None
+    return Layout("clip", blocks, m._embeds, finish, first)
 
 
 def _clip_resnet(m: Any, pre_logits: bool) -> Layout:
@@ -271,8 +286,8 @@ def _clip_timm(m: Any, pre_logits: bool) -> Layout | None:
     trunk = layout_of(m.trunk, pre_logits=False)
     if trunk is None:
         return None
-    whole = trunk.under("trunk").extended(m.head, "head")
-    return replace(whole, family="clip")
+    # the head is the projection into the space shared with the text tower
+    return replace(trunk.under("trunk").extended(m.head, "head"), family="clip")
 
 
 _READERS: dict[tuple[str, str], Callable[[Any, bool], Layout | None]] = {
@@ -302,7 +317,7 @@ def _row(prefix: str, modules: Sequence[nn.Module]) -> list[tuple[str, bool]]:
 
 
 def _staged(prefix: str, stages: Sequence[Any]) -> list[tuple[str, bool]]:
-    """Stages that begin with a downsampling layer."""
+    """Steps of stages that begin with a downsampling layer, which is not a block."""
     steps: list[tuple[str, bool]] = []
     for i, stage in enumerate(stages):
         steps.append((f"{prefix}.{i}.downsample", False))
@@ -311,7 +326,7 @@ def _staged(prefix: str, stages: Sequence[Any]) -> list[tuple[str, bool]]:
 
 
 def _mobile_rows(m: Any) -> list[tuple[str, bool]]:
-    """Stages of MobileNets, where a plain convolution may stand among the residual blocks."""
+    """Stages of MobileNets, where some steps are plain convolutions and not residual blocks."""
     return [
         (f"blocks.{i}.{j}", type(block).__name__ != "ConvBnAct")
         for i, stage in enumerate(m.blocks)
@@ -320,7 +335,7 @@ def _mobile_rows(m: Any) -> list[tuple[str, bool]]:
 
 
 def _blocks(steps: Iterable[tuple[str, bool]], *finish: str) -> tuple[Block, ...]:
-    """Group modules in running order, (path, is it a block), into blocks with followers."""
+    """Group steps (path, whether it is a block) into blocks, each with the steps behind it."""
     groups: list[list[str]] = []
     for path, is_block in steps:
         if is_block:
@@ -333,7 +348,7 @@ def _blocks(steps: Iterable[tuple[str, bool]], *finish: str) -> tuple[Block, ...
 
 
 def _led(stem: Run, m: nn.Module, steps: Sequence[tuple[str, bool]]) -> Run:
-    """Extend the stem by the modules that run before the first block."""
+    """Extend the stem by the steps that run before the first block."""
     lead = [m.get_submodule(path) for path, _ in takewhile(lambda step: not step[1], steps)]
     return reduce(_then, lead, stem)
 

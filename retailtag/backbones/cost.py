@@ -16,7 +16,7 @@ _BYTES_FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Size and work of one backbone's image model.
+    """Size and compute of one backbone's image model.
 
     Parameters
     ----------
@@ -44,33 +44,29 @@ def cost_of(backbone_id: str) -> Cost:
 
     Notes
     -----
-    Convolutions, matrix products and attention are counted, as `torch.utils.flop_counter` does;
-    norms, activations and pooling are not (one or two per cent of these models). Models are built
-    on the meta device, where nothing is allocated, so the cost of counting is that of building.
+    Counts convolutions, matrix products and attention, as `torch.utils.flop_counter` does, but not
+    norms, activations and pooling (one or two per cent of these models). The model is built on the
+    meta device, which allocates nothing.
     """
-    parsed = resolve_id(backbone_id)
     with torch.device("meta"):
-        parts = build_model(parsed, random_weights=True)
-        module, size = parts.module.eval(), parts.preprocess.size
+        model = build_model(resolve_id(backbone_id), random_weights=True)
+        module = model.module.eval()
         counter = FlopCounterMode(display=False)
-        # with gradients on: the fused attention of evaluation mode is one opaque call
+        # Without gradients evaluation mode takes a fused attention kernel, which is not counted.
         with counter, torch.enable_grad():
-            embedding = module(torch.zeros(1, 3, *size))
+            embedding = module(torch.zeros(1, 3, *model.preprocess.size))
     parameters = sum(p.numel() for p in module.parameters())
     return Cost(
         flops=float(counter.get_total_flops()),
         parameters=parameters,
         weight_bytes=parameters * _BYTES_FLOAT32,
         dim=embedding.shape[-1],
-        size=size,
+        size=model.preprocess.size,
     )
 
 
 def cost_of_all(backbone_ids: Sequence[str]) -> Cost:
-    """Cost of running several backbones on an image and joining their embeddings.
-
-    The image size is that of the first.
-    """
+    """Cost of embedding an image with several backbones; `size` is that of the first."""
     costs = [cost_of(backbone_id) for backbone_id in backbone_ids]
     return Cost(
         flops=sum(c.flops for c in costs),
@@ -79,8 +75,3 @@ def cost_of_all(backbone_ids: Sequence[str]) -> Cost:
         dim=sum(c.dim for c in costs),
         size=costs[0].size,
     )
-
-
-def count_flops(backbone_id: str) -> float:
-    """Floating-point operations of one image's forward pass, see `cost_of`."""
-    return cost_of(backbone_id).flops

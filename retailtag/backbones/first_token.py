@@ -1,9 +1,10 @@
-"""The last transformer block for the one token that is pooled.
+"""The last transformer block, computed for its first output token alone.
 
-A model that pools its first token reads nothing else of its last block. That block's keys and
-values are needed of all tokens, its queries, its projection and its perceptron of one: with the
-usual widths a sixth of the block's work remains, in the backward pass too. The sums are those of
-the whole block, in another order: results agree to rounding, not bit for bit.
+A model that pools its first token reads no other token of its last block. The attention still
+needs the keys and values of all tokens, but the query, the output projection and the MLP of one
+token only. With the usual widths (dim -> 3 dim, dim -> dim, MLP dim -> 4 dim -> dim, that is 12
+dim**2 multiply-adds per token) 2 dim**2 per token remain: a sixth of the block, in the backward
+pass too. Sums run in another order, so results agree to rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -21,55 +22,45 @@ Run = Callable[[Tensor], Tensor]
 
 
 def for_first_token(block: Any) -> Run | None:
-    """Input (n, n_tokens, dim) of a block to its first output token (n, 1, dim).
+    """Return a function from the block's input (n, n_tokens, dim) to its first token (n, 1, dim).
 
-    Parameters
-    ----------
-    block : Module
-        timm's ``Block`` or open_clip's ``ResidualAttentionBlock``.
-
-    Returns
-    -------
-    callable or None
-        None for a block of another class or with another attention.
+    None unless the block is timm's ``Block`` or open_clip's ``ResidualAttentionBlock`` with the
+    usual attention.
     """
-    way = _way(block)
-    return None if way is None else partial(way, block)
+    forward = _forward_of(block)
+    return None if forward is None else partial(forward, block)
 
 
 class FirstToken(nn.Module):
-    """A block in whose place the first output token (n, 1, dim) alone is computed.
-
-    Parameters
-    ----------
-    block : Module
-        One for which `for_first_token` knows a way; its parameters are shared, not copied.
-    """
+    """Replaces a block that `for_first_token` accepts; its parameters are shared, not copied."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block, self._way = block, _way(block)
+        self.block = block
+        self._forward = _forward_of(block)
 
     def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
         """Input (n, n_tokens, dim) of the block to its first output token (n, 1, dim).
 
-        open_clip names a mask, of which image towers have none.
+        open_clip passes a mask, which is None in image towers.
         """
-        assert self._way is not None
-        return self._way(self.block, x)
+        assert self._forward is not None
+        return self._forward(self.block, x)
 
 
-def _way(block: Any) -> Callable[[Any, Tensor], Tensor] | None:
+def _forward_of(block: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind = type(block)
-    known = (kind.__module__.partition(".")[0], kind.__name__)
-    if known == ("timm", "Block") and _is_plain(block.attn):
+    library_and_class = (kind.__module__.partition(".")[0], kind.__name__)
+    if library_and_class == ("timm", "Block") and _is_plain(block.attn):
         return _timm_block
-    if known == ("open_clip", "ResidualAttentionBlock") and not hasattr(block, "ln_1_kv"):
+    is_clip_block = library_and_class == ("open_clip", "ResidualAttentionBlock")
+    if is_clip_block and not hasattr(block, "ln_1_kv"):  # the norm of cross attention's keys
         return _open_clip_block
     return None
 
 
 def _is_plain(attn: Any) -> bool:
+    """Whether this is timm's ``Attention`` without gates, of a version that has ``attn_dim``."""
     named = type(attn).__name__ == "Attention" and type(attn).__module__.startswith("timm.")
     return named and hasattr(attn, "attn_dim") and getattr(attn, "gate", None) is None
 
@@ -85,20 +76,23 @@ def _timm_attention(attn: Any, x: Tensor) -> Tensor:
     """Attention of the first token (n, 1, dim) to all tokens x (n, n_tokens, dim)."""
     n, n_tokens, _ = x.shape
     width, heads = attn.attn_dim, attn.num_heads
+    # qkv.weight (3 width, dim) holds the rows of queries, then keys, then values
     weight, bias = attn.qkv.weight, attn.qkv.bias
-    of_q, of_kv = (None, None) if bias is None else (bias[:width], bias[width:])
-    q = linear(x[:, :1], weight[:width], of_q).view(n, 1, heads, -1).transpose(1, 2)
-    kv = linear(x, weight[width:], of_kv).view(n, n_tokens, 2, heads, -1)
-    k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+    q_bias = None if bias is None else bias[:width]
+    kv_bias = None if bias is None else bias[width:]
+    q = linear(x[:, :1], weight[:width], q_bias).view(n, 1, heads, -1).transpose(1, 2)
+    kv = linear(x, weight[width:], kv_bias).view(n, n_tokens, 2, heads, -1)
+    k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, n_tokens, width / heads)
     dropout = attn.attn_drop.p if attn.training else 0.0
-    seen = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
-    seen = seen.transpose(1, 2).reshape(n, 1, width)
-    out: Tensor = attn.proj_drop(attn.proj(attn.norm(seen)))
+    mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+    mixed = mixed.transpose(1, 2).reshape(n, 1, width)
+    out: Tensor = attn.proj_drop(attn.proj(attn.norm(mixed)))
     return out
 
 
 def _open_clip_block(block: Any, x: Tensor) -> Tensor:
     y = block.ln_1(x)
+    # nn.MultiheadAttention projects its query apart from key and value where they differ
     first = x[:, :1] + block.ls_1(block.attn(y[:, :1], y, y, need_weights=False)[0])
     out: Tensor = first + block.ls_2(block.mlp(block.ln_2(first)))
     return out

@@ -1,7 +1,9 @@
-"""Linear layers as 1 x 1 convolutions, on the processors where these are about twice as fast.
+"""Linear layers as 1 x 1 convolutions, which oneDNN computes up to twice as fast on some CPUs.
 
-Tokens are the pixels of one picture, so that nothing is copied. The sums are the same in another
-order: results agree to rounding, not bit for bit.
+PyTorch's float32 matrix product is MKL's, which leaves half of an AMD processor with AVX-512
+unused (`retailtag.backbones.cpu.has_slow_matmul`); its convolution is oneDNN's. The tokens become
+the pixels of one image, a view without a copy. Sums run in another order: results agree to
+rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ from torch.nn import functional
 
 from retailtag.backbones import cpu
 
-MIN_TOKENS = 128  # with fewer tokens, laying out the weights anew costs more than it saves
-enabled = True  # off: PyTorch's own layers everywhere, which benchmarks compare with
+MIN_TOKENS = 128  # with fewer, reordering the weights costs more than the product saves (LOG.md)
+enabled = True  # benchmarks switch it off to measure PyTorch's own layers
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Tokens x (..., dim) times weight (out, dim): (..., out), as `torch.nn.functional.linear`."""
-    if not _convolves(x, weight):
+    if not _is_faster(x, weight):
         return functional.linear(x, weight, bias)
-    picture = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    y = functional.conv2d(picture, weight[:, :, None, None], bias)
+    # (..., dim) -> (1, dim, n_tokens, 1), channels last in memory, which is how x lies already
+    image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = functional.conv2d(image, weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by way of `linear`."""
+    """`torch.nn.Linear` that computes with `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (..., dim) to (..., out)."""
@@ -36,30 +39,32 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention` of tokens to themselves by way of `linear`."""
+    """`torch.nn.MultiheadAttention` whose self-attention computes with `linear`."""
 
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (n, n_tokens, dim) thrice to (n, n_tokens, dim), and no weights."""
-        # masks and the like are left to torch, and so are weights, which are given if not forbidden
+        """Tokens (n, n_tokens, dim), three times the same, to (n, n_tokens, dim) and no weights."""
+        # Masks are left to PyTorch, and so are attention weights, which are the default.
         others = (v for name, v in options.items() if name != "need_weights")
         bare = not options.get("need_weights", True) and all(v is None for v in others)
-        plain = bare and query is key is value
-        if not plain or not _convolves(query, self.in_proj_weight):
+        is_self_attention = bare and query is key is value
+        if not is_self_attention or not _is_faster(query, self.in_proj_weight):
             return super().forward(query, key, value, **options)
         n, n_tokens, dim = query.shape
         qkv = linear(query, self.in_proj_weight, self.in_proj_bias)
+        # shape of each: (n, heads, n_tokens, dim / heads)
         q, k, v = qkv.view(n, n_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        seen = seen.transpose(1, 2).reshape(n, n_tokens, dim)
-        return linear(seen, self.out_proj.weight, self.out_proj.bias), None
+        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        mixed = mixed.transpose(1, 2).reshape(n, n_tokens, dim)
+        return linear(mixed, self.out_proj.weight, self.out_proj.bias), None
 
 
 def use_onednn(module: nn.Module) -> None:
-    """Let the linear layers inside `module` compute by `linear`; parameters and names stay."""
+    """Make the linear layers inside `module` compute with `linear`; names and weights stay."""
     for layer in module.modules():
+        # Changing the class keeps hooks, parameters and state_dict; subclasses are left alone.
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
         elif type(layer) is nn.MultiheadAttention and _is_plain(layer):
@@ -71,11 +76,11 @@ def _is_plain(layer: nn.MultiheadAttention) -> bool:
     return joint and layer.batch_first and not layer.add_zero_attn
 
 
-def _convolves(x: Tensor, weight: Tensor) -> bool:
-    """Whether this product is one that pays: float32 on such a CPU, run and not converted."""
+def _is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution is faster: float32 on such a CPU, outside of tracing."""
     return (
         enabled
-        # first of all, for a converter would take the comparisons below into its graph
+        # first, because a tracer would record the comparisons below in its graph
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch.compiler.is_compiling()
         and x.device.type == "cpu"

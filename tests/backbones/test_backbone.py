@@ -81,7 +81,7 @@ def test_pooling_is_an_argument_and_part_of_the_identity(pixels):
 
 
 def test_one_vector_an_image_or_a_sentence():
-    parts = LoadedModel(
+    model = LoadedModel(
         id=resolve_id("timm:x"),
         module=nn.Conv2d(3, 2, 1),
         layout=None,
@@ -90,7 +90,7 @@ def test_one_vector_an_image_or_a_sentence():
         output="map",
     )
     with pytest.raises(UsageError, match=r"timm:x gives an array of shape \(2, 4, 4\) per image"):
-        Backbone(parts)
+        Backbone(model)
 
 
 def test_text_needs_a_text_tower(small, tiny_clip_folder):
