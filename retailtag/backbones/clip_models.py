@@ -1,4 +1,4 @@
-"""Backbones from open_clip: the image tower is the backbone, the text tower comes along."""
+"""Backbones from open_clip: the image tower, with the text tower for `encode_text`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retailtag.backbones.backbone import EncodeText, LoadedModel
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
-from retailtag.backbones.preprocess import from_open_clip, override, pair
+from retailtag.backbones.preprocess import Preprocess, pair, triple, with_arguments
 from retailtag.backbones.weights import State, fit_state, read_state, weights_file
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.files import read_json
@@ -27,8 +27,9 @@ CONFIG_NAME = "open_clip_config.json"
 _TEXT_BATCH = 256
 _SHOWN_TAGS = 8
 _NORMALISATION = ("mean", "std", "interpolation", "resize_mode")
-# scales of the contrastive loss and a buffer of older text models: no part of an embedding
-_SPARE = ("logit_scale", "logit_bias", "text.transformer.embeddings.position_ids")
+# The scale and bias of the contrastive loss, and a buffer of older text models: no embedding
+# depends on them.
+_OPTIONAL = ("logit_scale", "logit_bias", "text.transformer.embeddings.position_ids")
 
 
 class ClipTower(nn.Module):
@@ -38,10 +39,10 @@ class ClipTower(nn.Module):
         super().__init__()
         self.trunk = trunk
         if getattr(trunk, "output_tokens", False):
-            trunk.output_tokens = False  # CoCa also returns tokens; the embedding is the pooled one
+            trunk.output_tokens = False  # CoCa's tower returns its tokens beside the embedding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Projected image embedding, not normalised to unit length."""
+        """Projected embedding, not normalised to unit length."""
         embedding: Tensor = self.trunk(x)
         return embedding
 
@@ -56,10 +57,10 @@ def build(
     backbone_id : BackboneId
         With scheme ``open_clip``.
     weights : Path or None
-        Local file, or folder (``open_clip_config.json`` is followed if it is there and decides
-        architecture and preprocessing); None fetches the published weights.
+        Local file, or folder, whose ``open_clip_config.json`` decides architecture and
+        preprocessing if present; None for the published weights.
     random_weights : bool
-        Leave the initial values.
+        Load no weights.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def build(
     DataError
         If the weights do not fit.
     Unavailable
-        If they cannot be downloaded, or the text tower needs a library or files not here.
+        If they cannot be downloaded, or the text tower needs a package or files that are missing.
     """
     from_hub = weights is None and not random_weights
     folder = weights if weights is not None and (weights / CONFIG_NAME).is_file() else None
@@ -76,14 +77,14 @@ def build(
     if not stored:
         _check_known(backbone_id, needs_tag=from_hub)
     if weights is not None and not stored:
-        _need_normalisation(backbone_id)
+        _require_normalisation(backbone_id)
     tag = {} if stored else pretrained.get_pretrained_cfg(backbone_id.model, backbone_id.tag)
     path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     model, config = _create(backbone_id, stored, tag)
     if path is not None:
         _load(model, path)
     if "size" in backbone_id.preprocess_args and hasattr(model.visual, "set_input_size"):
-        # timm towers keep the positions of their checkpoint until it is loaded
+        # timm towers need the positions of their checkpoint's size until it is loaded
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
     layout = layout_of(model.visual)
     base = {**_preprocess_defaults(), **stored.get("preprocess_cfg", {}), **_preprocess_of(tag)}
@@ -91,7 +92,9 @@ def build(
         id=backbone_id,
         module=ClipTower(model.visual),
         layout=layout.under("trunk") if layout else None,
-        preprocess=override(from_open_clip({**base, "size": model.visual.image_size}), backbone_id),
+        preprocess=with_arguments(
+            from_open_clip({**base, "size": model.visual.image_size}), backbone_id
+        ),
         architecture={"library": "open_clip", "model": backbone_id.model, "args": config},
         output="encode_image, projected, not normalised",
         encode_text=_text_encoder(model, f"local-dir:{folder}" if folder else backbone_id.model),
@@ -110,6 +113,7 @@ def published(backbone_id: BackboneId) -> Published:
     config = pretrained.get_pretrained_cfg(backbone_id.model, backbone_id.tag)
     repo, _, name = config.get("hf_hub", "").rpartition("/")
     name = name or "open_clip_pytorch_model.bin"
+    # Repositories hold the same weights as safetensors, which are tried first.
     safe = ["open_clip_model.safetensors"] if name == "open_clip_pytorch_model.bin" else []
     if name.endswith((".bin", ".pth")):
         safe.append(f"{name[:-4]}.safetensors")
@@ -133,8 +137,27 @@ def _check_known(backbone_id: BackboneId, *, needs_tag: bool) -> None:
         )
 
 
-def _need_normalisation(backbone_id: BackboneId) -> None:
-    """Refuse a bare file where open_clip's own weights of the model disagree on preprocessing."""
+def from_open_clip(config: dict[str, Any]) -> Preprocess:
+    """Preprocessing of an open_clip ``PreprocessCfg`` given as a dictionary."""
+    size = pair(config["size"])
+    mode = config["resize_mode"]
+    interpolation = config["interpolation"]
+    if mode == "shortest" and size[0] != size[1]:
+        interpolation = "bicubic"  # open_clip ignores the setting for sizes that are not square
+    fill = int(config.get("fill_color") or 0)
+    return Preprocess(
+        size=size,
+        mode=mode,
+        # at random in training only: open_clip evaluates such models with bicubic
+        interpolation="bicubic" if interpolation == "random" else interpolation,
+        mean=triple(config["mean"]),
+        std=triple(config["std"]),
+        fill=(fill, fill, fill),
+    )
+
+
+def _require_normalisation(backbone_id: BackboneId) -> None:
+    """Refuse a file without configuration if open_clip's weights of the model differ in theirs."""
     if backbone_id.tag or {"mean", "std"} <= backbone_id.preprocess_args.keys():
         return
     tags = open_clip.list_pretrained_tags_by_model(backbone_id.model)
@@ -143,8 +166,9 @@ def _need_normalisation(backbone_id: BackboneId) -> None:
     if len(seen) > 1:
         raise UsageError(
             f"{backbone_id} does not say which preprocessing and activation its weights were "
-            f"trained with, and open_clip's differ; write open_clip:{backbone_id.model}/TAG with "
-            f"the tag they derive from, or put {CONFIG_NAME} beside the weights."
+            f"trained with, and open_clip's weights differ in that; write "
+            f"open_clip:{backbone_id.model}/TAG with the tag that the weights derive from, or put "
+            f"{CONFIG_NAME} beside them."
         )
 
 
@@ -152,7 +176,7 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG_NAME)
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise DataError(
-            f"{folder / CONFIG_NAME} has no model_cfg; take the file published beside the weights."
+            f"{folder / CONFIG_NAME} has no model_cfg; use the file published with the weights."
         )
     return config
 
@@ -160,11 +184,11 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 def _create(
     backbone_id: BackboneId, stored: dict[str, Any], tag: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Build the model; returns it and its full configuration."""
+    """Build the model and return it with its full configuration."""
     config = stored.get("model_cfg") or factory.get_model_config(backbone_id.model)
     config = {**config, **backbone_id.model_args}
     if tag.get("quick_gelu"):
-        config["quick_gelu"] = True  # the activation belongs to the weights, whatever the name says
+        config["quick_gelu"] = True  # a fact of the weights that the model's name does not carry
     if "size" in backbone_id.preprocess_args:
         h, w = pair(backbone_id.preprocess_args["size"])
         vision = {**config["vision_cfg"], "image_size": h if h == w else (h, w)}
@@ -185,13 +209,13 @@ def _instantiate(backbone_id: BackboneId, config: dict[str, Any]) -> Any:
     if "timm_model_name" in config.get("vision_cfg", {}):
         kwargs["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
     try:
-        with _library_log_apart():
+        with _root_logger_unchanged():
             return kind(**kwargs)
     except (RuntimeError, OSError, ImportError) as error:
         if "hf_model_name" not in text:
             raise
         raise Unavailable(
-            f"The text tower of {backbone_id} is {text['hf_model_name']} and needs the package "
+            f"The text tower of {backbone_id} is {text['hf_model_name']}, which needs the package "
             f"transformers and that model's configuration ({error}); install and download them."
         ) from error
     except (TypeError, KeyError, AssertionError) as error:
@@ -199,8 +223,8 @@ def _instantiate(backbone_id: BackboneId, config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _library_log_apart() -> Iterator[None]:
-    """Keep open_clip's calls of ``logging.info`` from configuring the program's root logger."""
+def _root_logger_unchanged() -> Iterator[None]:
+    """Keep open_clip's ``logging.info`` from configuring the root logger of the program."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:
@@ -219,11 +243,11 @@ def _preprocess_of(tag: dict[str, Any]) -> dict[str, Any]:
 
 def _load(model: Any, path: Path) -> None:
     state = _converted(model, read_state(path))
-    fit_state(model, state, path, spare=lambda name: name in _SPARE)
+    fit_state(model, state, path, optional=lambda name: name in _OPTIONAL)
 
 
 def _converted(model: Any, state: State) -> State:
-    """Apply open_clip's own conversions: foreign names, older layouts, resized positions."""
+    """Apply open_clip's conversions: foreign names, older layouts, resized positions."""
     state = factory.convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)
@@ -233,28 +257,28 @@ def _converted(model: Any, state: State) -> State:
 
 
 def _text_encoder(model: Any, tokenizer_name: str) -> EncodeText:
-    """Texts to embeddings in batches; the text tower moves to the device when first used."""
+    """Embed texts in batches; the text tower moves to the device when first used."""
 
     def encode(texts: list[str], device: torch.device) -> Tensor:
         """Embed texts on the device, float32 (n_texts, dim)."""
         tokenize = _tokenizer(tokenizer_name)
-        model.to(device)  # the image tower, which is shared, is there already
-        for name, part in model.named_children():
-            if name != "visual":  # keeps whatever mode training left it in
-                part.eval()
+        model.to(device)  # the image tower is shared with the backbone and is there already
+        for name, tower in model.named_children():
+            if name != "visual":  # its mode belongs to the training that may be running
+                tower.eval()
         with torch.inference_mode():
-            parts = [
+            batches = [
                 model.encode_text(tokenize(texts[i : i + _TEXT_BATCH]).to(device))
                 for i in range(0, len(texts), _TEXT_BATCH)
             ]
-        return torch.cat(parts)
+        return torch.cat(batches)
 
     return encode
 
 
 def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     try:
-        with _library_log_apart():
+        with _root_logger_unchanged():
             tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
             return tokenizer
     except (OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""From an id to a backbone, whichever library it comes from."""
+"""Load a backbone by its id, whichever library it comes from."""
 
 from __future__ import annotations
 
@@ -33,38 +33,36 @@ def load_backbone(
     backbone_id : str
         See `resolve_id`.
     weights : Path or None
-        A local file (safetensors, or torch without code) or folder (with ``config.json`` or
-        ``open_clip_config.json``, which are followed) instead of the published weights.
+        Local file (safetensors, or a torch file of tensors) or folder (whose ``config.json`` or
+        ``open_clip_config.json`` is followed) instead of the published weights.
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
     random_weights : bool
-        Untrained weights, the same in every process; for tests and timing, and for training from
-        scratch.
+        Untrained weights, equal in every process, for tests, timing and training from scratch.
     seed : int
-        Of random weights.
+        Seed of random weights.
 
     Returns
     -------
     Backbone
-        In evaluation mode. Its id names the library's default tag where none was given and the
-        weights came from the hub.
+        In evaluation mode. Its id names timm's default tag if it named none and the published
+        weights were loaded.
 
     Raises
     ------
     UsageError
-        If the id or the path cannot be followed.
+        If the id or the path is wrong.
     DataError
         If the weights do not fit the architecture, are damaged, or would have to run code.
     Unavailable
-        If they are not on this machine and cannot be downloaded.
+        If the weights are not on this machine and cannot be downloaded.
     """
     from retailtag.backbones.backbone import Backbone
 
     if weights is not None and random_weights:
         raise UsageError("Random weights and --weights exclude each other; drop one.")
-    parsed = resolve_id(backbone_id)
-    parts = build_model(parsed, weights, random_weights=random_weights, seed=seed)
-    return Backbone(parts, device)
+    model = build_model(resolve_id(backbone_id), weights, random_weights=random_weights, seed=seed)
+    return Backbone(model, device)
 
 
 def build_model(

@@ -1,4 +1,4 @@
-"""Published weights: where they are, fetched once, then read from the local cache."""
+"""Published weights: downloaded once, then read from the local cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Published:
     backbone : str
         The id, for messages.
     repo : str
-        Repository on the Hugging Face hub, empty if there is none.
+        Repository on the Hugging Face hub; empty if there is none.
     filenames : tuple of str
-        Files to try there, best first.
+        Files of the repository to try, best first.
     url : str
-        Plain address, used where there is no repository.
+        Address to download from if there is no repository.
     """
 
     backbone: str
@@ -32,13 +32,8 @@ class Published:
     filenames: tuple[str, ...] = ()
     url: str = ""
 
-    @property
-    def exists(self) -> bool:
-        """Whether anything is published."""
-        return bool(self.repo or self.url)
-
     def cached(self) -> Path | None:
-        """The file if this machine has it; never asks the network."""
+        """The file in the local cache, without asking the network."""
         if not self.repo:
             target = self._url_target()
             return target if target.is_file() else None
@@ -51,17 +46,14 @@ class Published:
         return None
 
     def fetch(self) -> Path:
-        """Return the cached file, downloading it if it is not there.
+        """Return the cached file, after downloading it if necessary.
 
         Raises
         ------
         Unavailable
-            If it is not on this machine and cannot be downloaded; says which file to put where.
+            If it is not cached and cannot be downloaded; the message names the file and its place.
         """
-        here = self.cached()
-        if here is not None:
-            return here
-        return self._from_hub() if self.repo else self._from_url()
+        return self.cached() or (self._from_hub() if self.repo else self._from_url())
 
     def _from_hub(self) -> Path:
         from huggingface_hub import constants, hf_hub_download
@@ -90,7 +82,7 @@ class Published:
 
         target = self._url_target()
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:  # writes under a temporary name and renames
+        try:  # torch writes to a temporary file and renames it
             torch.hub.download_url_to_file(self.url, str(target), progress=False)
         except OSError as error:
             raise Unavailable(self._remedy(_first_line(error))) from error
@@ -111,13 +103,13 @@ class Published:
             what, where = self.url, f"to {self._url_target()}"
         return (
             f"The weights of {self.backbone} are not on this machine and cannot be downloaded "
-            f"({reason}); on another machine fetch {what}, and give it here as --weights FILE or "
-            f"bring it {where}."
+            f"({reason}); on another machine download {what}, and give it here as --weights FILE or "
+            f"copy it {where}."
         )
 
 
 def _resolves(endpoint: str) -> bool:
-    """Whether the name resolves: the hub client would retry for half a minute where none does."""
+    """Whether the host name resolves; if not, the hub client would retry for half a minute."""
     if getproxies():
         return True  # the proxy resolves names
     try:
@@ -132,12 +124,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the hub client and urllib raise when something cannot be fetched.
-
-    OSError covers urllib, requests and a full disk; the hub client's newer HTTP libraries have
-    their own root, which is the first base of its own error whatever the library is called.
-    """
+    """Exceptions of the hub client and urllib if a download fails."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    # OSError covers urllib, requests and a full disk. Newer hub clients use httpx, whose root
+    # exception is the first base of their own error.
     root: type[Exception] = HfHubHTTPError.__bases__[0]
     return OSError, root

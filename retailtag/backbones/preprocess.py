@@ -1,4 +1,4 @@
-"""From a decoded image to the pixels a model was trained on, as uint8."""
+"""Resize and crop decoded images to the uint8 pixels that a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,38 +13,36 @@ from PIL import Image
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.resize import INTERPOLATIONS, Pixels, arithmetic, centre, scale
 from retailtag.errors import UsageError
+from retailtag.images.decode import DECODE_POLICY, TRUNCATED_ACCEPTED
 from retailtag.store.spec import FeatureSpec, canonical_json
 
 Triple = tuple[float, float, float]
 
-MAX_SIDE = 4096
+MAX_SIDE = 4096  # pixels of the scaled image, against ids that would exhaust the memory
 MODES = ("shortest", "squash", "longest")
-_CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
+CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize and crop of one model, and the normalisation that follows on the device.
+    """Resize and crop of one model, and the normalisation, which the device applies later.
 
     Parameters
     ----------
     size : (int, int)
         Height and width of the result, pixels.
     mode : str
-        ``shortest``: the shorter side is scaled to ``size / crop_pct``, the centre is cut out.
-        ``squash``: both sides are scaled to ``size / crop_pct`` whatever the aspect ratio, the
-        centre is cut out. ``longest``: the whole image fits and a border of `fill` is added.
+        ``shortest`` scales the shorter side to ``size / crop_pct`` and crops the centre.
+        ``squash`` scales both sides to ``size / crop_pct``, whatever the aspect ratio, and crops
+        the centre. ``longest`` fits the whole image and adds a border of `fill`.
     crop_pct : float
-        Part of the scaled image that is kept, in (0, 1].
+        Fraction of the scaled side that the crop keeps, in (0, 1].
     interpolation : str
         Name of a Pillow filter, see `INTERPOLATIONS`.
     mean, std : (float, float, float)
         Normalisation ``(pixel / 255 - mean) / std`` per channel, red first.
     fill : (int, int, int)
         Colour of a border, 0 to 255.
-    antialias : bool
-        Always True: the filter widens with the scale when an image shrinks. A field because it
-        changes an embedding, so that a store's identity says it.
 
     Raises
     ------
@@ -53,10 +51,10 @@ class Preprocess:
 
     Notes
     -----
-    Sizes, crops and borders are those of ``timm.data.create_transform`` and
-    ``open_clip.image_transform`` with torchvision's Pillow backend. Pixels differ by at most 2
-    of 255, by under 0.05 in the mean, where `retailtag.backbones.resize` scales with PyTorch
-    (bilinear, bicubic); with the other filters they are equal byte for byte.
+    Sizes, crops and borders equal those of ``timm.data.create_transform`` and
+    ``open_clip.image_transform`` with torchvision's Pillow backend. With bilinear and bicubic,
+    which PyTorch computes (`retailtag.backbones.resize`), pixels differ by at most 2 of 255 and by
+    under 0.05 on average; with the other filters they are equal.
     """
 
     size: tuple[int, int]
@@ -66,7 +64,6 @@ class Preprocess:
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
     fill: tuple[int, int, int] = (0, 0, 0)
-    antialias: bool = True
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -83,10 +80,10 @@ class Preprocess:
         if max(self.size) / self.crop_pct > MAX_SIDE:
             raise UsageError(
                 f"Image size {self.size} at crop_pct {self.crop_pct} is more than {MAX_SIDE} "
-                "pixels a side; give a smaller one."
+                "pixels per side; give a smaller size."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UsageError("mean and std need one value per colour, and std above 0.")
+            raise UsageError("mean and std need one value per channel, and std above 0.")
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Resize and crop one RGB image of any size to uint8 (3, h, w)."""
@@ -100,14 +97,16 @@ class Preprocess:
 
     @property
     def same_pixels(self) -> Preprocess:
-        """Equal for two that make the same pixels: the normalisation comes after them."""
+        """Without the normalisation: two that are equal here give the same pixels."""
         return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def to_json(self) -> str:
         """Every fact that changes the pixels, the decoder's policy included, as canonical JSON."""
-        from retailtag.images.decode import DECODE_POLICY
-
-        facts = {"resize": arithmetic(self.interpolation), "decode": DECODE_POLICY}
+        facts = {
+            "antialias": True,
+            "resize": arithmetic(self.interpolation),
+            "decode": DECODE_POLICY,
+        }
         return canonical_json(asdict(self) | facts)
 
     def _scaled(self, w: int, h: int) -> tuple[int, int]:
@@ -116,7 +115,8 @@ class Preprocess:
         if self.mode == "squash":
             return target_w, target_h
         if self.mode == "shortest" and target_h == target_w:
-            # torchvision truncates the longer side
+            # torchvision's Resize, which timm and open_clip take for square sizes, truncates the
+            # longer side; their own resize for other sizes rounds it
             if w <= h:
                 return target_w, int(target_w * h / w)
             return int(target_h * w / h), target_h
@@ -126,24 +126,22 @@ class Preprocess:
 
 
 def with_truncated(spec: FeatureSpec) -> FeatureSpec:
-    """Identity of the same embeddings where JPEG files that end early were accepted."""
-    from retailtag.images.decode import TRUNCATED_ACCEPTED
-
+    """Identity of the same embeddings when truncated JPEG files are accepted."""
     facts = json.loads(spec.preprocessing)
     facts["decode"] = {**facts.get("decode", {}), "truncated": TRUNCATED_ACCEPTED}
     return replace(spec, preprocessing=canonical_json(facts))
 
 
 def accepts_truncated(spec: FeatureSpec) -> bool:
-    """Whether an identity is one of `with_truncated`; False where it does not say."""
+    """Whether an identity comes from `with_truncated`; False if it does not say."""
     try:
         return with_truncated(spec) == spec
     except (ValueError, TypeError, AttributeError):
         return False
 
 
-def override(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
-    """Apply what an id itself says about size, crop, interpolation and normalisation.
+def with_arguments(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
+    """Apply the arguments of an id: size, crop, interpolation and normalisation.
 
     Raises
     ------
@@ -151,7 +149,6 @@ def override(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
         If a value cannot be used; the message names the id.
     """
     args = backbone_id.preprocess_args
-    args.pop("pool", None)
     try:
         changes: dict[str, Any] = {k: triple(args[k]) for k in ("mean", "std") if k in args}
         if "size" in args:
@@ -161,51 +158,14 @@ def override(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
         if "interpolation" in args:
             changes["interpolation"] = str(args["interpolation"])
         if "crop_mode" in args:
-            changes["mode"] = _CROP_MODES.get(args["crop_mode"], str(args["crop_mode"]))
-        if backbone_id.scheme == "timm":
-            changes["fill"] = _timm_fill(
-                changes.get("mode", base.mode), changes.get("mean", base.mean)
-            )
+            changes["mode"] = CROP_MODES.get(args["crop_mode"], str(args["crop_mode"]))
         return replace(base, **changes)
     except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"Backbone {backbone_id}: {error}") from error
 
 
-def from_timm(config: dict[str, Any]) -> Preprocess:
-    """Preprocessing of timm's resolved data configuration (see ``resolve_data_config``)."""
-    mean = triple(config["mean"])
-    mode = _CROP_MODES.get(config["crop_mode"], "shortest")
-    return Preprocess(
-        size=pair(config["input_size"][-2:]),
-        mode=mode,
-        crop_pct=float(config["crop_pct"]),
-        interpolation=config["interpolation"],
-        mean=mean,
-        std=triple(config["std"]),
-        fill=_timm_fill(mode, mean),
-    )
-
-
-def from_open_clip(config: dict[str, Any]) -> Preprocess:
-    """Preprocessing of an open_clip ``PreprocessCfg`` given as a dictionary."""
-    size = pair(config["size"])
-    mode = config["resize_mode"]
-    interpolation = config["interpolation"]
-    if mode == "shortest" and size[0] != size[1]:
-        interpolation = "bicubic"  # open_clip passes no filter on for sizes that are not square
-    fill = int(config.get("fill_color") or 0)
-    return Preprocess(
-        size=size,
-        mode=mode,
-        interpolation="bicubic" if interpolation == "random" else interpolation,
-        mean=triple(config["mean"]),
-        std=triple(config["std"]),
-        fill=(fill, fill, fill),
-    )
-
-
 def triple(value: Any) -> Triple:
-    """One value per colour from one value or three."""
+    """One value per channel from one value or three."""
     values = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)]
     if len(values) not in (1, 3):
         raise UsageError(f"{value} is neither one value nor three.")
@@ -219,9 +179,3 @@ def pair(value: Any) -> tuple[int, int]:
     if len(values) not in (1, 2):
         raise UsageError(f"{value} is neither one side nor height and width.")
     return values[0], values[-1]
-
-
-def _timm_fill(mode: str, mean: Triple) -> tuple[int, int, int]:
-    """Border colour of timm: the mean, so that a border is zero after normalisation."""
-    r, g, b = (round(255 * v) for v in mean) if mode == "longest" else (0, 0, 0)
-    return r, g, b

@@ -1,4 +1,4 @@
-"""Scale and cut RGB pixels as torchvision does through Pillow, several times as fast."""
+"""Resize and crop RGB pixels like torchvision with Pillow, several times as fast."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _IN_TORCH = ("bilinear", "bicubic")
 
 
 def arithmetic(interpolation: str) -> str:
-    """Which library scales with a filter, ``torch`` or ``pillow``: they differ by rounding."""
+    """Library that scales with this filter, ``torch`` or ``pillow``; they round differently."""
     return "torch" if interpolation in _IN_TORCH else "pillow"
 
 
 def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Scale RGB pixels with an antialiased filter.
+    """Scale RGB pixels with an antialiasing filter.
 
     Parameters
     ----------
@@ -38,16 +38,16 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     Returns
     -------
     ndarray of uint8, shape (height, width, 3)
-        `pixels` itself where it has that size.
+        `pixels` itself if it has that size.
 
     Notes
     -----
-    Bilinear and bicubic go through PyTorch's kernel for bytes, which has Pillow's filters and
-    its two passes, rounded to bytes between them, with weights of 16 bits for Pillow's 22: a byte
-    differs from Pillow's by at most 2, and hardly any does: under 0.05 in the mean (0.08 for
-    bilinear on pure noise at a scale of exactly 4/5, whose weights end in ties). The passes come
-    in the order of Pillow 13 (`_vertical_first`), whichever Pillow is installed. All in the
-    calling thread, without the interpreter lock.
+    Bilinear and bicubic use PyTorch's kernel for bytes. It has Pillow's filters and its two
+    passes, rounded to bytes between them, but weights of 16 bits instead of 22: a byte differs
+    from Pillow's by at most 2, and by under 0.05 on average (0.08 for bilinear on pure noise at a
+    scale of exactly 4/5, whose weights end in ties). The passes run in the order of Pillow 13
+    (`_vertical_first`), whichever Pillow is installed, in the calling thread and without the
+    interpreter lock.
 
     References
     ----------
@@ -60,26 +60,26 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
         scaled = Image.fromarray(pixels).resize(size, INTERPOLATIONS[interpolation])
         return np.asarray(scaled)
     if not pixels.flags.writeable:
-        pixels = pixels.copy()  # torch shares only memory that it may write to
+        pixels = pixels.copy()  # from_numpy warns about memory that it may not write to
     if _vertical_first((width, height), size):
         pixels = _interpolated(pixels, (width, size[1]), interpolation)
     return _interpolated(pixels, size, interpolation)
 
 
 def _vertical_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Whether Pillow 13 scales the height first: where it loses over twice what the width does.
+    """Whether Pillow 13 scales the height first: if it loses over twice as much as the width.
 
-    The order shows in the rounding between the passes: in a fifth of the bytes of an image of
-    noise, by 1.
+    The order changes the rounding between the passes: a fifth of the bytes of an image of noise
+    differ by 1.
     """
     return old[1] - new[1] > 2 * max(old[0] - new[0], 0)
 
 
 def _interpolated(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Scale in PyTorch, horizontally first."""
+    """Scale with PyTorch, the width first."""
     import torch
 
-    # A view with the channels last in memory, which is what the kernel is fast on.
+    # (h, w, 3) -> (1, 3, h, w), a view with channels last in memory: the kernel's fast path
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     scaled = torch.nn.functional.interpolate(
         image, size=(size[1], size[0]), mode=interpolation, antialias=True
@@ -89,7 +89,7 @@ def _interpolated(pixels: Pixels, size: tuple[int, int], interpolation: str) -> 
 
 
 def centre(pixels: Pixels, size: tuple[int, int], fill: tuple[int, int, int]) -> Pixels:
-    """Cut the centre out of RGB pixels, with a border where they are smaller.
+    """Crop the centre of RGB pixels, with a border where they are too small.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Backbones from timm: build, resolve preprocessing, load weights."""
+"""Backbones from timm: architecture, preprocessing and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from retailtag.backbones.backbone import LoadedModel
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
-from retailtag.backbones.preprocess import Preprocess, from_timm, override, pair
+from retailtag.backbones.preprocess import (
+    CROP_MODES,
+    Preprocess,
+    Triple,
+    pair,
+    triple,
+    with_arguments,
+)
 from retailtag.backbones.weights import State, fit_state, read_state, weights_file
 from retailtag.errors import DataError, UsageError
 from retailtag.files import read_json
@@ -50,10 +57,10 @@ def build(
     backbone_id : BackboneId
         With scheme ``timm``.
     weights : Path or None
-        Local file, or folder in timm's hub format (``config.json`` is followed if it is there);
-        None fetches the published weights.
+        Local file, or folder in timm's hub format, whose ``config.json`` is followed if present;
+        None for the published weights.
     random_weights : bool
-        Leave the initial values.
+        Load no weights.
 
     Raises
     ------
@@ -69,7 +76,7 @@ def build(
     config = _folder_config(backbone_id, weights)
     args = {**config.get("model_args", {}), **backbone_id.model_args}
     if weights is not None and not config:
-        _need_normalisation(backbone_id)
+        _require_normalisation(backbone_id)
     path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     trunk = _create(backbone_id, args, config.get("pretrained_cfg", {}))
     if path is not None:
@@ -96,18 +103,16 @@ def published(backbone_id: BackboneId) -> Published:
     backbone_id = _known(backbone_id, default_tag=True)
     config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
     name = config.hf_hub_filename
-    place = Published(
-        str(backbone_id), config.hf_hub_id or "", (name,) if name else _HUB_FILES, config.url or ""
-    )
-    if not place.exists:
+    filenames = (name,) if name else _HUB_FILES
+    if not (config.hf_hub_id or config.url):
         raise UsageError(
             f"timm publishes no weights for {backbone_id}; add a tag to the id, or give --weights."
         )
-    return place
+    return Published(str(backbone_id), config.hf_hub_id or "", filenames, config.url or "")
 
 
 def _known(backbone_id: BackboneId, *, default_tag: bool) -> BackboneId:
-    """Check model and tag against timm's registry; fill in the default tag if asked to."""
+    """Check model and tag against timm's registry; fill in timm's default tag on request."""
     model, tag = backbone_id.model, backbone_id.tag
     if not timm.is_model(model):
         raise UsageError(f"timm has no model {model}; {nearest(model, timm.list_models())}")
@@ -132,7 +137,7 @@ def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, A
     if architecture != backbone_id.model:
         raise DataError(
             f"{weights / 'config.json'} describes {architecture or 'no timm architecture'}, not "
-            f"{backbone_id.model}; ask for timm:{architecture or 'MODEL'} or give other weights."
+            f"{backbone_id.model}; use timm:{architecture or 'MODEL'} or other weights."
         )
     stored = config.get("pretrained_cfg", config)
     args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
@@ -145,9 +150,10 @@ def _tupled(value: Any) -> Any:
 
 
 def _create(backbone_id: BackboneId, args: dict[str, Any], overlay: dict[str, Any]) -> Any:
-    """Build without a classifier, at the input size and with the pooling that the id asks for."""
+    """Build without a classifier, with the input size and pooling of the id."""
     chosen = backbone_id.preprocess_args
     config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
+    # Other models take any size; these need it for their position embeddings or windows.
     if "size" in chosen and getattr(config, "fixed_input_size", False):
         args = {"img_size": pair(chosen["size"]), **args}
     try:
@@ -165,14 +171,36 @@ def _create(backbone_id: BackboneId, args: dict[str, Any], overlay: dict[str, An
 
 def _preprocess(backbone_id: BackboneId, trunk: Any) -> Preprocess:
     config = dict(timm.data.resolve_model_data_config(trunk))
-    args = backbone_id.model_args
-    if "img_size" in args:
-        config["input_size"] = (3, *pair(args["img_size"]))
-    return override(from_timm(config), backbone_id)
+    if "img_size" in backbone_id.model_args:
+        config["input_size"] = (3, *pair(backbone_id.model_args["img_size"]))
+    chosen = with_arguments(from_timm(config), backbone_id)
+    # the colour of a border follows the mode and mean that the id may have changed
+    return replace(chosen, fill=_fill(chosen.mode, chosen.mean))
 
 
-def _need_normalisation(backbone_id: BackboneId) -> None:
-    """Refuse a bare file where timm's own weights of the model disagree on mean and std."""
+def from_timm(config: dict[str, Any]) -> Preprocess:
+    """Preprocessing of timm's resolved data configuration (see ``resolve_data_config``)."""
+    mean = triple(config["mean"])
+    mode = CROP_MODES.get(config["crop_mode"], "shortest")
+    return Preprocess(
+        size=pair(config["input_size"][-2:]),
+        mode=mode,
+        crop_pct=float(config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=mean,
+        std=triple(config["std"]),
+        fill=_fill(mode, mean),
+    )
+
+
+def _fill(mode: str, mean: Triple) -> tuple[int, int, int]:
+    """Border colour of timm: the mean, so that a border is zero after normalisation."""
+    r, g, b = (round(255 * v) for v in mean) if mode == "longest" else (0, 0, 0)
+    return r, g, b
+
+
+def _require_normalisation(backbone_id: BackboneId) -> None:
+    """Refuse a file without configuration if timm's weights of the model differ in mean or std."""
     if backbone_id.tag or {"mean", "std"} <= backbone_id.preprocess_args.keys():
         return
     configs = [
@@ -182,20 +210,22 @@ def _need_normalisation(backbone_id: BackboneId) -> None:
     if len({(tuple(c.mean), tuple(c.std)) for c in configs}) > 1:
         raise UsageError(
             f"{backbone_id} does not say how its images are normalised, and timm's weights of this "
-            "model differ; add the tag they derive from, or ?mean=...&std=..., or put timm's "
-            "config.json beside the weights."
+            "model differ in that; add the tag that the weights derive from or ?mean=...&std=... "
+            "to the id, or put timm's config.json beside the weights."
         )
 
 
 def _load(trunk: Any, path: Path) -> None:
     state = _converted(trunk, read_state(path))
-    classifiers = trunk.pretrained_cfg.get("classifier") or ()
-    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    fit_state(trunk, state, path, spare=lambda name: name.startswith(tuple(f"{h}." for h in heads)))
+    classifiers = trunk.pretrained_cfg.get("classifier") or ()  # two names if it was distilled
+    names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    prefixes = tuple(f"{name}." for name in names)
+    fit_state(trunk, state, path, optional=lambda name: name.startswith(prefixes))
 
 
 def _converted(trunk: Any, state: State) -> State:
-    """Apply timm's own conversion of this family: foreign names, position embeddings resized."""
+    """Apply timm's conversion for this family: foreign names, position embeddings resized."""
+    # timm keeps it as a function of the model's module and exports no way to ask for it
     home = vars(sys.modules[type(trunk).__module__])
     convert = home.get("checkpoint_filter_fn") or home.get("_filter_fn")
     if convert is None:
@@ -206,7 +236,7 @@ def _converted(trunk: Any, state: State) -> State:
 
 
 def _pool_name(trunk: Any) -> str:
-    """``token``, ``avg``, ``map`` and so on, wherever the model keeps it."""
+    """Name of the pooling, such as ``token``, ``avg`` or ``map``."""
     for holder in (trunk, getattr(trunk, "head", None)):
         pool = getattr(holder, "global_pool", None)
         name = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)

@@ -1,4 +1,4 @@
-"""Weights as files: read without ever unpickling code, fit to an architecture, hash."""
+"""Weights files: read without running pickled code, checked against a model, hashed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SHOWN = 3
 
 
 def weights_file(path: Path) -> Path:
-    """Find the weights that ``--weights`` means: the file itself, or the one in a folder.
+    """Find the file that ``--weights`` means: the file itself, or the one in a folder.
 
     Raises
     ------
     UsageError
-        If nothing is there, or a folder holds no weights or several of unusual names.
+        If the path does not exist, or a folder holds no weights or several of unusual names.
     """
     if path.is_file():
         return path
@@ -48,7 +48,7 @@ def weights_file(path: Path) -> Path:
     if len(found) != 1:
         raise UsageError(
             f"--weights {path} holds {len(found)} weights files and none is called "
-            f"{USUAL_NAMES[0]}; name the file itself."
+            f"{USUAL_NAMES[0]}; give the file itself."
         )
     return found[0]
 
@@ -56,8 +56,8 @@ def weights_file(path: Path) -> Path:
 def read_state(path: Path) -> State:
     """Read named tensors from safetensors, or from a torch file that needs no code to load.
 
-    Wrappers of training scripts are looked through: a nested ``state_dict`` (its moving average
-    first), and the prefixes of distributed and compiled models.
+    Unwraps what training scripts add: a nested ``state_dict`` (the moving average first), and the
+    prefixes of distributed and compiled models.
 
     Raises
     ------
@@ -73,12 +73,16 @@ def read_state(path: Path) -> State:
         raise DataError(f"{path} holds no named tensors; save the model's state_dict().")
     odd = [k for k, v in content.items() if not isinstance(v, Tensor) or not isinstance(k, str)]
     if odd:
-        raise DataError(f"{path} holds {odd[0]!r}, which is no tensor; save state_dict() alone.")
+        raise DataError(f"{path} holds {odd[0]!r}, not a tensor; save only state_dict().")
     return {_unwrapped(name): tensor for name, tensor in content.items()}
 
 
 def fit_state(
-    model: nn.Module, state: State, path: Path, *, spare: Callable[[str], bool] = lambda name: False
+    model: nn.Module,
+    state: State,
+    path: Path,
+    *,
+    optional: Callable[[str], bool] = lambda name: False,
 ) -> None:
     """Load `state` into `model` after checking every name and shape.
 
@@ -87,31 +91,31 @@ def fit_state(
     model : Module
         Receives the tensors.
     state : dict of str to Tensor
-        Already converted to the library's names.
+        With the library's names.
     path : Path
         For messages.
-    spare : callable
-        Whether a name may be absent on either side: classifier layers and the like.
+    optional : callable
+        Whether a name may be missing or differ in shape, such as a classifier's.
 
     Raises
     ------
     DataError
-        If the file belongs to another architecture; the first few names are given.
+        If the file belongs to another architecture; the message gives the first few names.
     """
     wanted = model.state_dict()
-    state = {k: v for k, v in state.items() if k in wanted or not spare(k)}
-    state = {k: v for k, v in state.items() if not (spare(k) and v.shape != wanted[k].shape)}
+    state = {k: v for k, v in state.items() if k in wanted or not optional(k)}
+    state = {k: v for k, v in state.items() if not (optional(k) and v.shape != wanted[k].shape)}
     faults = {
-        "lacks": [k for k in wanted if k not in state and not (spare(k) or _is_counter(k))],
+        "lacks": [k for k in wanted if k not in state and not (optional(k) or _is_counter(k))],
         "has unknown": [k for k in state if k not in wanted],
         "has another shape of": [
             k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape
         ],
     }
-    said = [f"{what} {_names(keys)}" for what, keys in faults.items() if keys]
-    if said:
+    found = [f"{fault} {_names(keys)}" for fault, keys in faults.items() if keys]
+    if found:
         raise DataError(
-            f"{path} holds the weights of another architecture: it {'; it '.join(said)}. Give the "
+            f"{path} holds the weights of another architecture: it {'; it '.join(found)}. Give the "
             "id that they belong to, with its arguments (id?argument=value)."
         )
     model.load_state_dict(state, strict=False)
@@ -140,24 +144,25 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise DataError(f"{path} is not a complete safetensors file: {error}.") from error
 
 
 def _read_torch(path: Path) -> Any:
     if path.suffix not in TORCH_SUFFIXES:
         raise DataError(
-            f"{path} is of no known kind; weights are .safetensors, or torch files ending in "
+            f"{path} has an unknown ending; weights are .safetensors, or torch files ending in "
             f"{', '.join(TORCH_SUFFIXES)}."
         )
     try:
         with warnings.catch_warnings():
-            # a pickle protocol that torch did not write: it reads or it is refused below
+            # torch warns about a pickle protocol that it did not write; such a file loads or is
+            # refused below
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        # Not torch's reason: of a pickle it is advice to load it with code after all.
+        # Torch's own message is left out: it advises to load the file with weights_only=False.
         raise DataError(
             f"{path} is damaged or would have to run code to be read, which retailtag never does; "
             "save the model's state_dict() as safetensors."
@@ -165,13 +170,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unwrapped(name: str) -> str:
-    for prefix in _WRAPPERS * 2:
+    for prefix in _WRAPPERS * 2:  # in either order
         name = name.removeprefix(prefix)
     return name
 
 
 def _is_counter(name: str) -> bool:
-    # batch counters of BatchNorm: absent from old and converted files, unused in evaluation
+    # BatchNorm's counters are missing in old and converted files and unused in evaluation
     return name.endswith("num_batches_tracked")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retailtag.backbones.backbone import EncodeText, LoadedModel
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
-from retailtag.backbones.preprocess import Preprocess, override
+from retailtag.backbones.preprocess import Preprocess, with_arguments
 from retailtag.backbones.weights import fit_state, read_state, weights_file
 from retailtag.demo.weights_file import unpack
 from retailtag.errors import UsageError
@@ -42,7 +42,7 @@ def build(
     """
     from retailtag.demo.networks import build_demo_model
 
-    if max(override(PREPROCESS, backbone_id).size) > MAX_SIZE:
+    if max(with_arguments(PREPROCESS, backbone_id).size) > MAX_SIZE:
         raise UsageError(f"Backbone {backbone_id}: demo models take a size of at most {MAX_SIZE}.")
     packaged = weights is None and not random_weights
     model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
@@ -59,7 +59,7 @@ def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:
         id=backbone_id,
         module=DemoTower(model),
         layout=_layout(model, is_clip),
-        preprocess=override(PREPROCESS, backbone_id),
+        preprocess=with_arguments(PREPROCESS, backbone_id),
         architecture={"library": "retailtag", "model": f"demo:{backbone_id.model}"},
         output="projected, not normalised" if is_clip else "forward_head(pre_logits=True)",
         encode_text=_text_encoder(model) if hasattr(model, "text") else None,

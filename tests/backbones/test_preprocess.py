@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retailtag.backbones import resolve_id
+from retailtag.backbones.clip_models import from_open_clip
 from retailtag.backbones.preprocess import (
     Preprocess,
     accepts_truncated,
-    from_open_clip,
-    from_timm,
-    override,
+    with_arguments,
     with_truncated,
 )
+from retailtag.backbones.timm_models import _preprocess, from_timm
 from retailtag.errors import UsageError
 from retailtag.store import FeatureSpec
 from retailtag.store.spec import explain_differences
@@ -162,13 +162,20 @@ def test_normalised_pixels_equal_timm_bit_for_bit(pixels):
 def test_the_id_overrides_the_configuration():
     base = Preprocess(size=(224, 224), crop_pct=0.875)
     asked = resolve_id("timm:x?mean=0.5&std=0.1,0.2,0.3&size=96,64&crop_mode=border&crop_pct=1")
-    changed = override(base, asked)
+    changed = with_arguments(base, asked)
     assert changed.mean == (0.5, 0.5, 0.5)
     assert changed.std == (0.1, 0.2, 0.3)
     assert changed.size == (96, 64)
     assert changed.mode == "longest"
-    assert changed.fill == (128, 128, 128)
     assert changed.crop_pct == 1.0
+
+
+def test_a_border_of_a_timm_model_has_the_mean_of_the_id():
+    import timm
+
+    trunk = timm.create_model("resnet18")
+    chosen = _preprocess(resolve_id("timm:resnet18?mean=0.5&crop_mode=border"), trunk)
+    assert chosen.fill == (128, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_the_id_overrides_the_configuration():
 )
 def test_bad_overrides_name_the_id(args, said):
     with pytest.raises(UsageError, match=rf"timm:x\?{args.split('=')[0]}.*{said}"):
-        override(Preprocess(size=(8, 8)), resolve_id(f"timm:x?{args}"))
+        with_arguments(Preprocess(size=(8, 8)), resolve_id(f"timm:x?{args}"))
 
 
 def test_json_says_every_field_and_the_decoder():
