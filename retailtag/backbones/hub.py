@@ -103,8 +103,8 @@ class Published:
             what, where = self.url, f"to {self._url_target()}"
         return (
             f"The weights of {self.backbone} are not on this machine and cannot be downloaded "
-            f"({reason}); on another machine download {what}, and give it here as --weights FILE or "
-            f"copy it {where}."
+            f"({reason}); on another machine download {what}, and give it here as --weights FILE "
+            f"or copy it {where}."
         )
 
 

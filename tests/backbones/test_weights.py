@@ -298,8 +298,10 @@ def test_a_host_without_network_is_told_at_once(monkeypatch, tmp_path):
 
 def test_a_name_that_the_repository_lacks_leads_to_the_next(monkeypatch, tmp_path):
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     asked = []
 
     def download(repo, name):
