@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retailtag.backbones.engines import AUTO, EAGER, EngineName, embedder_of, with_engine
 from retailtag.backbones.engines.build import candidates, why_unavailable
 from retailtag.backbones.engines.names import check_engine
-from retailtag.backbones.engines.trial import Bench, Trial, fastest, too_far
+from retailtag.backbones.engines.trial import Bench, Trial, fastest
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import StaleFeatures, Unavailable
 from retailtag.extraction.embed import Loading
@@ -312,10 +312,10 @@ class _Chooser:
             return
         precision = "exact" if name.exact else "fast"
         parity = Bench(pixels, self.backbone, precision).compare(embedder)
-        if not parity.keeps(precision):
+        if problem := parity.problem(precision):
             raise Unavailable(
-                f"Engine {name} is too far from eager float32 for {self.backbone.id}: "
-                f"{too_far(parity, precision)}; use --engine eager."
+                f"Engine {name} is too far from eager float32 for {self.backbone.id}: {problem}; "
+                "use --engine eager."
             )
 
     def _sample(self) -> torch.Tensor:

@@ -225,7 +225,7 @@ def _embedder(
     if name.engine == "compile":  # the same arithmetic, without minutes of compiling
         name = replace(name, engine="eager")
     try:
-        return embedder_of(backbone, name, batch=1)
+        return embedder_of(backbone, name, batch_size=1)
     except Unavailable as error:
         progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
         return backbone

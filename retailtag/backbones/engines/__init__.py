@@ -1,19 +1,19 @@
-"""Engines: other programs that compute a backbone's embeddings, faster than PyTorch's eager mode.
+"""Engines: faster ways than PyTorch's eager mode to compute a backbone's embeddings.
 
 ==============  =========================  ================================================
 engine          arithmetic                 where
 ==============  =========================  ================================================
-eager           float32                    everywhere; what the others are compared with
+eager           float32                    everywhere; the reference for the others
 eager           bfloat16                   CPU with bfloat16 instructions
 eager           autocast-float16,          CUDA; bfloat16 where the GPU computes it
                 autocast-bfloat16
-compile         as eager                   CPU with a C++ compiler, CUDA; minutes to build
+compile         like eager                 CPU with a C++ compiler, CUDA; builds for minutes
 openvino        float32, bfloat16          CPU; extra ``openvino``
 onnxruntime     float32                    CPU; extra ``onnx``
 ==============  =========================  ================================================
 
-`with_engine` gives one of them, built when it is first used; which one to take for a catalogue is
-chosen by `retailtag.extraction.engines`. Nothing here imports torch before an engine is asked for.
+`with_engine` returns a backbone that computes with an engine, which is built on first use.
+`retailtag.extraction.engines` chooses one for a catalogue. Importing this package imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a loaded backbone and the name of an engine to what computes its embeddings."""
+"""Engines by name: which one can run here, and building it for a backbone."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone
     from retailtag.backbones.engines.embedder import EngineEmbedder, Run
 
-CPU_BATCH = 16  # images a call: larger ones bring nothing on a CPU and cost memory
-CUDA_BATCH = 64
+CPU_BATCH_SIZE = 16  # images per call; more are not faster on a CPU and need more memory
+CUDA_BATCH_SIZE = 64
 
-# What an engine needs beside torch: packages, and the extra that installs them.
+# Engines that need more than torch: the extra that installs their packages, and the packages.
 _PACKAGES = {
     "openvino": ("openvino", ("openvino",)),
     "onnxruntime": ("onnx", ("onnxruntime", "onnx", "onnxscript")),
 }
-# Conversions are other programs' and fail in their own ways; anything but these is a defect here.
+# Converters fail with many kinds of exceptions; any other kind is a defect of retailtag.
 _BUILD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -49,46 +49,46 @@ _BUILD_ERRORS = (
 
 
 def with_engine(
-    backbone: Backbone, engine: str, precision: str = "exact", *, batch: int | None = None
+    backbone: Backbone, engine: str, precision: str = "exact", *, batch_size: int | None = None
 ) -> Backbone | EngineEmbedder:
-    """Let an engine compute a backbone's embeddings.
+    """Return a backbone whose embeddings an engine computes.
 
     Parameters
     ----------
     backbone : Backbone
-        Loaded, in evaluation mode; not changed. Its weights must not change afterwards.
+        In evaluation mode; not changed. Its weights must not change afterwards.
     engine : str
-        One of `ENGINES`. (What ``auto`` means takes images: `retailtag.extraction.engines`.)
+        One of `ENGINES`; ``auto`` needs images, see `retailtag.extraction.engines`.
     precision : str
-        ``exact``: float32. ``fast``: the smallest arithmetic that the engine has on this device,
-        which is float32 again where there is none.
-    batch : int, optional
-        Images of one call of an engine that converts the model; default: 16 on a CPU, 64 on CUDA.
+        Numeric precision. ``exact`` is float32, ``fast`` the engine's shortest type on this device
+        (float32 if there is no other).
+    batch_size : int, optional
+        Images per call of an engine that converts the model; default: 16 on a CPU, 64 on CUDA.
 
     Returns
     -------
     Backbone or EngineEmbedder
-        What `retailtag.extraction.extract.extract` takes; the backbone itself for eager float32.
-        It is built when it first embeds, and compared with nothing: see
-        `retailtag.backbones.engines.parity`.
+        The backbone itself for eager float32. An engine is built when it first embeds, and its
+        embeddings are not compared: see `retailtag.backbones.engines.trial`.
 
     Raises
     ------
     UsageError
-        If engine or precision is unknown.
+        If the engine or the precision is unknown.
     Unavailable
-        If the engine cannot run here; the sentence says what is missing.
+        If the engine cannot run here; the message says what is missing.
     """
     check_engine(engine, precision)
     if engine == AUTO:
-        raise UsageError(f"auto is chosen on images; name an engine: {', '.join(ENGINES)}.")
-    return embedder_of(backbone, best_name(engine, precision, backbone.device.type), batch=batch)
+        raise UsageError(f"Engine auto needs images to choose; name one of {', '.join(ENGINES)}.")
+    name = best_name(engine, precision, backbone.device.type)
+    return embedder_of(backbone, name, batch_size=batch_size)
 
 
 def embedder_of(
-    backbone: Backbone, name: EngineName, *, batch: int | None = None
+    backbone: Backbone, name: EngineName, *, batch_size: int | None = None
 ) -> Backbone | EngineEmbedder:
-    """Let exactly this engine and arithmetic compute; see `with_engine`.
+    """Return a backbone that computes with exactly this engine and arithmetic; see `with_engine`.
 
     Raises
     ------
@@ -103,13 +103,14 @@ def embedder_of(
     missing = why_unavailable(name, device)
     if missing:
         raise Unavailable(f"Engine {name} cannot run here: {missing}.")
-    batch = batch or (CPU_BATCH if device == "cpu" else CUDA_BATCH)
-    build = partial(_build, backbone, name, batch)
-    return EngineEmbedder(backbone, name, build, None if name.engine == "eager" else batch)
+    batch_size = batch_size or (CPU_BATCH_SIZE if device == "cpu" else CUDA_BATCH_SIZE)
+    build = partial(_build, backbone, name, batch_size)
+    # eager arithmetic builds no graph, so it needs no fixed shape and no padding
+    return EngineEmbedder(backbone, name, build, None if name.engine == "eager" else batch_size)
 
 
 def best_name(engine: str, precision: str, device: str) -> EngineName:
-    """What `engine` computes with under a precision on ``cpu`` or ``cuda``."""
+    """The engine with the arithmetic of a numeric precision on ``cpu`` or ``cuda``."""
     if precision == "exact" or engine == "onnxruntime":
         return EngineName(engine, FLOAT32)
     if device == "cuda":
@@ -118,26 +119,27 @@ def best_name(engine: str, precision: str, device: str) -> EngineName:
 
 
 def candidates(precision: str, device: str) -> list[EngineName]:
-    """Engines that ``auto`` tries under a precision, the likely fastest first, eager last.
+    """Engines that ``auto`` tries, the likely fastest first, eager float32 last.
 
-    Under ``fast`` those of float32 follow, for the model whose embeddings bfloat16 spoils.
+    Under ``fast`` those in float32 follow, for models whose embeddings bfloat16 distorts.
     """
-    order = ("openvino", "onnxruntime", "compile", "eager")[2 * (device == "cuda") :]
+    cpu_only = ("openvino", "onnxruntime")
+    order = ("compile", "eager") if device == "cuda" else (*cpu_only, "compile", "eager")
     wanted = ("fast", "exact") if precision == "fast" else ("exact",)
     names = [best_name(engine, p, device) for p in wanted for engine in order]
     return [name for name in dict.fromkeys(names) if name != EAGER] + [EAGER]
 
 
 def why_unavailable(name: EngineName, device: str) -> str:
-    """Say why an engine cannot run on ``cpu`` or ``cuda`` here, and the remedy; empty if it can."""
+    """Why an engine cannot run on ``cpu`` or ``cuda`` here, and the remedy; empty if it can."""
     if name.engine not in ENGINES:
         return f"this version of retailtag has no engine {name.engine}; it has {', '.join(ENGINES)}"
     extra, packages = _PACKAGES.get(name.engine, ("", ()))
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        return f"{missing[0]} is not installed; pip install 'retailtag[{extra}]' brings it"
+        return f"{missing[0]} is not installed; run pip install 'retailtag[{extra}]'"
     if extra and device != "cpu":
-        return f"{name.engine} computes on the CPU; give --device cpu, or --engine eager"
+        return f"{name.engine} runs on a CPU only; give --device cpu or --engine eager"
     if name.engine == "compile" and device == "cpu" and not _compiler():
         return "torch.compile needs a C++ compiler; install g++, or set CXX to one"
     return _why_not_computed(name.arithmetic, device)
@@ -145,14 +147,14 @@ def why_unavailable(name: EngineName, device: str) -> str:
 
 def _why_not_computed(arithmetic: str, device: str) -> str:
     if arithmetic == BFLOAT16 and not (device == "cpu" and cpu.has_bfloat16()):
-        return "this takes a CPU that computes in bfloat16; give --precision exact"
+        return "bfloat16 needs a CPU with bfloat16 instructions; give --precision exact"
     if arithmetic.startswith("autocast") and device != "cuda":
-        return "this takes a CUDA device; give --precision exact"
+        return "autocast needs a CUDA device; give --precision exact"
     return ""
 
 
 def _cuda_half() -> str:
-    """bfloat16 where the GPU computes it, otherwise float16 (a T4, say)."""
+    """bfloat16 if the GPU computes it, otherwise float16 (a T4, for example)."""
     import torch
 
     return BFLOAT16 if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -163,15 +165,15 @@ def _compiler() -> str | None:
     return next((found for found in map(shutil.which, names) if found), None)
 
 
-def _build(backbone: Backbone, name: EngineName, batch: int) -> Run:
-    """Convert the backbone for an engine; whatever goes wrong becomes one sentence."""
+def _build(backbone: Backbone, name: EngineName, batch_size: int) -> Run:
+    """Convert the backbone for an engine; a failure becomes one sentence."""
     place = "torch" if name.engine in ("eager", "compile") else name.engine
     module = import_module(f"retailtag.backbones.engines.with_{place}")
     build: Callable[[Backbone, EngineName, int], Run] = module.build
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the converters' own, about their own insides
-            return build(backbone, name, batch)
+            warnings.simplefilter("ignore")  # converters warn about their own internals
+            return build(backbone, name, batch_size)
     except _BUILD_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise Unavailable(

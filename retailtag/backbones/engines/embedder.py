@@ -1,4 +1,4 @@
-"""A backbone computed by another engine: same embeddings within a tolerance, other speed."""
+"""A backbone whose embeddings an engine computes, equal within a tolerance."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ class EngineEmbedder:
     backbone : Backbone
         Gives weights, preprocessing and identity; not changed.
     name : EngineName
-        Engine and arithmetic, part of the identity.
+        Engine and arithmetic, part of the embeddings' identity.
     build : callable
         Converts the backbone; called once, before the first image.
-    batch : int or None
-        Images of every call of the engine: the last ones are filled up with zeros, so that an
-        embedding does not depend on how many images were asked for at once. None: as they come.
+    batch_size : int or None
+        Images per call of the engine. The last call is padded with zeros, so that an embedding
+        does not depend on how many images are embedded at once. None for any number.
 
     Notes
     -----
-    A graph of one shape is what engines optimise best, and converting it again for the last
-    batch of a block would cost more than the images of padding.
+    Engines optimise a graph of one shape best, and converting the model again for a smaller last
+    batch would cost more than computing the padding.
     """
 
     def __init__(
-        self, backbone: Backbone, name: EngineName, build: Callable[[], Run], batch: int | None
+        self, backbone: Backbone, name: EngineName, build: Callable[[], Run], batch_size: int | None
     ) -> None:
-        self.backbone, self.name, self.batch = backbone, name, batch
+        self.backbone = backbone
+        self.name = name
+        self.batch_size = batch_size
         self._build = build
 
     @property
@@ -64,16 +66,16 @@ class EngineEmbedder:
         return self.backbone.device
 
     def spec(self, *, dtype: str = "float32") -> FeatureSpec:
-        """Identity of the embeddings that this engine gives, stored as `dtype`."""
+        """Identity of the embeddings that this engine computes and that are stored as `dtype`."""
         return self.backbone.spec(engine=str(self.name), dtype=dtype)
 
     @cached_property
     def run(self) -> Run:
-        """Parts uint8 (batch, 3, h, w) to parts float32 (batch, dim); building may take minutes."""
+        """The engine: micro-batches uint8 (batch_size, 3, h, w) to float32 (batch_size, dim)."""
         return self._build()
 
     def release(self) -> None:
-        """Drop what was converted; it is converted again where it is used again."""
+        """Drop the converted model; the next use converts it again."""
         self.__dict__.pop("run", None)
 
     @torch.inference_mode()
@@ -87,27 +89,28 @@ class EngineEmbedder:
         """
         if not len(pixels):
             return pixels.new_empty((0, self.dim), dtype=torch.float32)
-        n, size = len(pixels), self.batch or len(pixels)
+        n = len(pixels)
+        size = self.batch_size or n
         if n % size:
-            blank = pixels.new_zeros((size - n % size, *pixels.shape[1:]))
-            pixels = torch.cat([pixels, blank])
+            padding = pixels.new_zeros((size - n % size, *pixels.shape[1:]))
+            pixels = torch.cat([pixels, padding])
         rows = self.run(pixels.contiguous().split(size))
         return torch.cat(rows)[:n]
 
 
-class Whole(nn.Module):
-    """A backbone with its normalisation: uint8 (n, 3, h, w) to embeddings (n, dim), one graph.
+class WithNormalisation(nn.Module):
+    """A backbone's module behind its normalisation, one graph from uint8 pixels to embeddings.
 
     Parameters
     ----------
     module : Module
-        Of the backbone: normalised images to embeddings.
-    mean, std : (float, float, float)
-        Of the normalisation, per channel.
+        Normalised images (n, 3, h, w) to embeddings (n, dim).
+    preprocess : Preprocess
+        Gives mean and std.
     dtype : dtype
-        Of the module's weights; the normalisation is in float32 all the same.
+        Of the module's weights; the normalisation computes in float32 in any case.
     memory_format : memory_format
-        That its convolutions want.
+        Of the images that the module is given.
     """
 
     mean: Tensor
@@ -121,12 +124,15 @@ class Whole(nn.Module):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
-        self.module, self.dtype, self.memory_format = module, dtype, memory_format
+        self.module = module
+        self.dtype = dtype
+        self.memory_format = memory_format
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise as the backbone does, and embed; float32."""
+        """Embed uint8 (n, 3, h, w) as float32 (n, dim)."""
+        # the operations of Backbone.forward in the same order: the same rounding
         unit = pixels.to(torch.float32, memory_format=self.memory_format) / 255
         normalised = (unit - self.mean) / self.std
         embedding: Tensor = self.module(normalised.to(self.dtype))

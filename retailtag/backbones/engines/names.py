@@ -1,4 +1,4 @@
-"""What an engine is called: by a user, and in the identity of the embeddings that it made."""
+"""Names of engines and numeric precisions, in options and in the identity of embeddings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class EngineName:
     engine : str
         One of `ENGINES`.
     arithmetic : str
-        ``float32``; ``bfloat16``: weights and activations; ``autocast-float16`` or
-        ``autocast-bfloat16``: what PyTorch's autocast computes so on CUDA.
+        ``float32``; ``bfloat16`` for weights and activations; ``autocast-float16`` or
+        ``autocast-bfloat16`` for PyTorch's autocast on CUDA.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class EngineName:
 
     @classmethod
     def parse(cls, fact: str) -> EngineName:
-        """Read what an identity says; the engine may be one that is not known here."""
+        """Read the name in an identity; the engine need not be one of `ENGINES`."""
         engine, _, arithmetic = fact.partition("-")
         return cls(engine, arithmetic)
 
@@ -55,7 +55,7 @@ EAGER = EngineName("eager")
 
 
 def check_engine(engine: str, precision: str) -> None:
-    """Raise `UsageError` unless both are known; `engine` may be ``auto``."""
+    """Raise `UsageError` unless engine (or ``auto``) and numeric precision are known."""
     if engine not in (AUTO, *ENGINES):
         raise UsageError(f"--engine {engine} is unknown; use {', '.join((AUTO, *ENGINES))}.")
     if precision not in PRECISIONS:

@@ -1,4 +1,4 @@
-"""How near two sets of embeddings are, and how near they must be."""
+"""How close two sets of embeddings are, and how close they must be."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from numpy.typing import NDArray
 
 
 class Tolerance(NamedTuple):
-    """How far an embedding computed again may lie from the stored one."""
+    """How far a recomputed embedding may be from the reference."""
 
-    cosine: float  # smallest, after a common mean is taken off both
-    gap: float  # what rounding alone may move a row by, as a part of its norm
+    cosine: float  # smallest, after a common mean is subtracted from both
+    rounding: float  # largest change of a row by rounding alone, relative to its norm
 
     @property
-    def least(self) -> float:
-        """Norm after centring, as a part of the row's norm, below which `gap` alone fails.
+    def min_centred_norm(self) -> float:
+        """Norm after centring, relative to the row's norm, below which rounding explains an angle.
 
-        A move by g of a row that the mean leaves 1/r of costs 1 - cos = (g r)**2 / 2.
+        Let r be that relative norm. A change by g of the row's norm is g / r of the centred one,
+        an angle whose cosine is 1 - (g / r)**2 / 2; it stays above `cosine` if
+        r >= g / sqrt(2 (1 - cosine)).
         """
-        return self.gap / math.sqrt(2 * (1 - self.cosine))
+        return self.rounding / math.sqrt(2 * (1 - self.cosine))
 
 
-# float32: another kernel, thread count or batch moves a row by some 1e-6 of its norm. bfloat16
-# arithmetic gives centred cosines of 0.988 to 0.999 (smallest, ResNet-50, ViT-S/14 and CLIP
-# ViT-B/32), other weights or pixels far less.
+# float32: another kernel, thread count or batch changes a row by about 1e-6 of its norm. bfloat16
+# gives smallest centred cosines of 0.988 to 0.999 (measured on ResNet-50, ViT-S/14 and CLIP
+# ViT-B/32), and other weights or pixels give far less: 0.99999 tells them apart.
 EXACT = Tolerance(0.99999, 1e-5)
-# float16: rounding moves a value by 2**-11 of itself at most; the mean may be 90 times the rest.
+# Stored as float16: a value rounds by at most 2**-11 of itself. The limit allows embeddings whose
+# mean is up to 90 times as long as what is left without it.
 HALF = Tolerance(0.999, 2.0**-11)
-# Arithmetic other than float32 was asked for with --precision fast, which promises 0.99.
+# --precision fast promises 0.99; bfloat16 rounds by at most 2**-8.
 FAST = Tolerance(0.99, 2.0**-8)
 
 
@@ -40,30 +43,30 @@ def centred_cosine(
     mean: NDArray[np.float64],
     limit: Tolerance = EXACT,
 ) -> NDArray[np.float64]:
-    """Cosine of each pair of rows after `mean` is taken off both, in [-1, 1]; larger is nearer.
+    """Cosine of each pair of rows after `mean` is subtracted from both; 1 for equal rows.
 
     Parameters
     ----------
     stored, again : ndarray of float32, shape (n, dim)
     mean : ndarray of float64, shape (dim,)
     limit : Tolerance
-        Says which rows lie too near the mean for an angle.
+        Decides which rows are too close to the mean for an angle.
 
     Returns
     -------
     ndarray of float64, shape (n,)
-        1 where the stored row is nearer the mean than rounding allows to judge, and both rows
-        are equal within rounding; otherwise 0 where one of them is the mean itself.
+        In [-1, 1]. 1 if the stored row is too close to the mean and both rows are equal within
+        rounding; otherwise 0 if one of them is the mean itself.
 
     Notes
     -----
-    Embeddings of one backbone share a large mean, so that the plain cosine of any two is near 1
-    and hides drift.
+    Embeddings of one backbone share a large mean: without subtracting it the cosine of any two is
+    near 1 and hides a change.
     """
     a, b = stored - mean, again - mean
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
     size = np.linalg.norm(stored, axis=1)
-    at_mean = np.linalg.norm(a, axis=1) < limit.least * size
-    equal = np.linalg.norm(a - b, axis=1) <= limit.gap * size
+    at_mean = np.linalg.norm(a, axis=1) < limit.min_centred_norm * size
+    equal = np.linalg.norm(a - b, axis=1) <= limit.rounding * size
     return np.where(at_mean & equal, 1.0, np.clip(cosine, -1.0, 1.0))

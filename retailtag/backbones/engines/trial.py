@@ -1,4 +1,4 @@
-"""Engines tried on a sample of images: whether the embeddings are the same, and how fast."""
+"""Trials of engines on a sample of images: how close the embeddings are, and how fast."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from retailtag.errors import RetailtagError
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIMED_SECONDS = 1.0  # an engine is timed for this long at least,
-TIMED_PASSES = 3  # and this many times over the sample: the fastest pass counts
-# What building and first using an engine costs, by itself, in seconds: some three times (OpenVINO)
-# and twice (ONNX Runtime) what a ResNet-50 or a ViT took on two fast cores, 1.3 to 2.8 and 4 to 8.
+# An engine is timed for at least this long and this many passes; the fastest pass counts.
+MIN_TIMED_SECONDS = 1.0
+MIN_TIMED_PASSES = 3
+# Seconds to build and first use an engine: about three times (OpenVINO) and twice (ONNX Runtime)
+# the 1.3 to 2.8 s and 4 to 8 s that a ResNet-50 or a ViT took on two fast cores (results/LOG.md,
+# 2026-11-28), so that slower machines do not build in vain. compile takes minutes.
 BUILD_SECONDS = {"eager": 2.0, "openvino": 8.0, "onnxruntime": 16.0, "compile": 180.0}
-GAIN = 0.5  # part of the eager time that an engine may be hoped to save
+EXPECTED_SAVING = 0.5  # a guess: share of the eager time that an engine saves
 
 
 class Embeds(Protocol):
-    """What is tried."""
+    """Computes embeddings."""
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
@@ -36,25 +38,25 @@ class Embeds(Protocol):
 
 
 class Releasable(Embeds, Protocol):
-    """What is tried and can be dropped from memory."""
+    """Computes embeddings and can be dropped from memory."""
 
     def release(self) -> None:
-        """Drop what was built; it is built again where it is used again."""
+        """Drop what was built; the next use builds it again."""
         ...
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How near an engine's embeddings are to eager float32, over a sample; larger is nearer.
+    """How close an engine's embeddings of a sample are to those of eager float32.
 
     Parameters
     ----------
     cosine : float
-        Smallest cosine.
+        Smallest cosine; 1 for equal embeddings.
     centred : float
-        Smallest cosine after the mean of the sample (of eager's embeddings) is taken off both.
+        Smallest cosine after the mean of eager's embeddings is subtracted from both.
     centred_mean : float
-        Mean of those.
+        Mean of these.
     n : int
         Images of the sample.
     """
@@ -70,7 +72,7 @@ class Parity:
     ) -> Parity:
         """Compare embeddings (n, dim), n at least 1.
 
-        A single image has no mean but itself: its centred cosine is the plain one.
+        A single image is its own mean: its centred cosine is the plain one.
         """
         if not np.isfinite(other).all():
             return cls(math.nan, math.nan, math.nan, len(eager))
@@ -80,29 +82,36 @@ class Parity:
         centred = centred_cosine(eager, other, mean, limit)
         return cls(float(plain.min()), float(centred.min()), float(centred.mean()), len(eager))
 
-    def keeps(self, precision: str) -> bool:
-        """Whether it is near enough: 0.99999 for ``exact``, both ways; 0.99 centred for ``fast``.
+    def problem(self, precision: str) -> str:
+        """Why the embeddings are too far from eager float32; empty if they are close enough.
 
-        Embeddings that are not finite never are.
+        ``exact`` requires both cosines to be at least 0.99999, ``fast`` the centred one to be at
+        least 0.99.
         """
-        if precision == "exact":
-            return min(self.cosine, self.centred) >= EXACT.cosine
-        return self.centred >= FAST.cosine
+        if math.isnan(self.cosine):
+            return f"embeddings of {self.n} images are not all finite"
+        if precision == "exact" and self.cosine < EXACT.cosine:
+            return f"smallest cosine {self.cosine:.6f} on {self.n} images, below {EXACT.cosine}"
+        limit = _tolerance(precision).cosine
+        if self.centred < limit:
+            return f"smallest centred cosine {self.centred:.6f} on {self.n} images, below {limit}"
+        return ""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying one engine.
+    """Result of trying one engine.
 
     Parameters
     ----------
     name : EngineName
+        Engine and arithmetic.
     rate : float or None
-        Images a second, without decoding; None if it was not measured.
+        Images per second, without decoding; None if not measured.
     parity : Parity or None
-        With eager float32; None if it was not measured.
+        With eager float32; None if not measured.
     problem : str
-        Why it was passed over; empty for one that may be taken.
+        Why it was rejected; empty if it may be used.
     """
 
     name: EngineName
@@ -121,12 +130,12 @@ class Trial:
 
     def __str__(self) -> str:
         if self.problem:
-            return f"{self.name} passed over ({self.problem})"
+            return f"{self.name} rejected ({self.problem})"
         return f"{self.name} {self.rate:,.1f} images/s"
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
-    """Of the trials without a problem the one with the largest rate, the first of equals."""
+    """The trial with the largest rate among those without a problem; the first of equals."""
     return max((trial for trial in trials if not trial.problem), key=_rate)
 
 
@@ -135,15 +144,11 @@ def _rate(trial: Trial) -> float:
 
 
 def pays(name: EngineName, eager_seconds: float) -> bool:
-    """Whether trying an engine can save more than it costs.
+    """Whether an engine is likely to save more than `eager_seconds`, eager's time, costs to build.
 
-    Parameters
-    ----------
-    name : EngineName
-    eager_seconds : float
-        What eager float32 would need for the images at hand.
+    An engine without an entry in `BUILD_SECONDS` never is.
     """
-    return GAIN * eager_seconds > BUILD_SECONDS.get(name.engine, math.inf)
+    return EXPECTED_SAVING * eager_seconds > BUILD_SECONDS.get(name.engine, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +160,9 @@ class Bench:
     pixels : Tensor of uint8, shape (n, 3, h, w)
         At least one image.
     eager : Embeds
-        Eager float32, what the others are compared with.
+        Eager float32, the reference.
     precision : str
-        ``exact`` or ``fast``: how near they must be.
+        Numeric precision, ``exact`` or ``fast``.
     clock : callable
         Seconds.
     """
@@ -168,17 +173,18 @@ class Bench:
     clock: Callable[[], float] = time.perf_counter
 
     def try_all(self, engines: Mapping[EngineName, Releasable], n: int) -> list[Trial]:
-        """Try the engines whose building pays for `n` images, and eager float32, in that order.
+        """Try the engines that are worth building for `n` images, then eager float32.
 
-        Only the fastest so far stays built. Where none pays, eager float32 alone has a rate, that
+        Only the fastest so far stays built. If none is worth building, eager float32 has the rate
         of its first pass.
         """
-        seconds = n * self._reference[1] / len(self.pixels)
+        eager_seconds = n * self._reference[1] / len(self.pixels)
         trials: list[Trial] = []
         for name, engine in engines.items():
-            worth = pays(name, seconds)
-            why_not = f"not worth building for {n:,} images"
-            trials.append(self.try_out(name, engine) if worth else Trial(name, problem=why_not))
+            if pays(name, eager_seconds):
+                trials.append(self.try_out(name, engine))
+            else:
+                trials.append(Trial(name, problem=f"not worth building for {n:,} images"))
             leader = max(trials, key=_rate).name
             for other in engines.keys() - {leader}:
                 engines[other].release()
@@ -187,24 +193,24 @@ class Bench:
         return [*trials, Trial(EAGER, rate, Parity(1.0, 1.0, 1.0, len(self.pixels)))]
 
     def try_out(self, name: EngineName, engine: Embeds) -> Trial:
-        """Build an engine, compare it, and time it if it is near enough."""
+        """Build an engine, compare its embeddings, and time it if they are close enough."""
         try:
             parity = self.compare(engine)
         except RetailtagError as error:
             return Trial(name, problem=str(error).rstrip("."))
-        if not parity.keeps(self.precision):
-            return Trial(name, parity=parity, problem=too_far(parity, self.precision))
+        if problem := parity.problem(self.precision):
+            return Trial(name, parity=parity, problem=problem)
         return Trial(name, self.rate(engine), parity)
 
     def compare(self, embedder: Embeds) -> Parity:
         """Parity of an engine with eager float32 on the sample."""
-        limit = EXACT if self.precision == "exact" else FAST
-        return Parity.of(self._reference[0], _rows(embedder, self.pixels), limit)
+        again = _rows(embedder, self.pixels)
+        return Parity.of(self._reference[0], again, _tolerance(self.precision))
 
     def rate(self, embedder: Embeds) -> float:
-        """Images a second of the fastest of some passes over the sample."""
+        """Images per second in the fastest of several passes over the sample."""
         start, best, passes = self.clock(), math.inf, 0
-        while passes < TIMED_PASSES or self.clock() - start < TIMED_SECONDS:
+        while passes < MIN_TIMED_PASSES or self.clock() - start < MIN_TIMED_SECONDS:
             before = self.clock()
             _rows(embedder, self.pixels)
             best = min(best, self.clock() - before)
@@ -213,24 +219,16 @@ class Bench:
 
     @cached_property
     def _reference(self) -> tuple[NDArray[np.float32], float]:
-        """Embeddings (n, dim) by eager float32, and the seconds of that first pass."""
+        """Embeddings (n, dim) by eager float32, and the seconds that this first pass took."""
         start = self.clock()
         return _rows(self.eager, self.pixels), max(self.clock() - start, 1e-9)
 
 
-def too_far(parity: Parity, precision: str) -> str:
-    """Say by how much an engine misses the tolerance of a precision."""
-    if math.isnan(parity.cosine):
-        return f"embeddings of {parity.n} images are not all finite"
-    if precision == "exact" and parity.cosine < EXACT.cosine:
-        return f"smallest cosine {parity.cosine:.6f} on {parity.n} images, below {EXACT.cosine}"
-    limit = EXACT if precision == "exact" else FAST
-    return (
-        f"smallest centred cosine {parity.centred:.6f} on {parity.n} images, below {limit.cosine}"
-    )
+def _tolerance(precision: str) -> Tolerance:
+    return EXACT if precision == "exact" else FAST
 
 
 def _rows(embedder: Embeds, pixels: Tensor) -> NDArray[np.float32]:
-    """Embeddings (n, dim) in main memory, which also waits for a GPU."""
+    """Embeddings (n, dim) in main memory; the copy also waits for a GPU."""
     rows: NDArray[np.float32] = embedder.embed(pixels).cpu().numpy()
     return rows

@@ -1,4 +1,4 @@
-"""PyTorch's own ways to compute faster: bfloat16, autocast on CUDA, and torch.compile."""
+"""PyTorch's own engines: bfloat16, autocast on CUDA, and torch.compile."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ import torch
 from torch import Tensor
 
 from retailtag.backbones.backbone import Backbone, full_float32
-from retailtag.backbones.engines.embedder import Run, Whole
+from retailtag.backbones.engines.embedder import Run, WithNormalisation
 from retailtag.backbones.engines.names import BFLOAT16, EngineName
 
-_HALVES = {"autocast-float16": torch.float16, "autocast-bfloat16": torch.bfloat16}
+_AUTOCAST_DTYPES = {"autocast-float16": torch.float16, "autocast-bfloat16": torch.bfloat16}
 
 
-def build(backbone: Backbone, name: EngineName, batch: int) -> Run:
-    """Make a backbone's module run as `name` says, on batches of `batch` images."""
-    module, dtype = backbone.lean_module(), torch.float32
+def build(backbone: Backbone, name: EngineName, batch_size: int) -> Run:
+    """Make a backbone's module compute as `name` says, on micro-batches of `batch_size` images."""
+    module = backbone.lean_module()
+    dtype = torch.float32
     if name.arithmetic == BFLOAT16:
         dtype = torch.bfloat16
         module = copy.deepcopy(module).to(dtype).to(memory_format=backbone.memory_format)
-    whole: Any = Whole(module, backbone.preprocess, dtype, backbone.memory_format)
-    whole = whole.eval().to(backbone.device)
-    device, half = backbone.device, _HALVES.get(name.arithmetic)
+    model: Any = WithNormalisation(module, backbone.preprocess, dtype, backbone.memory_format)
+    model = model.eval().to(backbone.device)
+    device = backbone.device
+    autocast_dtype = _AUTOCAST_DTYPES.get(name.arithmetic)
     if name.engine == "compile":
-        # Freezing folds the weights into the graph in the layout that its kernels want. A graph
-        # in one piece, or an error: one in pieces would be slower than eager without a word.
+        # Freezing folds the weights into the graph in the layout that its kernels prefer.
+        # fullgraph raises an error instead of breaking the graph, which would be slower than eager.
         options: Any = {"freezing": True} if device.type == "cpu" else None
-        whole = torch.compile(whole, fullgraph=True, dynamic=False, options=options)
+        model = torch.compile(model, fullgraph=True, dynamic=False, options=options)
 
     def run_one(pixels: Tensor) -> Tensor:
-        """uint8 (batch, 3, h, w) to float32 (batch, dim) on the device."""
+        """uint8 (batch_size, 3, h, w) to float32 (batch_size, dim) on the device."""
         pixels = pixels.to(device, non_blocking=True)
-        scope = full_float32(device) if half is None else torch.autocast(device.type, half)
-        with torch.inference_mode(), scope:
-            embedding: Tensor = whole(pixels)
+        if autocast_dtype is None:
+            arithmetic: Any = full_float32(device)
+        else:
+            arithmetic = torch.autocast(device.type, autocast_dtype)
+        with torch.inference_mode(), arithmetic:
+            embedding: Tensor = model(pixels)
         return embedding.float()
 
-    if name.engine == "compile":  # it is compiled by its first call: what fails, fails here
-        run_one(torch.zeros(batch, 3, *backbone.preprocess.size, dtype=torch.uint8))
-    return lambda parts: [run_one(part) for part in parts]
+    if name.engine == "compile":  # the first call compiles: a failure belongs to building
+        run_one(torch.zeros(batch_size, 3, *backbone.preprocess.size, dtype=torch.uint8))
+    return lambda micro_batches: [run_one(pixels) for pixels in micro_batches]

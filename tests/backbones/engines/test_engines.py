@@ -77,15 +77,15 @@ def parity(backbone, embedder, pixels):
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_float32_is_exact(load, pictures, engine, name):
     backbone = load(name)
-    embedder = with_engine(backbone, engine, "exact", batch=8)
+    embedder = with_engine(backbone, engine, "exact", batch_size=8)
     assert embedder.spec().engine == f"{engine}-float32"
     found = parity(backbone, embedder, pictures(backbone))
-    assert found.keeps("exact"), found
+    assert not found.problem("exact")
 
 
 def test_openvino_reports_to_no_one(load, pictures):
     backbone = load("demo:cnn")
-    with_engine(backbone, "openvino", batch=8).embed(pictures(backbone))
+    with_engine(backbone, "openvino", batch_size=8).embed(pictures(backbone))
     from openvino.tools.ovc import telemetry_utils
 
     assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
@@ -96,21 +96,21 @@ def test_openvino_reports_to_no_one(load, pictures):
 @pytest.mark.parametrize("engine", ["openvino", "eager"])
 def test_bfloat16_is_near(load, pictures, engine, name):
     backbone = load(name)
-    embedder = with_engine(backbone, engine, "fast", batch=8)
+    embedder = with_engine(backbone, engine, "fast", batch_size=8)
     assert embedder.spec().engine == f"{engine}-bfloat16"
     found = parity(backbone, embedder, pictures(backbone))
-    assert found.keeps("fast"), found
-    assert not found.keeps("exact")
+    assert not found.problem("fast")
+    assert found.problem("exact")
 
 
 @needs_compiler
 @pytest.mark.parametrize("precision", ["exact", pytest.param("fast", marks=needs_bfloat16)])
 def test_compiled_is_as_near(load, pictures, precision):
     backbone = load(SMALL)
-    embedder = with_engine(backbone, "compile", precision, batch=8)
+    embedder = with_engine(backbone, "compile", precision, batch_size=8)
     pixels = pictures(backbone)
     found = Parity.of(backbone.embed(pixels).numpy(), embedder.embed(pixels).numpy(), FAST)
-    assert found.keeps(precision), found
+    assert not found.problem(precision)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
@@ -119,24 +119,24 @@ def test_an_embedding_does_not_depend_on_its_batch(load, pictures, engine, name)
     """Bit for bit: the graph always gets as many images."""
     backbone = load(name)
     pixels = pictures(backbone)
-    embedder = with_engine(backbone, engine, batch=8)
+    embedder = with_engine(backbone, engine, batch_size=8)
     whole = embedder.embed(pixels)
     assert torch.equal(torch.cat([embedder.embed(p) for p in pixels.split(5)]), whole)
     assert torch.equal(embedder.embed(pixels[3:4]), whole[3:4])
-    assert torch.equal(with_engine(backbone, engine, batch=8).embed(pixels), whole)
+    assert torch.equal(with_engine(backbone, engine, batch_size=8).embed(pixels), whole)
     assert embedder.embed(pixels[:0]).shape == (0, backbone.dim)
 
 
-def test_parts_computed_at_once_keep_their_order(load, pictures):
+def test_micro_batches_in_parallel_streams_keep_their_order(load, pictures):
     backbone = load("demo:cnn")
     pixels = pictures(backbone)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        found = with_engine(backbone, "openvino", batch=2).embed(pixels)
+        found = with_engine(backbone, "openvino", batch_size=2).embed(pixels)
     finally:
         torch.set_num_threads(before)
-    assert Parity.of(backbone.embed(pixels).numpy(), found.numpy()).keeps("exact")
+    assert not Parity.of(backbone.embed(pixels).numpy(), found.numpy()).problem("exact")
 
 
 def test_the_backbone_is_left_as_it_was(load, pictures):
@@ -144,7 +144,7 @@ def test_the_backbone_is_left_as_it_was(load, pictures):
     pixels = pictures(backbone)
     before, digest = backbone.embed(pixels), backbone.spec().digest
     for engine in ("openvino", "onnxruntime", "eager"):
-        with_engine(backbone, engine, "fast", batch=8).embed(pixels)
+        with_engine(backbone, engine, "fast", batch_size=8).embed(pixels)
     assert torch.equal(backbone.embed(pixels), before)
     assert backbone.spec().digest == digest
     assert {p.dtype for p in backbone.module.parameters()} == {torch.float32}
@@ -165,7 +165,7 @@ def test_it_is_built_when_it_first_embeds_and_can_be_dropped(load, pictures, mon
     built = []
     monkeypatch.setattr(build_module, "_build", lambda *args: built.append(args) or _doubled)
     backbone = load("demo:cnn")
-    embedder = embedder_of(backbone, EngineName("openvino"), batch=4)
+    embedder = embedder_of(backbone, EngineName("openvino"), batch_size=4)
     assert built == []
     pixels = pictures(backbone)
     embedder.embed(pixels)
@@ -176,9 +176,9 @@ def test_it_is_built_when_it_first_embeds_and_can_be_dropped(load, pictures, mon
     assert len(built) == 2
 
 
-def _doubled(parts):
-    assert [len(part) for part in parts] == [4] * 6
-    return [2 * part.float().mean(dim=(2, 3)) for part in parts]
+def _doubled(micro_batches):
+    assert [len(m) for m in micro_batches] == [4] * 6
+    return [2 * m.float().mean(dim=(2, 3)) for m in micro_batches]
 
 
 def test_an_absent_package_is_one_sentence_with_its_extra(load, monkeypatch):
@@ -193,7 +193,7 @@ def test_an_absent_package_is_one_sentence_with_its_extra(load, monkeypatch):
 def test_what_cannot_be_converted_is_one_sentence(load, pictures, monkeypatch):
     from retailtag.backbones.engines import with_openvino
 
-    def fail(backbone, name, batch):
+    def fail(backbone, name, batch_size):
         raise RuntimeError("unknown operation aten::shear\nat line 3\n")
 
     monkeypatch.setattr(with_openvino, "build", fail)
@@ -220,9 +220,9 @@ def test_unknown_names_are_refused(load):
 @pytest.mark.parametrize(
     ("name", "device", "what"),
     [
-        (EngineName("openvino"), "cuda", "computes on the CPU"),
-        (EngineName("eager", "bfloat16"), "cuda", "takes a CPU"),
-        (EngineName("eager", "autocast-float16"), "cpu", "takes a CUDA device"),
+        (EngineName("openvino"), "cuda", "runs on a CPU only"),
+        (EngineName("eager", "bfloat16"), "cuda", "needs a CPU"),
+        (EngineName("eager", "autocast-float16"), "cpu", "needs a CUDA device"),
         (EAGER, "cpu", "^$"),
         (EAGER, "cuda", "^$"),
     ],
@@ -282,4 +282,4 @@ def test_autocast_on_cuda_is_near(name, pictures):
     pixels = pictures(backbone)
     embedder = with_engine(backbone, "eager", "fast")
     found = Parity.of(backbone.embed(pixels).cpu().numpy(), embedder.embed(pixels).cpu().numpy())
-    assert found.keeps("fast"), found
+    assert not found.problem("fast")

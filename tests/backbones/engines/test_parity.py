@@ -22,8 +22,8 @@ def test_rounding_alone_never_counts_as_drift_and_more_does(limit):
     for r in np.geomspace(1, 1e4, 30):
         mean = np.array([r, 0.0])
         stored = np.array([[r, 1.0]])
-        rounded = stored + np.array([[0.999 * limit.gap * np.hypot(r, 1), 0]])
+        rounded = stored + np.array([[0.999 * limit.rounding * np.hypot(r, 1), 0]])
         assert centred_cosine(stored, rounded, mean, limit)[0] >= limit.cosine - 1e-6
-        moved = stored + np.array([[2 * limit.gap / limit.least, 0]])
-        judged = np.hypot(r, 1) * limit.least < 2
+        moved = stored + np.array([[2 * limit.rounding / limit.min_centred_norm, 0]])
+        judged = np.hypot(r, 1) * limit.min_centred_norm < 2
         assert (centred_cosine(stored, moved, mean, limit)[0] < limit.cosine) == judged
