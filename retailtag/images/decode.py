@@ -108,6 +108,21 @@ def decode_pixels(
     return np.asarray(_decoded(image, data, allow_truncated))
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright sRGB pixels of an image that Pillow has opened or made, as `DECODE_POLICY` says.
+
+    Raises
+    ------
+    UnreadableImage
+        If its pixels cannot be loaded or converted.
+    """
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except PARSER_ERRORS as error:
+        raise UnreadableImage(f"cannot be decoded ({error}); {AGAIN}") from error
+
+
 def _is_plain_jpeg(image: Image.Image) -> bool:
     """Whether an opened image's pixels are those that its JPEG data decode to."""
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:

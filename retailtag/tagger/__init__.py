@@ -1,1 +1,1 @@
-"""The winning model, ready to run: load, predict, measure."""
+"""A fitted model, ready to run: load it, tag images, measure its latency."""

@@ -1,4 +1,4 @@
-"""How long a tagger takes, from an image's bytes to its tags."""
+"""How long a tagger takes from the bytes of an image to its tags."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from retailtag.tagger.tagger import Tagger
 
-WARM_UP = 10
-SINGLE = 100  # images timed one by one
-BATCH = 32
+WARM_UP_IMAGES = 10
+SINGLE_IMAGES = 100  # timed one by one
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Measured on the tagger's device with PyTorch's default number of threads.
+    """Latency and throughput on the tagger's device with PyTorch's default number of threads.
 
     Parameters
     ----------
     p50_ms, p95_ms : float
         Median and 95th percentile for one image: decode, preprocess, embed, head, thresholds.
     images_per_second : float
-        In batches of 32, decoded in the calling thread; larger is better.
+        In batches of 32, decoded in the calling thread.
     """
 
     p50_ms: float
@@ -33,25 +33,18 @@ class Latency:
 
 
 def measure_latency(tagger: Tagger, images: Sequence[bytes]) -> Latency:
-    """Time `tagger` on encoded images, after a warm-up that is not counted.
-
-    Parameters
-    ----------
-    tagger : Tagger
-    images : sequence of bytes
-        At least one; used in turn.
-    """
-    turn = [images[i % len(images)] for i in range(WARM_UP + SINGLE)]
+    """Time `tagger` on encoded images (at least one, used in turn), after a warm-up."""
+    turn = [images[i % len(images)] for i in range(WARM_UP_IMAGES + SINGLE_IMAGES)]
     seconds = []
     for data in turn:
         start = time.perf_counter()
         tagger.tag([data])
         seconds.append(time.perf_counter() - start)
-    batches = [turn[i : i + BATCH] for i in range(0, len(turn) - BATCH + 1, BATCH)]
+    batches = [turn[i : i + BATCH_SIZE] for i in range(0, len(turn) - BATCH_SIZE + 1, BATCH_SIZE)]
     tagger.tag(batches[0])
     start = time.perf_counter()
     for batch in batches:
         tagger.tag(batch)
-    rate = len(batches) * BATCH / (time.perf_counter() - start)
-    p50, p95 = 1000 * np.quantile(seconds[WARM_UP:], [0.5, 0.95])
+    rate = len(batches) * BATCH_SIZE / (time.perf_counter() - start)
+    p50, p95 = 1000 * np.quantile(seconds[WARM_UP_IMAGES:], [0.5, 0.95])
     return Latency(float(p50), float(p95), rate)

@@ -271,12 +271,12 @@ def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypa
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: False)
     tagger = Tagger.load(tmp_path / "probe", progress=heard)
     assert tagger.embedders == tagger.backbones
-    assert "takes a CPU that computes in bfloat16" in heard.lines[0]
+    assert "needs a CPU with bfloat16 instructions" in heard.lines[0]
     assert "Predictions are made in eager float32" in heard.lines[0]
     assert 1e-3 < np.abs(tagger.logits(images) - expected).max() < 1
 
 
-def test_a_tagger_takes_parts_of_several_engines(tiny, tiny_store, tmp_path):
+def test_a_tagger_runs_components_with_different_engines(tiny, tiny_store, tmp_path):
     clip = extract(tiny, load_backbone("demo:clip"), tmp_path / "clip", workers=0).store
     filled(tmp_path / "features", clip, "openvino-float32")
     filled(tmp_path / "features", tiny_store, "eager-float32")
@@ -287,7 +287,7 @@ def test_a_tagger_takes_parts_of_several_engines(tiny, tiny_store, tmp_path):
     assert [b.id for b in tagger.embedders] == ["demo:cnn", "demo:clip"]
 
 
-def test_parts_of_a_joint_backbone_may_differ_in_engine(backbone):
+def test_components_may_differ_in_engine(backbone):
     a = backbone.spec()
     b = load_backbone("demo:clip").spec(engine="openvino-float32")
     assert JointSpec((a, b)).engine == "eager-float32+openvino-float32"

@@ -1,0 +1,96 @@
+"""A tagger takes images as paths, bytes or PIL images, and describes itself."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retailtag.backbones.factory import load_backbone
+from retailtag.errors import UnreadableImage, UsageError
+from retailtag.probes.artefact import Probe
+from retailtag.tagger.tagger import Tagger
+
+TAGS = ("red", "<b>striped</b>", "cotton")
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    backbone = load_backbone("demo:cnn", random_weights=True)
+    rng = np.random.default_rng(0)
+    head = Probe(
+        TAGS,
+        rng.normal(size=(3, backbone.dim)).astype(np.float32),
+        np.zeros(3, np.float32),
+        np.zeros(3, np.float32),
+        np.ones(3),
+        facts={"thresholds": {"rule": "per-tag", "objective": "f1"}},
+    )
+    return Tagger((backbone,), head, "probe")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """An RGBA picture with a transparent corner, as Pillow holds it, and its file."""
+    pixels = np.random.default_rng(1).integers(0, 256, (70, 50, 4), dtype=np.uint8)
+    pixels[:20, :20, 3] = 0
+    path = tmp_path_factory.mktemp("images") / "shirt.png"
+    Image.fromarray(pixels).save(path)
+    return Image.fromarray(pixels), path
+
+
+def test_paths_bytes_and_pil_images_give_the_same_logits(tagger, image):
+    picture, path = image
+    given = [str(path), path, path.read_bytes(), picture, Image.open(path)]
+    logits = tagger.logits(given)
+    assert logits.shape == (5, 3)
+    assert logits.dtype == np.float32
+    assert (logits == logits[0]).all()
+    assert picture.mode == "RGBA"  # the caller's image is left as it was
+    tags = tagger.tag(given)
+    assert tags == [tags[0]] * 5
+    assert set(tags[0]) == {t for t, z in zip(TAGS, logits[0], strict=True) if z >= 0}
+
+
+def test_a_palette_image_is_converted_like_its_file(tagger):
+    palette = Image.new("P", (40, 40), 3)
+    palette.putpalette(range(48))
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    assert np.array_equal(tagger.logits([palette]), tagger.logits([buffer.getvalue()]))
+
+
+def test_no_images_give_no_rows(tagger):
+    assert tagger.logits([]).shape == (0, 3)
+    assert tagger.tag([]) == []
+
+
+@pytest.mark.parametrize("one", ["shirt.png", b"bytes", Image.new("RGB", (2, 2))])
+def test_a_single_image_is_refused_with_the_remedy(tagger, one):
+    with pytest.raises(UsageError, match=r"Give a list of images, \[image\], not one"):
+        tagger.tag(one)
+
+
+def test_another_type_is_one_sentence(tagger, image):
+    with pytest.raises(UsageError, match=r"^Image 1 is of type ndarray; give a path, bytes"):
+        tagger.tag([image[1], np.zeros((3, 3))])
+
+
+def test_an_unreadable_file_is_named(tagger, tmp_path):
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg cannot be read: No such file"):
+        tagger.tag([tmp_path / "gone.jpg"])
+    (tmp_path / "page.jpg").write_text("<!DOCTYPE html>")
+    with pytest.raises(UnreadableImage, match=r"page\.jpg is a web page"):
+        tagger.tag([str(tmp_path / "page.jpg")])
+
+
+def test_it_describes_itself_in_text_and_html(tagger):
+    assert repr(tagger) == (
+        "Tagger(backbone=demo:cnn, strategy=probe, head=logistic, tags=3, thresholds=per-tag)"
+    )
+    page = tagger._repr_html_()
+    assert page.startswith("<table>")
+    assert "<td>demo:cnn</td>" in page
+    assert "<td>per-tag</td>" in page
