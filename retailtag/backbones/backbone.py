@@ -256,8 +256,12 @@ class Backbone:
         if not last or layout is None or layout.stem is None or layout.finish is None:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
         stem, finish = layout.stem, layout.finish
-        frozen = [self._module(path) for block in self.blocks[:-k] for path in block.runs]
-        trained: list[Run] = [self._module(path) for block in last for path in block.runs]
+        frozen = [
+            self.module.get_submodule(path) for block in self.blocks[:-k] for path in block.runs
+        ]
+        trained: list[Run] = [
+            self.module.get_submodule(path) for block in last for path in block.runs
+        ]
         if first_token_only and layout.first_token_block is not None:
             trained[-1] = layout.first_token_block
         run_trained = _run_checkpointed if gradient_checkpointing else _run
@@ -307,9 +311,6 @@ class Backbone:
         """Number of blocks behind the one that holds the parameter `name`; all for the stem."""
         n = len(self.blocks)
         return next((n - 1 - i for i, b in enumerate(self.blocks) if b.covers(name)), n)
-
-    def _module(self, path: str) -> nn.Module:
-        return self.module.get_submodule(path)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         # torchvision's ToTensor (/ 255), then Normalize ((x - mean) / std): folding both into one

@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Layout:
         """The same layout followed by `finish`, which uses the modules or parameters `names`."""
         inner = self.finish
         last = replace(self.blocks[-1], finish=self.blocks[-1].finish + names)
-        whole = None if inner is None else _then(inner, finish)
+        whole = None if inner is None else _chain(inner, finish)
         return replace(self, blocks=(*self.blocks[:-1], last), finish=whole)
 
 
@@ -135,130 +135,97 @@ def layout_of(model: nn.Module, *, pre_logits: bool = True) -> Layout | None:
     return None
 
 
+def _timm(
+    m: Any,
+    pre_logits: bool,
+    family: str,
+    steps: Sequence[tuple[str, bool]],
+    finish: tuple[str, ...],
+    stem: Run,
+    before_head: Run | None = None,
+) -> Layout:
+    """Layout of a timm model: stem, steps, `before_head`, and ``forward_head`` with the pooling."""
+
+    def end(x: Tensor) -> Tensor:
+        x = before_head(x) if before_head else x
+        return m.forward_head(x, pre_logits=pre_logits)
+
+    return Layout(family, _blocks(steps, *finish), _led(stem, m, steps), end)
+
+
 def _vit(m: Any, pre_logits: bool) -> Layout:
     def stem(x: Tensor) -> Tensor:
         return m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(x))))
 
-    blocks = _blocks(_row("blocks", m.blocks), "norm", "fc_norm", "attn_pool", *_head(pre_logits))
+    finish = ("norm", "fc_norm", "attn_pool", "head")
+    layout = _timm(m, pre_logits, "vit", _row("blocks", m.blocks), finish, stem, m.norm)
     # Without a class token the first token is a patch, and attention pooling reads all tokens.
     pools_first = m.global_pool == "token" and m.cls_token is not None and m.attn_pool is None
     pools_first &= type(m).__name__ == "VisionTransformer"  # a distilled one pools two tokens
-    return Layout(
-        "vit",
-        blocks,
-        stem,
-        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
-        for_first_token(m.blocks[-1]) if pools_first else None,
-    )
+    return replace(layout, first_token_block=for_first_token(m.blocks[-1]) if pools_first else None)
 
 
 def _vit_with_shared_input(m: Any, pre_logits: bool) -> Layout:
     # Eva and Beit hand rotary or relative positions to every block beside the tokens. A cut would
     # have to cache these too, so only the names are known and the model runs in one piece.
-    finish = ("norm", "fc_norm", "attn_pool", *_head(pre_logits))
-    return Layout("vit", _blocks(_row("blocks", m.blocks), *finish))
+    return Layout("vit", _blocks(_row("blocks", m.blocks), "norm", "fc_norm", "attn_pool", "head"))
 
 
 def _resnet(m: Any, pre_logits: bool) -> Layout:
     # A stage's downsampling is the shortcut of its first block, hence inside that block.
-    stages = [f"layer{i}" for i in range(1, 5)]
-    steps = [step for stage in stages for step in _row(stage, getattr(m, stage))]
-    return Layout(
-        "cnn",
-        _blocks(steps, *_head(pre_logits, "fc")),
-        lambda x: m.maxpool(m.act1(m.bn1(m.conv1(x)))),
-        lambda x: m.forward_head(x, pre_logits=pre_logits),
-    )
+    steps = _rows((f"layer{i}", getattr(m, f"layer{i}")) for i in range(1, 5))
+    stem = _chain(m.conv1, m.bn1, m.act1, m.maxpool)
+    return _timm(m, pre_logits, "cnn", steps, ("fc",), stem)
 
 
 def _convnext(m: Any, pre_logits: bool) -> Layout:
-    # The head's norm comes behind the pooling; norm_pre, before it, is the identity in most models.
+    # The norm of the head follows the pooling; norm_pre, before it, is the identity in most models.
     steps = _staged("stages", m.stages)
-    return Layout(
-        "cnn",
-        _blocks(steps, "norm_pre", "head"),
-        _led(m.stem, m, steps),
-        lambda x: m.forward_head(m.norm_pre(x), pre_logits=pre_logits),
-    )
+    return _timm(m, pre_logits, "cnn", steps, ("norm_pre", "head"), m.stem, m.norm_pre)
 
 
 def _swin(m: Any, pre_logits: bool) -> Layout:
     # Patch merging opens a stage: it belongs to the last block of the stage before.
     steps = _staged("layers", m.layers)
-    return Layout(
-        "vit",
-        _blocks(steps, "norm", "head"),
-        _led(m.patch_embed, m, steps),
-        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
-    )
+    return _timm(m, pre_logits, "vit", steps, ("norm", "head"), m.patch_embed, m.norm)
 
 
 def _regnet(m: Any, pre_logits: bool) -> Layout:
     # Blocks are named b1, b2, ... within a stage; their shortcuts downsample, as in a ResNet.
-    steps = [
-        (f"s{i}.{name}", True)
-        for i in range(1, 5)
-        for name, _ in getattr(m, f"s{i}").named_children()
-    ]
-    return Layout(
-        "cnn",
-        _blocks(steps, "final_conv", "head"),
-        m.stem,
-        lambda x: m.forward_head(m.final_conv(x), pre_logits=pre_logits),
-    )
+    stages = [(f"s{i}", getattr(m, f"s{i}")) for i in range(1, 5)]
+    steps = [(f"{path}.{name}", True) for path, stage in stages for name in stage._modules]
+    return _timm(m, pre_logits, "cnn", steps, ("final_conv", "head"), m.stem, m.final_conv)
 
 
 def _efficientnet(m: Any, pre_logits: bool) -> Layout:
     # conv_head widens the features before the pooling: part of the finish.
-    steps = _mobile_rows(m)
-    return Layout(
-        "cnn",
-        _blocks(steps, "conv_head", "bn2", *_head(pre_logits, "classifier")),
-        _led(lambda x: m.bn1(m.conv_stem(x)), m, steps),
-        lambda x: m.forward_head(m.bn2(m.conv_head(x)), pre_logits=pre_logits),
-    )
+    finish = ("conv_head", "bn2", "classifier")
+    stem, before_head = _chain(m.conv_stem, m.bn1), _chain(m.conv_head, m.bn2)
+    return _timm(m, pre_logits, "cnn", _mobile_rows(m), finish, stem, before_head)
 
 
 def _mobilenetv3(m: Any, pre_logits: bool) -> Layout:
-    # Here conv_head comes behind the pooling, inside forward_head.
-    steps = _mobile_rows(m)
-    return Layout(
-        "cnn",
-        _blocks(steps, "conv_head", "norm_head", *_head(pre_logits, "classifier")),
-        _led(lambda x: m.bn1(m.conv_stem(x)), m, steps),
-        lambda x: m.forward_head(x, pre_logits=pre_logits),
-    )
+    # Here conv_head follows the pooling, inside forward_head.
+    finish = ("conv_head", "norm_head", "classifier")
+    return _timm(m, pre_logits, "cnn", _mobile_rows(m), finish, _chain(m.conv_stem, m.bn1))
 
 
 def _resnetv2(m: Any, pre_logits: bool) -> Layout:
     # Pre-activation: the last block ends without a norm, which follows here.
-    rows = [_row(f"stages.{i}.blocks", stage.blocks) for i, stage in enumerate(m.stages)]
-    return Layout(
-        "cnn",
-        _blocks(chain.from_iterable(rows), "norm", "head"),
-        m.stem,
-        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
-    )
+    steps = _rows((f"stages.{i}.blocks", stage.blocks) for i, stage in enumerate(m.stages))
+    return _timm(m, pre_logits, "cnn", steps, ("norm", "head"), m.stem, m.norm)
 
 
 def _staged_rows(m: Any, pre_logits: bool) -> Layout:
-    rows = [_row(f"stages.{i}", stage) for i, stage in enumerate(m.stages)]
-
-    def finish(x: Tensor) -> Tensor:
-        x = m.final_conv(x)
-        x = m.final_act(x) if hasattr(m, "final_act") else x
-        return m.forward_head(x, pre_logits=pre_logits)
-
-    return Layout("cnn", _blocks(chain.from_iterable(rows), "final_conv", "head"), m.stem, finish)
+    steps = _rows((f"stages.{i}", stage) for i, stage in enumerate(m.stages))
+    # NormFreeNet ends in an activation, ByobNet's final convolution has its own
+    before_head = _chain(m.final_conv, m.final_act) if hasattr(m, "final_act") else m.final_conv
+    return _timm(m, pre_logits, "cnn", steps, ("final_conv", "head"), m.stem, before_head)
 
 
 def _mixer(m: Any, pre_logits: bool) -> Layout:
-    return Layout(
-        "vit",
-        _blocks(_row("blocks", m.blocks), "norm", *_head(pre_logits)),
-        m.stem,
-        lambda x: m.forward_head(m.norm(x), pre_logits=pre_logits),
-    )
+    steps = _row("blocks", m.blocks)
+    return _timm(m, pre_logits, "vit", steps, ("norm", "head"), m.stem, m.norm)
 
 
 def _clip_vit(m: Any, pre_logits: bool) -> Layout:
@@ -277,8 +244,7 @@ def _clip_vit(m: Any, pre_logits: bool) -> Layout:
 
 
 def _clip_resnet(m: Any, pre_logits: bool) -> Layout:
-    stages = [f"layer{i}" for i in range(1, 5)]
-    steps = [step for stage in stages for step in _row(stage, getattr(m, stage))]
+    steps = _rows((f"layer{i}", getattr(m, f"layer{i}")) for i in range(1, 5))
     return Layout("clip", _blocks(steps, "attnpool"), m.stem, m.attnpool)
 
 
@@ -316,6 +282,10 @@ def _row(prefix: str, modules: Sequence[nn.Module]) -> list[tuple[str, bool]]:
     return [(f"{prefix}.{i}", True) for i in range(len(modules))]
 
 
+def _rows(stages: Iterable[tuple[str, Any]]) -> list[tuple[str, bool]]:
+    return [step for prefix, modules in stages for step in _row(prefix, modules)]
+
+
 def _staged(prefix: str, stages: Sequence[Any]) -> list[tuple[str, bool]]:
     """Steps of stages that begin with a downsampling layer, which is not a block."""
     steps: list[tuple[str, bool]] = []
@@ -349,17 +319,15 @@ def _blocks(steps: Iterable[tuple[str, bool]], *finish: str) -> tuple[Block, ...
 
 def _led(stem: Run, m: nn.Module, steps: Sequence[tuple[str, bool]]) -> Run:
     """Extend the stem by the steps that run before the first block."""
-    lead = [m.get_submodule(path) for path, _ in takewhile(lambda step: not step[1], steps)]
-    return reduce(_then, lead, stem)
-
-
-def _head(pre_logits: bool, name: str = "head") -> tuple[str, ...]:
-    return () if pre_logits else (name,)
+    return _chain(
+        stem, *(m.get_submodule(path) for path, _ in takewhile(lambda s: not s[1], steps))
+    )
 
 
 def _under(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names)
 
 
-def _then(first: Run, second: Run) -> Run:
-    return lambda x: second(first(x))
+def _chain(*functions: Run) -> Run:
+    """One function after the other."""
+    return lambda x: reduce(lambda y, function: function(y), functions, x)

@@ -50,26 +50,14 @@ class ClipTower(nn.Module):
 def build(
     backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False
 ) -> LoadedModel:
-    """Build an open_clip model and load its weights.
+    """Build an open_clip model and load its weights; see `factory.load_backbone`.
 
-    Parameters
-    ----------
-    backbone_id : BackboneId
-        With scheme ``open_clip``.
-    weights : Path or None
-        Local file, or folder, whose ``open_clip_config.json`` decides architecture and
-        preprocessing if present; None for the published weights.
-    random_weights : bool
-        Load no weights.
+    The ``open_clip_config.json`` of a local folder decides architecture and preprocessing.
 
     Raises
     ------
-    UsageError
-        If open_clip does not know the model, tag or an argument.
-    DataError
-        If the weights do not fit.
     Unavailable
-        If they cannot be downloaded, or the text tower needs a package or files that are missing.
+        Also if the text tower needs a package or files that are missing.
     """
     from_hub = weights is None and not random_weights
     folder = weights if weights is not None and (weights / CONFIG_NAME).is_file() else None
@@ -87,14 +75,18 @@ def build(
         # timm towers need the positions of their checkpoint's size until it is loaded
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
     layout = layout_of(model.visual)
-    base = {**_preprocess_defaults(), **stored.get("preprocess_cfg", {}), **_preprocess_of(tag)}
+    of_tag = {k: tag[k] for k in (*_NORMALISATION, "fill_color") if tag.get(k) is not None}
+    config_of_images = {
+        **asdict(open_clip.transform.PreprocessCfg()),
+        **stored.get("preprocess_cfg", {}),
+        **of_tag,
+        "size": model.visual.image_size,
+    }
     return LoadedModel(
         id=backbone_id,
         module=ClipTower(model.visual),
         layout=layout.under("trunk") if layout else None,
-        preprocess=with_arguments(
-            from_open_clip({**base, "size": model.visual.image_size}), backbone_id
-        ),
+        preprocess=with_arguments(from_open_clip(config_of_images), backbone_id),
         architecture={"library": "open_clip", "model": backbone_id.model, "args": config},
         output="encode_image, projected, not normalised",
         encode_text=_text_encoder(model, f"local-dir:{folder}" if folder else backbone_id.model),
@@ -117,7 +109,7 @@ def published(backbone_id: BackboneId) -> Published:
     safe = ["open_clip_model.safetensors"] if name == "open_clip_pytorch_model.bin" else []
     if name.endswith((".bin", ".pth")):
         safe.append(f"{name[:-4]}.safetensors")
-    return Published(str(backbone_id), repo, (*safe, name), config.get("url", ""))
+    return Published(str(backbone_id), repo, (*safe, name))
 
 
 def _check_known(backbone_id: BackboneId, *, needs_tag: bool) -> None:
@@ -231,14 +223,6 @@ def _root_logger_unchanged() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-def _preprocess_defaults() -> dict[str, Any]:
-    return asdict(open_clip.transform.PreprocessCfg())
-
-
-def _preprocess_of(tag: dict[str, Any]) -> dict[str, Any]:
-    return {k: tag[k] for k in (*_NORMALISATION, "fill_color") if tag.get(k) is not None}
 
 
 def _load(model: Any, path: Path) -> None:

@@ -50,26 +50,9 @@ class TimmTower(nn.Module):
 def build(
     backbone_id: BackboneId, weights: Path | None, *, random_weights: bool = False
 ) -> LoadedModel:
-    """Build a timm model and load its weights.
+    """Build a timm model and load its weights; see `retailtag.backbones.factory.load_backbone`.
 
-    Parameters
-    ----------
-    backbone_id : BackboneId
-        With scheme ``timm``.
-    weights : Path or None
-        Local file, or folder in timm's hub format, whose ``config.json`` is followed if present;
-        None for the published weights.
-    random_weights : bool
-        Load no weights.
-
-    Raises
-    ------
-    UsageError
-        If timm does not know the model, tag or an argument.
-    DataError
-        If the weights do not fit.
-    Unavailable
-        If they cannot be downloaded.
+    A local folder is in timm's hub format: its ``config.json`` is followed if present.
     """
     from_hub = weights is None and not random_weights
     backbone_id = _known(backbone_id, default_tag=from_hub)
@@ -98,17 +81,18 @@ def published(backbone_id: BackboneId) -> Published:
     Raises
     ------
     UsageError
-        If timm does not know the model or tag, or publishes nothing for it.
+        If timm does not know the model or tag, or publishes nothing for it on the hub.
     """
     backbone_id = _known(backbone_id, default_tag=True)
     config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
-    name = config.hf_hub_filename
-    filenames = (name,) if name else _HUB_FILES
-    if not (config.hf_hub_id or config.url):
+    if not config.hf_hub_id:
+        remedy = f"download {config.url}" if config.url else "add a tag to the id"
         raise UsageError(
-            f"timm publishes no weights for {backbone_id}; add a tag to the id, or give --weights."
+            f"timm publishes no weights for {backbone_id} on the Hugging Face hub; {remedy}, or "
+            "give --weights FILE."
         )
-    return Published(str(backbone_id), config.hf_hub_id or "", filenames, config.url or "")
+    name = config.hf_hub_filename
+    return Published(str(backbone_id), config.hf_hub_id, (name,) if name else _HUB_FILES)
 
 
 def _known(backbone_id: BackboneId, *, default_tag: bool) -> BackboneId:

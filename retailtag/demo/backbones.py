@@ -1,4 +1,4 @@
-"""Backbones from the packaged demo models, which need no network."""
+"""The demo family of backbones: packaged weights, which need no network."""
 
 from __future__ import annotations
 
@@ -26,19 +26,10 @@ def build(
 ) -> LoadedModel:
     """Build a demo model with its packaged weights, local ones, or none.
 
-    Parameters
-    ----------
-    backbone_id : BackboneId
-        With scheme ``demo``.
-    weights : Path or None
-        Local file or folder instead of the packaged weights.
-    random_weights : bool
-        Leave the initial values.
-
     Raises
     ------
     UsageError
-        If the id asks for a size that no demo model is meant for.
+        If the id asks for images larger than `MAX_SIZE`.
     """
     from retailtag.demo.networks import build_demo_model
 
@@ -53,7 +44,7 @@ def build(
 
 
 def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:
-    """Describe a demo model: a timm trunk, and for ``clip`` a projection and a text tower."""
+    """Describe a demo model: a timm trunk and, for ``clip``, a projection and a text tower."""
     is_clip = hasattr(model, "proj")
     return LoadedModel(
         id=backbone_id,
@@ -67,7 +58,7 @@ def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:
 
 
 class DemoTower(nn.Module):
-    """The image side of a demo model; its text side is no parameter of it."""
+    """The image tower of a demo model, without its text tower."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -320,15 +320,9 @@ def test_a_name_that_the_repository_lacks_leads_to_the_next(monkeypatch, tmp_pat
     assert asked == ["a", "b", "gone"]
 
 
-def test_a_plain_address_is_fetched_into_torchs_cache(monkeypatch, tmp_path, saved):
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
-    place = Published("x", url=saved.as_uri())
-    assert place.fetch() == tmp_path / "torch" / "checkpoints" / saved.name
-    assert place.cached() == place.fetch()
-    gone = Published("x", url=(tmp_path / "gone.pth").as_uri())
-    with pytest.raises(Unavailable, match=r"gone\.pth, and give it here as --weights"):
-        gone.fetch()
-    assert gone.cached() is None
+def test_weights_outside_the_hub_are_left_to_the_user():
+    with pytest.raises(UsageError, match=r"xception-43020ad28\.pth, or give --weights FILE"):
+        load_backbone("timm:legacy_xception.tf_in1k")
 
 
 def test_every_open_clip_tag_and_timm_default_has_a_place():
@@ -338,8 +332,7 @@ def test_every_open_clip_tag_and_timm_default_has_a_place():
 
     for model, tag in open_clip.list_pretrained():
         if model in open_clip.list_models():
-            place = published(resolve_id(f"open_clip:{model}/{tag}"))
-            assert place.repo or place.url
+            assert published(resolve_id(f"open_clip:{model}/{tag}")).repo
     assert published(resolve_id("demo:cnn")) is None
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from retailtag.errors import RetailtagError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from retailtag.backbones.backbone import Backbone
+    from retailtag.backbones.engines.embedder import EngineEmbedder
+
 # An engine is timed for at least this long and this many passes; the fastest pass counts.
 MIN_TIMED_SECONDS = 1.0
 MIN_TIMED_PASSES = 3
@@ -27,22 +30,6 @@ MIN_TIMED_PASSES = 3
 # 2026-11-28), so that slower machines do not build in vain. compile takes minutes.
 BUILD_SECONDS = {"eager": 2.0, "openvino": 8.0, "onnxruntime": 16.0, "compile": 180.0}
 EXPECTED_SAVING = 0.5  # a guess: share of the eager time that an engine saves
-
-
-class Embeds(Protocol):
-    """Computes embeddings."""
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
-        ...
-
-
-class Releasable(Embeds, Protocol):
-    """Computes embeddings and can be dropped from memory."""
-
-    def release(self) -> None:
-        """Drop what was built; the next use builds it again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -70,14 +57,12 @@ class Parity:
     def of(
         cls, eager: NDArray[np.float32], other: NDArray[np.float32], limit: Tolerance = EXACT
     ) -> Parity:
-        """Compare embeddings (n, dim), n at least 1.
-
-        A single image is its own mean: its centred cosine is the plain one.
-        """
+        """Compare embeddings (n, dim), n at least 1."""
         if not np.isfinite(other).all():
             return cls(math.nan, math.nan, math.nan, len(eager))
         zero = np.zeros(eager.shape[1])
         plain = centred_cosine(eager, other, zero, limit)
+        # a single image is its own mean: its centred cosine is the plain one
         mean = eager.mean(axis=0, dtype=np.float64) if len(eager) > 1 else zero
         centred = centred_cosine(eager, other, mean, limit)
         return cls(float(plain.min()), float(centred.min()), float(centred.mean()), len(eager))
@@ -159,8 +144,8 @@ class Bench:
     ----------
     pixels : Tensor of uint8, shape (n, 3, h, w)
         At least one image.
-    eager : Embeds
-        Eager float32, the reference.
+    eager : Backbone
+        Computes in eager float32, the reference.
     precision : str
         Numeric precision, ``exact`` or ``fast``.
     clock : callable
@@ -168,11 +153,11 @@ class Bench:
     """
 
     pixels: Tensor
-    eager: Embeds
+    eager: Backbone
     precision: str
     clock: Callable[[], float] = time.perf_counter
 
-    def try_all(self, engines: Mapping[EngineName, Releasable], n: int) -> list[Trial]:
+    def try_all(self, engines: Mapping[EngineName, EngineEmbedder], n: int) -> list[Trial]:
         """Try the engines that are worth building for `n` images, then eager float32.
 
         Only the fastest so far stays built. If none is worth building, eager float32 has the rate
@@ -192,7 +177,7 @@ class Bench:
         rate = self.rate(self.eager) if tried else len(self.pixels) / self._reference[1]
         return [*trials, Trial(EAGER, rate, Parity(1.0, 1.0, 1.0, len(self.pixels)))]
 
-    def try_out(self, name: EngineName, engine: Embeds) -> Trial:
+    def try_out(self, name: EngineName, engine: EngineEmbedder) -> Trial:
         """Build an engine, compare its embeddings, and time it if they are close enough."""
         try:
             parity = self.compare(engine)
@@ -202,12 +187,12 @@ class Bench:
             return Trial(name, parity=parity, problem=problem)
         return Trial(name, self.rate(engine), parity)
 
-    def compare(self, embedder: Embeds) -> Parity:
+    def compare(self, embedder: Backbone | EngineEmbedder) -> Parity:
         """Parity of an engine with eager float32 on the sample."""
         again = _rows(embedder, self.pixels)
         return Parity.of(self._reference[0], again, _tolerance(self.precision))
 
-    def rate(self, embedder: Embeds) -> float:
+    def rate(self, embedder: Backbone | EngineEmbedder) -> float:
         """Images per second in the fastest of several passes over the sample."""
         start, best, passes = self.clock(), math.inf, 0
         while passes < MIN_TIMED_PASSES or self.clock() - start < MIN_TIMED_SECONDS:
@@ -228,7 +213,7 @@ def _tolerance(precision: str) -> Tolerance:
     return EXACT if precision == "exact" else FAST
 
 
-def _rows(embedder: Embeds, pixels: Tensor) -> NDArray[np.float32]:
+def _rows(embedder: Backbone | EngineEmbedder, pixels: Tensor) -> NDArray[np.float32]:
     """Embeddings (n, dim) in main memory; the copy also waits for a GPU."""
     rows: NDArray[np.float32] = embedder.embed(pixels).cpu().numpy()
     return rows
