@@ -34,13 +34,11 @@ class LoadedModel:
     Parameters
     ----------
     id : BackboneId
-        Resolved id.
     module : Module
         Normalised float images (n, 3, h, w) to embeddings (n, dim).
     layout : Layout or None
-        Its blocks; None for an architecture that `retailtag.backbones.blocks` does not know.
+        None for an architecture that `retailtag.backbones.blocks` does not know.
     preprocess : Preprocess
-        Resize, crop and normalisation.
     architecture : dict
         Library, model and its arguments, as plain JSON values.
     output : str
@@ -71,13 +69,9 @@ class Backbone:
     Attributes
     ----------
     id : str
-        Canonical resolved id.
+        Canonical.
     dim : int
         Length of one embedding.
-    module : Module
-        Normalised float images (n, 3, h, w) to (n, dim).
-    preprocess : Preprocess
-        PIL image to uint8 (3, h, w); cheap to pickle.
     family : str
         ``cnn``, ``vit`` or ``clip``; ``other`` for an unknown architecture.
     memory_format : memory_format
@@ -194,7 +188,7 @@ class Backbone:
         wanted = set(self.trainable_names(k))
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in wanted)
-        return [p for n, p in self.module.named_parameters() if n in wanted]
+        return [p for p in self.module.parameters() if p.requires_grad]
 
     def train_last(self, k: Blocks, *, stored_statistics: bool = False) -> None:
         """Put the last k blocks in training mode and everything before them in evaluation mode.
@@ -256,12 +250,7 @@ class Backbone:
         if not last or layout is None or layout.stem is None or layout.finish is None:
             raise UsageError(f"{self.id} cannot be cut before its last {k} blocks; run it whole.")
         stem, finish = layout.stem, layout.finish
-        frozen = [
-            self.module.get_submodule(path) for block in self.blocks[:-k] for path in block.runs
-        ]
-        trained: list[Run] = [
-            self.module.get_submodule(path) for block in last for path in block.runs
-        ]
+        frozen, trained = self._modules(self.blocks[:-k]), self._modules(last)
         if first_token_only and layout.first_token_block is not None:
             trained[-1] = layout.first_token_block
         run_trained = _run_checkpointed if gradient_checkpointing else _run
@@ -311,6 +300,9 @@ class Backbone:
         """Number of blocks behind the one that holds the parameter `name`; all for the stem."""
         n = len(self.blocks)
         return next((n - 1 - i for i, b in enumerate(self.blocks) if b.covers(name)), n)
+
+    def _modules(self, blocks: Sequence[Block]) -> list[Run]:
+        return [self.module.get_submodule(path) for block in blocks for path in block.runs]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         # torchvision's ToTensor (/ 255), then Normalize ((x - mean) / std): folding both into one

@@ -53,11 +53,6 @@ def build(
     """Build an open_clip model and load its weights; see `factory.load_backbone`.
 
     The ``open_clip_config.json`` of a local folder decides architecture and preprocessing.
-
-    Raises
-    ------
-    Unavailable
-        Also if the text tower needs a package or files that are missing.
     """
     from_hub = weights is None and not random_weights
     folder = weights if weights is not None and (weights / CONFIG_NAME).is_file() else None
@@ -94,13 +89,7 @@ def build(
 
 
 def published(backbone_id: BackboneId) -> Published:
-    """Where open_clip publishes the weights of an id.
-
-    Raises
-    ------
-    UsageError
-        If open_clip does not know the model or tag.
-    """
+    """Where open_clip publishes the weights of an id."""
     _check_known(backbone_id, needs_tag=True)
     config = pretrained.get_pretrained_cfg(backbone_id.model, backbone_id.tag)
     repo, _, name = config.get("hf_hub", "").rpartition("/")

@@ -31,7 +31,7 @@ def load_backbone(
     Parameters
     ----------
     backbone_id : str
-        See `resolve_id`.
+        See `retailtag.backbones.ids.resolve_id`.
     weights : Path or None
         Local file (safetensors, or a torch file of tensors) or folder (whose ``config.json`` or
         ``open_clip_config.json`` is followed) instead of the published weights.
@@ -55,7 +55,7 @@ def load_backbone(
     DataError
         If the weights do not fit the architecture, are damaged, or would have to run code.
     Unavailable
-        If the weights are not on this machine and cannot be downloaded.
+        If the weights, or what a text tower needs, are neither here nor downloadable.
     """
     from retailtag.backbones.backbone import Backbone
 

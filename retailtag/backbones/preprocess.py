@@ -44,11 +44,6 @@ class Preprocess:
     fill : (int, int, int)
         Colour of a border, 0 to 255.
 
-    Raises
-    ------
-    UsageError
-        If a value is out of range or unknown.
-
     Notes
     -----
     Sizes, crops and borders equal those of ``timm.data.create_transform`` and

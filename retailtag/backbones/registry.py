@@ -20,19 +20,16 @@ class Family:
     Parameters
     ----------
     build : str
-        Function that builds a model and loads its weights:
+        Function that builds a model and loads its weights, local ones if a path is given:
         ``(BackboneId, Path or None, *, random_weights) -> LoadedModel``.
     published : str
-        Function that says where weights are published: ``BackboneId -> Published``. Empty where
-        retailtag packages them.
+        Function ``BackboneId -> Published``; empty if retailtag packages the weights.
     split_name : callable
         What follows ``scheme:`` to the model's name and the weights' tag.
     tag_separator : str
-        Between the two in a canonical id; empty where weights have no tags.
-    models : tuple of str
-        All models, where they are few; empty where the library is asked.
-    arguments : tuple of str
-        Arguments that an id may have; empty where the library is asked.
+        Between the two in a canonical id; empty if weights have no tags.
+    models, arguments : tuple of str
+        All that an id may name; empty if the library checks them.
     """
 
     build: str

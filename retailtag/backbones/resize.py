@@ -33,7 +33,7 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     size : (int, int)
         Width and height of the result (Pillow's order).
     interpolation : str
-        A name of `INTERPOLATIONS`.
+        Key of `INTERPOLATIONS`.
 
     Returns
     -------
@@ -48,10 +48,6 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     scale of exactly 4/5, whose weights end in ties). The passes run in the order of Pillow 13
     (`_vertical_first`), whichever Pillow is installed, in the calling thread and without the
     interpreter lock.
-
-    References
-    ----------
-    ``PIL.Image.Image.resize``; ``torch.nn.functional.interpolate`` with ``antialias=True``.
     """
     width, height = pixels.shape[1], pixels.shape[0]
     if size == (width, height):
@@ -89,20 +85,9 @@ def _interpolated(pixels: Pixels, size: tuple[int, int], interpolation: str) -> 
 
 
 def centre(pixels: Pixels, size: tuple[int, int], fill: tuple[int, int, int]) -> Pixels:
-    """Crop the centre of RGB pixels, with a border where they are too small.
+    """Crop the centre of RGB pixels (any, any, 3) to `size`, height h and width w.
 
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (any, any, 3)
-    size : (int, int)
-        Height h and width w.
-    fill : (int, int, int)
-        Colour of the border.
-
-    Returns
-    -------
-    ndarray of uint8, shape (3, h, w)
-        A copy, contiguous.
+    Smaller pixels get a border of colour `fill`. Returns a contiguous copy, uint8 (3, h, w).
     """
     (h, w), (height, width) = size, pixels.shape[:2]
     if height < h or width < w:

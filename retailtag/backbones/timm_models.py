@@ -76,13 +76,7 @@ def build(
 
 
 def published(backbone_id: BackboneId) -> Published:
-    """Where timm publishes the weights of an id.
-
-    Raises
-    ------
-    UsageError
-        If timm does not know the model or tag, or publishes nothing for it on the hub.
-    """
+    """Where timm publishes the weights of an id."""
     backbone_id = _known(backbone_id, default_tag=True)
     config = timm.models.get_pretrained_cfg(_timm_name(backbone_id))
     if not config.hf_hub_id:

@@ -89,7 +89,6 @@ def fit_state(
     Parameters
     ----------
     model : Module
-        Receives the tensors.
     state : dict of str to Tensor
         With the library's names.
     path : Path
@@ -122,12 +121,9 @@ def fit_state(
 
 
 def state_sha256(module: nn.Module) -> str:
-    """Hash names, dtypes, shapes and bytes of parameters and buffers in sorted order.
+    """SHA-256 (hexadecimal) of names, dtypes, shapes and bytes of parameters and buffers.
 
-    Returns
-    -------
-    str
-        SHA-256, hexadecimal; independent of the file the tensors came from.
+    It does not depend on the format of the file that the tensors came from.
     """
     h = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

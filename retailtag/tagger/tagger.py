@@ -73,16 +73,13 @@ class Tagger:
         Parameters
         ----------
         folder : str or Path
-            Of a probe or a fine-tune.
         weights : str, Path or mapping of str to str or Path, optional
             Local weights of the backbone, or of several by their ids. A fine-tune has its own
             weights and needs these only if their folder describes the architecture.
         device : str
             ``cpu``, ``cuda`` or ``cuda:N``.
-        max_pixels : int
-            Width times height above which an image is refused.
-        allow_truncated : bool
-            Accept JPEG files that end early.
+        max_pixels, allow_truncated
+            See `Tagger`.
         progress : Progress
             Receives a message if the probe's engine of reduced precision cannot run here.
 

@@ -22,7 +22,7 @@ class EngineEmbedder:
     Parameters
     ----------
     backbone : Backbone
-        Gives weights, preprocessing and identity; not changed.
+        Not changed.
     name : EngineName
         Engine and arithmetic, part of the embeddings' identity.
     build : callable

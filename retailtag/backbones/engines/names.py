@@ -17,13 +17,8 @@ BFLOAT16 = "bfloat16"
 class EngineName:
     """One way to compute embeddings, as a feature store's identity names it.
 
-    Parameters
-    ----------
-    engine : str
-        One of `ENGINES`.
-    arithmetic : str
-        ``float32``; ``bfloat16`` for weights and activations; ``autocast-float16`` or
-        ``autocast-bfloat16`` for PyTorch's autocast on CUDA.
+    `arithmetic` is ``float32``, ``bfloat16`` (weights and activations), or PyTorch's
+    ``autocast-float16`` or ``autocast-bfloat16`` on CUDA.
 
     Examples
     --------
