@@ -24,7 +24,7 @@ IdArgument = Annotated[
 
 @app.command("list")
 def list_models(json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Show the presets and demo models: what they cost, and whether their weights are here."""
+    """Show presets and demo models with their cost, and whether their weights are downloaded."""
     from retailtag.backbones.registry import FAMILIES, PRESETS
 
     output = Output(json, quiet)
@@ -36,7 +36,7 @@ def list_models(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
 @app.command("pull")
 def pull(backbone: IdArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Download a backbone's weights to the hub cache, to work offline from then on."""
+    """Download a backbone's weights to the hub cache, for work without a network."""
     from retailtag.backbones import resolve_id
     from retailtag.backbones.factory import published
 
@@ -65,8 +65,8 @@ def verify(
 ) -> None:
     """Load a backbone, embed one image, and print the hash of its weights.
 
-    The hash is over names, dtypes, shapes and values as loaded, so that it does not depend on the
-    file's format; every feature store records it.
+    The hash covers names, dtypes, shapes and values as loaded, so it does not depend on the format
+    of the file; every feature store records it.
     """
     from retailtag.backbones import load_backbone
 
@@ -74,8 +74,8 @@ def verify(
     loaded = load_backbone(backbone, weights=weights, device=resolve_device(device))
     if expect is not None and expect.lower() != loaded.weights_sha256:
         raise ArtefactError(
-            f"The weights of {loaded.id} have SHA-256 {loaded.weights_sha256}, not {expect}; take "
-            "the file that --expect was made from."
+            f"The weights of {loaded.id} have SHA-256 {loaded.weights_sha256}, not {expect}; use "
+            "the file that --expect was computed from."
         )
     facts = {
         "id": loaded.id,

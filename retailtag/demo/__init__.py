@@ -1,1 +1,1 @@
-"""The demo: a drawn catalogue and three small stand-in backbones."""
+"""The demo: a procedurally drawn catalogue and three small stand-in backbones."""

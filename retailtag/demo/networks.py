@@ -1,6 +1,6 @@
-"""The three demo backbones: tiny stand-ins, so that the demo and the tests run anywhere.
+"""Networks of the three demo backbones: tiny stand-ins, so that demo and tests run anywhere.
 
-They are pretrained in earnest (``benchmarks/pretrain_demo.py``) on the source catalogue of
+They are pretrained by ``benchmarks/pretrain_demo.py`` on the source catalogue of
 `retailtag.demo.drawing.source`: a CNN supervised by a store's codes, a ViT by
 self-distillation, and a ViT with a text tower by captions. None is a substitute for a
 backbone trained on photographs.
@@ -89,7 +89,7 @@ class DemoCNN(nn.Module):
 
 
 def _vit() -> VisionTransformer:
-    """A small ViT whose patches are embedded by early convolutions: far fewer steps to train.
+    """A small ViT with early convolutions as patch embedding, which trains in far fewer steps.
 
     References
     ----------
@@ -111,7 +111,7 @@ def _vit() -> VisionTransformer:
 
 
 def _early_convolutions() -> nn.Sequential:
-    """Three strided convolutions in the place of the single 8 x 8 one, to the same grid."""
+    """Three strided convolutions instead of the single 8 x 8 one, with the same grid."""
     layers: list[nn.Module] = []
     for inside, outside in ((3, 32), (32, 64), (64, 128)):
         convolution = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
@@ -219,7 +219,7 @@ def _pieces(word: str) -> tuple[int, ...]:
 
 
 class DemoCLIP(nn.Module):
-    """A ViT and a text tower that meet in one space of 128 dimensions."""
+    """A ViT and a text tower with a joint embedding space of 128 dimensions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ _CLASSES: dict[str, type[DemoCNN] | type[DemoDINO] | type[DemoCLIP]] = {
 
 
 def packaged_weights(name: str) -> Path:
-    """Where the packaged weights of a demo backbone lie.
+    """Path of the packaged weights of a demo backbone.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def packaged_weights(name: str) -> Path:
     Raises
     ------
     UsageError
-        There is no demo backbone of that name.
+        If there is no demo backbone of that name.
     """
     if name not in DEMO_ARCHITECTURES:
         known = ", ".join(DEMO_ARCHITECTURES)
@@ -294,7 +294,7 @@ def build_demo_model(
     Raises
     ------
     UsageError
-        There is no demo backbone of that name.
+        If there is no demo backbone of that name.
     """
     packaged = packaged_weights(name)
     model = _CLASSES[name]()

@@ -1,8 +1,8 @@
-"""How the demo backbones' weights are kept small: half precision, text matrices in 8 bits.
+"""File format of the demo backbones' weights: float16, text matrices in 8 bits.
 
-Matrices of the text tower are stored as int8 with one scale a row, and rows that are zero (word
-pieces that pretraining never saw) are left out. The image side is stored in float16 as it is, so
-that embeddings of images do not depend on this format.
+Matrices of the text tower are stored as int8 with one scale per row, without rows of zeros (word
+pieces that pretraining never saw). The image tower is stored in plain float16, so embeddings of
+images do not depend on this format.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEVELS = 127
 
 
 def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file from a model's state; counters keep their type."""
+    """Pack a model's state for a file; integer tensors keep their type."""
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith("text.") and tensor.ndim == 2:
@@ -32,7 +32,7 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack(packed: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 state from `pack`'s tensors; `like` is a state of the same model, for the shapes."""
+    """Float32 state from packed tensors; `like` is a state of the same model, for the shapes."""
     state: dict[str, Tensor] = {}
     for name, tensor in packed.items():
         matrix, _, part = name.rpartition(".")

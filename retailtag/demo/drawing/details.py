@@ -1,4 +1,4 @@
-"""Details sewn on an article, the marks of the brands, and what holds an article up."""
+"""Details on an article, the marks of brands, and the hanger or dummy that holds an article."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a look to the article's picture: pieces rasterised, clothed, and shaded."""
+"""Draw an article from its look: rasterise the pieces, fill them with cloth, shade them."""
 
 from __future__ import annotations
 

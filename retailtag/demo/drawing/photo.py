@@ -48,7 +48,7 @@ def photograph(drawing: Drawing, rng: np.random.Generator) -> Image.Image:
 
 
 def _shot(article: Image.Image, rng: np.random.Generator, close: bool) -> Image.Image:
-    """Place the article before the camera: turned, shifted, nearer or further, a little askew."""
+    """Place the article in front of the camera: rotated, shifted, scaled, slightly skewed."""
     nearer = rng.uniform(1.5, 2.0) if close else np.clip(rng.normal(1.0, 0.07), 0.8, 1.15)
     angle = rng.normal(0, 0.05)
     c, s = np.cos(angle) / nearer, np.sin(angle) / nearer
@@ -67,7 +67,7 @@ def _shot(article: Image.Image, rng: np.random.Generator, close: bool) -> Image.
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """Mostly a studio's paper; else a wall and a floor, boards, or a coloured cloth."""
+    """Mostly studio paper, otherwise a wall and a floor, boards, or a coloured cloth."""
     kind = rng.random()
     if kind < 0.58:
         base = np.array(_STUDIO[rng.integers(len(_STUDIO))], np.float32)
@@ -130,7 +130,7 @@ def _image(values: np.ndarray) -> Image.Image:
 
 
 def _with_shadow(scene: Image.Image, alpha: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The article's soft shadow on what is behind it."""
+    """The article's soft shadow on the background."""
     reach = int(rng.integers(1, 6))
     side = int(rng.choice([-1, 1]))
     strength = rng.uniform(0.1, 0.36)

@@ -11,7 +11,7 @@ _GAP = 4
 
 
 def contact_sheet(out: Path, columns: int = 12, rows: int = 6) -> Image.Image:
-    """Set one photograph of each of the first products side by side.
+    """Arrange one photograph of each of the first products in a grid.
 
     Parameters
     ----------

@@ -262,7 +262,7 @@ def _random_look(rng: np.random.Generator, article: Article, colours: tuple[RGB,
 
 
 def _blended_shape(rng: np.random.Generator, article: Article) -> Mapping[str, float]:
-    """The article's measures, drawn up to a third of the way to a relative's."""
+    """The article's measures, moved up to a third of the way to those of a similar article."""
     kin = [
         a for a in ARTICLES if a.family == article.family and a.shape.keys() == article.shape.keys()
     ]
@@ -326,7 +326,7 @@ def _group(groups: Sequence[Sequence[str]], value: str) -> int:
 
 
 def _caption(rng: np.random.Generator, article: Article, look: Look, colours: Sequence[str]) -> str:
-    """A sentence that names the thing, and three quarters of what else is to be seen."""
+    """A sentence that names the article and about three quarters of what is visible."""
     nouns, prints = NOUNS[article.name], PRINTS[look.pattern]
     parts = [f"in {colours[0]}", f"with {prints[rng.integers(len(prints))]}"]
     if look.pattern != "Plain":

@@ -54,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class _Draft:
-    """True facet values while a product is being sampled; empty where it has none."""
+    """True facet values of a product while it is sampled; empty for facets that it lacks."""
 
     values: dict[str, str]
     second_colour: str
@@ -84,7 +84,7 @@ def sample_product(seed: int, index: int) -> Product:
 
 
 def sample_products(seed: int, n_images: int) -> list[Product]:
-    """Products enough for `n_images` photographs.
+    """Enough products for `n_images` photographs.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def _edges(n: int, exponent: float, offset: float) -> np.ndarray:
 
 
 def _articles_with(facet: str, value: str) -> list[Article]:
-    """Articles that can show the value; all of them where the facet is free."""
+    """Articles that can show the value; all of them if any article can show the facet."""
     field = {"neck": "necks", "sleeve": "sleeves", "material": "materials", "detail": "details"}
     if facet == "article":
         return [ARTICLE[value]]
@@ -191,7 +191,7 @@ def _articles_with(facet: str, value: str) -> list[Article]:
 
 
 def _sample_values(rng: np.random.Generator, cover: tuple[str, str] | None) -> _Draft:
-    """Facet values from the article down, so that they go together."""
+    """Facet values, sampled from the article on, so that they fit together."""
     names = [a.name for a in (_articles_with(*cover) if cover else ARTICLES)]
     article = ARTICLE[_pick(rng, names, *LAWS["article"])]
     values = {
@@ -218,7 +218,7 @@ def _sample_values(rng: np.random.Generator, cover: tuple[str, str] | None) -> _
 
 
 def _reconcile(values: dict[str, str]) -> None:
-    """Undo what no shop sells."""
+    """Replace combinations that no shop sells."""
     if values["neck"] in ("Halter", "Off Shoulder", "Sweetheart") and values["gender"] != "Girls":
         values["gender"] = "Women"
     if values["neck"] == "Halter" and values["sleeve"]:
@@ -246,7 +246,7 @@ _USUAL = {
 
 
 def _sample_colour(rng: np.random.Generator, values: dict[str, str]) -> str:
-    """The material decides most often; girls' things are lighter."""
+    """The material decides in most cases; girls' articles are lighter."""
     usual = _USUAL.get(values["material"])
     if usual and rng.random() < 0.85:
         return _pick(rng, usual, 0.9)
@@ -266,7 +266,7 @@ def _sample_details(rng: np.random.Generator, article: Article) -> list[str]:
 
 
 def _sample_look(rng: np.random.Generator, draft: _Draft) -> Look:
-    """Numbers for the drawing: the article's own, with the gender and some chance."""
+    """Measures for the drawing: the article's own, varied by gender and at random."""
     values = draft.values
     article = ARTICLE[values["article"]]
     shape = {key: value * rng.normal(1, 0.04) for key, value in article.shape.items()}
@@ -346,7 +346,7 @@ def _title(rng: np.random.Generator, draft: _Draft) -> str:
 
 
 def _rare_values() -> list[tuple[str, str]]:
-    """Values that chance alone would show in under one product of two hundred or so."""
+    """Values that chance alone would show in fewer than about one product in 200."""
     keep_first = {"article": 24, "pattern": 6, "brand": 6, "colour": 14, "neck": 5}
     keep_first |= {"sleeve": 3, "material": 8, "detail": 4}
     return [(facet, value) for facet in _ROUNDS for value in FACETS[facet][keep_first[facet] :]]

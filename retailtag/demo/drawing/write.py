@@ -1,4 +1,4 @@
-"""Write the demo catalogue: streamed, by several processes, whole or not at all."""
+"""Write the demo catalogue: streamed, by several processes, complete or not at all."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DemoSummary:
     n_absent : int
         Tags of the taxonomy without any training photograph; they count as tail.
     reused : bool
-        Whether a catalogue already there was kept instead of drawn.
+        Whether an existing catalogue was reused instead of drawing one.
     """
 
     catalogue: Path
@@ -79,29 +79,29 @@ def write_demo_catalogue(
     Parameters
     ----------
     out : Path
-        Folder to make: ``catalogue.csv``, ``taxonomy.csv`` and ``images/``.
+        Folder to create, with ``catalogue.csv``, ``taxonomy.csv`` and ``images/``.
     n_images : int
         Photographs to take, at least `MIN_IMAGES`.
     seed : int
         Seed of the world, 0 or more.
     workers : int, optional
-        Processes that draw; all the machine's by default. The files do not depend on it.
+        Processes that draw, by default one per CPU core. The files do not depend on it.
     progress : callable, optional
         Called with the number of photographs newly written.
 
     Returns
     -------
     DemoSummary
-        Counts; ``reused`` when `out` already held this very catalogue.
+        Counts; ``reused`` if `out` already holds this catalogue.
 
     Raises
     ------
     UsageError
-        `out` holds something else, or a number is out of range.
+        If `out` holds something else, or a number is out of range.
 
     Notes
     -----
-    Everything is written to a sibling folder that takes its name when it is whole.
+    Everything is written to a temporary sibling folder, which is renamed when it is complete.
     """
     out = Path(out)
     if n_images < MIN_IMAGES or seed < 0:
@@ -130,7 +130,7 @@ def write_demo_catalogue(
 
 
 def _found(out: Path, asked: dict[str, object]) -> DemoSummary | None:
-    """The catalogue that `out` already holds; None if it is free."""
+    """The catalogue that `out` already holds; None if it is empty or missing."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     record_path = out / _RECORD
@@ -164,8 +164,8 @@ def _write(
     products = sample_products(seed, n_images)
     held_out = split_products(products, seed, min(round(n_images * TEST_SHARE), MAX_TEST))
     firsts = np.cumsum([0, *(product.n_photos for product in products)])
-    for shard in sorted({image_id(row)[:3] for row in range(n_images)}):
-        (folder / "images" / shard).mkdir(parents=True)
+    for subfolder in sorted({image_id(row)[:3] for row in range(n_images)}):
+        (folder / "images" / subfolder).mkdir(parents=True)
     jobs = [
         (folder, seed, [(p.index, int(first), p.n_photos) for p, first in rows])
         for rows in _chunks(list(zip(products, firsts[:-1], strict=True)))
@@ -195,8 +195,8 @@ def _drawn(jobs: Sequence[_Job], workers: int) -> Iterator[int]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(_draw_job, jobs)
         return
-    # Forking spares a caller's script the ``if __name__`` guard; the children run
-    # NumPy and Pillow alone.
+    # With fork a caller's script needs no ``if __name__`` guard; it is safe here because the
+    # children run only NumPy and Pillow.
     method = "fork" if sys.platform.startswith("linux") else "spawn"
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
