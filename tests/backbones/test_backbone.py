@@ -1,4 +1,4 @@
-"""A backbone embeds, says who it is, speaks, and costs what it is known to cost."""
+"""A backbone: embeddings, identity, texts and cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def small() -> Backbone:
     return load_backbone(SMALL, random_weights=True)
 
 
-def test_embedding_is_float32_detached_and_one_row_an_image(small, pixels):
+def test_embedding_is_float32_detached_and_one_row_per_image(small, pixels):
     embedding = small.embed(pixels(3, 32, 32))
     assert embedding.shape == (3, small.dim)
     assert embedding.dtype == torch.float32
@@ -38,7 +38,7 @@ def test_embedding_does_not_depend_on_training_mode_or_batch(small, pixels):
     assert torch.allclose(torch.cat([small.embed(i[None]) for i in images]), reference, atol=1e-6)
 
 
-def test_float32_on_cuda_is_no_tf32(monkeypatch):
+def test_float32_on_cuda_turns_tf32_off(monkeypatch):
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "allow_tf32", True)
     with full_float32(torch.device("cuda")):
@@ -80,7 +80,7 @@ def test_pooling_is_an_argument_and_part_of_the_identity(pixels):
     assert not torch.allclose(mean.embed(images), token.embed(images))
 
 
-def test_one_vector_an_image_or_a_sentence():
+def test_a_model_without_one_vector_per_image_is_refused():
     model = LoadedModel(
         id=resolve_id("timm:x"),
         module=nn.Conv2d(3, 2, 1),
@@ -176,7 +176,7 @@ def test_a_convolution_counts_by_hand():
     assert first < cost_of(SMALL).flops < 20 * first
 
 
-def test_a_tokenizer_that_is_not_here_is_said(tiny_clip_folder, monkeypatch):
+def test_a_missing_tokenizer_is_one_sentence(tiny_clip_folder, monkeypatch):
     import open_clip
 
     def absent(name):

@@ -1,4 +1,4 @@
-"""Ids: presets, canonical text, sentences for what is wrong; no torch."""
+"""Ids: presets, canonical text, messages for wrong ids, and no import of torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from retailtag.errors import UsageError
         ("demo:dino", "dino", ""),
     ],
 )
-def test_parts(text, model, tag):
+def test_model_and_tag(text, model, tag):
     parsed = resolve_id(text)
     assert (parsed.model, parsed.tag) == (model, tag)
 
@@ -88,7 +88,7 @@ def test_text_is_canonical_whatever_the_order(args, rng):
         ("", "unknown preset"),
     ],
 )
-def test_what_is_wrong_is_said(text, said):
+def test_a_wrong_id_is_refused_with_a_hint(text, said):
     with pytest.raises(UsageError, match=said):
         resolve_id(text)
 
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_said(text, said):
         ("timm:resnet18?banana=3&size=32", "timm cannot build .*banana"),
     ],
 )
-def test_what_the_library_does_not_know_is_said(text, said):
+def test_unknown_models_tags_and_arguments_are_refused(text, said):
     from retailtag.backbones import load_backbone
 
     random = "banana" in text
@@ -113,7 +113,7 @@ def test_what_the_library_does_not_know_is_said(text, said):
 
 
 @pytest.mark.parametrize("query", ["size=1025", "size=9999", "size=64,2000", "crop_pct=0.0001"])
-def test_sizes_that_would_eat_the_memory_are_refused(query):
+def test_sizes_that_would_exhaust_the_memory_are_refused(query):
     from retailtag.backbones import load_backbone
 
     with pytest.raises(UsageError, match=r"Backbone demo:cnn\?.*(at most|more than)"):
@@ -128,7 +128,7 @@ def test_resolving_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_several_backbones_side_by_side():
+def test_ids_of_several_backbones():
     assert components_of("demo:cnn") == ("demo:cnn",)
     assert components_of("demo:cnn + clip?crop_pct=1e+0") == ("demo:cnn", "clip?crop_pct=1e+0")
     assert canonical("clip+demo:dino") == f"{PRESETS['clip']}+demo:dino"

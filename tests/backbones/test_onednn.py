@@ -1,4 +1,4 @@
-"""Linear layers by convolution give what PyTorch's give, forwards and backwards."""
+"""Linear layers as convolutions agree with PyTorch's, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_linear_layer_by_convolution_is_the_same_layer(shape, bias, convolved)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_what_would_not_gain_is_multiplied_as_ever(convolved, monkeypatch):
+def test_products_without_a_gain_use_pytorchs_own_layer(convolved, monkeypatch):
     layer = Linear(8, 8)
     x = torch.randn(MIN_TOKENS, 8)
     few = (x[:-1], torch.randn(0, 8), torch.randn(8))

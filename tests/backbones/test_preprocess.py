@@ -1,4 +1,4 @@
-"""Pixels are those of timm's and open_clip's own transforms, rounding of the scaling aside."""
+"""Pixels equal those of timm's and open_clip's own transforms, apart from rounding."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_accepted_truncation_is_one_more_fact():
     assert not accepts_truncated(replace(spec, preprocessing="[]"))
 
 
-def test_it_travels_to_other_processes():
+def test_it_can_be_pickled():
     preprocess = Preprocess(size=(8, 9))
     assert pickle.loads(pickle.dumps(preprocess)) == preprocess  # noqa: S301
 
@@ -236,7 +236,7 @@ def test_pixels_are_a_copy_whatever_has_to_be_done(interpolation):
         assert not np.shares_memory(made, pixels)
 
 
-def test_normalisation_does_not_part_what_has_the_same_pixels():
+def test_same_pixels_ignores_the_normalisation():
     one = Preprocess(size=(8, 9), mean=(0.1, 0.2, 0.3))
     assert one.same_pixels == replace(one, std=(1.0, 2.0, 3.0)).same_pixels
     assert one.same_pixels != replace(one, fill=(1, 1, 1)).same_pixels

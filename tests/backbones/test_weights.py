@@ -1,4 +1,4 @@
-"""Weights from files and from the hub's cache: what loads, what is refused, what is said."""
+"""Weights from files and from the hub's cache: what loads, and what is refused."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_truncated_files_are_refused(saved, state, tmp_path):
             read_state(tmp_path / name)
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_a_file_without_a_state_dict_is_refused(tmp_path):
     torch.save({"a": torch.ones(1), "lr": 0.1}, tmp_path / "mixed.pth")
     with pytest.raises(DataError, match="'lr', not a tensor"):
         read_state(tmp_path / "mixed.pth")
@@ -285,7 +285,7 @@ def test_offline_says_which_file_goes_where(cache):
         load_backbone("clip")
 
 
-def test_a_host_without_network_is_told_at_once(monkeypatch, tmp_path):
+def test_a_host_without_network_is_reported_at_once(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

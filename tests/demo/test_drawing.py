@@ -70,7 +70,7 @@ def test_rows_name_images_of_the_promised_size(demo):
     assert all(row["title"] for row in rows)
 
 
-def test_no_product_is_parted_by_the_split(demo):
+def test_no_product_is_in_both_splits(demo):
     sides: dict[str, set[str]] = {}
     for row in rows_of(demo):
         sides.setdefault(row["group"], set()).add(row["split"])
@@ -256,7 +256,7 @@ def test_source_products_do_not_repeat():
     assert sample_source(9, 4).captions != sample_source(9, 5).captions
 
 
-def test_the_contact_sheet_shows_one_photograph_a_product(demo):
+def test_the_contact_sheet_shows_one_photograph_per_product(demo):
     sheet = contact_sheet(demo.catalogue.parent, columns=6, rows=2)
     assert sheet.size == (6 * 100 + 4, 2 * 132 + 4)
     assert np.asarray(sheet).std() > 10

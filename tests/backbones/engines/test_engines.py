@@ -1,4 +1,4 @@
-"""Every engine gives what eager float32 gives, as near as its precision promises."""
+"""Every engine agrees with eager float32 within the tolerance of its numeric precision."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_float32_is_exact(load, pictures, engine, name):
     assert not found.problem("exact")
 
 
-def test_openvino_reports_to_no_one(load, pictures):
+def test_openvino_sends_no_telemetry(load, pictures):
     backbone = load("demo:cnn")
     with_engine(backbone, "openvino", batch_size=8).embed(pictures(backbone))
     from openvino.tools.ovc import telemetry_utils

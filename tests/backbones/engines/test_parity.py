@@ -1,4 +1,4 @@
-"""The measure of how near two sets of embeddings are."""
+"""The measure of how close two sets of embeddings are."""
 
 import numpy as np
 import pytest

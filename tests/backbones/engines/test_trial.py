@@ -1,4 +1,4 @@
-"""Which engine is taken: decided by made-up embeddings and a made-up clock."""
+"""The choice of an engine, on simulated embeddings and a simulated clock."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bench(clock, precision="exact", eager_seconds=0.1):
     return Bench(pixels.byte(), Made(clock, eager_seconds), precision, clock)
 
 
-def test_the_fastest_that_is_near_enough_is_taken(clock):
+def test_the_fastest_engine_that_is_close_enough_is_chosen(clock):
     engines = {
         OPENVINO: Made(clock, 0.02),
         ONNX: Made(clock, 0.01, noise=0.1),
@@ -101,7 +101,7 @@ def test_fast_allows_what_exact_refuses(clock):
         assert "centred" in trials[1].problem or precision == "exact"
 
 
-def test_one_that_cannot_be_built_is_passed_over_with_its_reason(clock):
+def test_an_engine_that_cannot_be_built_is_rejected_with_the_reason(clock):
     broken = Made(clock, 0.01, error=Unavailable("Engine openvino-float32 cannot compute x: no."))
     trials = bench(clock).try_all({OPENVINO: broken, ONNX: Made(clock, 0.02)}, 10_000)
     assert fastest(trials).name == ONNX
@@ -109,7 +109,7 @@ def test_one_that_cannot_be_built_is_passed_over_with_its_reason(clock):
     assert str(trials[0]).startswith("openvino-float32 rejected (Engine")
 
 
-def test_eager_is_taken_where_nothing_pays(clock):
+def test_eager_is_chosen_if_no_engine_is_worth_building(clock):
     engine = Made(clock, 1e-2)
     few = int(BUILD_SECONDS["openvino"] / EXPECTED_SAVING / 0.1)
     trials = bench(clock).try_all({OPENVINO: engine}, few)
@@ -119,7 +119,7 @@ def test_eager_is_taken_where_nothing_pays(clock):
     assert fastest(bench(clock).try_all({OPENVINO: engine}, few + 10)).name == OPENVINO
 
 
-def test_eager_is_taken_where_it_is_the_fastest(clock):
+def test_eager_is_chosen_if_it_is_the_fastest(clock):
     trials = bench(clock).try_all({OPENVINO: Made(clock, 0.2)}, 10_000)
     assert fastest(trials).name == EAGER
     assert str(trials[-1]) == "eager-float32 10.0 images/s"
@@ -170,7 +170,7 @@ def test_what_is_not_finite_is_never_near():
     assert "not all finite" in parity.problem("fast")
 
 
-def test_a_trial_is_told_as_json():
+def test_a_trial_as_json():
     told = Trial(OPENVINO, 3.0, Parity(1.0, 0.5, 0.75, 4)).to_json()
     assert told["engine"] == "openvino-float32"
     assert told["parity"] == {"cosine": 1.0, "centred": 0.5, "centred_mean": 0.75, "n": 4}
