@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from retailtag.backbones.factory import build_model
 from retailtag.backbones.ids import resolve_id
 
-_BYTES_FLOAT32 = 4
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -24,8 +22,6 @@ class Cost:
         Floating-point operations of one image's forward pass; a multiply-add counts as two.
     parameters : int
         Parameters of the image model, without classifier and text tower.
-    weight_bytes : int
-        Their size in float32.
     dim : int
         Length of one embedding.
     size : (int, int)
@@ -34,9 +30,13 @@ class Cost:
 
     flops: float
     parameters: int
-    weight_bytes: int
     dim: int
     size: tuple[int, int]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the parameters in float32."""
+        return 4 * self.parameters
 
 
 def cost_of(backbone_id: str) -> Cost:
@@ -55,11 +55,9 @@ def cost_of(backbone_id: str) -> Cost:
         # Without gradients evaluation mode takes a fused attention kernel, which is not counted.
         with counter, torch.enable_grad():
             embedding = module(torch.zeros(1, 3, *model.preprocess.size))
-    parameters = sum(p.numel() for p in module.parameters())
     return Cost(
         flops=float(counter.get_total_flops()),
-        parameters=parameters,
-        weight_bytes=parameters * _BYTES_FLOAT32,
+        parameters=sum(p.numel() for p in module.parameters()),
         dim=embedding.shape[-1],
         size=model.preprocess.size,
     )
@@ -71,7 +69,6 @@ def cost_of_all(backbone_ids: Sequence[str]) -> Cost:
     return Cost(
         flops=sum(c.flops for c in costs),
         parameters=sum(c.parameters for c in costs),
-        weight_bytes=sum(c.weight_bytes for c in costs),
         dim=sum(c.dim for c in costs),
         size=costs[0].size,
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from retailtag.errors import RetailtagError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from retailtag.backbones.backbone import Backbone
     from retailtag.backbones.engines.embedder import EngineEmbedder
 
 # An engine is timed for at least this long and this many passes; the fastest pass counts.
@@ -30,6 +29,14 @@ MIN_TIMED_PASSES = 3
 # 2026-11-28), so that slower machines do not build in vain. compile takes minutes.
 BUILD_SECONDS = {"eager": 2.0, "openvino": 8.0, "onnxruntime": 16.0, "compile": 180.0}
 EXPECTED_SAVING = 0.5  # a guess: share of the eager time that an engine saves
+
+
+class Embeds(Protocol):
+    """A backbone, or an engine that computes one."""
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,8 @@ class Bench:
     ----------
     pixels : Tensor of uint8, shape (n, 3, h, w)
         At least one image.
-    eager : Backbone
-        Computes in eager float32, the reference.
+    eager : Embeds
+        Eager float32, the reference.
     precision : str
         Numeric precision, ``exact`` or ``fast``.
     clock : callable
@@ -153,7 +160,7 @@ class Bench:
     """
 
     pixels: Tensor
-    eager: Backbone
+    eager: Embeds
     precision: str
     clock: Callable[[], float] = time.perf_counter
 
@@ -187,12 +194,12 @@ class Bench:
             return Trial(name, parity=parity, problem=problem)
         return Trial(name, self.rate(engine), parity)
 
-    def compare(self, embedder: Backbone | EngineEmbedder) -> Parity:
+    def compare(self, embedder: Embeds) -> Parity:
         """Parity of an engine with eager float32 on the sample."""
         again = _rows(embedder, self.pixels)
         return Parity.of(self._reference[0], again, _tolerance(self.precision))
 
-    def rate(self, embedder: Backbone | EngineEmbedder) -> float:
+    def rate(self, embedder: Embeds) -> float:
         """Images per second in the fastest of several passes over the sample."""
         start, best, passes = self.clock(), math.inf, 0
         while passes < MIN_TIMED_PASSES or self.clock() - start < MIN_TIMED_SECONDS:
@@ -213,7 +220,7 @@ def _tolerance(precision: str) -> Tolerance:
     return EXACT if precision == "exact" else FAST
 
 
-def _rows(embedder: Backbone | EngineEmbedder, pixels: Tensor) -> NDArray[np.float32]:
+def _rows(embedder: Embeds, pixels: Tensor) -> NDArray[np.float32]:
     """Embeddings (n, dim) in main memory; the copy also waits for a GPU."""
     rows: NDArray[np.float32] = embedder.embed(pixels).cpu().numpy()
     return rows
