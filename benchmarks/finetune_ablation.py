@@ -41,19 +41,20 @@ import torch
 from record import append, stamp
 
 from retailtag.backbones import load_backbone
-from retailtag.bakeoffs.run import pair_folder
+from retailtag.bakeoffs.request import pair_folder
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli.main import run as command
+from retailtag.context import RunContext
 from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import find_store
 from retailtag.files import slug
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.runs.finetune import FinetuneRun, Means, finetune_inputs, run_finetune
+from retailtag.runs.finetune import FinetuneRun, finetune_inputs, run_finetune
 from retailtag.runs.stage import StageRecord, read_record, why_stale
 from retailtag.scoring.score import score_predictions
+from retailtag.settings import ComputeSettings, FinetuneSettings
 
 Changes = Mapping[str, Any]
 
@@ -76,7 +77,7 @@ OTHERS: dict[str, Changes] = {
     "equal rates": {"layer_decay": 1.0},
     "batch statistics": {"batch_norm": "batch"},
     "refit": {"refit": True},
-    "default choice": {"choose": "macro-f1"},
+    "default choice": {"choose_epoch": "macro-f1"},
 }
 ROWS = ("probe", "bce", *LOSSES, *SAMPLERS, *OTHERS, "chosen", "all blocks", "scratch")
 
@@ -91,9 +92,9 @@ class Bench:
     device: str
     run: Path
     features: Path
-    base: FinetuneConfig
+    base: FinetuneSettings
     scratch_epochs: int
-    means: Means
+    workers: int
 
     def probe_folder(self) -> Path:
         """Where the bake-off left this backbone's probe."""
@@ -108,16 +109,16 @@ class Bench:
         folder = pair_folder(self.run, self.backbone, "ablation") / slug(name)
         inputs = finetune_inputs(self.catalog, store, probe, config)
         run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
-        return run or run_finetune(
-            self.catalog, store, model, probe, folder, config, means=self.means
-        )
+        compute = ComputeSettings(device=self.device, workers=self.workers)
+        context = RunContext(self.catalog, compute=compute)
+        return run or run_finetune(context, store, model, probe, folder, config)
 
 
 @dataclass(frozen=True)
 class Result:
     """One trained model: its settings, predictions, costs, and how validation saw it."""
 
-    config: FinetuneConfig | None
+    config: FinetuneSettings | None
     predictions: Predictions
     record: StageRecord
     images_s: float | None = None
@@ -197,7 +198,7 @@ def row_of(bench: Bench, name: str, result: Result) -> dict[str, object]:
         "mix": config.mix if config else "",
         "ema": config.ema if config else "",
         "layer_decay": config.layer_decay if config else "",
-        "choose": config.choose if config else "",
+        "choose": config.choose_epoch if config else "",
         "epochs": config.epochs if config else "",
         "best_epoch": _text(result.best_epoch),
         "seed": config.seed if config else "",
@@ -268,12 +269,12 @@ def benches(args: argparse.Namespace) -> Iterator[Bench]:
     attributes = [a for a in args.attributes.split(",") if a]
     catalog = read_catalog(args.catalogue, attributes=attributes)
     weights = {w.rpartition("=")[0]: Path(w.rpartition("=")[2]) for w in args.weights}
-    base = FinetuneConfig(
+    base = FinetuneSettings(
         epochs=args.epochs,
         batch_size=args.batch_size,
         augment=args.augment,
         seed=args.seed,
-        choose=args.choose,
+        choose_epoch=args.choose,
     )
     for backbone in args.backbones.split(","):
         yield Bench(
@@ -285,7 +286,7 @@ def benches(args: argparse.Namespace) -> Iterator[Bench]:
             args.features,
             base,
             args.scratch_epochs,
-            Means(workers=args.workers),
+            args.workers,
         )
 
 

@@ -54,7 +54,6 @@ from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.augment import Augment
 from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.losses import LabelCounts, parse_loss
@@ -64,6 +63,7 @@ from retailtag.finetuning.training_step import TrainingStep
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.runs.finetune_training import backbone_bytes
 from retailtag.runs.measure import measured
+from retailtag.settings import FinetuneSettings
 
 BACKBONES = "dinov2,cnn,clip"
 QUICK = "timm:vit_tiny_patch16_224?img_size=64,timm:resnet18?size=64"
@@ -150,7 +150,7 @@ def make_bench(backbone_id: str, folder: Path, catalog: Catalog) -> Bench:
     nought, one = np.zeros(backbone.dim, np.float32), np.ones(backbone.dim, np.float32)
     weight = 0.01 * rng.standard_normal((N_TAGS, backbone.dim)).astype(np.float32)
     start = HeadInit(nought, one, weight, np.full(N_TAGS, -4, np.float32))
-    config = FinetuneConfig(blocks=4, batch_size=BATCH, augment="none", precision="float32")
+    config = FinetuneSettings(blocks=4, batch_size=BATCH, augment="none", mixed_precision="float32")
     return Bench(catalog, labels, Network(backbone, start, config), folder / "trunk")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retailtag.backbones.registry import FAMILIES, PRESETS
@@ -187,3 +189,32 @@ def _text(value: Value) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def local_weights(values: Sequence[str], backbones: Sequence[str]) -> dict[str, Path]:
+    """Resolve ``--weights`` values to one path per backbone id, those of ``A+B`` one by one.
+
+    Raises
+    ------
+    UsageError
+        If a value names a backbone that is not asked for, or is bare with several backbones.
+
+    Examples
+    --------
+    >>> local_weights(["demo:cnn=a.safetensors"], ["demo:cnn+demo:clip"])
+    {'demo:cnn': PosixPath('a.safetensors')}
+    """
+    found: dict[str, Path] = {}
+    ids = list(dict.fromkeys(part for b in backbones for part in components_of(b)))
+    for value in values:
+        name = next((b for b in ids if value.startswith(f"{b}=")), None)
+        if name is not None:
+            found[name] = Path(value[len(name) + 1 :])
+        elif len(ids) == 1 and not value.startswith(("timm:", "open_clip:", "demo:")):
+            found[ids[0]] = Path(value)
+        else:
+            raise UsageError(
+                f"--weights {value} names none of the backbones {', '.join(ids)}; "
+                "write --weights ID=PATH with one of these ids."
+            )
+    return found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 
@@ -11,16 +10,26 @@ from retailtag.backbones import resolve_id
 from retailtag.backbones.backbone import Blocks, last_blocks
 from retailtag.backbones.factory import build_model
 from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fit import make_solver
 from retailtag.runs.checks import none_readable
-
-if TYPE_CHECKING:
-    from retailtag.bakeoffs.run import BakeoffSettings
+from retailtag.settings import BakeoffSettings
 
 
-def check_request(catalog: Catalog, settings: BakeoffSettings) -> None:
+def check_request(
+    context: RunContext, settings: BakeoffSettings, fine_tuned: Sequence[str], weights: Set[str]
+) -> None:
     """Refuse now what a bake-off would refuse after hours.
+
+    Parameters
+    ----------
+    context : RunContext
+    settings : BakeoffSettings
+    fine_tuned : sequence of str
+        Backbones that are fine-tuned.
+    weights : set of str
+        Backbones that bring local weights.
 
     Raises
     ------
@@ -31,16 +40,17 @@ def check_request(catalog: Catalog, settings: BakeoffSettings) -> None:
     Unavailable
         If the solver's library or device is not here.
     """
+    catalog = context.catalog
     check_splits(catalog)
     n, folds = len(catalog.rows("train")), settings.probe.folds
     if folds > n:
         raise UsageError(f"--folds {folds} exceeds the {n:,} training images of {catalog.path}.")
-    make_solver(settings.probe.solver, settings.device)
-    if settings.finetune.trained != "all":
-        for backbone in settings.tuned:
+    make_solver(settings.probe.solver, context.device)
+    if settings.finetune.trained_blocks != "all":
+        for backbone in fine_tuned:
             # local weights may bring another architecture: it is judged when they are loaded
-            if backbone not in settings.weights:
-                _check_blocks(backbone, settings.finetune.trained)
+            if backbone not in weights:
+                _check_blocks(backbone, settings.finetune.trained_blocks)
 
 
 def check_splits(catalog: Catalog) -> None:

@@ -13,7 +13,6 @@ from retailtag.backbones.cost import Cost, cost_of_all
 from retailtag.backbones.engines import AUTO, EAGER, EngineName
 from retailtag.backbones.engines.build import best_name
 from retailtag.backbones.preprocess import accepts_truncated
-from retailtag.bakeoffs.checks import check_request
 from retailtag.bakeoffs.pairs import (
     LATENCY_IMAGES,
     Pair,
@@ -21,15 +20,17 @@ from retailtag.bakeoffs.pairs import (
     latency_inputs,
     report_inputs,
 )
-from retailtag.bakeoffs.run import STRATEGIES, BakeoffSettings
+from retailtag.bakeoffs.request import Request
 from retailtag.catalog.catalog import Catalog
-from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL
+from retailtag.context import RunContext
+from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL, EngineRequest
 from retailtag.probes.artefact import Probe
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.scaling import parse_scales
 from retailtag.runs.finetune import finetune_inputs
 from retailtag.runs.probe import probe_inputs
 from retailtag.runs.stage import read_record, why_stale
+from retailtag.settings import STRATEGIES, BakeoffSettings
 from retailtag.store import EmbeddingSource, FeatureSpec, FeatureStore, join, list_stores
 
 NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reaches
@@ -91,20 +92,20 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
     load, and that no image changed since. A stage that may stand, according to what one before
     it finds, is listed with "may".
     """
-    check_request(catalog, settings)
-    rate = matrix_rate(settings.device)
+    request = Request(RunContext(catalog, settings.reading, settings.compute), settings)
+    rate = matrix_rate(request.context.device)
     stages: list[PlannedStage] = []
     pairs: list[Pair] = []
     for backbone in settings.backbones:
-        planner = _Planner(catalog, settings, backbone, rate)
+        planner = _Planner(request, backbone, rate)
         listed = {stage.name for stage in stages}  # a part is extracted once
         stages += [stage for stage in planner.stages() if stage.name not in listed]
         pairs += [] if any(s.why for s in stages) else planner.finished()
     stages.sort(key=lambda stage: not stage.name.startswith("extract "))  # one pass comes first
     why: str | None = "predictions or costs will change"
     if not any(stage.why for stage in stages):
-        inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
-        why = why_stale(settings.out, inputs)
+        inputs = report_inputs(catalog, pairs, settings.score.replicates, settings.score.seed)
+        why = why_stale(request.out, inputs)
     return [*stages, _stage("report", why, REPORT_SECONDS, 3e6)]
 
 
@@ -131,16 +132,25 @@ def _stage(name: str, why: str | None, seconds: float, disk_bytes: float) -> Pla
 class _Planner:
     """Estimates for one backbone; `rate` in operations a second."""
 
-    catalog: Catalog
-    settings: BakeoffSettings
+    request: Request
     backbone: str
     rate: float
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue."""
+        return self.request.context.catalog
+
+    @property
+    def settings(self) -> BakeoffSettings:
+        """What is asked for."""
+        return self.request.settings
 
     def stages(self) -> list[PlannedStage]:
         """List the stages of this backbone in order."""
         parts = components_of(self.backbone)
         cost, name = cost_of_all(parts), canonical(self.backbone)
-        store, strategies = self._store(), self.settings.strategies_of(self.backbone)
+        store, strategies = self._store(), self.request.strategies_of(self.backbone)
         extracts = [replace(self, backbone=part)._extract() for part in parts]
         changed: dict[str, str | None]
         if store is None or any(stage.why for stage in extracts):
@@ -158,11 +168,11 @@ class _Planner:
 
     def finished(self) -> list[Pair]:
         """Pairs of this backbone, all of whose stages stand."""
-        store, folder = self._store(), partial(self.settings.folder, self.backbone)
+        store, folder = self._store(), partial(self.request.folder, self.backbone)
         records = {s: read_record(folder(s)) for s in STRATEGIES}
         known = {s: r for s, r in records.items() if r is not None}
         pairs = []
-        for strategy in self.settings.strategies_of(self.backbone):
+        for strategy in self.request.strategies_of(self.backbone):
             latency = read_record(folder(strategy) / "latency")
             if store is not None and latency is not None:
                 args = (strategy, folder(strategy), known, latency)
@@ -172,9 +182,9 @@ class _Planner:
     def _store(self) -> EmbeddingSource | None:
         """What the run would open: stores of equal backbone and dtype, the fitted one first."""
         ids = set(self.catalog.image_ids.tolist())
-        record = read_record(self.settings.folder(self.backbone, "probe"))
+        record = read_record(self.request.folder(self.backbone, "probe"))
         fitted = record.inputs.get("features") if record else None
-        stores = list_stores(self.settings.features)
+        stores = list_stores(self.settings.compute.features)
         of_parts = [
             [s for s in stores if s.spec.backbone == name and self._is_asked(s.spec)]
             for name in map(canonical, components_of(self.backbone))
@@ -187,13 +197,14 @@ class _Planner:
 
     def _is_asked(self, spec: FeatureSpec) -> bool:
         """Whether the settings ask for this dtype and these damaged files, and allow the engine."""
-        asked = self.settings.dtype, self.settings.allow_truncated
-        allowed = self.settings.engine.allows(EngineName.parse(spec.engine))
+        asked = self.settings.extract.dtype, self.settings.reading.allow_truncated
+        engine = EngineRequest.to_extract(self.settings.extract)
+        allowed = engine.allows(EngineName.parse(spec.engine))
         return allowed and (spec.dtype, accepts_truncated(spec)) == asked
 
     def _models(self, store: EmbeddingSource) -> dict[str, str | None]:
         """Why probe and fine-tune would run on embeddings that stand; None where they stand."""
-        s, folder = self.settings, partial(self.settings.folder, self.backbone)
+        s, folder = self.settings, partial(self.request.folder, self.backbone)
         inputs = probe_inputs(self.catalog, store, s.probe)
         probe = why_stale(folder("probe"), inputs)
         if probe is not None:
@@ -205,16 +216,16 @@ class _Planner:
         return {"probe": probe, "finetune": why_stale(folder("finetune"), known)}
 
     def _latency(self, name: str, cost: Cost, strategy: str, model_why: str | None) -> PlannedStage:
-        folder = self.settings.folder(self.backbone, strategy)
+        folder = self.request.folder(self.backbone, strategy)
         why: str | None = "model may change"
         record = read_record(folder)
         if model_why is None and record is not None:
-            inputs = latency_inputs(record, self.settings.device)
+            inputs = latency_inputs(record, self.request.context.device)
             why = why_stale(folder / "latency", inputs)
         return _stage(name, why, self._embed_seconds(2 * LATENCY_IMAGES, cost), 2e3)
 
     def _embed_seconds(self, n: int, cost: Cost) -> float:
-        decode = DECODE_SECONDS / max(self.settings.workers, 1)
+        decode = DECODE_SECONDS / max(self.request.context.workers, 1)
         return n * (cost.flops / (NETWORK_SHARE * self.rate) + decode)
 
     def _extract(self) -> PlannedStage:
@@ -223,7 +234,7 @@ class _Planner:
         if isinstance(store, FeatureStore):
             ids -= store.known().keys() | store.absent().keys()
         new = len(ids)
-        width = 2 if self.settings.dtype == "float16" else 4
+        width = 2 if self.settings.extract.dtype == "float16" else 4
         return _stage(
             f"extract {canonical(self.backbone)}",
             f"{new:,} new images, {self._engine(store, new)}" if new else None,
@@ -233,18 +244,20 @@ class _Planner:
 
     def _engine(self, store: EmbeddingSource | None, new: int) -> str:
         """What will compute the embeddings, as far as it is known before anything is measured."""
-        request = self.settings.engine
+        request = EngineRequest.to_extract(self.settings.extract)
         if store is not None and store.n_rows:
             return store.spec.engine
         if request.engine != AUTO:
-            name = best_name(request.engine, request.precision or "exact", self.settings.device)
+            name = best_name(
+                request.engine, request.precision or "exact", self.request.context.device
+            )
             return str(name)
         return str(EAGER) if new < MIN_IMAGES_FOR_TRIAL else "by the fastest engine"
 
     def _probe_seconds(self, cost: Cost) -> float:
         n, n_tags = len(self.catalog.rows("train")), len(self.catalog.table.tags)
         probe = self.settings.probe
-        settings = len(parse_grid(probe.grid)) * len(parse_scales(probe.scale)) * probe.folds
+        settings = len(parse_grid(probe.sweep_C)) * len(parse_scales(probe.scale)) * probe.folds
         fits = n_tags * settings
         return fits * ITERATIONS * n * (CELL_SECONDS + 4 * cost.dim / self.rate)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retailtag.backbones import canonical, components_of, load_backbone, resolve_id
-from retailtag.bakeoffs.checks import check_readable, check_request
+from retailtag.bakeoffs.checks import check_readable
 from retailtag.bakeoffs.pairs import (
     Pair,
     absent_finding,
@@ -19,147 +18,29 @@ from retailtag.bakeoffs.pairs import (
     measure_pair,
     report_inputs,
 )
+from retailtag.bakeoffs.request import ONLY_PROBED, Request
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import DataError, UsageError, check_seed
+from retailtag.context import RunContext
+from retailtag.errors import DataError
 from retailtag.extraction.embed import Loading
 from retailtag.extraction.engines import EngineRequest, choose_engine
-from retailtag.extraction.extract import ExtractSummary, check_extraction, extract_together
-from retailtag.files import slug
-from retailtag.finetuning.config import FinetuneConfig
-from retailtag.images.decode import MAX_PIXELS
+from retailtag.extraction.extract import ExtractSummary, extract_together
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
-from retailtag.report.write import PICTURES, write_report
+from retailtag.report.write import write_report
 from retailtag.runs.embeddings import find_texts
-from retailtag.runs.finetune import Means, finetune_inputs, run_finetune
+from retailtag.runs.finetune import finetune_inputs, run_finetune
 from retailtag.runs.machine import describe_machine
-from retailtag.runs.probe import ProbeSettings, probe_inputs, run_probe
+from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
-from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
+from retailtag.settings import BakeoffSettings
 from retailtag.store import EmbeddingSource, FeatureStore, join
-from retailtag.thresholds.tuning import Tuning
-
-STRATEGIES = ("probe", "finetune")
-ONLY_PROBED = "Several backbones side by side can be probed but not fine-tuned together."
-REPORT_FILES = ("bakeoff.json", "report.html", *PICTURES)
-
-
-def pair_folder(run: Path, backbone: str, strategy: str) -> Path:
-    """Folder of one (backbone, strategy) pair within the folder of a run."""
-    return run / slug(canonical(backbone)) / strategy
-
-
-@dataclass(frozen=True)
-class BakeoffSettings:
-    """What to compare and how; everything that a stage depends on is recorded with it.
-
-    Parameters
-    ----------
-    backbones : tuple of str
-        Ids or presets; ``A+B`` is a backbone of its own whose embeddings are those of A and B
-        side by side. It can be probed, not fine-tuned.
-    strategies : tuple of str
-        Some of ``probe`` and ``finetune``. A fine-tune needs the probe and fits it in any case.
-    out : Path
-        Folder of the run; the same folder continues it.
-    features : Path
-        Folder of the feature stores, shared by runs.
-    weights : mapping of str to Path
-        Local weights by backbone id as given in `backbones`, the parts of ``A+B`` one by one.
-    probe : ProbeSettings
-    finetune : FinetuneConfig
-    device : str
-        ``cpu`` or ``cuda``.
-    dtype : str
-        Of the stored embeddings.
-    engine : EngineRequest
-        What computes them.
-    batch_size : int or None
-        Of the extraction; None: what suits the device.
-    workers : int
-        Decoding threads.
-    max_pixels : int
-        Larger images count as unreadable.
-    allow_truncated : bool
-        Accept files that end early.
-    cache_gb : float or None
-        Disk for kept activations of fine-tunes; see `retailtag.runs.finetune.Means`.
-    n_bootstrap : int
-        Replicates behind the intervals.
-    seed : int
-        Of the bootstrap; probe and fine-tune carry their own.
-    """
-
-    backbones: tuple[str, ...]
-    out: Path
-    features: Path
-    strategies: tuple[str, ...] = STRATEGIES
-    weights: Mapping[str, Path] = field(default_factory=dict)
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    device: str = "cpu"
-    dtype: str = "float32"
-    engine: EngineRequest = field(default_factory=EngineRequest)
-    batch_size: int | None = None
-    workers: int = 2
-    max_pixels: int = MAX_PIXELS
-    allow_truncated: bool = False
-    cache_gb: float | None = None
-    n_bootstrap: int = N_REPLICATES
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.backbones:
-            raise UsageError("--backbones is empty; name at least one, such as demo:cnn.")
-        ids = [canonical(b) for b in self.backbones]
-        if len(set(ids)) < len(ids):
-            raise UsageError("--backbones names a backbone twice; name each once.")
-        unknown = [s for s in self.strategies if s not in STRATEGIES]
-        if unknown or not self.strategies:
-            raise UsageError(f"--strategies must be some of {', '.join(STRATEGIES)}.")
-        if len(set(self.strategies)) < len(self.strategies):
-            raise UsageError("--strategies names a strategy twice; name each once.")
-        joint = [b for b in self.backbones if not self.strategies_of(b)]
-        if joint:
-            raise UsageError(f"{joint[0]}: {ONLY_PROBED} Add probe to --strategies.")
-        check_extraction(self.batch_size, self.workers, self.dtype)
-        check_seed(self.seed)
-        Tuning(self.finetune.thresholds, self.finetune.objective)  # refuses what is unknown
-
-    def folder(self, backbone: str, strategy: str) -> Path:
-        """Folder of one pair in the run."""
-        return pair_folder(self.out, backbone, strategy)
-
-    def strategies_of(self, backbone: str) -> tuple[str, ...]:
-        """Strategies that one backbone goes through: a joint one is only probed."""
-        joint = len(components_of(backbone)) > 1
-        return tuple(s for s in self.strategies if s == "probe" or not joint)
-
-    @property
-    def tuned(self) -> tuple[str, ...]:
-        """Backbones that are fine-tuned."""
-        return tuple(b for b in self.backbones if "finetune" in self.strategies_of(b))
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        """How images are decoded, the same in every stage that reads them."""
-        return {"max_pixels": self.max_pixels, "allow_truncated": self.allow_truncated}
-
-    @property
-    def report_files(self) -> tuple[str, ...]:
-        """What the last stage writes, by its path in the run."""
-        cards = [
-            (self.folder(b, s) / "scorecard.json").relative_to(self.out).as_posix()
-            for b in self.backbones
-            for s in self.strategies_of(b)
-        ]
-        return (*REPORT_FILES, *cards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,36 +97,33 @@ def run_bakeoff(
     RetailtagError
         Whatever a stage raises; stages finished before stand, and the same call continues.
     """
-    check_request(catalog, settings)
-    runner = _Runner(catalog, settings, provenance or {}, progress)
+    context = RunContext(catalog, settings.reading, settings.compute, provenance or {}, progress)
+    request = Request(context, settings)
+    runner = _Runner(request)
     runner.extract()
     pairs = [pair for backbone in settings.backbones for pair in runner.backbone(backbone)]
-    inputs = report_inputs(catalog, pairs, settings.n_bootstrap, settings.seed)
-    if runner.is_current("report", settings.out, inputs):
-        result = BakeoffResult.load(settings.out / "bakeoff.json")
+    inputs = report_inputs(catalog, pairs, settings.score.replicates, settings.score.seed)
+    out = request.out
+    if runner.is_current("report", out, inputs):
+        result = BakeoffResult.load(out / "bakeoff.json")
     else:
         findings = [*runner.findings, *machine_findings(pairs)]
-        result = _score(catalog, settings, pairs, findings, command)
+        result = _score(request, pairs, findings, command)
     decision = decide(result)
-    report = settings.out / "report.html"
+    report = out / "report.html"
     if "report" in runner.ran:
-        report = write_report(result, decision, settings.out)
-        write_record(settings.out, settings.report_files, inputs)
+        report = write_report(result, decision, out)
+        write_record(out, request.report_files, inputs)
     return BakeoffRun(result, decision, report, runner.ran, runner.reused)
 
 
 class _Runner:
     """Runs stages, or reuses them, and keeps the list of both."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        settings: BakeoffSettings,
-        provenance: dict[str, Any],
-        progress: Progress,
-    ) -> None:
-        self.catalog, self.settings = catalog, settings
-        self.provenance, self.progress = provenance, progress
+    def __init__(self, request: Request) -> None:
+        self.request, self.context = request, request.context
+        self.settings, self.catalog = request.settings, request.context.catalog
+        self.progress = request.context.progress
         self.ran: list[str] = []
         self.reused: list[str] = []
         self.findings: list[Finding] = []
@@ -256,7 +134,7 @@ class _Runner:
         summaries = [self.extracted[canonical(part)] for part in components_of(backbone_id)]
         check_readable(self.catalog, {i: why for s in summaries for i, why in s.absent.items()})
         store = join([summary.store for summary in summaries])
-        strategies = self.settings.strategies_of(backbone_id)
+        strategies = self.request.strategies_of(backbone_id)
         records = {"probe": self.probe(backbone_id, store)}
         if "finetune" in strategies:
             records["finetune"] = self.finetune(backbone_id, summaries[0].store)
@@ -264,7 +142,7 @@ class _Runner:
             self.progress.say(f"finetune {store.spec.backbone}: skipped. {ONLY_PROBED}")
         pairs = []
         for strategy in strategies:
-            folder = self.settings.folder(backbone_id, strategy)
+            folder = self.request.folder(backbone_id, strategy)
             name = f"latency {store.spec.backbone} {strategy}"
             latency = self.latency(name, backbone_id, folder, records[strategy])
             pairs.append(finished_pair(self.catalog, store, strategy, folder, records, latency))
@@ -275,16 +153,20 @@ class _Runner:
         s = self.settings
         parts = {canonical(part): part for b in s.backbones for part in components_of(b)}
         backbones = {key: self._load(part) for key, part in parts.items()}
-        for key in map(canonical, s.tuned):
-            backbones[key].trainable_names(s.finetune.trained)  # refuses --blocks that it has not
-        loading = Loading(s.batch_size or Loading.batch_size, s.workers, **s.limits)
+        for key in map(canonical, self.request.fine_tuned):
+            backbones[key].trainable_names(
+                s.finetune.trained_blocks
+            )  # refuses --blocks that it has not
+        workers, limits = self.context.workers, self.context.limits
+        loading = Loading(s.extract.batch_size or Loading.batch_size, workers, **limits)
+        engine = EngineRequest.to_extract(s.extract)
         engines = [
             choose_engine(
                 self.catalog,
                 backbone,
-                s.features,
-                s.engine,
-                dtype=s.dtype,
+                s.compute.features,
+                engine,
+                dtype=s.extract.dtype,
                 loading=loading,
                 progress=self.progress,
             )
@@ -293,11 +175,11 @@ class _Runner:
         summaries = extract_together(
             self.catalog,
             [chosen.embedder for chosen in engines],
-            s.features,
-            batch_size=s.batch_size,
-            workers=s.workers,
-            dtype=s.dtype,
-            **s.limits,
+            s.compute.features,
+            batch_size=s.extract.batch_size,
+            workers=workers,
+            dtype=s.extract.dtype,
+            **limits,
             progress=self.progress,
         )
         for (key, backbone), summary in zip(backbones.items(), summaries, strict=True):
@@ -309,24 +191,16 @@ class _Runner:
 
     def probe(self, backbone_id: str, store: EmbeddingSource) -> StageRecord:
         """Fit the probe, unless it stands."""
-        s, folder = self.settings, self.settings.folder(backbone_id, "probe")
+        s, folder = self.settings, self.request.folder(backbone_id, "probe")
         given, tags = s.probe.heads, self.catalog.table.tags
-        texts = find_texts(given, backbone_id, tags, weights=s.weights, device=s.device)
+        weights, device = self.request.weights, self.context.device
+        texts = find_texts(given, backbone_id, tags, weights=weights, device=device)
         inputs = probe_inputs(self.catalog, store, s.probe, texts)
         name = f"probe {store.spec.backbone}"
         if self.is_current(name, folder, inputs):
             record = _sealed(folder)
         else:
-            record = run_probe(
-                self.catalog,
-                store,
-                folder,
-                s.probe,
-                texts=texts,
-                provenance=self.provenance,
-                device=s.device,
-                progress=self.progress,
-            ).record
+            record = run_probe(self.context, store, folder, s.probe, texts=texts).record
         self.findings += [
             Finding(code, f"{name}: {sentence}", remedy)
             for code, sentence, remedy in record.facts["findings"]
@@ -335,32 +209,23 @@ class _Runner:
 
     def finetune(self, backbone_id: str, store: FeatureStore) -> StageRecord:
         """Fine-tune from the fitted probe, unless that stands."""
-        s, folder = self.settings, self.settings.folder(backbone_id, "finetune")
-        probe = Probe.load(s.folder(backbone_id, "probe"))
+        s, folder = self.settings, self.request.folder(backbone_id, "finetune")
+        probe = Probe.load(self.request.folder(backbone_id, "probe"))
         inputs = finetune_inputs(self.catalog, store, probe, s.finetune)
         if self.is_current(f"finetune {store.spec.backbone}", folder, inputs):
             return _sealed(folder)
-        return run_finetune(
-            self.catalog,
-            store,
-            self._load(backbone_id),
-            probe,
-            folder,
-            s.finetune,
-            provenance=self.provenance,
-            means=Means(workers=s.workers, **s.limits, cache_gb=s.cache_gb),
-            progress=self.progress,
-        ).record
+        model = self._load(backbone_id)
+        return run_finetune(self.context, store, model, probe, folder, s.finetune).record
 
     def latency(self, name: str, backbone_id: str, folder: Path, model: StageRecord) -> StageRecord:
         """Latency of a finished pair on this machine, unless it stands."""
-        s, place = self.settings, folder / "latency"
-        inputs = latency_inputs(model, s.device)
+        place, device = folder / "latency", self.context.device
+        inputs = latency_inputs(model, device)
         if self.is_current(name, place, inputs):
             return _sealed(place)
-        given = {part: s.weights.get(part) for part in components_of(backbone_id)}
+        given = {part: self.request.weights.get(part) for part in components_of(backbone_id)}
         local = {str(resolve_id(part)): path for part, path in given.items() if path}
-        facts = measure_pair(self.catalog, folder, local, s.device, **s.limits)
+        facts = measure_pair(self.catalog, folder, local, device, **self.context.limits)
         return write_record(place, (), inputs, facts=facts, machine=inputs["device"])
 
     def is_current(self, name: str, folder: Path, inputs: dict[str, Any]) -> bool:
@@ -375,8 +240,8 @@ class _Runner:
 
     def _load(self, backbone_id: str) -> Any:
         gc.collect()
-        weights = self.settings.weights.get(backbone_id)
-        return load_backbone(backbone_id, weights=weights, device=self.settings.device)
+        weights = self.request.weights.get(backbone_id)
+        return load_backbone(backbone_id, weights=weights, device=self.context.device)
 
 
 def _sealed(folder: Path) -> StageRecord:
@@ -387,13 +252,18 @@ def _sealed(folder: Path) -> StageRecord:
 
 
 def _score(
-    catalog: Catalog,
-    settings: BakeoffSettings,
+    request: Request,
     pairs: list[Pair],
     findings: list[Finding],
     command: str,
 ) -> BakeoffResult:
     """Scorecards of all pairs and their comparison, on the test split."""
+    catalog, score = request.context.catalog, request.settings.score
+    options: dict[str, Any] = {
+        "n_bootstrap": score.replicates,
+        "seed": score.seed,
+        "allow_missing": True,
+    }
     models = [pair.predictions for pair in pairs]
     results = []
     for pair, model in zip(pairs, models, strict=True):
@@ -405,15 +275,9 @@ def _score(
     return BakeoffResult(
         catalog=describe_catalog(catalog),
         pairs=tuple(results),
-        comparisons=compare_predictions(
-            named,
-            catalog,
-            n_bootstrap=settings.n_bootstrap,
-            seed=settings.seed,
-            allow_missing=True,
-        ),
-        machine=describe_machine(settings.device),
+        comparisons=compare_predictions(named, catalog, **options),
+        machine=describe_machine(request.context.device),
         command=command,
-        seed=settings.seed,
+        seed=score.seed,
         findings=(*findings, *reused_split(scored, "test")),
     )

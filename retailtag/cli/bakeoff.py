@@ -4,60 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retailtag.cli.options import (
-    CUTOFFS,
-    GRID,
-    HEADS,
-    MAX_BYTES,
-    MAX_PIXELS,
-    REPLICATES,
-    AllowTruncatedOption,
-    AttributesOption,
-    AugmentOption,
-    BlocksOption,
-    CacheGbOption,
-    CatalogArgument,
-    ChooseOption,
-    CutoffsOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    EpochsOption,
-    FeaturesOption,
-    FoldsOption,
-    HeadLrOption,
-    HeadsOption,
-    ImagesOption,
-    JsonOption,
-    LossOption,
-    LrOption,
-    MaxBytesOption,
-    MaxPixelsOption,
-    ObjectiveOption,
-    PrecisionOption,
-    QuietOption,
-    ReplicatesOption,
-    SamplerOption,
-    ScaleOption,
-    SeedOption,
-    SolverOption,
-    SweepOption,
-    ThresholdsOption,
-    WeightsOption,
-    WorkersOption,
-    default_workers,
-    parse_blocks,
-    provenance_of,
-    resolve_device,
-    split_list,
-    weights_by_backbone,
-)
+from retailtag.cli.app import app
 from retailtag.cli.output import Output
+from retailtag.cli.verb import Call, command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,116 +19,23 @@ if TYPE_CHECKING:
     from retailtag.bakeoffs.run import BakeoffRun
 
 
+@command(app, "bakeoff")
 def bakeoff(
-    catalogue: CatalogArgument,
-    backbones: Annotated[
-        str,
-        typer.Option("--backbones", help="Comma-separated ids or presets, or A+B: side by side."),
-    ] = "cnn,dinov2,clip",
-    strategies: Annotated[
-        str, typer.Option("--strategies", help="probe, finetune or both.")
-    ] = "probe,finetune",
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/bakeoff"),
+    call: Call,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what would run, with estimates; run nothing.")
     ] = False,
-    weights: WeightsOption = None,
-    features: FeaturesOption = Path("features"),
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    cutoffs: CutoffsOption = CUTOFFS,
-    sweep_c: SweepOption = GRID,
-    folds: FoldsOption = 5,
-    choose: ChooseOption = "per-group",
-    scale: ScaleOption = "standardise",
-    heads: HeadsOption = HEADS,
-    thresholds: ThresholdsOption = "auto",
-    objective: ObjectiveOption = "f1",
-    solver: SolverOption = "torch",
-    blocks: BlocksOption = "4",
-    epochs: EpochsOption = 5,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            help="Images a forward pass; default: 64 in a fine-tune, else what suits the device.",
-        ),
-    ] = None,
-    lr: LrOption = 3e-4,
-    head_lr: HeadLrOption = 1e-3,
-    augment: AugmentOption = "light",
-    loss: LossOption = "bce",
-    sampler: SamplerOption = "shuffle",
-    cache_gb: CacheGbOption = None,
-    dtype: DtypeOption = "float32",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "exact",
-    workers: WorkersOption = None,
-    max_pixels: MaxPixelsOption = MAX_PIXELS,
-    max_bytes: MaxBytesOption = MAX_BYTES,
-    allow_truncated: AllowTruncatedOption = False,
-    replicates: ReplicatesOption = REPLICATES,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
-    from retailtag.bakeoffs.plan import plan_bakeoff
-    from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
-    from retailtag.catalog.readers import read_catalog
-    from retailtag.catalog.table import GroupCutoffs
-    from retailtag.extraction.engines import EngineRequest
-    from retailtag.finetuning.config import FinetuneConfig
-    from retailtag.runs.probe import ProbeSettings
+    from retailtag import api
 
-    output, args, ids = Output(json, quiet), split_list(attributes), split_list(backbones)
-    settings = BakeoffSettings(
-        backbones=tuple(ids),
-        strategies=tuple(split_list(strategies)),
-        out=out,
-        features=features,
-        weights=weights_by_backbone(weights, ids),
-        probe=ProbeSettings(
-            sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
-        ),
-        finetune=FinetuneConfig(
-            blocks=parse_blocks(blocks),
-            epochs=epochs,
-            batch_size=batch_size or FinetuneConfig.batch_size,
-            lr=lr,
-            head_lr=head_lr,
-            augment=augment,
-            loss=loss,
-            sampler=sampler,
-            seed=seed,
-            objective=objective,
-        ),
-        cache_gb=cache_gb,
-        device=resolve_device(device),
-        dtype=dtype,
-        engine=EngineRequest(engine, precision),
-        batch_size=batch_size,
-        workers=default_workers(workers),
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        n_bootstrap=replicates,
-        seed=seed,
-    )
-    catalog = read_catalog(
-        catalogue,
-        attributes=args,
-        images=images,
-        cutoffs=GroupCutoffs.parse(cutoffs),
-        max_bytes=max_bytes,
-    )
+    output = call.output
     if plan:
-        _show_plan(output, plan_bakeoff(catalog, settings))
+        _show_plan(output, api.plan(call.catalogue, settings=call.settings))
         return
-    run = run_bakeoff(
-        catalog,
-        settings,
-        provenance=provenance_of(catalogue, args, images, cutoffs),
+    run = api.bakeoff(
+        call.catalogue,
+        settings=call.settings,
         command=shlex.join(["retailtag", *sys.argv[1:]]),
         progress=output.progress,
     )

@@ -8,22 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retailtag.cli.options import (
-    CUTOFFS,
-    MAX_BYTES,
-    MAX_PIXELS,
-    AttributesOption,
-    CatalogArgument,
-    CutoffsOption,
-    ImagesOption,
-    JsonOption,
-    MaxBytesOption,
-    MaxPixelsOption,
-    QuietOption,
-    SeedOption,
-    split_list,
-)
-from retailtag.cli.output import Output
+from retailtag.cli.verb import Call, command
 from retailtag.errors import EXIT_BAD_DATA, UsageError
 
 if TYPE_CHECKING:
@@ -40,21 +25,8 @@ PLOT_WIDTH, PLOT_HEIGHT = 60, 10
 app = typer.Typer(help="Check a catalogue, or split it.", no_args_is_help=True)
 
 
-@app.command()
-def check(
-    catalogue: CatalogArgument,
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    cutoffs: CutoffsOption = CUTOFFS,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Processes that decode images; default: one a core."),
-    ] = None,
-    max_pixels: MaxPixelsOption = MAX_PIXELS,
-    max_bytes: MaxBytesOption = MAX_BYTES,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@command(app, "check")
+def check(call: Call) -> None:
     """Decode every image and print what the catalogue holds and what is odd about it.
 
     Ends with exit code 3 if an image is unreadable or has an exact duplicate in another split.
@@ -63,16 +35,19 @@ def check(
     from retailtag.catalog.readers import read_catalog
     from retailtag.catalog.table import GroupCutoffs
 
-    output = Output(json, quiet)
+    output, s = call.output, call.settings
     catalog = read_catalog(
-        catalogue,
-        attributes=split_list(attributes),
-        images=images,
-        cutoffs=GroupCutoffs.parse(cutoffs),
-        max_bytes=max_bytes,
+        call.catalogue,
+        attributes=s.catalog.attributes,
+        images=s.catalog.images,
+        cutoffs=GroupCutoffs.parse(s.catalog.cutoffs),
+        max_bytes=s.reading.max_bytes,
     )
     report = check_catalog(
-        catalog, workers=workers, progress=output.progress, max_pixels=max_pixels
+        catalog,
+        workers=s.compute.workers,
+        progress=output.progress,
+        max_pixels=s.reading.max_pixels,
     )
     output.print(_report(report))
     output.result(report.to_json())
@@ -80,34 +55,30 @@ def check(
         raise typer.Exit(EXIT_BAD_DATA)
 
 
-@app.command()
+@command(app, "split")
 def split(
-    catalogue: CatalogArgument,
+    call: Call,
     out: Annotated[Path, typer.Option("--out", help="CSV manifest to write.")],
     test: Annotated[str, typer.Option("--test", help="Test images: a number or a fraction.")],
     val: Annotated[str, typer.Option("--val", help="Val images: a number or a fraction.")] = "0",
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite --out, be it the input itself.")
     ] = False,
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Stratify over tags into train, val and test of exact sizes, no product separated."""
     from retailtag.catalog.readers import read_catalog, write_catalogue
     from retailtag.catalog.split import split_catalog
 
-    output = Output(json, quiet)
+    output, s = call.output, call.settings.catalog
     n_test, n_val = _amount(test, "--test"), _amount(val, "--val")
     if out.suffix.lower() != ".csv":
         raise UsageError(f"--out {out}: the manifest is written as CSV; end its name in .csv.")
     if out.exists() and not force:
         raise UsageError(f"--out {out} exists; give another name, or --force to overwrite it.")
     catalog = read_catalog(
-        catalogue, attributes=split_list(attributes), images=images, use_split=False
+        call.catalogue, attributes=s.attributes, images=s.images, use_split=False
     )
+    seed = call.settings.probe.seed
     divided, unsatisfied = split_catalog(catalog, test=n_test, val=n_val, seed=seed)
     write_catalogue(divided, out)
     sizes = {s: len(divided.rows(s)) for s in ("train", "val", "test")}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.cli.options import CUTOFFS
 from retailtag.errors import UsageError
 from retailtag.scoring.files import ReadCatalog, once
+from retailtag.settings import CatalogSettings
 
 
 def reader(new_cutoffs: str | None = None) -> ReadCatalog:
@@ -19,14 +19,14 @@ def reader(new_cutoffs: str | None = None) -> ReadCatalog:
         *,
         attributes: Sequence[str] = (),
         images: str | None = None,
-        cutoffs: str = CUTOFFS,
+        cutoffs: str = CatalogSettings.cutoffs,
     ) -> Catalog:
         """Read one, grouped by the cut-offs it was fitted with unless there are new ones."""
         from retailtag.catalog.readers import read_catalog
         from retailtag.catalog.table import GroupCutoffs
 
         if not path.exists():
-            raise UsageError(f"The catalogue {path} is not there; name it with --catalog.")
+            raise UsageError(f"The catalogue {path} is not there; name it with --catalogue.")
         where = Path(images) if images else None
         groups = GroupCutoffs.parse(new_cutoffs or cutoffs)
         return read_catalog(path, attributes=attributes, images=where, cutoffs=groups)

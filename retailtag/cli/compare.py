@@ -8,39 +8,15 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.options import (
-    PERMUTATIONS,
-    REPLICATES,
-    AllowMissingOption,
-    JsonOption,
-    NewCutoffsOption,
-    QuietOption,
-    ReplicatesOption,
-    RunsArgument,
-    ScoredCatalogOption,
-    ScoredSplitOption,
-    SeedOption,
-    WithAttributesOption,
-    split_list,
-)
-from retailtag.cli.output import Output
+from retailtag.cli.app import app
+from retailtag.cli.verb import Call, RunsArgument, command
 
 
+@command(app, "compare", catalogue=False)
 def compare(
+    call: Call,
     predictions: RunsArgument,
-    catalog: ScoredCatalogOption = None,
-    attributes: WithAttributesOption = "",
-    cutoffs: NewCutoffsOption = None,
-    split: ScoredSplitOption = "test",
     out: Annotated[Path, typer.Option("--out", help="CSV of the pairs.")] = Path("pairs.csv"),
-    replicates: ReplicatesOption = REPLICATES,
-    permutations: Annotated[
-        int, typer.Option("--permutations", min=100, help="Random swaps behind each p.")
-    ] = PERMUTATIONS,
-    allow_missing: AllowMissingOption = False,
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Rank models on the same images and compare every two: difference, interval, p, verdict.
 
@@ -51,26 +27,27 @@ def compare(
     from retailtag.scoring.ledger import reused_split
     from retailtag.scoring.strict_json import plain
 
+    s, attributes = call.settings.score, call.settings.catalog.attributes
     compared = compare_files(
         predictions,
-        reader(cutoffs),
+        reader(call.new_cutoffs),
         out=out,
-        catalog=catalog,
-        catalog_args={"attributes": split_list(attributes)} if attributes else None,
-        split=split,
-        n_bootstrap=replicates,
-        n_permutations=permutations,
-        seed=seed,
-        allow_missing=allow_missing,
+        catalog=call.settings.catalog.path,
+        catalog_args={"attributes": list(attributes)} if attributes else None,
+        split=s.split,
+        n_bootstrap=s.replicates,
+        n_permutations=s.permutations,
+        seed=s.seed,
+        allow_missing=s.allow_missing,
     )
-    contest, reused = compared.contest, reused_split(compared.digests, split)
-    output = Output(json, quiet)
-    if not (json or quiet):
+    contest, reused = compared.contest, reused_split(compared.digests, s.split)
+    output = call.output
+    if not (output.json or output.quiet):
         from rich.text import Text
 
         from retailtag.report.tables import comparison_table, findings_text, standings_table
 
-        output.print(standings_table(contest.standings, split))
+        output.print(standings_table(contest.standings, s.split))
         output.print(comparison_table(contest.comparisons))
         output.print(findings_text(reused))
         output.print(Text(f"pairs: {out}", no_wrap=True, overflow="ignore"))

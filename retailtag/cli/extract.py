@@ -9,32 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from retailtag.cli.options import (
-    MAX_BYTES,
-    MAX_PIXELS,
-    AllowTruncatedOption,
-    AttributesOption,
-    AutoBatchSizeOption,
-    CatalogArgument,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FeaturesOption,
-    ImagesOption,
-    JsonOption,
-    MaxBytesOption,
-    MaxPixelsOption,
-    PrecisionOption,
-    QuietOption,
-    WeightsOption,
-    WorkersOption,
-    default_workers,
-    resolve_device,
-    split_list,
-    weights_by_backbone,
-)
-from retailtag.cli.output import Output
-from retailtag.errors import UsageError
+from retailtag.cli.app import app
+from retailtag.cli.verb import Call, command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,30 +21,9 @@ if TYPE_CHECKING:
 _WAITING = ("model", "images", "disk")
 
 
+@command(app, "extract")
 def extract(
-    catalogue: CatalogArgument,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option("--backbone", metavar="ID", help="Backbone id; repeatable."),
-    ] = None,
-    backbones: Annotated[
-        str,
-        typer.Option(
-            "--backbones",
-            metavar="ID,ID...",
-            help="Several, comma-separated: each image is decoded once for all of them.",
-        ),
-    ] = "",
-    weights: WeightsOption = None,
-    features: FeaturesOption = Path("features"),
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    batch_size: AutoBatchSizeOption = None,
-    workers: WorkersOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "exact",
+    call: Call,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, at the end, if an image cannot be read.")
     ] = False,
@@ -80,73 +35,34 @@ def extract(
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Extract shard I of N, in a folder shard-I-of-N; features merge joins the shards.",
+            help="Extract shard I of N equal ones, into a folder of its own; features merge joins "
+            "them.",
         ),
     ] = None,
-    max_pixels: MaxPixelsOption = MAX_PIXELS,
-    max_bytes: MaxBytesOption = MAX_BYTES,
-    allow_truncated: AllowTruncatedOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
-    from retailtag.backbones import load_backbone
-    from retailtag.catalog.readers import read_catalog
-    from retailtag.extraction.embed import Loading
-    from retailtag.extraction.engines import EngineRequest, choose_engine
-    from retailtag.extraction.extract import extract_together
-    from retailtag.extraction.shards import WHOLE, Shard
+    from retailtag import api
 
-    output = Output(json, quiet)
-    request = EngineRequest(engine, precision)
-    ids = list(dict.fromkeys([*(backbone or []), *split_list(backbones)]))
-    if not ids:
-        raise UsageError("--backbone is missing; name at least one, such as demo:cnn.")
-    share = WHOLE if shard is None else Shard.parse(shard)
-    local = weights_by_backbone(weights, ids)
-    catalog = read_catalog(
-        catalogue, attributes=split_list(attributes), images=images, max_bytes=max_bytes
-    )
-    device = resolve_device(device)
-    at_once = batch_size or Loading.batch_size
-    loading = Loading(at_once, default_workers(workers), max_pixels, allow_truncated)
-    engines = [
-        choose_engine(
-            catalog,
-            load_backbone(i, weights=local.get(i), device=device),
-            features,
-            request,
-            dtype=dtype,
-            loading=loading,
-            shard=share,
-            progress=output.progress,
-        )
-        for i in ids
-    ]
-    summaries = extract_together(
-        catalog,
-        [chosen.embedder for chosen in engines],
-        features,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype,
+    call.require("backbones")
+    extracted = api.extract(
+        call.catalogue,
+        settings=call.settings,
         strict=strict,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
         recompute=recompute,
-        shard=share,
-        progress=output.progress,
+        shard=shard,
+        progress=call.output.progress,
     )
+    summaries = [summary for summary, _ in extracted]
+    output = call.output
     output.print(_table(summaries))
     output.print(_stages(summaries))
     for s in summaries:
         output.print(Text(_costs(s)))
-    if share != WHOLE:
-        output.print(_how_to_join(features, summaries))
-    stores = [
-        {**s.to_json(), **chosen.to_json()} for s, chosen in zip(summaries, engines, strict=True)
-    ]
-    output.result({"n_images": len(catalog), "stores": stores})
+    if shard is not None:
+        output.print(_how_to_join(call.settings.compute.features, summaries))
+    n_images = summaries[0].n_computed + summaries[0].n_reused + len(summaries[0].absent)
+    stores = [{**s.to_json(), **chosen.to_json()} for s, chosen in extracted]
+    output.result({"n_images": n_images, "stores": stores})
 
 
 def _table(summaries: list[ExtractSummary]) -> Table:

@@ -10,24 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retailtag.cli.options import (
-    MAX_PIXELS,
-    AttributesOption,
-    DeviceOption,
-    FeaturesOption,
-    ImagesOption,
-    JsonOption,
-    MaxPixelsOption,
-    QuietOption,
-    SeedOption,
-    WeightsOption,
-    WorkersOption,
-    default_workers,
-    resolve_device,
-    split_list,
-    weights_by_backbone,
-)
-from retailtag.cli.output import Output
+from retailtag.cli.verb import Call, command
 from retailtag.errors import EXIT_STALE, EXIT_UNAVAILABLE, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +19,7 @@ if TYPE_CHECKING:
     from retailtag.catalog.catalog import Catalog
     from retailtag.extraction.garbage import CollectionPlan
     from retailtag.extraction.verify import Verdict
+    from retailtag.settings import CatalogSettings
     from retailtag.store.inventory import StoreFacts
 
 SAMPLE = 64
@@ -50,16 +34,12 @@ CatalogueOption = Annotated[
 ]
 
 
-@app.command("ls")
-def list_stores(
-    features: FeaturesOption = Path("features"),
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@command(app, "features", "ls", catalogue=False)
+def list_stores(call: Call) -> None:
     """List every store with its size, rows and identity; damaged and foreign folders too."""
     from retailtag.store.inventory import survey
 
-    output = Output(json, quiet)
+    output, features = call.output, call.settings.compute.features
     found = survey(features)
     output.print(_inventory(found, features))
     for facts in found:
@@ -68,69 +48,55 @@ def list_stores(
     output.result({"features": str(features), "stores": [facts.to_json() for facts in found]})
 
 
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME)],
-    features: FeaturesOption = Path("features"),
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Show one store: its whole identity, its segments, what they cost and with which versions."""
+@command(app, "features", "show", catalogue=False)
+def show(call: Call, name: Annotated[str, typer.Argument(metavar="NAME", help=NAME)]) -> None:
+    """Show one store: its whole identity, its shards, what they cost and with which versions."""
     from retailtag.store import FeatureStore
     from retailtag.store.inventory import describe, find_named
 
-    output = Output(json, quiet)
+    output, features = call.output, call.settings.compute.features
     facts = describe(FeatureStore.open(find_named(features, name)))
     output.print(_description(facts))
     output.result(facts)
 
 
-@app.command()
+@command(app, "verify", catalogue=False)
 def verify(
+    call: Call,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=NAME)] = None,
     every: Annotated[bool, typer.Option("--all", help="Every store.")] = False,
-    catalogue: Annotated[
-        Path | None,
-        typer.Option(
-            "--catalogue", metavar="CATALOGUE", help="Embed a sample of its images again."
-        ),
-    ] = None,
     sample: Annotated[
-        int, typer.Option("--sample", min=1, help="Images to embed again, drawn at random.")
+        int,
+        typer.Option(
+            "--sample", min=1, help="Images of --catalogue to embed again, drawn at random."
+        ),
     ] = SAMPLE,
-    weights: WeightsOption = None,
-    features: FeaturesOption = Path("features"),
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    workers: WorkersOption = None,
-    max_pixels: MaxPixelsOption = MAX_PIXELS,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Check every checksum of stores, and with a catalogue a random sample against the backbone.
 
     Ends with exit code 4 if a file is damaged, or embeddings are not what the backbone gives now.
     """
+    from retailtag.backbones.ids import local_weights
+    from retailtag.compute import n_workers, resolve_device
     from retailtag.extraction.verify import Sample
     from retailtag.extraction.verify import verify as verify_store
     from retailtag.store.inventory import find_named, store_folders
 
-    output = Output(json, quiet)
+    output, s = call.output, call.settings
     if bool(names) == every:
         raise UsageError("Name the stores to verify, or give --all, but not both.")
+    features = s.compute.features
     paths = [find_named(features, name) for name in names or []] or store_folders(features)
     drawn = None
-    if catalogue is not None:
+    if s.catalog.path is not None:
         drawn = Sample(
-            _read(catalogue, attributes, images),
+            _read(s.catalog.path, s.catalog),
             size=sample,
-            seed=seed,
-            weights=weights_by_backbone(weights, _backbones(paths)),
-            device=resolve_device(device),
-            workers=default_workers(workers),
-            max_pixels=max_pixels,
+            seed=s.probe.seed,
+            weights=local_weights(s.compute.weights, _backbones(paths)),
+            device=resolve_device(s.compute.device),
+            workers=n_workers(s.compute),
+            max_pixels=s.reading.max_pixels,
         )
     verdicts = [verify_store(path, drawn, output.progress) for path in paths]
     output.print(_verdicts(verdicts))
@@ -138,20 +104,15 @@ def verify(
     _end(verdicts)
 
 
-@app.command()
+@command(app, "gc", catalogue=False)
 def gc(
+    call: Call,
     catalogue: CatalogueOption = None,
     stores: Annotated[
         list[str] | None,
         typer.Option("--stores", metavar="NAME", help="Delete this whole store; repeatable."),
     ] = None,
-    features: FeaturesOption = Path("features"),
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    workers: WorkersOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Free what no catalogue given here uses; asks first, and off a terminal needs --yes.
 
@@ -160,17 +121,19 @@ def gc(
     damaged ones that were set aside.
     Whole stores go only by --stores.
     """
+    from retailtag.compute import n_workers
     from retailtag.extraction.garbage import plan_collection
     from retailtag.store import FeatureStore
     from retailtag.store.inventory import find_named
 
-    output = Output(json, quiet)
+    output, s = call.output, call.settings
+    features = s.compute.features
     if not (catalogue or stores):
         raise UsageError("Give --catalogue, what is still used, or --stores, what is to go.")
-    whole_stores = [FeatureStore.identify(find_named(features, name)) for name in stores or []]
-    catalogs = [_read(path, attributes, images) for path in catalogue or []]
+    doomed = [FeatureStore.identify(find_named(features, name)) for name in stores or []]
+    catalogs = [_read(path, s.catalog) for path in catalogue or []]
     plan = plan_collection(
-        features, catalogs, whole_stores, workers=default_workers(workers), progress=output.progress
+        features, catalogs, doomed, workers=n_workers(s.compute), progress=output.progress
     )
     output.print(_freed(plan))
     for sentence in plan.skipped.values():
@@ -182,8 +145,9 @@ def gc(
     output.result({**plan.to_json(), "done": done, "freed": freed})
 
 
-@app.command()
+@command(app, "merge", catalogue=False)
 def merge(
+    call: Call,
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Features folder; the store is made or added to.")
     ],
@@ -191,13 +155,11 @@ def merge(
         list[Path],
         typer.Argument(metavar="STORE...", help="Stores to join, or folders of them; only read."),
     ],
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Join stores of one identity, such as the shards of extract --shard, in the folder OUT."""
     from retailtag.store.maintenance import merge as merge_stores
 
-    output = Output(json, quiet)
+    output = call.output
     merged = merge_stores(out, stores, progress=output.progress)
     output.print(
         f"{merged.store.path}: {merged.n_added:,} images added, {merged.n_present:,} were there; "
@@ -206,10 +168,10 @@ def merge(
     output.result(merged.to_json())
 
 
-def _read(path: Path, attributes: str, images: Path | None) -> Catalog:
+def _read(path: Path, settings: CatalogSettings) -> Catalog:
     from retailtag.catalog.readers import read_catalog
 
-    return read_catalog(path, attributes=split_list(attributes), images=images)
+    return read_catalog(path, attributes=settings.attributes, images=settings.images)
 
 
 def _backbones(paths: Sequence[Path]) -> list[str]:

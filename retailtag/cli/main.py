@@ -15,14 +15,23 @@ from typer.exceptions import TyperException
 
 import retailtag
 from retailtag.allocator import keep_freed_memory
-from retailtag.cli import catalog, extract, features, models, score
-from retailtag.cli.bakeoff import bakeoff
-from retailtag.cli.compare import compare
+from retailtag.cli import (  # each registers its command
+    bakeoff,
+    catalog,
+    compare,
+    extract,
+    features,
+    finetune,
+    init,
+    models,
+    predict,
+    probe,
+    score,
+)
+from retailtag.cli.app import app
 from retailtag.cli.demo import demo
-from retailtag.cli.finetune import finetune
 from retailtag.cli.options import with_bare_sweep
-from retailtag.cli.predict import predict
-from retailtag.cli.probe import probe
+from retailtag.cli.verb import reveal_advanced
 from retailtag.errors import (
     EXIT_BAD_DATA,
     EXIT_DONE,
@@ -33,30 +42,12 @@ from retailtag.errors import (
     RetailtagError,
 )
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 5 a --gate is not "
-    "met; 6 something needed is not here (weights offline, an extra, a device); 130 interrupted, "
-    "with everything finished so far kept."
-)
-
+HELP_ALL = "--help-all"
 INTERRUPTED = "interrupted; everything finished so far is kept, and the same command continues."
 
-app = typer.Typer(
-    name="retailtag",
-    help="Find the best (backbone, strategy) pair for a long-tailed tag taxonomy, and prove it.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("extract")(extract.extract)
-app.command("probe")(probe)
-app.command("finetune")(finetune)
-app.command("score")(score.score)
-app.command("compare")(compare)
-app.command("bakeoff")(bakeoff)
-app.command("predict")(predict)
+__all__ = ["app", "main", "run"]
+
+COMMANDS = (bakeoff, compare, extract, finetune, init, predict, probe, score)
 app.command("demo")(demo)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")
@@ -72,7 +63,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Hold the options of the program itself."""
@@ -108,8 +102,12 @@ def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
     words = with_bare_sweep(sys.argv[1:] if args is None else args) or ["--help"]
     as_json = "--json" in words
+    program = typer.main.get_command(app)
+    if HELP_ALL in words:
+        words = ["--help" if word == HELP_ALL else word for word in words]
+        reveal_advanced(program)
     try:
-        code = app(words, standalone_mode=False) or EXIT_DONE
+        code = program(words, prog_name="retailtag", standalone_mode=False) or EXIT_DONE
     except SystemExit as stop:  # a broken pipe
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except TyperException as error:  # what the parser raises

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retailtag.cli.options import DeviceOption, JsonOption, QuietOption, resolve_device
+from retailtag.cli.options import DeviceOption, JsonOption, QuietOption
 from retailtag.cli.output import Output
 from retailtag.errors import ArtefactError
 
@@ -69,6 +69,7 @@ def verify(
     of the file; every feature store records it.
     """
     from retailtag.backbones import load_backbone
+    from retailtag.compute import resolve_device
 
     output = Output(json, quiet)
     loaded = load_backbone(backbone, weights=weights, device=resolve_device(device))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -31,10 +33,13 @@ class Output:
         stdout carries exactly one JSON object, printed by `result`.
     quiet : bool
         No progress, no news, no tables.
+    log_file : Path, optional
+        News and progress are appended to it, each line with its time, whatever the terminal shows.
     """
 
     json: bool = False
     quiet: bool = False
+    log_file: Path | None = None
     # Ids, tags and paths are shown as they are: what looks like markup in them is none.
     _stdout: Console = field(default_factory=lambda: Console(markup=False, highlight=False))
     _stderr: Console = field(
@@ -44,9 +49,17 @@ class Output:
     @cached_property
     def progress(self) -> Progress:
         """Bars on a terminal, plain lines elsewhere, nothing when quiet."""
-        if self.quiet:
+        shown: list[Progress] = []
+        if not self.quiet:
+            shown.append(_Bars(self._stderr) if self._stderr.is_terminal else _Lines(self._say))
+        if self.log_file is not None:
+            shown.append(_Lines(_appending(self.log_file)))
+        if not shown:
             return SILENT
-        return _Bars(self._stderr) if self._stderr.is_terminal else _Lines(self._stderr)
+        return shown[0] if len(shown) == 1 else _Both(*shown)
+
+    def _say(self, line: str) -> None:
+        self._stderr.print(line, soft_wrap=True)
 
     def print(self, renderable: RenderableType) -> None:
         """Show a result to a person; silent under ``--json`` and ``--quiet``.
@@ -112,8 +125,8 @@ class _Bars:
 class _Lines:
     """A line now and then, for logs: rate and time left every few seconds, one at the end."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
@@ -134,8 +147,43 @@ class _Lines:
         yield advance
         self.say(f"{name}: {done:,} {unit} in {time.perf_counter() - start:,.1f} s")
 
+
+class _Both:
+    """Tell two of everything: the terminal and the log file."""
+
+    def __init__(self, first: Progress, second: Progress) -> None:
+        self._first, self._second = first, second
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+        """Open a task of each; see `retailtag.progress.Progress.task`."""
+        with (
+            self._first.task(name, total, unit) as first,
+            self._second.task(name, total, unit) as second,
+        ):
+
+            def advance(n: int, note: str = "", /) -> None:
+                first(n, note)
+                second(n, note)
+
+            yield advance
+
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._first.say(line)
+        self._second.say(line)
+
+
+def _appending(path: Path) -> Callable[[str], None]:
+    """Function that appends lines to a file, each with its time (ISO 8601, UTC)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a", encoding="utf-8").close()  # refuses now what cannot be written later
+
+    def say(line: str) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(f"{now} {line}\n")
+
+    return say
 
 
 def _progress_line(name: str, done: int, total: int | None, unit: str, seconds: float) -> str:

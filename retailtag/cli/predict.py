@@ -8,37 +8,29 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.options import (
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
-    resolve_device,
-    weights_by_backbone,
-)
-from retailtag.cli.output import Output
+from retailtag.cli.app import app
+from retailtag.cli.verb import Call, command
 from retailtag.errors import EXIT_BAD_DATA, UnreadableImage
 
 
+@command(app, "predict", catalogue=False)
 def predict(
+    call: Call,
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Folder that probe or finetune wrote.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Tag image files with a fitted pair: the tags above their thresholds, likeliest first."""
+    from retailtag.backbones.ids import local_weights
+    from retailtag.compute import resolve_device
     from retailtag.tagger.tagger import Tagger, backbones_of
 
-    output = Output(json, quiet)
+    output, compute = call.output, call.settings.compute
     ids = list(backbones_of(model))
-    local = weights_by_backbone(weights if ids else None, ids)
-    tagger = Tagger.load(
-        model, weights=local, device=resolve_device(device), progress=output.progress
-    )
+    local = local_weights(compute.weights if ids else (), ids)
+    device = resolve_device(compute.device)
+    tagger = Tagger.load(model, weights=local, device=device, progress=output.progress)
     tagged: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     with output.progress.task("predict", len(images)) as advance:

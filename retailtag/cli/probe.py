@@ -3,43 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from retailtag.cli.options import (
-    CUTOFFS,
-    GRID,
-    HEADS,
-    AllowTruncatedOption,
-    AttributesOption,
-    BackbonesOption,
-    CatalogArgument,
-    ChooseOption,
-    CutoffsOption,
-    DeviceOption,
-    DtypeOption,
-    FeaturesOption,
-    FoldsOption,
-    HeadsOption,
-    ImagesOption,
-    JsonOption,
-    ObjectiveOption,
-    QuietOption,
-    ScaleOption,
-    SeedOption,
-    SolverOption,
-    StoredEngineOption,
-    StoredPrecisionOption,
-    SweepOption,
-    ThresholdsOption,
-    WeightsOption,
-    provenance_of,
-    resolve_device,
-    split_list,
-    weights_by_backbone,
-)
-from retailtag.cli.output import Output
+from retailtag.cli.app import app
+from retailtag.cli.verb import Call, command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,72 +15,14 @@ if TYPE_CHECKING:
     from retailtag.runs.probe import ProbeRun
 
 
-def probe(
-    catalogue: CatalogArgument,
-    backbone: BackbonesOption,
-    sweep_c: SweepOption = GRID,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder; default: runs/BACKBONE/probe.")
-    ] = None,
-    weights: WeightsOption = None,
-    features: FeaturesOption = Path("features"),
-    attributes: AttributesOption = "",
-    images: ImagesOption = None,
-    cutoffs: CutoffsOption = CUTOFFS,
-    dtype: DtypeOption = "float32",
-    engine: StoredEngineOption = "auto",
-    precision: StoredPrecisionOption = None,
-    folds: FoldsOption = 5,
-    choose: ChooseOption = "per-group",
-    scale: ScaleOption = "standardise",
-    heads: HeadsOption = HEADS,
-    thresholds: ThresholdsOption = "auto",
-    objective: ObjectiveOption = "f1",
-    solver: SolverOption = "torch",
-    allow_truncated: AllowTruncatedOption = False,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@command(app, "probe")
+def probe(call: Call) -> None:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
-    from retailtag.bakeoffs.run import pair_folder
-    from retailtag.catalog.readers import read_catalog
-    from retailtag.catalog.table import GroupCutoffs
-    from retailtag.extraction.engines import EngineRequest
-    from retailtag.runs.embeddings import find_embeddings, find_texts
-    from retailtag.runs.probe import ProbeSettings, run_probe
+    from retailtag import api
 
-    output, args = Output(json, quiet), split_list(attributes)
-    settings = ProbeSettings(
-        sweep_c, folds, choose, thresholds, solver, seed, objective, scale, heads
-    )
-    device = resolve_device(device)
-    catalog = read_catalog(
-        catalogue, attributes=args, images=images, cutoffs=GroupCutoffs.parse(cutoffs)
-    )
-    folder = out or pair_folder(Path("runs"), backbone, "probe")
-    local = weights_by_backbone(weights, [backbone])
-    texts = find_texts(heads, backbone, catalog.table.tags, weights=local, device=device)
-    run = run_probe(
-        catalog,
-        find_embeddings(
-            features,
-            backbone,
-            weights=local,
-            device=device,
-            dtype=dtype,
-            allow_truncated=allow_truncated,
-            request=EngineRequest(engine, precision),
-            progress=output.progress,
-        ),
-        folder,
-        settings,
-        texts=texts,
-        provenance=provenance_of(catalogue, args, images, cutoffs),
-        device=device,
-        progress=output.progress,
-    )
+    call.require("backbones")
+    run = api.probe(call.catalogue, settings=call.settings, progress=call.output.progress)
+    output, folder = call.output, api.folder_of("probe", call.settings)
     output.print(_table(run))
     if len(run.probe.facts["heads"]) > 1:
         output.print(_heads(run.probe))

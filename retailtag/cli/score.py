@@ -9,21 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retailtag.cli.options import (
-    REPLICATES,
-    AllowMissingOption,
-    JsonOption,
-    NewCutoffsOption,
-    QuietOption,
-    ReplicatesOption,
-    RunsArgument,
-    ScoredCatalogOption,
-    ScoredSplitOption,
-    SeedOption,
-    WithAttributesOption,
-    split_list,
-)
+from retailtag.cli.app import app
 from retailtag.cli.output import Output
+from retailtag.cli.verb import Call, RunsArgument, command
 from retailtag.errors import GateUnmet, UsageError
 
 if TYPE_CHECKING:
@@ -35,12 +23,10 @@ if TYPE_CHECKING:
 FOREIGN = "Another tool's scores"
 
 
+@command(app, "score", catalogue=False)
 def score(
+    call: Call,
     predictions: RunsArgument,
-    catalog: ScoredCatalogOption = None,
-    attributes: WithAttributesOption = "",
-    cutoffs: NewCutoffsOption = None,
-    split: ScoredSplitOption = "test",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the scorecards; default: beside the predictions."),
@@ -71,16 +57,11 @@ def score(
     fitted_split: Annotated[
         str, typer.Option("--fitted-split", help=f"{FOREIGN}: split the model was fitted on.")
     ] = "train",
-    replicates: ReplicatesOption = REPLICATES,
-    allow_missing: AllowMissingOption = False,
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.
 
     A RUN is a predictions file, the folder of a run or of a bake-off, or another tool's CSV,
-    Parquet or NPZ of scores (with --catalog and --scores).
+    Parquet or NPZ of scores (with --catalogue and --scores).
     """
     from retailtag.cli.catalogs import reader
     from retailtag.scoring.files import find_predictions, score_files
@@ -89,23 +70,25 @@ def score(
 
     gates = [parse_gate(text) for text in gate or []]
     paths = find_predictions(predictions)
-    read = reader(cutoffs)
-    how = {"attributes": split_list(attributes)} if attributes else None
+    s, catalog = call.settings.score, call.settings.catalog.path
+    read = reader(call.new_cutoffs)
+    attributes = call.settings.catalog.attributes
+    how = {"attributes": list(attributes)} if attributes else None
     declared = (scores, thresholds, tune, tune_split, fitted_split)
     scored = score_files(
         paths,
         read,
         catalog=catalog,
         catalog_args=how,
-        split=split,
+        split=s.split,
         out=out,
-        n_bootstrap=replicates,
-        seed=seed,
-        allow_missing=allow_missing,
-        loaded=_foreign(paths, read, catalog, how, split, declared),
+        n_bootstrap=s.replicates,
+        seed=s.seed,
+        allow_missing=s.allow_missing,
+        loaded=_foreign(paths, read, catalog, how, s.split, declared),
     )
-    reused = reused_split(scored.digests, split)
-    output = Output(json, quiet)
+    reused = reused_split(scored.digests, s.split)
+    output = call.output
     _show(output, scored, reused)
     output.result(_summary(scored, reused, gates))
     if unmet := unmet_gates(gates, scored.cards):
@@ -132,7 +115,7 @@ def _foreign(
             )
         return {}
     if catalog is None:
-        raise UsageError(f"{found[0]} does not record its catalogue; name it with --catalog.")
+        raise UsageError(f"{found[0]} does not record its catalogue; name it with --catalogue.")
     from retailtag.runs.foreign import Declared, foreign_predictions
 
     shop = read(catalog, **(catalog_args or {}))

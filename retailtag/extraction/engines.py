@@ -26,6 +26,7 @@ from retailtag.extraction.extract import IMAGES_PER_BLOCK, check_extraction
 from retailtag.extraction.shards import WHOLE, Shard
 from retailtag.images.loader import load_batches
 from retailtag.progress import SILENT, Progress
+from retailtag.settings import ExtractSettings
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
 
 if TYPE_CHECKING:
@@ -62,6 +63,16 @@ class EngineRequest:
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.precision or "exact")
+
+    @classmethod
+    def to_extract(cls, settings: ExtractSettings) -> EngineRequest:
+        """What an extraction asks for: exact features by default."""
+        return cls(settings.engine, "exact" if settings.precision == AUTO else settings.precision)
+
+    @classmethod
+    def to_read(cls, settings: ExtractSettings) -> EngineRequest:
+        """What later stages ask for: features of either precision by default, exact ones first."""
+        return cls(settings.engine, None if settings.precision == AUTO else settings.precision)
 
     def allows(self, name: EngineName) -> bool:
         """Whether embeddings of this engine serve the request."""

@@ -24,11 +24,11 @@ from torch import Tensor
 from retailtag.errors import DamagedFile, Unavailable, UsageError
 from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec, make_room
 from retailtag.finetuning.batch_loader import Batches, Rows, Views, pinned
-from retailtag.finetuning.config import AUTO
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
 from retailtag.finetuning.prefetch import prefetch
 from retailtag.progress import SILENT, Progress
+from retailtag.settings import AUTO
 from retailtag.store.spec import FeatureSpec
 
 TOLERANCE = 2e-3
@@ -279,7 +279,7 @@ def spec_of(network: Network, identity: FeatureSpec, sample: Tensor, dtype: str)
         shape, order = sample.permute(0, 2, 3, 1).shape[1:], "channels-last"
     else:
         shape, order = sample.shape[1:], "contiguous"
-    blocks, k = network.backbone.blocks, network.config.trained
+    blocks, k = network.backbone.blocks, network.config.trained_blocks
     assert isinstance(k, int)
     return ActivationSpec(
         backbone=identity.backbone,

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.finetuning.config import FinetuneConfig
+from retailtag.settings import FinetuneSettings
 
 
 def make_optimiser(
-    backbone: Backbone, head: nn.Module, config: FinetuneConfig
+    backbone: Backbone, head: nn.Module, config: FinetuneSettings
 ) -> torch.optim.Optimizer:
     """AdamW whose groups carry the ``peak`` rate of their block.
 
@@ -22,7 +22,7 @@ def make_optimiser(
     backbone : Backbone
         With the parameters to train unfrozen.
     head : Module
-    config : FinetuneConfig
+    config : FinetuneSettings
 
     Notes
     -----

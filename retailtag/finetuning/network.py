@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.blocks import Run
 from retailtag.errors import UsageError
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.head import Head, HeadInit
 from retailtag.finetuning.precision import Precision
+from retailtag.settings import FinetuneSettings
 
 State = dict[str, Tensor]
 _BODY, _HEAD = "backbone.", "head."
@@ -28,7 +28,7 @@ class Network:
         Unfrozen in place.
     start : HeadInit
         Where the head starts.
-    config : FinetuneConfig
+    config : FinetuneSettings
     compiled : bool
         Let ``torch.compile`` fuse the forward and backward passes.
 
@@ -40,23 +40,28 @@ class Network:
     """
 
     def __init__(
-        self, backbone: Backbone, start: HeadInit, config: FinetuneConfig, *, compiled: bool = False
+        self,
+        backbone: Backbone,
+        start: HeadInit,
+        config: FinetuneSettings,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.backbone, self.config = backbone, config
         self.head = Head(start).to(backbone.device)
-        self.precision = Precision.choose(config.precision, backbone.device)
-        backbone.unfreeze_last(config.trained)
+        self.precision = Precision.choose(config.mixed_precision, backbone.device)
+        backbone.unfreeze_last(config.trained_blocks)
         self.trunk, rest = self._cut()
         self._rest = _compiled(rest) if compiled else rest
         self._names = self._trained_names()
 
     def _cut(self) -> tuple[Run | None, Run]:
-        backbone, k = self.backbone, self.config.trained
+        backbone, k = self.backbone, self.config.trained_blocks
         if isinstance(k, int) and backbone.can_split_at(k):
             return backbone.split_at(
-                k, gradient_checkpointing=self.config.recompute, first_token_only=True
+                k, gradient_checkpointing=self.config.gradient_checkpointing, first_token_only=True
             )
-        if self.config.recompute:
+        if self.config.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         return None, backbone.forward
 
@@ -68,7 +73,9 @@ class Network:
     def train(self) -> None:
         """Training mode for what is trained, evaluation mode for what is frozen."""
         config = self.config
-        self.backbone.train_last(config.trained, stored_statistics=config.keeps_statistics)
+        self.backbone.train_last(
+            config.trained_blocks, stored_statistics=config.uses_stored_statistics
+        )
         self.head.train()
 
     def eval(self) -> None:
@@ -127,7 +134,7 @@ class Network:
     def _trained_names(self) -> list[str]:
         """Parameters and buffers of the trained blocks, in module order."""
         names = list(self.backbone.module.state_dict())
-        k = self.config.trained
+        k = self.config.trained_blocks
         if k == "all":
             return names
         blocks = self.backbone.blocks[len(self.backbone.blocks) - k :]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from retailtag.errors import UsageError
-from retailtag.finetuning.config import AUTO
+from retailtag.settings import AUTO
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TENSOR_CORES_BF16 = 8  # compute capability from which bfloat16 products have units of their own

@@ -380,7 +380,7 @@ class _Course:
         """Choose the interpolation with `origin`, load it, and report."""
         assert self.best is not None
         network, best = self.run.network, self.best
-        factors = network.config.factors() if best.epoch else (1.0,)
+        factors = network.config.factors if best.epoch else (1.0,)
         tried: list[dict[str, Any]] = []
         chosen: _Best | None = None
         for factor in factors:

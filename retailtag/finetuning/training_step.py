@@ -90,7 +90,7 @@ class TrainingStep:
     ) -> None:
         self.network, self.feed, self.loss = network, feed, loss
         config = network.config
-        self.parts = MicroBatches(math.ceil(config.batch_size / config.parts), progress)
+        self.parts = MicroBatches(math.ceil(config.batch_size / config.micro_batches), progress)
         self.optimiser = make_optimiser(network.backbone, network.head, config)
         self.scaler = network.precision.scaler()
         self._parameters = network.parameters()

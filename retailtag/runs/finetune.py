@@ -10,29 +10,28 @@ from typing import Any
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.factory import load_backbone
-from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.files import write_text
 from retailtag.finetuning.artefact import Checkpoint
-from retailtag.finetuning.config import FinetuneConfig
+from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.finetuning.trainer import FinetuneResult
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.progress import SILENT, Progress
 from retailtag.runs.finetune_start import check_probe
 from retailtag.runs.finetune_training import (
     FinetuneStage,
-    Means,
     backbone_bytes,
     finetune_inputs,
 )
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.measure import measured
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
+from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.thresholds.tuning import Tuning
 
-__all__ = ["FinetuneRun", "Means", "finetune_inputs", "run_finetune", "run_seeds"]
+__all__ = ["FinetuneRun", "finetune_inputs", "run_finetune", "run_seeds"]
 
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
 
@@ -76,16 +75,12 @@ class FinetuneRun:
 
 
 def run_finetune(
-    catalog: Catalog,
+    context: RunContext,
     store: FeatureStore,
     backbone: Backbone,
     probe: Probe,
     out: Path,
-    config: FinetuneConfig | None = None,
-    *,
-    provenance: dict[str, Any] | None = None,
-    means: Means | None = None,
-    progress: Progress = SILENT,
+    config: FinetuneSettings | None = None,
 ) -> FinetuneRun:
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
 
@@ -95,9 +90,9 @@ def run_finetune(
 
     Parameters
     ----------
-    catalog : Catalog
-        With a ``val`` split, that is the validation part; otherwise a tenth of the training
-        images, stratified over tags, no product divided.
+    context : RunContext
+        Where the catalogue has a ``val`` split, that is the validation set; otherwise a tenth of
+        the training images, stratified over tags, no product divided.
     store : FeatureStore
         Frozen embeddings of the same backbone, for the start of the head.
     backbone : Backbone
@@ -108,11 +103,7 @@ def run_finetune(
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
         ``resume.pt``, from which the same call goes on after a kill.
-    config : FinetuneConfig, optional
-    provenance : dict, optional
-        Recorded in the predictions: where the catalogue was read from.
-    means : Means, optional
-    progress : Progress
+    config : FinetuneSettings, optional
 
     Returns
     -------
@@ -127,17 +118,18 @@ def run_finetune(
         If the store holds no embedding of the training images, or the probe was fitted on
         another catalogue or store.
     """
-    check_probe(catalog, store, probe)
-    config, means = config or FinetuneConfig(), means or Means()
+    check_probe(context.catalog, store, probe)
+    config = config or FinetuneSettings()
+    check_finetune_settings(config)
     Tuning(config.thresholds, config.objective)  # refuses what is unknown
     if config.blocks == "scratch":
         device = str(backbone.device)
         backbone = load_backbone(backbone.id, device=device, random_weights=True, seed=config.seed)
-    stage = FinetuneStage(catalog, store, backbone, probe, out, config, means, progress)
+    stage = FinetuneStage(context, store, backbone, probe, out, config)
     with measured(str(backbone.device.type), held=backbone_bytes(backbone)) as cost:
         stage.train()
     cost.seconds += stage.result.earlier_seconds
-    facts = {**stage.facts(), **(provenance or {})}
+    facts = {**stage.facts(), **context.provenance}
     checkpoint = stage.checkpoint(facts)
     checkpoint.save(out)  # hours of training; nothing that follows may lose them
     predictions = stage.predictions(facts)
@@ -152,17 +144,13 @@ def run_finetune(
 
 
 def run_seeds(
-    catalog: Catalog,
+    context: RunContext,
     store: FeatureStore,
     load: Callable[[], Backbone],
     probe: Probe,
     out: Path,
-    config: FinetuneConfig,
+    config: FinetuneSettings,
     n_seeds: int,
-    *,
-    provenance: dict[str, Any] | None = None,
-    means: Means | None = None,
-    progress: Progress = SILENT,
 ) -> list[FinetuneRun]:
     """The same fine-tune under `n_seeds` seeds in a row, each in a folder ``seed-S`` of `out`.
 
@@ -175,7 +163,7 @@ def run_seeds(
         Loads the backbone anew for every seed.
     n_seeds : int
         From ``config.seed`` on; at least 1.
-    catalog, store, probe, out, config, provenance, means, progress
+    context, store, probe, out, config
         As in `run_finetune`.
     """
     if n_seeds < 1:
@@ -183,23 +171,10 @@ def run_seeds(
     runs = []
     for seed in range(config.seed, config.seed + n_seeds):
         settings, folder = replace(config, seed=seed), out / f"seed-{seed}"
-        inputs = finetune_inputs(catalog, store, probe, settings)
+        inputs = finetune_inputs(context.catalog, store, probe, settings)
         run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
-        progress.say(f"seed {seed}: " + ("stands from before" if run else "training"))
-        runs.append(
-            run
-            or run_finetune(
-                catalog,
-                store,
-                load(),
-                probe,
-                folder,
-                settings,
-                provenance=provenance,
-                means=means,
-                progress=progress,
-            )
-        )
+        context.progress.say(f"seed {seed}: " + ("stands from before" if run else "training"))
+        runs.append(run or run_finetune(context, store, load(), probe, folder, settings))
     return runs
 
 

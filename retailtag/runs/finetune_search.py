@@ -7,31 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.files import write_json
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.search import Ranking, Report, Setting, search
 from retailtag.probes.artefact import Probe
-from retailtag.progress import SILENT, Progress
 from retailtag.runs.finetune_start import check_probe
-from retailtag.runs.finetune_training import FinetuneStage, Means, finetune_inputs
+from retailtag.runs.finetune_training import FinetuneStage, finetune_inputs
+from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
 
 RANKING = "search.json"
 
 
 def search_settings(
-    catalog: Catalog,
+    context: RunContext,
     store: FeatureStore,
     load: Callable[[], Backbone],
     probe: Probe,
     out: Path,
-    config: FinetuneConfig,
+    config: FinetuneSettings,
     n: int,
-    *,
-    means: Means | None = None,
-    progress: Progress = SILENT,
-) -> tuple[FinetuneConfig, Ranking]:
+) -> tuple[FinetuneSettings, Ranking]:
     """Try `n` settings of loss, sampler, rate and layer decay; the best, and how all did.
 
     Parameters
@@ -40,45 +36,43 @@ def search_settings(
         Loads the backbone anew for every setting.
     out : Path
         Folder of the fine-tune; the search lies in ``search`` below it, and goes on there.
-    config : FinetuneConfig
+    config : FinetuneSettings
         Tried first; gives everything that is not searched.
     n : int
         At least 1.
-    catalog, store, probe, means, progress
+    context, store, probe
         As in `retailtag.runs.finetune.run_finetune`.
 
     Returns
     -------
-    (FinetuneConfig, Ranking)
+    (FinetuneSettings, Ranking)
 
     Notes
     -----
     A setting is worth its best epoch's criterion, without interpolation. The winner was chosen
     among `n` on the validation part, so its criterion there flatters it: the test split tells.
     """
-    check_probe(catalog, store, probe)
+    check_probe(context.catalog, store, probe)
     folder = out / "search"
     start = Setting(config.loss, config.sampler, config.lr, config.layer_decay)
 
     def objective(setting: Setting, report: Report) -> float:
         settings = replace(_with(config, setting), interpolate="1", refit=False)
         place = folder / setting.name
-        stage = FinetuneStage(
-            catalog, store, load(), probe, place, settings, means or Means(), progress
-        )
+        stage = FinetuneStage(context, store, load(), probe, place, settings)
         stage.train(report)
         stage.remove_snapshots()
         return float(stage.result.history[stage.result.best_epoch]["criterion"])
 
-    inputs = finetune_inputs(catalog, store, probe, _with(config, Setting()))
+    inputs = finetune_inputs(context.catalog, store, probe, _with(config, Setting()))
     ranking = search(
-        objective, n, folder, config.seed, start=start, inputs=inputs, progress=progress
+        objective, n, folder, config.seed, start=start, inputs=inputs, progress=context.progress
     )
     write_json(folder / RANKING, ranking.to_json())
     return _with(config, ranking.best), ranking
 
 
-def _with(config: FinetuneConfig, setting: Setting) -> FinetuneConfig:
+def _with(config: FinetuneSettings, setting: Setting) -> FinetuneSettings:
     return replace(
         config,
         loss=setting.loss,

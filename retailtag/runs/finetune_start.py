@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.split import stratified_folds
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.finetuning.config import AUTO, FinetuneConfig
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.losses import LabelCounts
 from retailtag.finetuning.validation import Measured, ModelSelector
@@ -21,6 +20,7 @@ from retailtag.runs.evidence import crossed_cells, halves
 from retailtag.runs.probe import Features, load_rows
 from retailtag.runs.sweep import FittedHead, fit_at
 from retailtag.scoring.metrics import average_precision_per_tag, f1_from_counts, tag_counts
+from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.thresholds.tuning import Tuning
 
@@ -59,7 +59,7 @@ class FinetuneImages:
         return Features(rows[order], X[order])
 
 
-def divide(catalog: Catalog, store: FeatureStore, config: FinetuneConfig) -> FinetuneImages:
+def divide(catalog: Catalog, store: FeatureStore, config: FinetuneSettings) -> FinetuneImages:
     """Who is fitted, who validates, who is predicted.
 
     The catalogue's ``val`` split validates; without one a tenth of the training images,
@@ -127,7 +127,7 @@ def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
 
 
 def first_head(
-    labels: NDArray[np.int8], fitted: Features, probe: Probe, config: FinetuneConfig, device: str
+    labels: NDArray[np.int8], fitted: Features, probe: Probe, config: FinetuneSettings, device: str
 ) -> HeadInit:
     """Where the head starts: a probe of the fitted images alone, or nothing for ``scratch``.
 
@@ -138,7 +138,7 @@ def first_head(
     fitted : Features
     probe : Probe
         Gives the strength C of each tag and the scaling.
-    config : FinetuneConfig
+    config : FinetuneSettings
     device : str
         Where it is fitted.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import UsageError
+from retailtag.context import RunContext
 from retailtag.finetuning.activation_cache import parse_budget
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.augment import Augment
 from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedBatchLoader, CachedImages, cached_batch_loader
-from retailtag.finetuning.config import AUTO, FinetuneConfig
+from retailtag.finetuning.checks import repeats_pixels
 from retailtag.finetuning.determinism import deterministic_algorithms
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.logs import Logs, open_logs
@@ -26,13 +26,12 @@ from retailtag.finetuning.network import Network, State
 from retailtag.finetuning.snapshots import Snapshots
 from retailtag.finetuning.trainer import FinetuneResult, Report, refit, train
 from retailtag.finetuning.training_step import MicroBatches, predict
-from retailtag.images.decode import MAX_PIXELS
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.progress import Progress
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.finetune_start import divide, first_head, make_selector, probe_head
 from retailtag.runs.probe import Features
+from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
 from retailtag.thresholds.tuning import Tuned, Tuning
@@ -40,46 +39,8 @@ from retailtag.thresholds.tuning import Tuned, Tuning
 REFIT_SNAPSHOT = "resume-refit.pt"
 
 
-@dataclass(frozen=True)
-class Means:
-    """How a fine-tune is carried out; none of it is part of what the result depends on.
-
-    Parameters
-    ----------
-    workers : int
-        Decoding processes.
-    max_pixels : int
-        Larger images are refused.
-    allow_truncated : bool
-        Accept files that end early. Both limits as the images were extracted with.
-    cache_gb : float or None
-        Disk for kept activations, in GB; 0: none; None: half of what is free, at most 100.
-    cache_dtype : str
-        ``auto``, ``float32``, ``float16`` or ``bfloat16``.
-    checkpoint_minutes : float
-        Longest time between two snapshots within an epoch.
-    compiled : bool
-        ``torch.compile`` the trained part.
-    trackers : tuple of str
-        See `retailtag.finetuning.logs`.
-    """
-
-    workers: int = 2
-    max_pixels: int = MAX_PIXELS
-    allow_truncated: bool = False
-    cache_gb: float | None = None
-    cache_dtype: str = "auto"
-    checkpoint_minutes: float = 10.0
-    compiled: bool = False
-    trackers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.checkpoint_minutes > 0:
-            raise UsageError(f"--checkpoint-minutes {self.checkpoint_minutes} must be above 0.")
-
-
 def finetune_inputs(
-    catalog: Catalog, store: FeatureStore, probe: Probe, config: FinetuneConfig
+    catalog: Catalog, store: FeatureStore, probe: Probe, config: FinetuneSettings
 ) -> dict[str, Any]:
     """Everything that the outputs of a fine-tune depend on."""
     return {
@@ -91,7 +52,7 @@ def finetune_inputs(
         "scale": probe.scale,
         "head": probe.head,
         "thresholds": hashlib.sha256(probe.thresholds.tobytes()).hexdigest(),
-        "settings": config.to_json(),
+        "settings": config.recorded(),
     }
 
 
@@ -105,7 +66,7 @@ class FinetuneStage:
 
     Parameters
     ----------
-    catalog, store, backbone, probe, out, config, means, progress
+    context, store, backbone, probe, out, config
         As `retailtag.runs.finetune.run_finetune` takes them.
 
     Attributes
@@ -124,24 +85,23 @@ class FinetuneStage:
 
     def __init__(
         self,
-        catalog: Catalog,
+        context: RunContext,
         store: FeatureStore,
         backbone: Backbone,
         probe: Probe,
         out: Path,
-        config: FinetuneConfig,
-        means: Means,
-        progress: Progress,
+        config: FinetuneSettings,
     ) -> None:
-        self.catalog, self.store, self.backbone = catalog, store, backbone
-        self.probe, self.out, self.config = probe, out, config
-        self.means, self.progress = means, progress
+        catalog, progress = context.catalog, context.progress
+        self.context, self.catalog, self.progress = context, catalog, progress
+        self.store, self.backbone, self.probe = store, backbone, probe
+        self.out, self.config = out, config
         self.labels, self.device = catalog.table.labels, str(backbone.device.type)
         self.tuning = Tuning(config.thresholds, config.objective, config.seed)
         self.inputs = finetune_inputs(catalog, store, probe, config)
         whole = {**self.inputs, "weights": backbone.weights_sha256}
         key = hashlib.sha256(canonical_json(whole).encode()).hexdigest()
-        snapshots = partial(Snapshots, out, key, means.checkpoint_minutes, progress=progress)
+        snapshots = partial(Snapshots, out, key, config.checkpoint_minutes, progress=progress)
         self.snapshots, self.refit_snapshots = snapshots(), snapshots(name=REFIT_SNAPSHOT)
 
     def train(self, report: Report | None = None) -> None:
@@ -155,7 +115,7 @@ class FinetuneStage:
         self.network = self._network(self.parts.fit)
         origin = self.network.state()
         val, config = self.parts.val.rows, self.config
-        judge = make_selector(self.catalog, val, self.tuning, config.choose)
+        judge = make_selector(self.catalog, val, self.tuning, config.choose_epoch)
         feed = self._feed(self.network, config.epochs)
         self.result = train(
             self.network,
@@ -202,7 +162,7 @@ class FinetuneStage:
 
     def _network(self, fitted: Features) -> Network:
         start = first_head(self.labels, fitted, self.probe, self.config, self.device)
-        return Network(self.backbone, start, self.config, compiled=self.means.compiled)
+        return Network(self.backbone, start, self.config, compiled=self.config.compile)
 
     def _refit(self, origin: State) -> None:
         both = self.parts.both
@@ -225,22 +185,21 @@ class FinetuneStage:
             self.catalog,
             self.backbone,
             rows,
-            workers=self.means.workers,
-            max_pixels=self.means.max_pixels,
-            allow_truncated=self.means.allow_truncated,
+            workers=self.context.workers,
+            **self.context.limits,
             sha256=self.store.known(),
         )
 
     def _views(self) -> Views:
         augment = Augment.parse(self.config.augment)
         keys = image_keys(self.catalog.image_ids.tolist())
-        return Views(augment, self.config.seed, keys, self.means.workers)
+        return Views(augment, self.config.seed, keys, self.context.workers)
 
     def _feed(self, network: Network, epochs: int) -> BatchLoader:
         """Kept activations where they repeat and fit the budget, else pixels."""
         views = self._views()
         plain = PixelBatchLoader(network, self.pixels, views)
-        if not self.config.repeats or not epochs:
+        if not repeats_pixels(self.config) or not epochs:
             return plain
         features = self.store.path.parent
         root = features.with_name(f"{features.name}-trunk")
@@ -254,15 +213,15 @@ class FinetuneStage:
             images,
             self.store.spec,
             root,
-            parse_budget(self.means.cache_gb, root),
+            parse_budget(self.config.cache_gb, root),
             views,
-            dtype=self.means.cache_dtype,
+            dtype=self.config.cache_dtype,
             progress=self.progress,
         )
         return kept or plain
 
     def _open_log(self, resume_at: int | None) -> Logs:
-        log = open_logs(self.out, self.means.trackers, resume_at=resume_at, say=self.progress.say)
+        log = open_logs(self.out, self.config.log, resume_at=resume_at, say=self.progress.say)
         log.settings(self.inputs["settings"])
         return log
 
@@ -285,7 +244,7 @@ class FinetuneStage:
             "catalog_digest": self.catalog.digest,
             "features": spec.digest,
             "model": [spec.architecture, spec.preprocessing],
-            "settings": self.config.to_json(),
+            "settings": self.config.recorded(),
             "best_epoch": result.best_epoch,
             "is_probe": self.keeps_probe,
             "interpolation": {"factor": result.factor, "tried": result.factors},
@@ -307,7 +266,7 @@ class FinetuneStage:
         """Scores of the test images, each decoded once."""
         ids, parts = self.catalog.image_ids, self.parts
         feed = PixelBatchLoader(self.network, self.pixels, self._views())
-        at_once = MicroBatches(self.config.batch_size // self.config.parts, self.progress)
+        at_once = MicroBatches(self.config.batch_size // self.config.micro_batches, self.progress)
         return Predictions(
             image_ids=ids[parts.test],
             tags=self.catalog.table.tags,

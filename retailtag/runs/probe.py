@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import ArtefactError, DataError, UsageError, check_seed
+from retailtag.context import RunContext
+from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import write_whole
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.checkpoints import SweepCheckpoints
-from retailtag.probes.choice import CHOICES
-from retailtag.probes.grid import DEFAULT_GRID, parse_grid
+from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.heads.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
-from retailtag.probes.solver.fit import SOLVERS, make_solver
+from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
-from retailtag.progress import SILENT, Progress
+from retailtag.progress import Progress
 from retailtag.runs.checks import none_readable
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.heads import (
-    ALL_HEADS,
     HeadChoice,
     ScoredHead,
     choose_head,
@@ -47,6 +47,7 @@ from retailtag.runs.sweep import (
     sweep_and_choose,
 )
 from retailtag.scoring.metrics import macro
+from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.thresholds.tuning import Tuning
 
@@ -56,74 +57,26 @@ FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # beside those of
 NO_TEXTS = "head text skipped; only a single image-text model, such as clip, embeds tag names."
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """Settings of a probe run; all are recorded and make a finished run current or stale.
+def tuning_of(settings: ProbeSettings) -> Tuning:
+    """How thresholds are tuned."""
+    return Tuning(settings.thresholds, settings.objective, settings.seed)
 
-    Parameters
-    ----------
-    grid : str
-        ``START:STOP:N`` or a list; see `retailtag.probes.grid.parse_grid`.
-    folds : int
-        Folds of the out-of-fold scores, at least 2.
-    choose : str
-        How C is chosen: ``per-group``, ``per-tag`` or ``global``.
-    thresholds : str
-        Threshold rule, or ``auto``; see `retailtag.thresholds.tuning.Tuning`.
-    solver : str
-        ``torch``, ``cuml`` or ``sklearn``.
-    seed : int
-        Of the folds and of bagged thresholds.
-    objective : str
-        What thresholds are tuned for: ``f1``, ``fbeta:B`` or ``precision:P``.
-    scale : str
-        Kind of scaling, or a comma-separated list of which the sweep chooses one; see
-        `retailtag.probes.scaling.Scaler`.
-    heads : str
-        ``logistic``, then any of ``ridge``, ``knn`` and ``text``; which is taken says
-        `retailtag.runs.heads.choose_head`. By default all that the backbone, `scale` and
-        the number of images (`retailtag.runs.heads.competing`) allow; what is asked for by
-        name and cannot be had is told or refused.
-    """
 
-    grid: str = DEFAULT_GRID
-    folds: int = 5
-    choose: str = "per-group"
-    thresholds: str = "auto"
-    solver: str = "torch"
-    seed: int = 0
-    objective: str = "f1"
-    scale: str = "standardise"
-    heads: str = ALL_HEADS
+def wants_text(settings: ProbeSettings) -> bool:
+    """Whether the head ``text`` was asked for by name."""
+    return "text" in parse_heads(settings.heads) and settings.heads != ProbeSettings.heads
 
-    def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise UsageError(f"--folds {self.folds} is too few; use at least 2.")
-        parse_grid(self.grid)
-        parse_scales(self.scale)
-        if self.wants_text and "standardise" not in parse_scales(self.scale):
-            raise UsageError(
-                f"--heads {self.heads} takes its C from standardised embeddings; add standardise "
-                "to --scale, or leave out text."
-            )
-        for option, value, known in (
-            ("--choose-C", self.choose, CHOICES),
-            ("--solver", self.solver, SOLVERS),
-        ):
-            if value not in known:
-                raise UsageError(f"{option} {value} is unknown; use one of {', '.join(known)}.")
-        check_seed(self.seed)
-        _ = self.tuning  # refuses an unknown rule or objective
 
-    @property
-    def wants_text(self) -> bool:
-        """Whether the head ``text`` was asked for by name."""
-        return "text" in parse_heads(self.heads) and self.heads != ALL_HEADS
-
-    @property
-    def tuning(self) -> Tuning:
-        """How thresholds are tuned."""
-        return Tuning(self.thresholds, self.objective, self.seed)
+def check_probe_settings(settings: ProbeSettings) -> None:
+    """Raise `UsageError` for a grid, scale, head or threshold rule that cannot be followed."""
+    parse_grid(settings.sweep_C)
+    tuning_of(settings)
+    if wants_text(settings) and "standardise" not in parse_scales(settings.scale):
+        raise UsageError(
+            f"--heads {settings.heads} takes its C from standardised embeddings; add standardise "
+            "to --scale, or leave out text."
+        )
+    parse_scales(settings.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,20 +115,17 @@ def probe_inputs(
         "cutoffs": asdict(catalog.table.cutoffs),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
-        "settings": asdict(settings),
+        "settings": settings.recorded(),
     }
 
 
 def run_probe(
-    catalog: Catalog,
+    context: RunContext,
     store: EmbeddingSource,
     out: Path,
     settings: ProbeSettings | None = None,
     *,
     texts: NDArray[np.float32] | None = None,
-    provenance: dict[str, Any] | None = None,
-    device: str = "cpu",
-    progress: Progress = SILENT,
 ) -> ProbeRun:
     """Sweep C out of fold, choose C and thresholds, refit on all training images, predict.
 
@@ -184,7 +134,7 @@ def run_probe(
 
     Parameters
     ----------
-    catalog : Catalog
+    context : RunContext
     store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
@@ -193,11 +143,6 @@ def run_probe(
     settings : ProbeSettings, optional
     texts : ndarray of float32, shape (n_tags, dim), optional
         What `retailtag.runs.embeddings.find_texts` gives, for the head ``text``.
-    provenance : dict, optional
-        Recorded in the predictions: where the catalogue was read from.
-    device : str
-        ``cpu`` or ``cuda``.
-    progress : Progress
 
     Returns
     -------
@@ -211,8 +156,10 @@ def run_probe(
         If there are fewer training images than folds.
     """
     settings = settings or ProbeSettings()
+    check_probe_settings(settings)
+    catalog, device, progress = context.catalog, context.device, context.progress
     inputs = probe_inputs(catalog, store, settings, texts)
-    if settings.wants_text and texts is None:
+    if wants_text(settings) and texts is None:
         progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
@@ -220,9 +167,9 @@ def run_probe(
         blocks = _blocks(inputs, train, settings, device, out)
         fitted = _fit(catalog, train, settings, blocks, device, progress, texts)
     facts = {
-        **_provenance(catalog, store, settings, provenance),
+        **_provenance(catalog, store, settings, context.provenance),
         **fitted.facts(catalog),
-        **_evidence(catalog, store, train, rest, fitted, settings.tuning),
+        **_evidence(catalog, store, train, rest, fitted, tuning_of(settings)),
     }
     probe = fitted.probe(catalog, facts)
     predictions = _predict(catalog, probe, train, rest)
@@ -231,7 +178,7 @@ def run_probe(
     sweep, group = fitted.chosen.sweep, catalog.table.group
     _write_table(out / "sweep.parquet", fitted.chosen.table)
     _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
-    findings = grid_findings(sweep, group, settings.choose)
+    findings = grid_findings(sweep, group, settings.choose_C)
     findings += status_findings(sweep, facts["unconverged"])
     found = {"findings": findings, "n_fits": fitted.chosen.n_fits}
     cost.seconds += fitted.chosen.resumed_seconds
@@ -290,9 +237,9 @@ def _fit(
         train.rows,
         train.X,
         blocks,
-        grid=settings.grid,
+        grid=settings.sweep_C,
         scales=parse_scales(settings.scale),
-        choose=settings.choose,
+        choose=settings.choose_C,
         folds=settings.folds,
         seed=settings.seed,
         solver=solver,
@@ -301,7 +248,7 @@ def _fit(
         device=device,
         progress=progress,
     )
-    taken = choose_head(chosen.heads, settings.tuning, labels, group, chosen.sweep.fold)
+    taken = choose_head(chosen.heads, tuning_of(settings), labels, group, chosen.sweep.fold)
     logistic = fit_at(train.X, labels, chosen.C, solver, chosen.sweep.scale)
     head = _final_head(taken.head, logistic, train.X, labels)
     return _Fitted(chosen, taken, logistic, *head)
@@ -353,17 +300,17 @@ def _provenance(
     catalog: Catalog,
     store: EmbeddingSource,
     settings: ProbeSettings,
-    provenance: dict[str, Any] | None,
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Where a probe comes from; no dates or timings, so that equal runs give equal files."""
     return {
         "strategy": "probe",
         "backbone": store.spec.backbone,
-        **(provenance or {}),
+        **provenance,
         "catalog_digest": catalog.digest,
         "features": store.spec.digest,
         "stored_as": {"engine": store.spec.engine, "dtype": store.spec.dtype},
-        "settings": asdict(settings),
+        "settings": settings.recorded(),
     }
 
 
@@ -412,7 +359,7 @@ def _blocks(
     data = {name: value for name, value in inputs.items() if name not in no_matter}
     key = blocks_key(
         data,
-        settings.grid,
+        settings.sweep_C,
         folds=settings.folds,
         seed=settings.seed,
         solver=settings.solver,

@@ -8,20 +8,28 @@ import pytest
 
 from retailtag.backbones import load_backbone
 from retailtag.bakeoffs.plan import plan_bakeoff
-from retailtag.bakeoffs.run import BakeoffSettings, pair_folder, run_bakeoff
+from retailtag.bakeoffs.request import pair_folder
+from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.catalog.readers import read_catalog
+from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, StaleFeatures, UsageError
 from retailtag.extraction.extract import extract
 from retailtag.files import read_json
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune import run_finetune
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import run_probe
+from retailtag.settings import (
+    BakeoffSettings,
+    ComputeSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    ScoreSettings,
+)
 from retailtag.store import FeatureStore
 from retailtag.tagger.tagger import Tagger
 
-QUICK = ProbeSettings(grid="1e-5,1e-4,1e-2", folds=3)
+QUICK = ProbeSettings(sweep_C="1e-5,1e-4,1e-2", folds=3)
 PAIRS = ("demo:cnn", "demo:clip")
 
 
@@ -29,10 +37,10 @@ def _settings(root, **changes):
     values = {
         "backbones": PAIRS,
         "out": root / "run",
-        "features": root / "features",
+        "compute": ComputeSettings(features=root / "features", device="cpu"),
         "probe": QUICK,
-        "finetune": FinetuneConfig(epochs=1, batch_size=32),
-        "n_bootstrap": 100,
+        "finetune": FinetuneSettings(epochs=1, batch_size=32),
+        "score": ScoreSettings(replicates=100),
     }
     return BakeoffSettings(**{**values, **changes})
 
@@ -77,7 +85,9 @@ def test_a_second_run_does_nothing(finished, tiny):
 def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     settings = _settings(tmp_path / "copy")
-    (settings.folder("demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(b"x")
+    (pair_folder(settings.out, "demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(
+        b"x"
+    )
     ran = run_bakeoff(tiny, settings).ran
     assert "finetune demo:clip" in ran
     assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
@@ -110,7 +120,7 @@ def test_probe_choices_never_see_the_test_labels(finished, tiny, tmp_path):
     flipped = read_catalog(tiny.path)
     flipped.table.labels[:] = labels
     store = FeatureStore.find(root / "features", load_backbone("demo:cnn").spec())
-    run_probe(flipped, store, tmp_path, QUICK)
+    run_probe(RunContext(flipped), store, tmp_path, QUICK)
     a = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
     b = Probe.load(tmp_path)
     for name in ("weight", "bias", "thresholds", "C"):
@@ -187,8 +197,8 @@ def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_p
         store = FeatureStore.find(root / "features", backbone.spec())
         probe = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
         probe = replace(probe, facts={**probe.facts, "catalog_digest": catalog.digest})
-        config = FinetuneConfig(epochs=0)
-        run = run_finetune(catalog, store, backbone, probe, tmp_path / name, config)
+        config = FinetuneSettings(epochs=0)
+        run = run_finetune(RunContext(catalog), store, backbone, probe, tmp_path / name, config)
         heads.append(run.checkpoint.weight)
         assert set(run.predictions.fitted_ids) == set(
             catalog.image_ids[catalog.rows("train", "val")]

@@ -7,28 +7,38 @@ import pytest
 
 from retailtag.bakeoffs.checks import check_readable
 from retailtag.bakeoffs.plan import plan_bakeoff
-from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
+from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import DataError, UsageError
-from retailtag.finetuning.config import FinetuneConfig
-from retailtag.runs.probe import ProbeSettings
+from retailtag.runs.probe import check_probe_settings
+from retailtag.settings import (
+    BakeoffSettings,
+    ComputeSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    build,
+)
 
 
 def _settings(root, **changes):
-    values = {"backbones": ("demo:cnn",), "out": root / "run", "features": root / "features"}
+    values = {
+        "backbones": ("demo:cnn",),
+        "out": root / "run",
+        "compute": ComputeSettings(features=root / "features", device="cpu"),
+    }
     return BakeoffSettings(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ProbeSettings(choose="foo"), "--choose-C foo.*per-group"),
-        (lambda: ProbeSettings(thresholds="foo"), "--thresholds foo.*shrunk"),
+        (lambda: ProbeSettings(choose_C="foo"), "--choose-C foo.*per-group"),
+        (lambda: check_probe_settings(ProbeSettings(thresholds="foo")), "--thresholds foo.*shrunk"),
         (lambda: ProbeSettings(solver="foo"), "--solver foo.*torch"),
         (lambda: ProbeSettings(seed=-1), "--seed -1"),
-        (lambda: FinetuneConfig(seed=2**32), "--seed 4294967296"),
-        (lambda: FinetuneConfig(lr=float("inf")), "--lr"),
-        (lambda: FinetuneConfig(head_lr=float("nan")), "--head-lr"),
+        (lambda: FinetuneSettings(seed=2**32), "--seed 4294967296"),
+        (lambda: FinetuneSettings(lr=float("inf")), "--lr"),
+        (lambda: FinetuneSettings(head_lr=float("nan")), "--head-lr"),
     ],
 )
 def test_settings_name_the_option_at_once(make, words):
@@ -39,16 +49,16 @@ def test_settings_name_the_option_at_once(make, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"strategies": ("probe", "probe")}, "--strategies names a strategy twice"),
-        ({"dtype": "float64"}, "--dtype float64"),
-        ({"batch_size": 100_000}, "--batch-size 100000"),
-        ({"workers": -1}, "--workers -1"),
-        ({"seed": -1}, "--seed -1"),
+        ({"strategies": ("probe", "probe")}, "--strategies has an entry twice"),
+        ({"extract.dtype": "float64"}, "--dtype float64"),
+        ({"extract.batch_size": 100_000}, "--batch-size 100000"),
+        ({"compute.workers": -1}, "--workers -1"),
+        ({"score.seed": -1}, "--seed -1"),
     ],
 )
-def test_a_bakeoff_that_cannot_run_is_not_made(tmp_path, changes, words):
+def test_settings_that_cannot_be_used_are_not_made(changes, words):
     with pytest.raises(UsageError, match=words):
-        _settings(tmp_path, **changes)
+        build(changes)
 
 
 @pytest.mark.parametrize("door", [run_bakeoff, plan_bakeoff])
@@ -56,7 +66,7 @@ def test_a_bakeoff_that_cannot_run_is_not_made(tmp_path, changes, words):
     ("changes", "words"),
     [
         ({"probe": ProbeSettings(folds=100_000)}, "--folds 100000 exceeds the 106"),
-        ({"finetune": FinetuneConfig(blocks=99)}, "demo:cnn has 8 blocks; --blocks 99"),
+        ({"finetune": FinetuneSettings(blocks=99)}, "demo:cnn has 8 blocks; --blocks 99"),
     ],
 )
 def test_folds_and_blocks_are_judged_before_any_stage(tiny, tmp_path, door, changes, words):
@@ -111,7 +121,7 @@ def test_a_split_without_a_readable_image_is_named_with_reasons(tiny, split):
 def test_a_probe_needs_no_blocks(tiny, tmp_path):
     """--blocks is nobody's business where nothing is fine-tuned."""
     settings = _settings(
-        tmp_path, strategies=("probe",), finetune=replace(FinetuneConfig(), blocks=99)
+        tmp_path, strategies=("probe",), finetune=replace(FinetuneSettings(), blocks=99)
     )
     assert plan_bakeoff(tiny, settings)
     assert np.all([stage.why for stage in plan_bakeoff(tiny, settings)])

@@ -10,28 +10,37 @@ from PIL import Image
 
 from retailtag.backbones import load_backbone
 from retailtag.bakeoffs.pairs import Pair, machine_findings, readable_images
-from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
+from retailtag.bakeoffs.request import pair_folder
+from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.catalog.readers import read_catalog
+from retailtag.context import RunContext
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.extraction.extract import extract
 from retailtag.files import read_json, write_json
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.report.results import PairCost
-from retailtag.runs.finetune import Means, run_finetune
-from retailtag.runs.probe import ProbeSettings, load_rows, run_probe
+from retailtag.runs.finetune import run_finetune
+from retailtag.runs.probe import load_rows, run_probe
+from retailtag.settings import (
+    BakeoffSettings,
+    ComputeSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    ReadingSettings,
+    ScoreSettings,
+)
 from retailtag.tagger.tagger import Tagger
 
-QUICK = ProbeSettings(grid="0.01", folds=2)
+QUICK = ProbeSettings(sweep_C="0.01", folds=2)
 
 
 def _settings(root, **changes):
     values = {
         "backbones": ("demo:cnn",),
         "out": root / "run",
-        "features": root / "features",
+        "compute": ComputeSettings(features=root / "features", device="cpu"),
         "probe": QUICK,
-        "finetune": FinetuneConfig(epochs=0),
-        "n_bootstrap": 100,
+        "finetune": FinetuneSettings(epochs=0),
+        "score": ScoreSettings(replicates=100),
     }
     return BakeoffSettings(**{**values, **changes})
 
@@ -53,7 +62,7 @@ def cut_off(tiny_csv, tmp_path):
 
 
 def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path):
-    run = run_bakeoff(cut_off, _settings(tmp_path, allow_truncated=True))
+    run = run_bakeoff(cut_off, _settings(tmp_path, reading=ReadingSettings(allow_truncated=True)))
     assert all(p.scorecard.n_images == len(cut_off.rows("test")) for p in run.result.pairs)
     # without the option their embeddings, which lie in a store of their own, are not used
     strict = _settings(tmp_path, out=tmp_path / "strict")
@@ -70,18 +79,11 @@ def test_latency_passes_over_what_cannot_be_read(cut_off):
 
 
 def test_limits_reach_the_fine_tune_and_the_tagger(tiny, tiny_store, tmp_path):
-    probe = run_probe(tiny, tiny_store, tmp_path / "probe", QUICK).probe
+    probe = run_probe(RunContext(tiny), tiny_store, tmp_path / "probe", QUICK).probe
     backbone, out = load_backbone("demo:cnn"), tmp_path / "tuned"
+    context = RunContext(tiny, ReadingSettings(max_pixels=10))
     with pytest.raises(UnreadableImage, match="--max-pixels"):
-        run_finetune(
-            tiny,
-            tiny_store,
-            backbone,
-            probe,
-            out,
-            FinetuneConfig(epochs=0),
-            means=Means(max_pixels=10),
-        )
+        run_finetune(context, tiny_store, backbone, probe, out, FinetuneSettings(epochs=0))
     image = tiny.images.read(0)
     with pytest.raises(UnreadableImage, match="limit of 10"):
         Tagger.load(tmp_path / "probe", max_pixels=10).logits([image])
@@ -106,7 +108,7 @@ def test_stages_record_their_machine_and_a_moved_run_says_so(tiny, tmp_path):
     settings = _settings(tmp_path, strategies=("probe",))
     first = run_bakeoff(tiny, settings)
     assert not any(f.code == "several-machines" for f in first.result.findings)
-    path = settings.folder("demo:cnn", "probe") / "stage.json"
+    path = pair_folder(settings.out, "demo:cnn", "probe") / "stage.json"
     record = read_json(path)
     assert record["machine"]["device"] == "cpu"
     write_json(path, {**record, "machine": {**record["machine"], "processor": "Old 486"}})

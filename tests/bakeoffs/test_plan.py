@@ -8,14 +8,19 @@ import pytest
 
 from retailtag.bakeoffs import run as bakeoff
 from retailtag.bakeoffs.plan import plan_bakeoff
-from retailtag.bakeoffs.run import BakeoffSettings, run_bakeoff
-from retailtag.extraction.engines import EngineRequest
+from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.files import write_json
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.report.write import PICTURES
-from retailtag.runs.probe import ProbeSettings
+from retailtag.settings import (
+    BakeoffSettings,
+    ComputeSettings,
+    ExtractSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    ScoreSettings,
+)
 
-PROBE = ProbeSettings(grid="0.01", folds=2)
+PROBE = ProbeSettings(sweep_C="0.01", folds=2)
 MAY = ("probe will change: C or thresholds may", "model may change")
 
 
@@ -24,10 +29,10 @@ def _settings(root, **changes):
         "backbones": ("demo:cnn",),
         "strategies": ("probe",),
         "out": root / "run",
-        "features": root / "features",
+        "compute": ComputeSettings(features=root / "features", device="cpu"),
         "probe": PROBE,
-        "finetune": FinetuneConfig(epochs=0),
-        "n_bootstrap": 100,
+        "finetune": FinetuneSettings(epochs=0),
+        "score": ScoreSettings(replicates=100),
     }
     return BakeoffSettings(**{**values, **changes})
 
@@ -65,15 +70,15 @@ def _nothing(run):
 
 CHANGES = {
     "nothing": ({}, _nothing),
-    "replicates": ({"n_bootstrap": 150}, _nothing),
+    "replicates": ({"score": ScoreSettings(replicates=150)}, _nothing),
     "other order": ({"strategies": ("finetune", "probe")}, _nothing),
     "one strategy": ({"strategies": ("probe",)}, _nothing),
     "folds": ({"probe": replace(PROBE, folds=3)}, _nothing),
-    "grid": ({"probe": replace(PROBE, grid="0.1")}, _nothing),
+    "grid": ({"probe": replace(PROBE, sweep_C="0.1")}, _nothing),
     "thresholds": ({"probe": replace(PROBE, thresholds="fixed")}, _nothing),
     "objective": ({"probe": replace(PROBE, objective="fbeta:2")}, _nothing),
-    "dtype": ({"dtype": "float16"}, _nothing),
-    "precision": ({"engine": EngineRequest("eager", "fast")}, _nothing),
+    "dtype": ({"extract": ExtractSettings(dtype="float16")}, _nothing),
+    "precision": ({"extract": ExtractSettings(engine="eager", precision="fast")}, _nothing),
     "no report": ({}, lambda run: (run / "report.html").unlink()),
     "no picture": ({}, lambda run: (run / "tail.png").unlink()),
     "bad result": ({}, lambda run: (run / "bakeoff.json").write_text("junk")),
@@ -104,17 +109,17 @@ def test_the_plan_says_what_will_embed(finished, tiny, tmp_path):
         return plan_bakeoff(tiny, _settings(root, **changes))[0].why
 
     assert why(tmp_path) == "140 new images, eager-float32"
-    asked = EngineRequest("onnxruntime", "fast")
-    assert why(tmp_path, engine=asked) == "140 new images, onnxruntime-float32"
+    asked = ExtractSettings(engine="onnxruntime", precision="fast")
+    assert why(tmp_path, extract=asked) == "140 new images, onnxruntime-float32"
     more = replace(tiny, image_ids=tiny.image_ids + "-new")
-    settings = _settings(finished, engine=EngineRequest("auto", "fast"))
+    settings = _settings(finished, extract=ExtractSettings(precision="fast"))
     assert plan_bakeoff(more, settings)[0].why == "140 new images, eager-float32"
 
 
 def test_back_from_another_dtype(finished, tiny, tmp_path):
     """The float32 store stands, but the probe in the folder was fitted on the float16 one."""
     shutil.copytree(finished, tmp_path / "copy")
-    run_bakeoff(tiny, _settings(tmp_path / "copy", dtype="float16"))
+    run_bakeoff(tiny, _settings(tmp_path / "copy", extract=ExtractSettings(dtype="float16")))
     back = _settings(tmp_path / "copy")
     planned = [stage.name for stage in plan_bakeoff(tiny, back) if stage.why]
     assert planned == run_bakeoff(tiny, back).ran

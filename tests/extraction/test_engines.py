@@ -13,6 +13,7 @@ from retailtag.backbones.engines import EAGER, EngineName, with_engine
 from retailtag.backbones.engines import build as build_module
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.trial import Bench
+from retailtag.context import RunContext
 from retailtag.errors import StaleFeatures, Unavailable, UsageError
 from retailtag.extraction import engines as engines_module
 from retailtag.extraction.embed import Loading
@@ -27,13 +28,14 @@ from retailtag.extraction.extract import extract
 from retailtag.extraction.shards import Shard
 from retailtag.progress import SILENT
 from retailtag.runs.embeddings import find_embeddings
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import run_probe
+from retailtag.settings import ProbeSettings
 from retailtag.store import FeatureStore, JointSpec
 from retailtag.tagger.tagger import Tagger
 
 OPENVINO, HALF = EngineName("openvino"), EngineName("openvino", "bfloat16")
 HERE = Loading(workers=0)
-PROBE = ProbeSettings(grid="0.1", folds=2, heads="logistic")
+PROBE = ProbeSettings(sweep_C="0.1", folds=2, heads="logistic")
 
 
 class Heard:
@@ -260,7 +262,7 @@ def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_
 def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypatch):
     fast = with_engine(load_backbone("demo:dino"), "eager", "fast")
     store = extract(tiny, fast, tmp_path / "features", workers=0).store
-    run = run_probe(tiny, store, tmp_path / "probe", PROBE)
+    run = run_probe(RunContext(tiny), store, tmp_path / "probe", PROBE)
     assert run.probe.facts["stored_as"]["engine"] == "eager-bfloat16"
     images = [tiny.images.read(i) for i in tiny.rows("test")[:6].tolist()]
     expected = run.probe.logits(store.load(tiny.image_ids[tiny.rows("test")[:6]]).X)
@@ -281,7 +283,7 @@ def test_a_tagger_runs_components_with_different_engines(tiny, tiny_store, tmp_p
     filled(tmp_path / "features", clip, "openvino-float32")
     filled(tmp_path / "features", tiny_store, "eager-float32")
     store = find_embeddings(tmp_path / "features", "demo:cnn+demo:clip")
-    run = run_probe(tiny, store, tmp_path / "probe", PROBE)
+    run = run_probe(RunContext(tiny), store, tmp_path / "probe", PROBE)
     assert run.probe.facts["stored_as"]["engine"] == "eager-float32+openvino-float32"
     tagger = Tagger.load(tmp_path / "probe")
     assert [b.id for b in tagger.embedders] == ["demo:cnn", "demo:clip"]

@@ -5,16 +5,23 @@ import pytest
 
 from retailtag.backbones import load_backbone
 from retailtag.bakeoffs.plan import plan_bakeoff
-from retailtag.bakeoffs.run import BakeoffSettings, pair_folder, run_bakeoff
+from retailtag.bakeoffs.request import Request, pair_folder
+from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.cli.main import run as command
+from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json, write_json
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT
 from retailtag.runs.embeddings import find_embeddings
-from retailtag.runs.probe import ProbeSettings
+from retailtag.settings import (
+    BakeoffSettings,
+    ComputeSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    ScoreSettings,
+)
 from retailtag.store import FeatureStore
 from retailtag.tagger.tagger import Tagger, backbones_of
 
@@ -25,10 +32,10 @@ def _settings(root, **changes):
     values = {
         "backbones": (JOINT, "demo:cnn"),
         "out": root / "run",
-        "features": root / "features",
-        "probe": ProbeSettings(grid="0.01,1", folds=2),
-        "finetune": FinetuneConfig(epochs=0),
-        "n_bootstrap": 100,
+        "compute": ComputeSettings(features=root / "features", device="cpu"),
+        "probe": ProbeSettings(sweep_C="0.01,1", folds=2),
+        "finetune": FinetuneSettings(epochs=0),
+        "score": ScoreSettings(replicates=100),
     }
     return BakeoffSettings(**{**values, **changes})
 
@@ -127,12 +134,12 @@ def test_stores_are_found_together_or_the_missing_one_is_named(finished, tmp_pat
         find_embeddings(root / "features", "demo:cnn+demo:dino")
 
 
-def test_it_cannot_be_fine_tuned(tmp_path):
+def test_it_cannot_be_fine_tuned(tiny, tmp_path):
     with pytest.raises(UsageError, match=r"demo:cnn\+demo:clip: .*Add probe to --strategies"):
-        _settings(tmp_path, strategies=("finetune",))
+        Request(RunContext(tiny), _settings(tmp_path, strategies=("finetune",)))
     with pytest.raises(UsageError, match="twice"):
         _settings(tmp_path, backbones=(JOINT, JOINT))
-    assert _settings(tmp_path).tuned == ("demo:cnn",)
+    assert Request(RunContext(tiny), _settings(tmp_path)).fine_tuned == ("demo:cnn",)
 
 
 def test_commands_take_it(finished, tiny_csv, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,6 @@ from retailtag.backbones import load_backbone
 from retailtag.finetuning.augment import Augment
 from retailtag.finetuning.batch_loader import PixelBatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
@@ -22,6 +21,7 @@ from retailtag.finetuning.trainer import train
 from retailtag.finetuning.validation import Measured, ModelSelector
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT
+from retailtag.settings import FinetuneSettings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,7 +147,9 @@ def world(tiny, hashes):
     return World(tiny, hashes)
 
 
-QUICK = FinetuneConfig(epochs=2, batch_size=16, augment="none", interpolate="1", choose="macro-ap")
+QUICK = FinetuneSettings(
+    epochs=2, batch_size=16, augment="none", interpolate="1", choose_epoch="macro-ap"
+)
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ FAMILIES = [
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stored_and_read_activations_are_the_same_bit_for_bit(world, quick, name):
     world.name = name
-    network = world.network(replace(quick, precision="float32"))
+    network = world.network(replace(quick, mixed_precision="float32"))
     network.eval()
     pixels = torch.randint(0, 256, (3, 3, *network.backbone.preprocess.size), dtype=torch.uint8)
     sample = network.activations(pixels)

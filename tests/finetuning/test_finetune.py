@@ -7,11 +7,11 @@ from retailtag.errors import ArtefactError, DataError, UnreadableImage, UsageErr
 from retailtag.files import read_json, write_json
 from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.artefact import Checkpoint
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.finetuning.head import Head, HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.probes.scaling import Standardiser
+from retailtag.settings import FinetuneSettings
 
 
 def make_start(dim, n_tags, seed=0):
@@ -105,19 +105,19 @@ def test_rows_asked_for_twice_are_decoded_once(tiny, backbone):
 )
 def test_bad_settings_name_the_option(setting, option):
     with pytest.raises(UsageError, match=option):
-        FinetuneConfig(**setting)
+        FinetuneSettings(**setting)
 
 
 def test_what_repeats_is_known_from_the_settings():
-    assert FinetuneConfig(augment="none").repeats
-    assert FinetuneConfig(augment="cached:3").repeats
+    assert FinetuneSettings(augment="none").repeats
+    assert FinetuneSettings(augment="cached:3").repeats
     for changes in (
         {"augment": "light"},
         {"mix": "mixup"},
         {"blocks": "all"},
         {"blocks": "scratch"},
     ):
-        assert not FinetuneConfig(**{"augment": "none", **changes}).repeats
+        assert not FinetuneSettings(**{"augment": "none", **changes}).repeats
 
 
 def test_checkpoint_round_trip_and_damage(tmp_path):

@@ -215,7 +215,7 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(world, quick, loss):
     world.name = "demo:dino"
     gradients = []
     for parts in (1, 3):
-        network = world.network(replace(quick, parts=parts, loss=loss))
+        network = world.network(replace(quick, micro_batches=parts, loss=loss))
         network.eval()
         feed = world.feed(network)
         bound = parse_loss(loss).build(LabelCounts.of(world.labels[world.fit]))
@@ -233,7 +233,7 @@ def test_recomputed_gradients_are_the_same(world, quick, name, blocks):
     world.name = name
     found = []
     for recompute in (False, True):
-        network = world.network(replace(quick, blocks=blocks, recompute=recompute))
+        network = world.network(replace(quick, blocks=blocks, gradient_checkpointing=recompute))
         network.eval()
         feed = world.feed(network)
         _, batch = next(feed.batches(world.fit[:4], 4))
@@ -285,7 +285,7 @@ def test_precision_follows_the_hardware(monkeypatch):
 
 def test_bf16_trains_to_nearly_the_same(world, quick):
     exact = world.train(replace(quick, epochs=1))
-    rounded = world.train(replace(quick, epochs=1, precision="bf16"))
+    rounded = world.train(replace(quick, epochs=1, mixed_precision="bf16"))
     assert rounded.val_logits.dtype == np.float32
     assert not np.array_equal(rounded.val_logits, exact.val_logits)
     assert abs(rounded.history[1]["loss"] - exact.history[1]["loss"]) < 0.02

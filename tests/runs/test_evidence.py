@@ -9,11 +9,13 @@ import pytest
 from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.catalog.split import k_folds
+from retailtag.context import RunContext
 from retailtag.extraction.extract import extract
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import run_probe
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
+from retailtag.settings import ProbeSettings
 from retailtag.thresholds.tuning import Tuning
 
 
@@ -35,7 +37,7 @@ def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):
                for k, i in enumerate(catalog.image_ids.tolist())}  # fmt: skip
     expected = {by_file["p003-0.png"]: by_file["p000-0.png"]}
     assert copies_of_fitted(store, test, train) == expected
-    run = run_probe(catalog, store, tmp_path, ProbeSettings(grid="0.1", folds=2))
+    run = run_probe(RunContext(catalog), store, tmp_path, ProbeSettings(sweep_C="0.1", folds=2))
     assert run.predictions.provenance["copies"] == expected
     recorded = run.predictions.provenance["threshold_f1"]
     assert set(recorded["all"]) == {"in_sample", "cross_fit"}

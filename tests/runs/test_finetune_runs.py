@@ -12,25 +12,30 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
+from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.files import read_json
 from retailtag.finetuning.artefact import Checkpoint
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
-from retailtag.runs.finetune import FinetuneRun, Means, run_finetune, run_seeds
+from retailtag.runs.finetune import FinetuneRun, run_finetune, run_seeds
 from retailtag.runs.finetune_search import search_settings
 from retailtag.runs.finetune_start import divide
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import run_probe
 from retailtag.scoring.files import seed_groups
+from retailtag.settings import ComputeSettings, FinetuneSettings, ProbeSettings
 
-QUICK = FinetuneConfig(epochs=1, batch_size=32, augment="none")
-MEANS = Means(workers=0)
+QUICK = FinetuneSettings(epochs=1, batch_size=32, augment="none")
+HERE = ComputeSettings(workers=0, device="cpu")
+
+
+def context(catalog):
+    return RunContext(catalog, compute=HERE)
 
 
 @pytest.fixture(scope="module")
 def probe(tiny, tiny_store, tmp_path_factory):
-    settings = ProbeSettings(grid="0.01", folds=2, heads="logistic")
-    return run_probe(tiny, tiny_store, tmp_path_factory.mktemp("probe"), settings).probe
+    settings = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
+    return run_probe(context(tiny), tiny_store, tmp_path_factory.mktemp("probe"), settings).probe
 
 
 def load():
@@ -40,9 +45,9 @@ def load():
 def test_kept_activations_give_the_same_predictions(tiny, tiny_store, probe, tmp_path):
     runs = []
     for gigabytes in (0, None):
-        means = replace(MEANS, cache_gb=gigabytes, cache_dtype="float32")
+        config = replace(QUICK, cache_gb=gigabytes, cache_dtype="float32")
         out = tmp_path / str(gigabytes)
-        runs.append(run_finetune(tiny, tiny_store, load(), probe, out, QUICK, means=means))
+        runs.append(run_finetune(context(tiny), tiny_store, load(), probe, out, config))
     root = tiny_store.path.parent
     kept = root.with_name(f"{root.name}-trunk")
     assert len(list(kept.glob("*/rows-*.bin"))) == 1
@@ -57,22 +62,23 @@ from pathlib import Path
 import torch
 from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
-from retailtag.finetuning.config import FinetuneConfig
+from retailtag.settings import ComputeSettings, FinetuneSettings
 from retailtag.extraction.embedder import identity
-from retailtag.runs.finetune import Means, run_finetune
+from retailtag.context import RunContext
+from retailtag.runs.finetune import run_finetune
 from retailtag.probes.artefact import Probe
 from retailtag.store import FeatureStore
 
 torch.set_num_threads(1)
 csv, features, probe, out = sys.argv[1:]
 run_finetune(
-    read_catalog(Path(csv)),
+    RunContext(read_catalog(Path(csv)), compute=ComputeSettings(workers=0)),
     FeatureStore.find(Path(features), identity(load_backbone("demo:cnn"))),
     load_backbone("demo:cnn", random_weights=True),  # a poor start: some epoch is kept
     Probe.load(Path(probe)),
     Path(out),
-    FinetuneConfig(epochs=2, batch_size=16, ema=0.9, refit=True, choose="macro-ap", lr=1e-3),
-    means=Means(workers=0, checkpoint_minutes=1e-6),
+    FinetuneSettings(epochs=2, batch_size=16, ema=0.9, refit=True, choose_epoch="macro-ap",
+                     lr=1e-3, checkpoint_minutes=1e-6),
 )
 """
 
@@ -123,15 +129,15 @@ def test_a_killed_run_goes_on_to_the_same_predictions(tiny, tiny_csv, tiny_store
 
 
 def test_seeds_stand_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tmp_path):
-    args = (tiny, tiny_store, load, probe, tmp_path)
-    first = run_seeds(*args, QUICK, 2, means=MEANS)
+    args = (context(tiny), tiny_store, load, probe, tmp_path)
+    first = run_seeds(*args, QUICK, 2)
     loaded = []
 
     def counted():
         loaded.append(1)
         return load()
 
-    again = run_seeds(*(*args[:2], counted, *args[3:]), QUICK, 3, means=MEANS)
+    again = run_seeds(*(*args[:2], counted, *args[3:]), QUICK, 3)
     assert len(loaded) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seed-0", "seed-1", "seed-2"]
     np.testing.assert_array_equal(again[0].predictions.logits, first[0].predictions.logits)
@@ -145,7 +151,7 @@ def test_seeds_stand_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tm
 
 
 def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
-    run = run_finetune(tiny, tiny_store, load(), probe, tmp_path, QUICK, means=MEANS)
+    run = run_finetune(context(tiny), tiny_store, load(), probe, tmp_path, QUICK)
     back = FinetuneRun.load(tmp_path)
     assert (back.history, back.best_epoch) == (run.history, run.best_epoch)
     assert FinetuneRun.load(tmp_path / "nothing") is None
@@ -155,16 +161,15 @@ def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
 
 
 def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
-    config = replace(QUICK, epochs=2, choose="macro-ap", interpolate="1", lr=1e-3)
+    config = replace(QUICK, epochs=2, choose_epoch="macro-ap", interpolate="1", lr=1e-3)
     once, twice = (  # random weights, so that the start is poor and an epoch is kept
         run_finetune(
-            tiny,
+            context(tiny),
             tiny_store,
             load_backbone("demo:cnn", random_weights=True),
             probe,
             tmp_path / str(refit),
             replace(config, refit=refit),
-            means=MEANS,
         )
         for refit in (False, True)
     )
@@ -178,7 +183,7 @@ def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
 
 def test_a_refit_of_the_start_is_a_probe_of_all_training_images(tiny, tiny_store, probe, tmp_path):
     config = replace(QUICK, epochs=0, refit=True)
-    run = run_finetune(tiny, tiny_store, load(), probe, tmp_path, config, means=MEANS)
+    run = run_finetune(context(tiny), tiny_store, load(), probe, tmp_path, config)
     train = tiny.rows("train")
     X = tiny_store.load(tiny.image_ids[train].tolist()).X
     logits = X @ run.checkpoint.weight.T + run.checkpoint.bias
@@ -195,12 +200,12 @@ def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(tiny, tiny_store, pro
 
 def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):
     pytest.importorskip("optuna")
-    args = (tiny, tiny_store, load, probe, tmp_path, QUICK)
-    best, ranking = search_settings(*args, 2, means=MEANS)
+    args = (context(tiny), tiny_store, load, probe, tmp_path, QUICK)
+    best, ranking = search_settings(*args, 2)
     assert len(ranking.rows) == 2
     assert {r.setting.loss for r in ranking.rows} >= {"bce"}
     assert read_json(tmp_path / "search" / "search.json") == ranking.to_json()
-    again, same = search_settings(*args, 2, means=MEANS)
+    again, same = search_settings(*args, 2)
     assert (again, same) == (best, ranking)
     assert replace(best, loss="bce", sampler="shuffle", lr=3e-4, layer_decay=0.75) == QUICK
 
@@ -209,7 +214,12 @@ def test_from_scratch_nothing_of_the_pretrained_weights_is_used(tiny, tiny_store
     config = replace(QUICK, blocks="scratch", epochs=0)
     runs = [
         run_finetune(
-            tiny, tiny_store, load(), probe, tmp_path / str(s), replace(config, seed=s), means=MEANS
+            context(tiny),
+            tiny_store,
+            load(),
+            probe,
+            tmp_path / str(s),
+            replace(config, seed=s),
         )
         for s in (0, 1)
     ]
@@ -223,6 +233,6 @@ def test_from_scratch_nothing_of_the_pretrained_weights_is_used(tiny, tiny_store
 
 
 @pytest.mark.parametrize("means", [{"checkpoint_minutes": 0}, {"checkpoint_minutes": float("nan")}])
-def test_bad_means_name_the_option(means):
+def test_a_bad_interval_of_snapshots_names_the_option(means):
     with pytest.raises(UsageError, match="--checkpoint-minutes"):
-        Means(**means)
+        FinetuneSettings(**means)

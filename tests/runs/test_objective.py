@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
-from retailtag.bakeoffs.run import BakeoffSettings
+from retailtag.bakeoffs.request import Request
+from retailtag.context import RunContext
 from retailtag.errors import UsageError
-from retailtag.finetuning.config import FinetuneConfig
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune import run_finetune
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import check_probe_settings, run_probe
 from retailtag.scoring.score import score_predictions
 from retailtag.scoring.scorecard import ScoreCard
+from retailtag.settings import BakeoffSettings, FinetuneSettings, ProbeSettings
 from retailtag.tagger.tagger import Tagger
 
-QUICK = ProbeSettings(grid="0.1", folds=3, objective="precision:1")
+QUICK = ProbeSettings(sweep_C="0.1", folds=3, objective="precision:1")
 
 
 @pytest.fixture(scope="module")
 def probed(tiny, tiny_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("precise")
-    return folder, run_probe(tiny, tiny_store, folder, QUICK)
+    return folder, run_probe(RunContext(tiny), tiny_store, folder, QUICK)
 
 
 def test_infinite_thresholds_survive_files_scorer_and_tagger(probed, tiny, tmp_path):
@@ -50,7 +51,7 @@ def test_probe_records_rule_objective_and_what_cross_fit_gave(probed, tiny, tiny
         "objective": "precision:1",
         "cross_fit": {},
     }
-    usual = run_probe(tiny, tiny_store, tmp_path, replace(QUICK, objective="f1"))
+    usual = run_probe(RunContext(tiny), tiny_store, tmp_path, replace(QUICK, objective="f1"))
     facts = Probe.load(tmp_path).facts["thresholds"]
     assert facts == usual.probe.facts["thresholds"]
     assert facts["rule"] in facts["cross_fit"]
@@ -61,8 +62,8 @@ def test_probe_records_rule_objective_and_what_cross_fit_gave(probed, tiny, tiny
 def test_finetune_tunes_for_the_objective(probed, tiny, tiny_store, tmp_path):
     _, run = probed
     backbone = load_backbone("demo:cnn")
-    config = FinetuneConfig(epochs=0, thresholds="global", objective="precision:1")
-    tuned = run_finetune(tiny, tiny_store, backbone, run.probe, tmp_path, config)
+    config = FinetuneSettings(epochs=0, thresholds="global", objective="precision:1")
+    tuned = run_finetune(RunContext(tiny), tiny_store, backbone, run.probe, tmp_path, config)
     assert len(np.unique(tuned.checkpoint.thresholds)) == 1
     facts = tuned.predictions.provenance["thresholds"]
     assert (facts["rule"], facts["objective"]) == ("global", "precision:1")
@@ -75,9 +76,9 @@ def test_finetune_tunes_for_the_objective(probed, tiny, tiny_store, tmp_path):
         ({"thresholds": "best"}, "--thresholds best is unknown"),
     ],
 )
-def test_bad_tuning_is_refused_before_anything_runs(tmp_path, changes, words):
+def test_bad_tuning_is_refused_before_anything_runs(tiny, changes, words):
     with pytest.raises(UsageError, match=words):
-        ProbeSettings(**changes)
-    finetune = FinetuneConfig(**changes)
+        check_probe_settings(ProbeSettings(**changes))
+    settings = BakeoffSettings(("demo:cnn",), finetune=FinetuneSettings(**changes))
     with pytest.raises(UsageError, match=words):
-        BakeoffSettings(("demo:cnn",), out=tmp_path, features=tmp_path, finetune=finetune)
+        Request(RunContext(tiny), settings)

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from retailtag.backbones import load_backbone
+from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.extraction.extract import extract
 from retailtag.files import read_json, write_json
@@ -27,18 +28,20 @@ from retailtag.runs import heads
 from retailtag.runs import probe as stage
 from retailtag.runs.embeddings import find_texts
 from retailtag.runs.finetune_start import head_start
-from retailtag.runs.probe import NO_TEXTS, ProbeSettings, load_rows, run_probe
+from retailtag.runs.probe import NO_TEXTS, load_rows, run_probe
 from retailtag.runs.stage import read_record, why_stale
 from retailtag.runs.sweep import fit_at, strengths_around
+from retailtag.settings import ProbeSettings
 from retailtag.tagger.tagger import Tagger
 
-SETTINGS = ProbeSettings(grid="1e-5:1e-2:4", folds=3)
+SETTINGS = ProbeSettings(sweep_C="1e-5:1e-2:4", folds=3)
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from retailtag.catalog.readers import read_catalog
-from retailtag.runs.probe import ProbeSettings, run_probe
+from retailtag.runs.probe import run_probe
+from retailtag.settings import ProbeSettings
 from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
 from retailtag.probes.solver.fit import make_solver
 from retailtag.store import FeatureStore
@@ -57,7 +60,7 @@ run_probe(
     read_catalog(Path(catalogue)),
     FeatureStore.open(Path(store)),
     Path(out),
-    ProbeSettings(grid=grid, folds=int(folds)),
+    ProbeSettings(sweep_C=grid, folds=int(folds)),
 )
 """
 
@@ -65,7 +68,7 @@ run_probe(
 @pytest.fixture(scope="module")
 def whole(tiny, tiny_store, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    run_probe(tiny, tiny_store, out, SETTINGS)
+    run_probe(RunContext(tiny), tiny_store, out, SETTINGS)
     return out
 
 
@@ -90,7 +93,7 @@ def test_a_killed_sweep_goes_on_after_its_finished_blocks(
         return fit(self, X, Y, C, *args, **more)
 
     monkeypatch.setattr(TorchSolver, "__call__", counting)
-    run_probe(tiny, tiny_store, out, SETTINGS)
+    run_probe(RunContext(tiny), tiny_store, out, SETTINGS)
     grid = [1e-5, 1e-4, 1e-3, 1e-2]
     np.testing.assert_allclose(asked[0], grid[2:])  # the second fold's rest
     np.testing.assert_allclose(asked[1], grid)  # the third fold
@@ -127,13 +130,13 @@ def test_blocks_of_other_labels_or_folds_are_not_taken(tiny, tiny_store, tmp_pat
         (other, SETTINGS, 0),
     ):
         served.clear()
-        run_probe(catalog, tiny_store, tmp_path, settings)
+        run_probe(RunContext(catalog), tiny_store, tmp_path, settings)
         assert sum(block is not None for block in served) == taken
 
 
 def test_the_table_has_rows_only_for_what_was_fitted(tiny, tiny_store, tmp_path):
-    settings = ProbeSettings(grid="1e-3,1e-2", folds=2, scale="none,l2")
-    run = run_probe(tiny, tiny_store, tmp_path, settings)
+    settings = ProbeSettings(sweep_C="1e-3,1e-2", folds=2, scale="none,l2")
+    run = run_probe(RunContext(tiny), tiny_store, tmp_path, settings)
     table = parquet.read_table(tmp_path / "sweep.parquet")
     rows = table.to_pylist()
     cells = {(row["scale"], row["tag"], row["C"], row["fold"]) for row in rows}
@@ -147,7 +150,9 @@ def test_the_table_has_rows_only_for_what_was_fitted(tiny, tiny_store, tmp_path)
 
 
 def test_the_best_scaling_is_taken_and_all_are_told(tiny, tiny_store, tmp_path):
-    run = run_probe(tiny, tiny_store, tmp_path, replace(SETTINGS, scale="none,l2,standardise"))
+    run = run_probe(
+        RunContext(tiny), tiny_store, tmp_path, replace(SETTINGS, scale="none,l2,standardise")
+    )
     reached = run.probe.facts["scales"]
     assert list(reached) == ["none", "l2", "standardise"]
     assert reached[run.probe.scale] == max(reached.values())
@@ -157,7 +162,9 @@ def test_the_best_scaling_is_taken_and_all_are_told(tiny, tiny_store, tmp_path):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_predictions_tagger_and_probe_agree_under_every_scaling(tiny, tiny_store, tmp_path, scale):
-    run = run_probe(tiny, tiny_store, tmp_path, ProbeSettings(grid="0.1", folds=2, scale=scale))
+    run = run_probe(
+        RunContext(tiny), tiny_store, tmp_path, ProbeSettings(sweep_C="0.1", folds=2, scale=scale)
+    )
     view = tiny_store.load(run.predictions.image_ids.tolist())
     np.testing.assert_allclose(run.probe.logits(view.X), run.predictions.logits, rtol=1e-5)
     image_id = run.predictions.image_ids[0]
@@ -170,9 +177,9 @@ def test_heads_compete_out_of_fold_and_the_better_is_handed_over(
     tiny, tiny_store, tmp_path, monkeypatch
 ):
     """Ridge is made to win, under a scaling whose unit rows it must not be given."""
-    settings = ProbeSettings(grid="0.01", folds=2, scale="l2", heads="logistic,ridge")
+    settings = ProbeSettings(sweep_C="0.01", folds=2, scale="l2", heads="logistic,ridge")
     _win(monkeypatch, "ridge")
-    run = run_probe(tiny, tiny_store, tmp_path, settings)
+    run = run_probe(RunContext(tiny), tiny_store, tmp_path, settings)
     facts = run.probe.facts
     assert facts["head"] == run.probe.head == Probe.load(tmp_path).head == "ridge"
     assert set(facts["heads"]) == {"logistic", "ridge"}
@@ -192,7 +199,7 @@ def clip_store(tiny, tmp_path_factory):
     return extract(tiny, load_backbone("demo:clip"), tmp_path_factory.mktemp("clip")).store
 
 
-ALL = ProbeSettings(grid="1e-3,1e-2", folds=2)
+ALL = ProbeSettings(sweep_C="1e-3,1e-2", folds=2)
 
 
 @pytest.mark.parametrize("head", ["logistic", "ridge", "knn", "text"])
@@ -201,7 +208,7 @@ def test_whichever_head_wins_its_tagger_gives_the_predictions(
 ):
     _win(monkeypatch, head)
     texts = find_texts(ALL.heads, "demo:clip", tiny.table.tags)
-    run = run_probe(tiny, clip_store, tmp_path, ALL, texts=texts)
+    run = run_probe(RunContext(tiny), clip_store, tmp_path, ALL, texts=texts)
     facts = run.probe.facts
     assert set(facts["heads"]) == {"logistic", "ridge", "knn", "text"}
     assert facts["head"] == head
@@ -220,13 +227,13 @@ def test_whichever_head_wins_its_tagger_gives_the_predictions(
 def test_a_bank_goes_when_another_head_takes_its_folder(tiny, tiny_store, tmp_path, monkeypatch):
     _win(monkeypatch, "knn")
     voting = replace(ALL, heads="logistic,knn")
-    run = run_probe(tiny, tiny_store, tmp_path, voting)
+    run = run_probe(RunContext(tiny), tiny_store, tmp_path, voting)
     assert run.probe.head == "knn"
     assert why_stale(tmp_path, run.record.inputs) is None
     rest = tiny_store.load(run.predictions.image_ids.tolist()).X
     again = Probe.load(tmp_path).logits(rest)
     np.testing.assert_allclose(again, run.predictions.logits, rtol=1e-4)
-    run_probe(tiny, tiny_store, tmp_path, replace(ALL, heads="logistic"))
+    run_probe(RunContext(tiny), tiny_store, tmp_path, replace(ALL, heads="logistic"))
     assert not (tmp_path / "knn.safetensors").exists()
     assert Probe.load(tmp_path).vote is None
 
@@ -240,11 +247,11 @@ def test_text_is_skipped_with_a_word_where_there_is_no_text_tower(tiny, tiny_sto
 
     texts = find_texts(ALL.heads, "demo:cnn", tiny.table.tags)
     assert texts is None
-    run = run_probe(tiny, tiny_store, tmp_path, ALL, texts=texts, progress=Listening())
+    run = run_probe(RunContext(tiny), tiny_store, tmp_path, ALL, texts=texts, progress=Listening())
     assert list(run.probe.facts["heads"]) == ["logistic", "ridge", "knn"]
     assert said == []  # text comes by default where it can be had
     asked = replace(ALL, heads="logistic,text")
-    run = run_probe(tiny, tiny_store, tmp_path, asked, progress=Listening())
+    run = run_probe(RunContext(tiny), tiny_store, tmp_path, asked, progress=Listening())
     assert list(run.probe.facts["heads"]) == ["logistic"]
     assert said == [f"probe demo:cnn: {NO_TEXTS}"]
 
@@ -274,12 +281,12 @@ def test_text_wants_the_scaling_whose_strengths_it_takes(tiny, clip_store, tmp_p
         replace(ALL, heads="logistic,text", scale="l2")
     assert replace(ALL, heads="logistic,text", scale="l2,standardise").wants_text
     texts = find_texts(ALL.heads, "demo:clip", tiny.table.tags)
-    run = run_probe(tiny, clip_store, tmp_path, replace(ALL, scale="l2"), texts=texts)
+    run = run_probe(RunContext(tiny), clip_store, tmp_path, replace(ALL, scale="l2"), texts=texts)
     assert list(run.probe.facts["heads"]) == ["logistic", "ridge", "knn"]
 
 
 def test_the_table_of_heads_holds_what_each_candidate_earns(tiny, tiny_store, tmp_path):
-    run_probe(tiny, tiny_store, tmp_path, replace(ALL, heads="logistic,ridge"))
+    run_probe(RunContext(tiny), tiny_store, tmp_path, replace(ALL, heads="logistic,ridge"))
     table = parquet.read_table(tmp_path / "heads.parquet").to_pydict()
     settings = {"C=0.001", "C=0.01", *RidgeHead().candidates}
     assert set(table["setting"]) >= settings  # the grid of C is widened

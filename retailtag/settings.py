@@ -1,0 +1,504 @@
+"""Every setting of retailtag, written once: type, default, choices, range and help.
+
+The command-line options, the TOML files, the documentation and the defaults of the Python API all
+come from the fields below. Nothing here needs torch, so that ``--help`` starts at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from retailtag.errors import UsageError
+from retailtag.fields import Option, Section, options_of, setting
+
+Blocks = int | Literal["all", "scratch"]
+
+AUTO = "auto"
+STRATEGIES = ("probe", "finetune")
+FULL_C_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
+MAX_SEED = 2**32 - 1  # the largest that both NumPy and PyTorch accept
+
+
+@dataclass(frozen=True)
+class CatalogSettings(Section):
+    """How a catalogue is read."""
+
+    path: Path | None = setting(
+        None,
+        "Catalogue: a manifest (CSV, Parquet, JSON lines) or a folder.",
+        metavar="CATALOGUE",
+        aliases=("--catalog",),
+    )
+    attributes: tuple[str, ...] = setting(
+        (), "Columns that become tags, comma-separated: gender,articleType.", metavar="COLUMN,..."
+    )
+    images: Path | None = setting(
+        None, "Folder, tar/zip or Parquet of the images, if not beside the manifest."
+    )
+    cutoffs: str = setting(
+        "50,500",
+        "Training images that bound tail and frequent tags; or lvis, or coco-mlt.",
+        metavar="TAIL,FREQUENT",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class ReadingSettings(Section):
+    """Which image files are accepted."""
+
+    max_pixels: int = setting(
+        100_000_000, "Larger images count as unreadable.", at_least=1, advanced=True
+    )
+    max_bytes: int = setting(
+        256 << 20, "Larger image files count as unreadable.", at_least=1, advanced=True
+    )
+    allow_truncated: bool = setting(
+        False,
+        "Accept JPEG files that end early; their features go to a store of their own.",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class ComputeSettings(Section):
+    """Where a run computes, and where its features and weights are."""
+
+    device: str = setting(
+        AUTO,
+        "auto, cpu or cuda.",
+        choices=(AUTO, "cpu", "cuda"),
+        recorded=False,
+        environment="RETAILTAG_DEVICE",
+    )
+    features: Path = setting(
+        Path("features"),
+        "Folder of the feature stores, shared by all runs.",
+        recorded=False,
+        environment="RETAILTAG_FEATURES",
+    )
+    weights: tuple[str, ...] = setting(
+        (),
+        "Local weights (file or folder) of a backbone; repeat as ID=PATH for several.",
+        metavar="[ID=]PATH",
+        recorded=False,
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that decode images; default: one per core, at most 16; 0: none but this one.",
+        at_least=0,
+        recorded=False,
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class ExtractSettings(Section):
+    """How embeddings are computed and stored, and which of them later stages read."""
+
+    dtype: str = setting(
+        "float32",
+        "Embeddings stored as float32, or as float16 at half the size.",
+        choices=("float32", "float16"),
+        advanced=True,
+    )
+    engine: str = setting(
+        AUTO,
+        "auto: the engine of the existing store, else the fastest on a sample; or eager, compile, "
+        "openvino, onnxruntime.",
+        choices=(AUTO, "eager", "compile", "openvino", "onnxruntime"),
+        advanced=True,
+    )
+    precision: str = setting(
+        AUTO,
+        "Numeric precision. exact: float32; fast: bfloat16 or float16 where it is close enough; "
+        "auto: extract exact features, read exact ones first.",
+        choices=(AUTO, "exact", "fast"),
+        advanced=True,
+    )
+    batch_size: int | None = setting(
+        None,
+        "Images per forward pass; default: what suits the device, less where memory runs out.",
+        at_least=1,
+        at_most=1024,
+        recorded=False,
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class ProbeSettings(Section):
+    """A probe: sweep over C, heads, thresholds."""
+
+    sweep_C: str = setting(
+        "1e-5:10:13",
+        "Inverse L2 strengths C, logarithmically spaced, or a comma-separated list; without a "
+        f"value: the 45 of {FULL_C_GRID}. The grid is extended where its end is chosen.",
+        metavar="START:STOP:N",
+    )
+    folds: int = setting(5, "Folds of the out-of-fold scores.", at_least=2)
+    choose_C: str = setting(
+        "per-group",
+        "One C per group of tags, per-tag (shrunk towards it), or global.",
+        choices=("per-group", "per-tag", "global"),
+        advanced=True,
+    )
+    scale: str = setting(
+        "standardise",
+        "standardise, l2, l2-standardise or none; of a list, the best out of fold is used.",
+        advanced=True,
+    )
+    heads: str = setting(
+        "logistic,ridge,knn,text",
+        "logistic, then any of ridge, knn (by default up to 100,000 images) and text (tag names; "
+        "CLIP only): the first within one standard error of the best cross-fit macro-F1.",
+        advanced=True,
+    )
+    thresholds: str = setting(
+        AUTO,
+        "Threshold rule: fixed, global, group, per-tag, shrunk, smoothed or bagged; auto: the best "
+        "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
+        metavar="RULE",
+        advanced=True,
+    )
+    objective: str = setting(
+        "f1",
+        "What thresholds maximise: f1, fbeta:B, or recall at precision:P or more for every tag.",
+        metavar="WHAT",
+        advanced=True,
+    )
+    solver: str = setting(
+        "torch",
+        "torch, cuml or sklearn.",
+        choices=("torch", "cuml", "sklearn"),
+        advanced=True,
+    )
+    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(Section):
+    """A fine-tune: what is trained, how, and how the result is chosen."""
+
+    blocks: Blocks = setting(
+        4,
+        "How many last blocks to retrain; or all; or scratch: all, from random weights.",
+        metavar="N|all|scratch",
+        at_least=0,
+    )
+    epochs: int = setting(5, "Epochs of a fine-tune; 0 keeps the probe as it is.", at_least=0)
+    batch_size: int = setting(
+        64, "Images per step of the optimiser, or per forward pass.", at_least=1
+    )
+    lr: float = setting(
+        3e-4, "Peak learning rate of the last block (AdamW, cosine decay).", above=0
+    )
+    head_lr: float = setting(1e-3, "Peak learning rate of the head.", above=0, advanced=True)
+    layer_decay: float = setting(
+        0.75,
+        "Learning rate of a block as a fraction of that of the next block.",
+        above=0,
+        at_most=1,
+        advanced=True,
+    )
+    weight_decay: float = setting(
+        0.05, "Decoupled weight decay of AdamW; matrices only.", at_least=0, advanced=True
+    )
+    warmup: float = setting(
+        0.1,
+        "Fraction of the steps with a rising learning rate.",
+        at_least=0,
+        below=1,
+        advanced=True,
+    )
+    clip_norm: float = setting(1.0, "Largest gradient norm.", above=0, advanced=True)
+    loss: str = setting(
+        "bce", "bce, asl, focal or db, with settings: asl:gamma_neg=2.", advanced=True
+    )
+    sampler: str = setting(
+        "shuffle",
+        "shuffle, or repeat:t=0.001: show images of rare tags more often.",
+        advanced=True,
+    )
+    augment: str = setting(
+        "light",
+        "light or strong augmentation, none, or cached:V (V views in turn). With none and cached:V "
+        "the frozen blocks run once per image and view.",
+    )
+    mix: str = setting(
+        "none", "none, mixup or cutmix, with settings: mixup:alpha=0.2.", advanced=True
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, such as 0.999; 0: none.",
+        at_least=0,
+        below=1,
+        advanced=True,
+    )
+    interpolate: str = setting(
+        AUTO,
+        "Share of the trained weights, the rest from the start (WiSE-FT); auto: chosen on the "
+        "validation set.",
+        metavar="SHARE",
+        advanced=True,
+    )
+    batch_norm: str = setting(
+        AUTO,
+        "Statistics used in trained blocks: stored, which stay unchanged, or those of the batch; "
+        "auto: stored, and batch for --blocks scratch.",
+        choices=(AUTO, "stored", "batch"),
+        advanced=True,
+    )
+    choose_epoch: str = setting(
+        AUTO,
+        "By macro-f1 while the tail keeps its F1, macro-f1-free or macro-ap; auto: the first, or "
+        "the last for --objective precision.",
+        choices=(AUTO, "macro-f1", "macro-f1-free", "macro-ap"),
+        advanced=True,
+    )
+    refit: bool = setting(
+        False, "Train again on all training images for the chosen epochs.", advanced=True
+    )
+    thresholds: str = setting(
+        AUTO,
+        "Threshold rule: fixed, global, group, per-tag, shrunk, smoothed or bagged; auto: the best "
+        "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
+        metavar="RULE",
+        advanced=True,
+    )
+    objective: str = setting(
+        "f1",
+        "What thresholds maximise: f1, fbeta:B, or recall at precision:P or more for every tag.",
+        metavar="WHAT",
+        advanced=True,
+    )
+    mixed_precision: str = setting(
+        AUTO,
+        "float32, bf16 or fp16 training; auto: what the GPU computes fastest.",
+        choices=(AUTO, "float32", "bf16", "fp16"),
+        aliases=("--amp",),
+        advanced=True,
+    )
+    micro_batches: int = setting(
+        1,
+        "Forward passes per batch; doubled when memory runs out.",
+        at_least=1,
+        aliases=("--parts",),
+        advanced=True,
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Compute blocks twice to save memory.",
+        aliases=("--checkpoint-gradients",),
+        advanced=True,
+    )
+    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+    compile: bool = setting(
+        False, "Compile the trained part (minutes at the start).", recorded=False, advanced=True
+    )
+    cache_gb: float | None = setting(
+        None,
+        "Disk for activations of frozen blocks; 0: none; default: half of what is free, at most "
+        "100.",
+        at_least=0,
+        recorded=False,
+        advanced=True,
+    )
+    cache_dtype: str = setting(
+        AUTO,
+        "Cached activations as float32, float16 or bfloat16; auto: float16 where embeddings agree.",
+        choices=(AUTO, "float32", "float16", "bfloat16"),
+        recorded=False,
+        advanced=True,
+    )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Longest time between two snapshots; there is also one per epoch.",
+        above=0,
+        recorded=False,
+        advanced=True,
+    )
+    log: tuple[str, ...] = setting(
+        (),
+        "tensorboard, mlflow, wandb, in addition to log.jsonl.",
+        metavar="TRACKER,...",
+        recorded=False,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.micro_batches > self.batch_size:
+            raise UsageError(
+                f"--micro-batches {self.micro_batches} exceeds --batch-size {self.batch_size}; "
+                "use at most one micro-batch per image."
+            )
+        _ = self.factors  # refuses an --interpolate that is neither auto nor a share
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """WiSE-FT interpolation factors to try, the trained weights (1) first."""
+        if self.interpolate == AUTO:
+            return (1.0,) if self.blocks == "scratch" else (1.0, 0.75, 0.5, 0.25)
+        try:
+            factor = float(self.interpolate)
+        except ValueError:
+            factor = math.nan
+        if not 0 <= factor <= 1:
+            raise UsageError(f"--interpolate {self.interpolate} must be auto or 0 to 1.")
+        return (factor,)
+
+    @property
+    def uses_stored_statistics(self) -> bool:
+        """Whether batch normalisation in trained blocks uses its stored statistics.
+
+        The head starts from a probe on embeddings that were computed with them: batch statistics
+        of other images than the pretraining's would shift every embedding at the first step.
+        """
+        auto = "batch" if self.blocks == "scratch" else "stored"
+        return (auto if self.batch_norm == AUTO else self.batch_norm) == "stored"
+
+    @property
+    def trained_blocks(self) -> int | Literal["all"]:
+        """How many last blocks receive gradients."""
+        return "all" if self.blocks == "scratch" else self.blocks
+
+
+@dataclass(frozen=True)
+class ScoreSettings(Section):
+    """How predictions are scored and compared."""
+
+    split: str = setting("test", "Split to score.")
+    replicates: int = setting(2000, "Bootstrap replicates.", at_least=100, advanced=True)
+    permutations: int = setting(
+        2000, "Random swaps behind each p-value.", at_least=100, advanced=True
+    )
+    allow_missing: bool = setting(False, "Score without the images that lack predictions.")
+    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+
+
+@dataclass(frozen=True)
+class BakeoffSettings(Section):
+    """A bake-off: which pairs to compare, and the settings of every stage.
+
+    The TOML file of any command has this shape; a command reads the sections that it uses.
+    """
+
+    backbones: tuple[str, ...] = setting(
+        ("cnn", "dinov2", "clip"),
+        "Backbone ids or presets, comma-separated; A+B: embeddings of A and B side by side.",
+        metavar="ID,ID",
+        aliases=("--backbone",),
+    )
+    strategies: tuple[str, ...] = setting(
+        STRATEGIES, "probe, finetune or both.", metavar="probe,finetune"
+    )
+    out: Path | None = setting(None, "Folder of the run.", recorded=False)
+    catalog: CatalogSettings = CatalogSettings()
+    reading: ReadingSettings = ReadingSettings()
+    compute: ComputeSettings = ComputeSettings()
+    extract: ExtractSettings = ExtractSettings()
+    probe: ProbeSettings = ProbeSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    score: ScoreSettings = ScoreSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.backbones:
+            raise UsageError("--backbones is empty; name at least one, such as demo:cnn.")
+        for name, values in (("backbones", self.backbones), ("strategies", self.strategies)):
+            if len(set(values)) < len(values):
+                raise UsageError(f"--{name} has an entry twice; give each once.")
+        if not self.strategies or not set(self.strategies) <= set(STRATEGIES):
+            raise UsageError(f"--strategies must be some of {', '.join(STRATEGIES)}.")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "catalog": CatalogSettings,
+    "reading": ReadingSettings,
+    "compute": ComputeSettings,
+    "extract": ExtractSettings,
+    "probe": ProbeSettings,
+    "finetune": FinetuneSettings,
+    "score": ScoreSettings,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "probe.folds": 3,
+        "probe.heads": "logistic",
+        "finetune.epochs": 2,
+        "finetune.augment": "none",
+        "score.replicates": 500,
+    },
+    "default": {},
+    "thorough": {
+        "probe.sweep_C": FULL_C_GRID,
+        "probe.scale": "standardise,l2,l2-standardise",
+        "finetune.epochs": 15,
+        "finetune.refit": True,
+        "score.replicates": 10_000,
+    },
+}
+
+
+def section_of(key: str) -> tuple[type[Section], str]:
+    """Section and field of a dotted key such as ``finetune.layer_decay`` or ``backbones``.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the sentence names the nearest one.
+    """
+    if key not in keys():
+        near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.5) or [
+            k for k in keys() if k.rpartition(".")[2] == key.rpartition(".")[2]
+        ]
+        hint = f"did you mean {near[0]}?" if near else "retailtag init lists them all."
+        raise UsageError(f"{key} is not a setting; {hint}")
+    section, _, name = key.rpartition(".")
+    return (SECTIONS[section] if section else BakeoffSettings), name
+
+
+@cache
+def keys() -> tuple[str, ...]:
+    """All settings as dotted keys, in the order of the TOML file."""
+    sections = [f"{name}.{field}" for name, kind in SECTIONS.items() for field in options_of(kind)]
+    return (*options_of(BakeoffSettings), *sections)
+
+
+def option_of(key: str) -> Option:
+    """What the field of a dotted key says about itself."""
+    kind, name = section_of(key)
+    return options_of(kind)[name]
+
+
+def build(values: Mapping[str, Any]) -> BakeoffSettings:
+    """Settings with the given values by dotted key, defaults elsewhere.
+
+    Examples
+    --------
+    >>> build({"backbones": "demo:cnn", "probe.folds": "3"}).probe.folds
+    3
+    """
+    own: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section_of(key)
+        section, _, name = key.rpartition(".")
+        (parts.setdefault(section, {}) if section else own)[name] = value
+    sections = {name: SECTIONS[name](**given) for name, given in parts.items()}
+    return BakeoffSettings(**own, **sections)  # type: ignore[arg-type]
+
+
+def values_of(settings: BakeoffSettings) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key."""
+    for key in keys():
+        section, _, name = key.rpartition(".")
+        yield key, getattr(getattr(settings, section) if section else settings, name)

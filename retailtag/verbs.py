@@ -1,0 +1,164 @@
+"""Which settings each verb uses, and how they are put together from files, options and defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retailtag.errors import UsageError
+from retailtag.fields import Section, flag
+from retailtag.settings import (
+    SECTIONS,
+    BakeoffSettings,
+    build,
+    keys,
+    option_of,
+    values_of,
+)
+
+CATALOG = ("catalog.attributes", "catalog.images", "catalog.cutoffs")
+READING = ("reading.max_pixels", "reading.max_bytes", "reading.allow_truncated")
+COMPUTE = ("compute.device", "compute.features", "compute.weights")
+STORED = ("extract.dtype", "extract.engine", "extract.precision")
+SCORE = ("score.split", "score.replicates", "score.allow_missing", "score.seed")
+PROBE = tuple(k for k in keys() if k.startswith("probe."))
+FINETUNE = tuple(k for k in keys() if k.startswith("finetune."))
+
+USES: dict[str, tuple[str, ...]] = {
+    "extract": (
+        *("backbones", *CATALOG[:2], *READING, *COMPUTE, "compute.workers"),
+        *(*STORED, "extract.batch_size"),
+    ),
+    "probe": (
+        *("backbones", "out", *CATALOG, *READING[1:], *COMPUTE),
+        *(*STORED, *PROBE),
+    ),
+    "finetune": (
+        *("backbones", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
+        *(*STORED, *FINETUNE),
+    ),
+    "bakeoff": (
+        *("backbones", "strategies", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
+        *(*STORED, "extract.batch_size", *PROBE, *FINETUNE, "score.replicates", "score.seed"),
+    ),
+    "score": ("catalog.path", "catalog.attributes", "catalog.cutoffs", *SCORE),
+    "compare": (
+        *("catalog.path", "catalog.attributes", "catalog.cutoffs", *SCORE),
+        "score.permutations",
+    ),
+    "check": (*CATALOG, *READING[:2], "compute.workers"),
+    "predict": ("compute.device", "compute.weights"),
+    "split": (*CATALOG[:2], "probe.seed"),
+    "features": ("compute.features",),
+    "verify": (
+        *("catalog.path", *CATALOG[:2], "reading.max_pixels", *COMPUTE, "compute.workers"),
+        "probe.seed",
+    ),
+    "gc": (*CATALOG[:2], "compute.features", "compute.workers"),
+    "merge": (),
+    "init": (),
+    "demo": ("probe.seed",),
+    "models": (),
+    "models-verify": ("compute.device",),
+}
+"""Settings of each verb, in the order of its help."""
+
+
+RARE = {
+    "bakeoff": ("--weights", "--batch-size", "--folds", "--blocks", "--lr", "--augment"),
+    "finetune": ("--weights", "--batch-size"),
+}
+"""Options that are advanced in a verb although they are basic elsewhere."""
+
+
+def flags_of(verb: str) -> dict[str, tuple[str, ...]]:
+    """Settings of a verb by the option that gives them: several sections may share one.
+
+    Examples
+    --------
+    >>> flags_of("bakeoff")["--seed"]
+    ('probe.seed', 'finetune.seed', 'score.seed')
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for key in USES[verb]:
+        name = (
+            "--catalogue" if key == "catalog.path" else flag(key.rpartition(".")[2], option_of(key))
+        )
+        found[name] = (*found.get(name, ()), key)
+    return found
+
+
+def resolve(
+    verb: str,
+    settings: BakeoffSettings | Section | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    file: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> tuple[BakeoffSettings, set[str]]:
+    """Settings of one call: options over ``--set`` over the file over the environment.
+
+    Parameters
+    ----------
+    verb : str
+    settings : BakeoffSettings or one of its sections, optional
+        What to start from instead of the defaults.
+    options : mapping, optional
+        Values by option name with underscores, such as ``sweep_C``; None means not given.
+    file : mapping, optional
+        Values by dotted key; see `retailtag.settings_file.read_settings`.
+    sets : sequence of str
+        Each ``KEY=VALUE`` with a dotted key.
+
+    Returns
+    -------
+    settings : BakeoffSettings
+    given : set of str
+        Keys whose value somebody gave, other than by `settings`.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown or a value cannot be used.
+    """
+    values: dict[str, Any] = {}
+    for key in keys():
+        variable = option_of(key).environment
+        if variable and os.environ.get(variable):
+            values[key] = os.environ[variable]
+    values.update(file or {})
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text} is not KEY=VALUE, such as finetune.layer_decay=0.8.")
+        values[key.strip()] = value.strip()
+    values.update(_by_key(verb, options or {}))
+    start = dict(values_of(_whole(settings))) if settings is not None else {}
+    return build({**start, **values}), set(values)
+
+
+def _whole(settings: BakeoffSettings | Section) -> BakeoffSettings:
+    """A single section as part of settings that are otherwise the defaults."""
+    if isinstance(settings, BakeoffSettings):
+        return settings
+    for name, kind in SECTIONS.items():
+        if isinstance(settings, kind):
+            return BakeoffSettings(**{name: settings})  # type: ignore[arg-type]
+    raise UsageError(
+        f"settings takes BakeoffSettings or one of its sections, not {type(settings).__name__}."
+    )
+
+
+def _by_key(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a verb by the dotted keys that they give."""
+    by_name = {name[2:].replace("-", "_"): own for name, own in flags_of(verb).items()}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in by_name:
+            raise UsageError(
+                f"{name} is not an option of {verb}; it takes {', '.join(sorted(by_name))}."
+            )
+        if value is not None:
+            values |= dict.fromkeys(by_name[name], value)
+    return values
