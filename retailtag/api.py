@@ -45,11 +45,11 @@ def extract(
     from retailtag.extraction.embed import Loading
     from retailtag.extraction.engines import EngineRequest, choose_engine
     from retailtag.extraction.extract import extract_together
-    from retailtag.extraction.shards import ALL, Shard
+    from retailtag.extraction.shards import WHOLE, Shard
 
     s = _settings("extract", settings, options, backbones)
     context = _context(catalog, s, progress)
-    part = ALL if shard is None else Shard.parse(shard)
+    rows = WHOLE if shard is None else Shard.parse(shard)
     ids = list(dict.fromkeys(s.backbones))
     local = local_weights(s.compute.weights, ids)
     at_once = s.extract.batch_size or Loading.batch_size
@@ -61,7 +61,7 @@ def extract(
             EngineRequest.to_extract(s.extract),
             dtype=s.extract.dtype,
             loading=Loading(at_once, context.workers, **context.limits),
-            shard=part,
+            shard=rows,
             progress=progress,
         )
         for i in ids
@@ -76,7 +76,7 @@ def extract(
         strict=strict,
         **context.limits,
         recompute=recompute,
-        shard=part,
+        shard=rows,
         progress=progress,
     )
     return list(zip(summaries, engines, strict=True))

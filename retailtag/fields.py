@@ -89,12 +89,17 @@ def flag(name: str, option: Option) -> str:
     return option.flag or f"--{name.replace('_', '-')}"
 
 
-@cache
-def types_of(kind: Any, name: str) -> tuple[Any, ...]:
+def types_of(kind: type[Section], name: str) -> tuple[Any, ...]:
     """Types that a field takes: those of its union, or its only one."""
-    hint = typing.get_type_hints(kind)[name]
+    hint = _hints(typing.cast(Any, kind))[name]
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     return typing.get_args(hint) if is_union else (hint,)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Evaluated annotations of a section, once: they are strings until then."""
+    return typing.get_type_hints(kind)
 
 
 def convert(value: Any, allowed: tuple[Any, ...], option: Option, name: str) -> Any:
