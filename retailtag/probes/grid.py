@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.settings import ProbeSettings
 
-DEFAULT_GRID = "1e-5:10:13"
-FULL_GRID = "1e-6:1e5:45"  # dinov2's
 LIMITS = (1e-8, 1e7)  # a widened grid stays within
 STRIDE = 3  # values added at a time
 
@@ -28,7 +27,7 @@ def parse_grid(text: str) -> NDArray[np.float64]:
     >>> parse_grid("1,0.1").tolist()
     [0.1, 1.0]
     """
-    remedy = f"--sweep-C {text} is no grid; write START:STOP:N such as {DEFAULT_GRID}, or a list."
+    remedy = f"--sweep-C {text} is no grid; write START:STOP:N such as {ProbeSettings.sweep_C}, or a list."
     try:
         if ":" in text:
             start, stop, n = text.split(":")

@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from retailtag.backbones.ids import local_weights
 from retailtag.cli import main as program
 from retailtag.cli.main import run
-from retailtag.cli.options import parse_blocks, weights_by_backbone
 from retailtag.cli.output import Output
 from retailtag.errors import BadCatalogue, StaleFeatures, UsageError
+from retailtag.settings import FinetuneSettings
 
 SHORT = ["--features", "features", "--backbone", "demo:cnn", "--device", "cpu"]
 
@@ -261,19 +262,19 @@ def test_progress_lines_hold_rate_and_time_left(capsys, monkeypatch):
 
 def test_weights_are_matched_to_backbones():
     two = ["demo:cnn", "timm:x?a=1"]
-    found = weights_by_backbone(["timm:x?a=1=/w/m.safetensors"], two)
+    found = local_weights(["timm:x?a=1=/w/m.safetensors"], two)
     assert {k: str(v) for k, v in found.items()} == {"timm:x?a=1": "/w/m.safetensors"}
-    assert str(weights_by_backbone(["w.pt"], ["cnn"])["cnn"]) == "w.pt"
+    assert str(local_weights(["w.pt"], ["cnn"])["cnn"]) == "w.pt"
     for values, ids in ((["w.pt"], two), (["demo:dino=w"], two)):
         with pytest.raises(UsageError, match="ID=PATH"):
-            weights_by_backbone(values, ids)
+            local_weights(values, ids)
 
 
 def test_blocks_are_a_number_or_all():
-    assert (parse_blocks("3"), parse_blocks("all")) == (3, "all")
-    for text in ("0", "four", "-1", "1.5"):
+    assert [FinetuneSettings(blocks=b).blocks for b in ("3", "all")] == [3, "all"]
+    for text in ("four", "-1", "1.5"):
         with pytest.raises(UsageError, match="--blocks"):
-            parse_blocks(text)
+            FinetuneSettings(blocks=text)
 
 
 def test_json_never_holds_nan():

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retailtag.errors import UsageError
-from retailtag.probes.grid import DEFAULT_GRID, FULL_GRID, LIMITS, beyond, parse_grid
+from retailtag.probes.grid import LIMITS, beyond, parse_grid
+from retailtag.settings import FULL_C_GRID
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "0:1:3", "-1,2", "1:10:0", "1:2:3:4", "inf"])
@@ -14,10 +15,8 @@ def test_grids_that_are_none(text):
 
 
 def test_the_command_line_and_the_library_mean_the_same_grids():
-    from retailtag.cli import options
 
-    assert (options.GRID, options.FULL_GRID) == (DEFAULT_GRID, FULL_GRID)
-    full = parse_grid(FULL_GRID)
+    full = parse_grid(FULL_C_GRID)
     assert len(full) == 45
     np.testing.assert_allclose(full[[0, -1]], [1e-6, 1e5])
 
