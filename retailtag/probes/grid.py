@@ -27,7 +27,8 @@ def parse_grid(text: str) -> NDArray[np.float64]:
     >>> parse_grid("1,0.1").tolist()
     [0.1, 1.0]
     """
-    remedy = f"--sweep-C {text} is no grid; write START:STOP:N such as {ProbeSettings.sweep_C}, or a list."
+    example = ProbeSettings.sweep_C
+    remedy = f"--sweep-C {text} is not a grid; write START:STOP:N such as {example}, or a list."
     try:
         if ":" in text:
             start, stop, n = text.split(":")
