@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retailtag.catalog.split import k_folds
+from retailtag.catalog.folds import k_folds
 from retailtag.probes.solver.fit import fit_probes, make_solver
 from retailtag.probes.sweep import Sweeper
 from retailtag.scoring.metrics import average_precision_per_tag

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from record import append, stamp
 
 from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.folds import k_folds
 from retailtag.catalog.readers import read_catalog
-from retailtag.catalog.split import k_folds
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.solver.fit import make_solver

@@ -1,7 +1,7 @@
-"""Swaps between the parts of a split that give a tag the positive it misses.
+"""Exchanges of products between folds that give a tag the positive image it lacks in one of them.
 
-Axes here are products x tags: ``has[p, t]`` says whether any image of product p carries tag t.
-Every move exchanges equal numbers of images, so that the parts keep their sizes.
+Arrays here are products x tags: ``has[p, t]`` says whether any image of product p carries tag t.
+Every exchange moves equal numbers of images both ways, so that the folds keep their sizes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-CANDIDATES = 2000  # products looked at for one swap
-DONORS = 32  # products of a tag tried before the tag is given up
-FEW = 1 << 14  # assignments that are simply all looked at
+MAX_CANDIDATES = 2000  # products considered for one exchange
+MAX_DONORS = 32  # products of a tag tried before the tag is given up
+MAX_ASSIGNMENTS = 1 << 14  # of products to folds that `search_all` looks at: 14 products, 2 folds
 
-Swap = tuple[list[int], list[int]]
+Exchange = tuple[list[int], list[int]]  # products that go to the fold, products that come back
 
 
 class Repair:
-    """Search for swaps that give a tag its missing positive and cost no other tag one.
+    """Local search for exchanges that give a tag its positive and cost no other tag one.
 
     Parameters
     ----------
@@ -25,71 +25,75 @@ class Repair:
         Which product carries which tag.
     size : ndarray of int64, shape (n_products,)
         Images of each product.
-    part : ndarray of int64, shape (n_products,)
-        Part of each product; changed in place.
-    required : ndarray of bool, shape (n_parts, n_tags)
-        Whether the tag must have a positive in the part.
+    fold : ndarray of int64, shape (n_products,)
+        Fold of each product; changed in place.
+    required : ndarray of bool, shape (n_folds, n_tags)
+        Whether the tag must have a positive in the fold.
     rng : numpy.random.Generator
-        Decides which products are looked at first.
+        Decides which products are tried first.
     """
 
     def __init__(
         self,
         has: NDArray[np.bool_],
         size: NDArray[np.int64],
-        part: NDArray[np.int64],
+        fold: NDArray[np.int64],
         required: NDArray[np.bool_],
         rng: np.random.Generator,
     ) -> None:
-        self.has, self.size = has, size
-        self.part, self.required, self.rng = part, required, rng
-        self.cover = np.stack([has[part == k].sum(axis=0) for k in range(len(required))])
+        self.has = has
+        self.size = size
+        self.fold = fold
+        self.required = required
+        self.rng = rng
+        # (n_folds, n_tags): products of each tag in each fold, updated with every exchange.
+        self.cover = np.stack([has[fold == k].sum(axis=0) for k in range(len(required))])
 
-    def run(self) -> bool:
-        """Mend until nothing more can be; whether no tag misses a part any more."""
-        hopeless: set[tuple[int, int]] = set()
-        while missing := self._missing():
-            open_ = next((m for m in missing if m not in hopeless), None)
-            if open_ is None:
-                return False
-            if self._mend(*open_):
-                hopeless.clear()
+    def run(self) -> int:
+        """Exchange products until no pair of fold and tag can be repaired; how many are left."""
+        # Every exchange lowers the number of missing pairs, so the search ends. A pair that
+        # could not be repaired is tried again after an exchange, which may have freed a product.
+        failed: set[tuple[int, int]] = set()
+        while pair := next((pair for pair in self._missing() if pair not in failed), None):
+            if self._give(*pair):
+                failed.clear()
             else:
-                hopeless.add(open_)
-        return True
+                failed.add(pair)
+        return len(failed)
 
     def _missing(self) -> list[tuple[int, int]]:
-        """(part, tag) pairs without a positive, the rarest tag first."""
-        part, tag = np.nonzero(self.required & (self.cover == 0))
+        """Pairs of fold and tag without a positive, the rarest tag first."""
+        fold, tag = np.nonzero(self.required & (self.cover == 0))
         order = np.argsort(self.cover.sum(axis=0)[tag], kind="stable")
-        return list(zip(part[order].tolist(), tag[order].tolist(), strict=True))
+        return list(zip(fold[order].tolist(), tag[order].tolist(), strict=True))
 
-    def _mend(self, to: int, tag: int) -> bool:
-        """Bring one product of `tag` into part `to`; whether that could be done."""
-        donors = np.flatnonzero(self.has[:, tag] & (self.part != to))
-        for donor in self.rng.permutation(donors)[:DONORS].tolist():
-            source = int(self.part[donor])
-            swap = self._equal(donor, source, to) or self._unequal(donor, source, to)
-            if swap is not None:
-                self._move(swap[0], source, to)
-                self._move(swap[1], to, source)
+    def _give(self, to: int, tag: int) -> bool:
+        """Move one product of `tag` into fold `to`; whether that was possible."""
+        donors = np.flatnonzero(self.has[:, tag] & (self.fold != to))
+        for donor in self.rng.permutation(donors)[:MAX_DONORS].tolist():
+            source = int(self.fold[donor])
+            exchange = self._one_for_one(donor, source, to) or self._several(donor, source, to)
+            if exchange is not None:
+                self._move(exchange[0], source, to)
+                self._move(exchange[1], to, source)
                 return True
         return False
 
-    def _equal(self, donor: int, source: int, to: int) -> Swap | None:
-        """Exchange `donor` for a product of its size, if fewer tags are missing afterwards."""
-        others = np.flatnonzero((self.part == to) & (self.size == self.size[donor]))
+    def _one_for_one(self, donor: int, source: int, to: int) -> Exchange | None:
+        """Exchange `donor` for a product of its size if fewer pairs are missing afterwards."""
+        others = np.flatnonzero((self.fold == to) & (self.size == self.size[donor]))
         others = self._some(others)
         if not len(others):
             return None
         mine = self.has[donor]
-        after_to, after_source = self.cover[to] + mine, self.cover[source] - mine
-        # Leaving `to`, a product takes the last positive of these tags; entering `source`, it
-        # gives one to those.
-        last = self.required[to] & (after_to == 1)
-        bare = self.required[source] & (after_source == 0)
+        cover_to = self.cover[to] + mine
+        cover_source = self.cover[source] - mine
+        # The product that comes back takes the last positive of the tags in `last` out of `to`,
+        # and gives a positive to the tags in `bare`, of which `source` has none left.
+        last = self.required[to] & (cover_to == 1)
+        bare = self.required[source] & (cover_source == 0)
         missing = (
-            (self.required[to] & (after_to == 0)).sum()
+            (self.required[to] & (cover_to == 0)).sum()
             + self.has[others][:, last].sum(axis=1)
             + (~self.has[others][:, bare]).sum(axis=1)
         )
@@ -97,17 +101,18 @@ class Repair:
         best = int(np.argmin(missing))
         return ([donor], [int(others[best])]) if missing[best] < now else None
 
-    def _unequal(self, donor: int, source: int, to: int) -> Swap | None:
+    def _several(self, donor: int, source: int, to: int) -> Exchange | None:
         """Exchange `donor` for several smaller products, or it and others for a larger one."""
         mine = self.has[donor]
-        cover_to, cover_source = self.cover[to] + mine, self.cover[source] - mine
+        cover_to = self.cover[to] + mine
+        cover_source = self.cover[source] - mine
         if (self.required[source] & (cover_source == 0) & mine).any():
             return None
         back = self._fill(to, int(self.size[donor]), cover_to, donor)
         if back is not None:
             return [donor], back
-        larger = np.flatnonzero((self.part == to) & (self.size > self.size[donor]))
-        for other in self._some(larger)[:DONORS].tolist():
+        larger = np.flatnonzero((self.fold == to) & (self.size > self.size[donor]))
+        for other in self._some(larger)[:MAX_DONORS].tolist():
             if not self._needs(to, other, cover_to):
                 gap = int(self.size[other] - self.size[donor])
                 more = self._fill(source, gap, cover_source + self.has[other], donor)
@@ -115,54 +120,56 @@ class Repair:
                     return [donor, *more], [other]
         return None
 
-    def _fill(self, part: int, amount: int, cover: NDArray[np.int64], but: int) -> list[int] | None:
-        """Products that `part` can spare and that sum to `amount` images, large ones first."""
-        pool = self._some(np.flatnonzero((self.part == part) & (self.size <= amount)))
+    def _fill(
+        self, fold: int, n_images: int, cover: NDArray[np.int64], excluded: int
+    ) -> list[int] | None:
+        """Products that `fold` can spare and that sum to `n_images`, large ones first."""
+        pool = self._some(np.flatnonzero((self.fold == fold) & (self.size <= n_images)))
         chosen: list[int] = []
         for product in pool[np.argsort(-self.size[pool], kind="stable")].tolist():
-            fits = product != but and self.size[product] <= amount
-            if fits and not self._needs(part, product, cover):
+            fits = product != excluded and self.size[product] <= n_images
+            if fits and not self._needs(fold, product, cover):
                 chosen.append(product)
                 cover = cover - self.has[product]
-                amount -= int(self.size[product])
-            if amount == 0:
+                n_images -= int(self.size[product])
+            if n_images == 0:
                 return chosen
         return None
 
-    def _needs(self, part: int, product: int, cover: NDArray[np.int64]) -> bool:
-        """Whether `product` holds the last positive of a tag that `part` must have."""
-        return bool((self.required[part] & (cover == 1) & self.has[product]).any())
+    def _needs(self, fold: int, product: int, cover: NDArray[np.int64]) -> bool:
+        """Whether `product` holds the last positive of a tag that `fold` must have."""
+        return bool((self.required[fold] & (cover == 1) & self.has[product]).any())
 
     def _some(self, products: NDArray[np.intp]) -> NDArray[np.intp]:
-        return self.rng.permutation(products)[:CANDIDATES]
+        return self.rng.permutation(products)[:MAX_CANDIDATES]
 
-    def _move(self, moved: list[int], source: int, to: int) -> None:
-        gained = self.has[moved].sum(axis=0)
+    def _move(self, products: list[int], source: int, to: int) -> None:
+        gained = self.has[products].sum(axis=0)
         self.cover[source] -= gained
         self.cover[to] += gained
-        self.part[moved] = to
+        self.fold[products] = to
 
 
-def exhaustive(
+def search_all(
     has: NDArray[np.bool_],
     size: NDArray[np.int64],
-    part: NDArray[np.int64],
+    fold: NDArray[np.int64],
     required: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """The assignment of the same part sizes with the fewest missing pairs; `part` if too many.
+    """The assignment of the same fold sizes with the fewest missing pairs of fold and tag.
 
-    Parameters are those of `Repair`. Of equals it is the one that moves the fewest products.
+    Parameters are those of `Repair`. Of equals it moves the fewest products; above
+    `MAX_ASSIGNMENTS` it is `fold` unchanged.
     """
-    n_parts, n_products = len(required), len(size)
-    if n_parts**n_products > FEW:
-        return part
-    every = np.indices((n_parts,) * n_products).reshape(n_products, -1).T
-    wanted = [size[part == k].sum() for k in range(n_parts)]
-    for k in range(n_parts):
-        every = every[(every == k) @ size == wanted[k]]
+    n_folds = len(required)
+    n_products = len(size)
+    if n_folds**n_products > MAX_ASSIGNMENTS:
+        return fold
+    every = np.indices((n_folds,) * n_products).reshape(n_products, -1).T
+    for k in range(n_folds):
+        every = every[(every == k) @ size == size[fold == k].sum()]
     missing = np.zeros(len(every), np.int64)
-    for k in range(n_parts):
+    for k in range(n_folds):
         cover = (every == k).astype(np.int64) @ has[:, required[k]].astype(np.int64)
         missing += (cover == 0).sum(axis=1)
-    best = np.lexsort(((every != part).sum(axis=1), missing))[0]
-    return every[best]
+    return every[np.lexsort(((every != fold).sum(axis=1), missing))[0]]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.check import CatalogReport, ImageFinding
+    from retailtag.catalog.split import SplitCatalog
 
 SHOWN = 20  # rows of a list printed to a person; --json gives all
 PLOT_WIDTH, PLOT_HEIGHT = 60, 10
@@ -65,34 +65,30 @@ def split(
         bool, typer.Option("--force", help="Overwrite --out, be it the input itself.")
     ] = False,
 ) -> None:
-    """Stratify over tags into train, val and test of exact sizes, no product separated."""
-    from retailtag.catalog.readers import read_catalog, write_catalogue
-    from retailtag.catalog.split import split_catalog
+    """Stratify over tags into train, val and test of given sizes, with no product separated."""
+    from retailtag.catalog.split import split as split_catalog
 
-    output, s = call.output, call.settings.catalog
-    n_test, n_val = _amount(test, "--test"), _amount(val, "--val")
-    if out.suffix.lower() != ".csv":
-        raise UsageError(f"--out {out}: the manifest is written as CSV; end its name in .csv.")
-    if out.exists() and not force:
-        raise UsageError(f"--out {out} exists; give another name, or --force to overwrite it.")
-    catalog = read_catalog(
-        call.catalogue, attributes=s.attributes, images=s.images, use_split=False
+    found = split_catalog(
+        call.catalogue,
+        test=_amount(test, "--test"),
+        val=_amount(val, "--val"),
+        seed=call.settings.probe.seed,
+        attributes=call.settings.catalog.attributes,
+        images=call.settings.catalog.images,
+        out=out,
+        force=force,
     )
-    seed = call.settings.probe.seed
-    divided, unsatisfied = split_catalog(catalog, test=n_test, val=n_val, seed=seed)
-    write_catalogue(divided, out)
-    sizes = {s: len(divided.rows(s)) for s in ("train", "val", "test")}
-    output.print(_told(out, divided, sizes, unsatisfied))
-    output.result({"out": str(out), "sizes": sizes, "unsatisfied": unsatisfied, "seed": seed})
+    call.output.print(_sentences(found, out))
+    call.output.result(found.to_json())
 
 
-def _told(out: Path, catalog: Catalog, sizes: dict[str, int], unsatisfied: Sequence[str]) -> Text:
-    """What was written, what could not be had, and where the images are if not beside it."""
+def _sentences(found: SplitCatalog, out: Path) -> Text:
+    """What was written, what was not possible, and where the images are if not beside it."""
     from rich.text import Text
 
-    lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items() if n)]
-    lines += unsatisfied or ["Every size is exact, and every tag is on every side."]
-    root = getattr(catalog.images, "root", out.parent)
+    lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)]
+    lines += found.unsatisfied or ["Every size is exact, and every tag is in every split."]
+    root = getattr(found.catalog.images, "root", out.parent)
     if out.parent.resolve() not in (root.resolve(), root.resolve().parent):
         lines.append(f"The images stay where they are: read it with --images {root}")
     return Text("\n".join(lines))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.split import k_folds
+from retailtag.catalog.folds import k_folds
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import EmbeddingSource
 from retailtag.thresholds.ranking import keep_images, rank_tags

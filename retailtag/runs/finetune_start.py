@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.split import stratified_folds
+from retailtag.catalog.folds import stratified_folds
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.losses import LabelCounts

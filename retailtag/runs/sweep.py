@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import retailtag
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.split import k_folds
+from retailtag.catalog.folds import k_folds
 from retailtag.probes.checkpoints import SweepCheckpoints
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.grid import parse_grid

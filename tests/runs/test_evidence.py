@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
+from retailtag.catalog.folds import k_folds
 from retailtag.catalog.readers import read_catalog
-from retailtag.catalog.split import k_folds
 from retailtag.context import RunContext
 from retailtag.extraction.extract import extract
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
