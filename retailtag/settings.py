@@ -151,7 +151,7 @@ class ProbeSettings(Section):
     )
     scale: str = setting(
         "standardise",
-        "standardise, l2, l2-standardise or none; of a list, the best out of fold is used.",
+        "standardise, l2 or none; of a list, the best out of fold is used.",
         advanced=True,
     )
     heads: str = setting(
@@ -162,7 +162,7 @@ class ProbeSettings(Section):
     )
     thresholds: str = setting(
         AUTO,
-        "Threshold rule: fixed, global, group, per-tag, shrunk, smoothed or bagged; auto: the best "
+        "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best "
         "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
         metavar="RULE",
         advanced=True,
@@ -267,7 +267,7 @@ class FinetuneSettings(Section):
     )
     thresholds: str = setting(
         AUTO,
-        "Threshold rule: fixed, global, group, per-tag, shrunk, smoothed or bagged; auto: the best "
+        "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best "
         "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
         metavar="RULE",
         advanced=True,
@@ -440,7 +440,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "thorough": {
         "probe.sweep_C": FULL_C_GRID,
-        "probe.scale": "standardise,l2,l2-standardise",
+        "probe.scale": "standardise,l2",
         "finetune.epochs": 15,
         "finetune.refit": True,
         "score.replicates": 10_000,

@@ -1,1 +1,5 @@
-"""Linear probes: every tag and every C over cached embeddings, and their thresholds."""
+"""Probes on cached embeddings: every tag at every C, scored out of fold.
+
+``solver`` fits logistic regressions; ``heads`` offers them and their rivals behind one interface;
+``sweep`` scores every candidate on images that it was not fitted on, and ``choice`` takes one.
+"""

@@ -16,6 +16,7 @@ from retailtag.probes.scaling import is_unit, unit_rows
 
 FORMAT = 3  # 2 knew linear heads alone, 1 only logistic regression on standardised features
 READABLE = (1, 2, FORMAT)
+TENSORS = ("weight", "bias", "thresholds", "C")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Probe:
     ----------
     tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
-        The standardisation is folded in. (n_tags, 0) where neighbours vote.
+        The standardisation is folded in. (n_tags, 0) for head ``knn``.
     bias : ndarray of float32, shape (n_tags,)
     thresholds : ndarray of float32, shape (n_tags,)
         On logits.
@@ -37,8 +38,8 @@ class Probe:
     scale : str
         Kind of scaling that C was chosen under; see `retailtag.probes.scaling.Scaler`.
     head : {"logistic", "ridge", "text", "knn"}
-        What the weights are of; ``knn`` has none. Those of logistic regression under a kind of
-        scaling that begins with ``l2`` want every embedding divided by its norm first.
+        What the weights are of. Those of logistic regression under a kind of scaling that begins
+        with ``l2`` want every embedding divided by its norm first.
     vote : KnnVote, optional
         What gives the logits of head ``knn``.
     """
@@ -71,31 +72,29 @@ class Probe:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `save` writes."""
-        return ("probe.safetensors", "probe.json", *((KNN_FILE,) if self.vote else ()))
+        names = ("probe.safetensors", "probe.json")
+        return names if self.vote is None else (*names, KNN_FILE)
 
     def save(self, folder: Path) -> None:
-        """Write ``probe.safetensors``, the bank of a vote, then ``probe.json``, each whole.
-
-        The bank of an earlier probe in the same folder goes.
-        """
+        """Write ``probe.safetensors``, the bank of a vote, then ``probe.json``, each whole."""
         from safetensors.numpy import save
 
-        arrays = {
-            "weight": self.weight,
-            "bias": self.bias,
-            "thresholds": self.thresholds,
-            "C": self.C,
-        }
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
         with write_whole(folder / "probe.safetensors") as handle:
-            handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        header: dict[str, Any] = {"format": FORMAT, "tags": list(self.tags), "scale": self.scale}
-        header |= {"head": self.head, "facts": self.facts}
+            handle.write(save(arrays))
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "tags": list(self.tags),
+            "scale": self.scale,
+            "head": self.head,
+            "facts": self.facts,
+        }
         if self.vote is not None:
             self.vote.bank.save(folder)
             counts = self.vote.counts.tolist()
             header["knn"] = {"counts": counts, "temperature": self.vote.temperature}
         write_json(folder / "probe.json", header)
-        if self.vote is None:
+        if self.vote is None:  # the bank of an earlier probe in the same folder
             (folder / KNN_FILE).unlink(missing_ok=True)
 
     @classmethod
@@ -114,7 +113,7 @@ class Probe:
         header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)
         if header["format"] == 1:
             header |= {"scale": "standardise", "head": "logistic"}
-        names, vote = ("weight", "bias", "thresholds", "C"), None
+        vote = None
         if header["head"] == "knn":
             knn = header["knn"]
             vote = KnnVote(KnnBank.load(folder), np.array(knn["counts"]), knn["temperature"])
@@ -124,5 +123,5 @@ class Probe:
             scale=header["scale"],
             head=header["head"],
             vote=vote,
-            **{n: arrays[n] for n in names},
+            **{name: arrays[name] for name in TENSORS},
         )

@@ -1,8 +1,8 @@
-"""Finished blocks of a sweep: all tags of one fold at one strength, kept until the sweep is done.
+"""Checkpoints of a sweep: all tags of one fold at one strength, stored until the sweep is done.
 
-A block is a file written whole or not at all that starts with a SHA-256 of what it depends on and
-of what it holds. One that was cut, altered, moved or made from other inputs does not match it and
-counts as not there: it is fitted again, never served.
+A checkpoint is a file written whole or not at all that starts with a SHA-256 of what it depends on
+and of what it holds. One that was cut, altered, moved or made from other inputs does not match and
+counts as missing: it is fitted again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retailtag.files import write_whole
 from retailtag.probes.solver.fits import ProbeFits
 
-DIGEST = 32  # bytes of a SHA-256
+DIGEST_BYTES = 32
 TABLES = tuple(f.name for f in fields(ProbeFits) if f.name not in ("C", "seconds"))
 
 
@@ -29,36 +29,37 @@ def at_strength(fits: ProbeFits, k: int) -> ProbeFits:
     return ProbeFits(C=fits.C[k : k + 1], seconds=fits.seconds / len(fits.C), **tables)
 
 
-def joined(parts: Sequence[ProbeFits]) -> ProbeFits:
+def joined(fits: Sequence[ProbeFits]) -> ProbeFits:
     """Fits of the same tags at different strengths as one, strengths ascending."""
-    C = np.concatenate([part.C for part in parts])
+    C = np.concatenate([some.C for some in fits])
     order = np.argsort(C)
     tables = {
-        name: np.concatenate([getattr(part, name) for part in parts])[order] for name in TABLES
+        name: np.concatenate([getattr(some, name) for some in fits])[order] for name in TABLES
     }
-    return ProbeFits(C=C[order], seconds=sum(part.seconds for part in parts), **tables)
+    return ProbeFits(C=C[order], seconds=sum(some.seconds for some in fits), **tables)
 
 
 @dataclass(frozen=True)
 class FoldCheckpoints:
-    """Blocks of one fold in a folder.
+    """Checkpoints of one fold in a folder.
 
     Parameters
     ----------
     folder : Path
     key : str
         Names everything that the fits depend on beside C: embeddings, labels, folds, scaling,
-        solver. A block written under another key is not served.
+        solver. A checkpoint written under another key is not used.
     """
 
     folder: Path
     key: str
 
     def save(self, fits: ProbeFits) -> None:
-        """Keep the fits of one strength."""
+        """Store the fits of one strength."""
         from safetensors.numpy import save
 
         arrays = {name: np.ascontiguousarray(getattr(fits, name)) for name in TABLES}
+        # safetensors holds no strings: the statuses go as the bytes of one text.
         arrays["status"] = np.frombuffer("\n".join(fits.status[0]).encode(), np.uint8)
         arrays["seconds"] = np.array(fits.seconds)
         body = save(arrays)
@@ -68,16 +69,17 @@ class FoldCheckpoints:
             handle.write(body)
 
     def load(self, C: float, n_tags: int, dim: int) -> ProbeFits | None:
-        """Fits of strength C for `n_tags` tags; None unless a sound block of this key is there."""
+        """Fits at strength C for `n_tags` tags; None without a sound checkpoint of this key."""
         from safetensors.numpy import load
 
         try:
             content = self._path(C).read_bytes()
         except OSError:
             return None
-        if content[:DIGEST] != self._digest(C, content[DIGEST:]):
+        body = content[DIGEST_BYTES:]
+        if content[:DIGEST_BYTES] != self._digest(C, body):
             return None
-        arrays = load(content[DIGEST:])
+        arrays = load(body)
         arrays["status"] = np.array([arrays["status"].tobytes().decode().split("\n")])
         seconds = float(arrays.pop("seconds"))
         fits = ProbeFits(C=np.array([C]), seconds=seconds, **arrays)
@@ -93,25 +95,17 @@ class FoldCheckpoints:
 
 @dataclass(frozen=True)
 class SweepCheckpoints:
-    """Blocks of a whole sweep, a folder for each kind of scaling and fold.
-
-    Parameters
-    ----------
-    folder : Path
-        Held by nothing else; removed by `clear`.
-    key : str
-        Of everything that all fits depend on; see `FoldCheckpoints`.
-    """
+    """Checkpoints of a whole sweep, in a `folder` of its own, under the `key` of all its inputs."""
 
     folder: Path
     key: str
 
     def of(self, scale: str, fold: int) -> FoldCheckpoints:
-        """Blocks of one fold under one kind of scaling."""
+        """Checkpoints of one fold under one kind of scaling."""
         return FoldCheckpoints(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
 
     def clear(self) -> None:
-        """Remove every block, of whatever key."""
+        """Remove every checkpoint, of whatever key."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -124,5 +118,6 @@ def missing_runs(known: NDArray[np.bool_]) -> list[slice]:
     [slice(1, 3, None), slice(4, 5, None)]
     """
     steps = np.diff(np.concatenate([[False], ~known, [False]]).astype(np.int8))
-    starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-    return [slice(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
+    starts = np.flatnonzero(steps == 1).tolist()
+    stops = np.flatnonzero(steps == -1).tolist()
+    return [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]

@@ -9,11 +9,11 @@ from retailtag.errors import UsageError
 from retailtag.settings import ProbeSettings
 
 LIMITS = (1e-8, 1e7)  # a widened grid stays within
-STRIDE = 3  # values added at a time
+VALUES_ADDED = 3  # at a time, when a grid is widened
 
 
 def parse_grid(text: str) -> NDArray[np.float64]:
-    """Strengths from ``START:STOP:N`` (logarithmically spaced) or a comma-separated list.
+    """Strengths, ascending, from ``START:STOP:N`` (logarithmic) or a comma-separated list.
 
     Raises
     ------
@@ -27,14 +27,16 @@ def parse_grid(text: str) -> NDArray[np.float64]:
     >>> parse_grid("1,0.1").tolist()
     [0.1, 1.0]
     """
-    example = ProbeSettings.sweep_C
-    remedy = f"--sweep-C {text} is not a grid; write START:STOP:N such as {example}, or a list."
+    remedy = (
+        f"--sweep-C {text} is not a grid of strengths; write START:STOP:N such as "
+        f"{ProbeSettings.sweep_C}, or a comma-separated list."
+    )
     try:
         if ":" in text:
             start, stop, n = text.split(":")
             grid = np.geomspace(float(start), float(stop), int(n))
         else:
-            grid = np.array([float(part) for part in text.split(",")])
+            grid = np.array([float(value) for value in text.split(",")])
     except ValueError:
         raise UsageError(remedy) from None
     if not (len(grid) and np.isfinite(grid).all() and (grid > 0).all()):
@@ -43,19 +45,9 @@ def parse_grid(text: str) -> NDArray[np.float64]:
 
 
 def beyond(C: NDArray[np.float64], *, above: bool) -> NDArray[np.float64]:
-    """Values next to an end of a grid, in its own ratio: at most `STRIDE`, within `LIMITS`.
+    """Values next to an end of an ascending grid, in its own ratio, ascending.
 
-    Parameters
-    ----------
-    C : ndarray of float64, shape (n_C,)
-        Ascending.
-    above : bool
-        Beyond the largest value, or else beyond the smallest.
-
-    Returns
-    -------
-    ndarray of float64
-        Ascending; empty for a grid of one value, which has no ratio.
+    At most `VALUES_ADDED`, within `LIMITS`; none for a grid of one value, which has no ratio.
 
     Examples
     --------
@@ -67,7 +59,8 @@ def beyond(C: NDArray[np.float64], *, above: bool) -> NDArray[np.float64]:
     if len(C) < 2:
         return np.zeros(0)
     end, inner = (C[-1], C[-2]) if above else (C[0], C[1])
-    values = end * (end / inner) ** np.arange(1, STRIDE + 1)
+    values = end * (end / inner) ** np.arange(1, VALUES_ADDED + 1)
     slack = 1e-9  # rounding of the powers must not cut a value at the limit itself
-    low, high = LIMITS[0] * (1 - slack), LIMITS[1] * (1 + slack)
+    low = LIMITS[0] * (1 - slack)
+    high = LIMITS[1] * (1 + slack)
     return np.sort(values[(values >= low) & (values <= high)])

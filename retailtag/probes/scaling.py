@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from retailtag.errors import UsageError
 from retailtag.probes.solver.interface import FeatureRows
 
-SCALES = ("standardise", "l2", "l2-standardise", "none")
-BLOCK = 8192  # rows converted at a time
+SCALES = ("standardise", "l2", "none")
+ROWS_AT_ONCE = 8192  # converted to float32 and scaled
+CONSTANT = 1e-7  # standard deviation as a share of the mean below which a feature is constant
+
+Head = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Weight (n_tags, dim) and bias (n_tags,) of a linear head."""
 
 
-def blocks_of(n: int) -> Iterator[slice]:
-    """Yield consecutive slices of at most `BLOCK` rows that cover n rows."""
-    for start in range(0, n, BLOCK):
-        yield slice(start, min(start + BLOCK, n))
+def row_blocks(n: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most `ROWS_AT_ONCE` rows that cover n rows."""
+    for start in range(0, n, ROWS_AT_ONCE):
+        yield slice(start, min(start + ROWS_AT_ONCE, n))
 
 
 def parse_scales(text: str) -> tuple[str, ...]:
@@ -27,36 +31,37 @@ def parse_scales(text: str) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        If one is unknown or named twice, or there is none.
+        If one is unknown or named twice, or the list is empty.
 
     Examples
     --------
     >>> parse_scales("standardise,l2")
     ('standardise', 'l2')
     """
-    kinds = tuple(part.strip() for part in text.split(",") if part.strip())
+    kinds = tuple(name.strip() for name in text.split(",") if name.strip())
     if not kinds or not set(kinds) <= set(SCALES) or len(set(kinds)) < len(kinds):
         raise UsageError(
-            f"--scale {text} is no list of scalings; name some of {', '.join(SCALES)}, each once."
+            f"--scale {text} is not a list of scalings; name some of {', '.join(SCALES)}, each "
+            "once."
         )
     return kinds
 
 
 def is_unit(kind: str) -> bool:
-    """Whether a kind of scaling starts by giving every row the length 1."""
-    return kind.startswith("l2")
+    """Whether a kind of scaling gives every row the length 1."""
+    return kind.startswith("l2")  # probes of earlier versions may say l2-standardise
 
 
 def unit_rows(X: NDArray[np.float32]) -> NDArray[np.float32]:
-    """FeatureRows of X (n, dim) divided by their Euclidean norms; a row of zeros stays one."""
+    """Rows of X (n, dim) divided by their Euclidean norms; a row of zeros stays one."""
     norm = np.linalg.norm(X, axis=1, keepdims=True)
     unit: NDArray[np.float32] = X / np.maximum(norm, np.finfo(np.float32).tiny)
     return unit
 
 
 def mean_norm(X: FeatureRows) -> float:
-    """Mean Euclidean norm of the rows of X (n, dim); 1 if there is none but zeros."""
-    total = sum(float(np.linalg.norm(X[rows], axis=1).sum()) for rows in blocks_of(X.shape[0]))
+    """Mean Euclidean norm of the rows of X (n, dim); 1 if all are zeros."""
+    total = sum(float(np.linalg.norm(X[rows], axis=1).sum()) for rows in row_blocks(X.shape[0]))
     return total / X.shape[0] if total > 0 else 1.0
 
 
@@ -69,7 +74,7 @@ class Standardiser:
     mean : ndarray of float32, shape (dim,)
         Training mean.
     scale : ndarray of float32, shape (dim,)
-        Training standard deviation; 1 where a feature is constant, so that it maps to 0.
+        Training standard deviation; 1 for a constant feature, which maps to 0.
     """
 
     mean: NDArray[np.float32]
@@ -77,17 +82,18 @@ class Standardiser:
 
     @classmethod
     def fit(cls, X: FeatureRows) -> Standardiser:
-        """Learn from X (n_images, dim) in blocks; sums run in float64."""
+        """Learn from X (n_images, dim) in blocks."""
+        # Two passes and float64 sums: squares of features far from 0 would cancel in one.
         n, dim = X.shape
-        total, squares = np.zeros(dim), np.zeros(dim)
-        for rows in blocks_of(n):
+        total = np.zeros(dim)
+        squares = np.zeros(dim)
+        for rows in row_blocks(n):
             total += X[rows].sum(axis=0, dtype=np.float64)
         mean = total / max(n, 1)
-        for rows in blocks_of(n):
+        for rows in row_blocks(n):
             squares += np.square(X[rows] - mean).sum(axis=0)
         scale = np.sqrt(squares / max(n, 1))
-        constant = scale <= 1e-7 * np.maximum(np.abs(mean), 1e-30)
-        scale[constant] = 1.0
+        scale[scale <= CONSTANT * np.maximum(np.abs(mean), 1e-30)] = 1.0
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 
     @classmethod
@@ -101,33 +107,15 @@ class Standardiser:
         Z /= self.scale
         return Z
 
-    def unscale(
-        self, weight: NDArray[np.float32], bias: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Express a linear head on standardised features as one on raw features.
-
-        w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m).
-
-        Parameters
-        ----------
-        weight : ndarray of float32, shape (n_tags, dim)
-        bias : ndarray of float32, shape (n_tags,)
-
-        Returns
-        -------
-        weight, bias : ndarray of float32
-            Same shapes, for raw features.
-        """
+    def unscale(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Head:
+        """A linear head (n_tags, ...) on standardised features as one on raw features."""
+        # w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m)
         raw = weight.astype(np.float64) / self.scale
         return raw.astype(np.float32), (bias - raw @ self.mean).astype(np.float32)
 
-    def rescale(
-        self, weight: NDArray[np.float32], bias: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Express a linear head on raw features as one on standardised features.
-
-        The inverse of `unscale`: w·x + b = (w·s)·(x - m)/s + (b + w·m). Shapes as there.
-        """
+    def rescale(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Head:
+        """A linear head on raw features as one on standardised features; undoes `unscale`."""
+        # w·x + b = (w·s)·(x - m)/s + (b + w·m)
         raw = weight.astype(np.float64)
         return (raw * self.scale).astype(np.float32), (bias + raw @ self.mean).astype(np.float32)
 
@@ -138,10 +126,10 @@ class Scaler:
 
     Parameters
     ----------
-    kind : {"standardise", "l2", "l2-standardise", "none"}
-        ``l2`` divides every row by its Euclidean norm; ``l2-standardise`` does so first.
+    kind : {"standardise", "l2", "none"}
+        ``l2`` divides every row by its Euclidean norm.
     affine : Standardiser
-        What follows the norm; the identity for ``l2`` and ``none``.
+        The identity for ``l2`` and ``none``.
     """
 
     kind: str
@@ -149,32 +137,37 @@ class Scaler:
 
     @classmethod
     def fit(cls, X: FeatureRows, kind: str = "standardise") -> Scaler:
-        """Learn from rows X (n_images, dim)."""
-        if not kind.endswith("standardise"):
-            return cls(kind, Standardiser.identity(X.shape[1]))
-        unit = cls("l2", Standardiser.identity(X.shape[1]))
-        return cls(kind, Standardiser.fit(Scaled(X, scaler=unit) if is_unit(kind) else X))
+        """Learn from rows X (n_images, dim).
+
+        Raises
+        ------
+        UsageError
+            If the kind is unknown, such as that of a probe of an earlier version.
+        """
+        if kind not in SCALES:
+            raise UsageError(f"--scale {kind} is unknown; use one of {', '.join(SCALES)}.")
+        if kind == "standardise":
+            return cls(kind, Standardiser.fit(X))
+        return cls(kind, Standardiser.identity(X.shape[1]))
 
     def transform(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
         """Scale X (n_images, dim); X itself if there is nothing to do."""
         Z = np.asarray(X, np.float32)
-        Z = unit_rows(Z) if is_unit(self.kind) else Z
-        return self.affine.transform(Z) if self.kind.endswith("standardise") else Z
+        if is_unit(self.kind):
+            return unit_rows(Z)
+        return self.affine.transform(Z) if self.kind == "standardise" else Z
 
-    def unscale(
-        self, weight: NDArray[np.float32], bias: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Express a head on scaled features as one on raw features, or on unit rows of them.
+    def unscale(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Head:
+        """A head on scaled features as one on raw features, or on `unit_rows` of them.
 
-        See `Standardiser.unscale`. Division by a row's own norm is no linear map: where the kind
-        has it, the head returned wants `unit_rows`.
+        Division by a row's own norm is not linear, so it cannot be folded into the head.
         """
         return self.affine.unscale(weight, bias)
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Some rows of features, scaled as they are read: a fold's training part without a copy.
+    """Some rows of features, scaled as they are read: the images outside a fold without a copy.
 
     Parameters
     ----------
@@ -199,8 +192,8 @@ class Scaled:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+    def __getitem__(self, at: slice) -> NDArray[np.float32]:
         """Scaled features of consecutive rows, float32 (n, dim)."""
-        wanted = part if self.rows is None else self.rows[part]
+        wanted = at if self.rows is None else self.rows[at]
         values = np.asarray(self.X[wanted], np.float32)  # type: ignore[index]
         return values if self.scaler is None else self.scaler.transform(values)

@@ -14,12 +14,12 @@ from retailtag.probes.choice import shared_choices
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads.head import Head, HeadFits
 from retailtag.probes.heads.logistic import LogisticFits, LogisticHead
-from retailtag.probes.scaling import Scaled, blocks_of
+from retailtag.probes.scaling import Scaled, row_blocks
 from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.one_standard_error import Choice
 
-WIDENINGS = 3  # of a grid whose end was chosen
+MAX_WIDENINGS = 3  # of a grid whose end was chosen
 
 AveragePrecision = Callable[[NDArray[np.float32], NDArray[np.int8]], NDArray[np.float64]]
 Fold = NDArray[np.intp]
@@ -48,11 +48,11 @@ class Pooled:
         for k, fits in enumerate(self.fits):
             rows = np.flatnonzero(self.fold == k)
             inside = Scaled(self.X, rows)
-            for part in blocks_of(len(rows)):
-                scores = fits.scores(inside[part], choice)
+            for block in row_blocks(len(rows)):
+                scores = fits.scores(inside[block], choice)
                 if pooled is None:
                     pooled = np.empty((len(self.fold), scores.shape[1]), np.float32)
-                pooled[rows[part]] = scores
+                pooled[rows[block]] = scores
         assert pooled is not None  # there are folds, and no fold is empty
         return pooled
 
@@ -71,16 +71,12 @@ def out_of_fold(
     average_precision: AveragePrecision,
     progress: Progress = SILENT,
 ) -> tuple[Pooled, NDArray[np.float64]]:
-    """Fit a head on every fold's complement, and score all its candidates out of fold.
+    """Fits of a head outside every fold, and the out-of-fold AP (n_candidates, n_tags) of each.
 
     Parameters are those of `Sweeper`.
-
-    Returns
-    -------
-    pooled : Pooled
-    ap : ndarray of float64, shape (n_candidates, n_tags)
     """
-    n_folds, n = int(fold.max()) + 1, len(head.candidates)
+    n_folds = int(fold.max()) + 1
+    n = len(head.candidates)
     fits = []
     with progress.task(f"sweep {head.name}", n_folds * n * Y.shape[1], "fits") as advance:
         for k in range(n_folds):
@@ -91,28 +87,24 @@ def out_of_fold(
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """Logistic fits of every fold and C under one scaling, and the AP that each C earns.
+class Sweep(Pooled):
+    """Logistic fits of every fold and C under one scaling, and the AP that each C reaches.
 
     Parameters
     ----------
+    X, fold
+        As for `Pooled`.
+    fits : tuple of LogisticFits, length n_folds
     scale : str
         Kind of scaling.
-    X : array of shape (n_images, dim)
-        Raw features of the training images.
-    fold : ndarray of int, shape (n_images,)
-    fits : tuple of LogisticFits, length n_folds
-        Fitted on the images outside each fold.
     ap : ndarray of float64, shape (n_C, n_tags)
         Average precision of the pooled out-of-fold logits; NaN for a tag without positives.
     asked : ndarray of float64
         The grid before it was widened.
     """
 
-    scale: str
-    X: FeatureRows
-    fold: Fold
     fits: tuple[LogisticFits, ...]
+    scale: str
     ap: NDArray[np.float64]
     asked: NDArray[np.float64]
 
@@ -125,10 +117,6 @@ class Sweep:
     def status(self) -> NDArray[np.str_]:
         """How each fit went, (n_folds, n_C, n_tags)."""
         return np.stack([fold.fits.status for fold in self.fits])
-
-    def logits(self, choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Pooled out-of-fold logits (n_images, n_tags) at grid index `choice`, one or per tag."""
-        return Pooled(self.X, self.fold, self.fits).logits(choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +133,9 @@ class Sweeper:
     solver : Solver
     average_precision : callable
         ``(logits, labels) -> (n_tags,)``, NaN where undefined.
-    blocks : SweepCheckpoints, optional
-        Where finished blocks are kept, and taken from.
+    checkpoints : SweepCheckpoints, optional
+        Where finished strengths are stored, and taken from.
     progress : Progress
-
-    Notes
-    -----
-    No fold starts from a solution that has seen its images: a fit that stops at a tolerance would
-    remember them, and rare tags would look better than they are.
     """
 
     X: FeatureRows
@@ -160,42 +143,26 @@ class Sweeper:
     fold: Fold
     solver: Solver
     average_precision: AveragePrecision
-    blocks: SweepCheckpoints | None = None
+    checkpoints: SweepCheckpoints | None = None
     progress: Progress = SILENT
 
     def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:
-        """Fit every (tag, C) on each fold's complement and score it on the fold.
-
-        `C` is ascending, (n_C,).
-        """
+        """Fit every (tag, C) outside each fold and score it on the fold; C ascending, (n_C,)."""
         n_folds = int(self.fold.max()) + 1
-        ap = np.empty((0, self.Y.shape[1]))
-        nothing = Sweep(scale, self.X, self.fold, (), ap, C)
-        return self._extended(nothing, C, (None,) * n_folds)
+        no_ap = np.empty((0, self.Y.shape[1]))
+        return self._extended(Sweep(self.X, self.fold, (), scale, no_ap, C), C, (None,) * n_folds)
 
     def widened(self, sweep: Sweep, group: NDArray[np.str_], rule: str) -> Sweep:
-        """Extend a grid while a group of tags chooses its end, at most `WIDENINGS` times.
+        """Extend a grid while a group of tags chooses its end, at most `MAX_WIDENINGS` times.
 
-        Parameters
-        ----------
-        sweep : Sweep
-        group : ndarray of str, shape (n_tags,)
-        rule : str
-            How C will be chosen; see `retailtag.probes.choice.choose_candidate`.
-
-        Notes
-        -----
-        The lower end counts only where it has the best AP: where it is merely within one standard
-        error of the best, still smaller values would be so too, for the order of the scores hardly
-        changes as C goes to 0, and nothing is to be found there.
+        `group` and `rule` say how C will be chosen, as in `choose_candidate`.
         """
-        for _ in range(WIDENINGS):
-            shared, C = shared_choices(sweep.ap, group, rule).values(), sweep.C
-            new = [
-                beyond(C, above=False) if any(at_lower_end(s) for s in shared) else C[:0],
-                beyond(C, above=True) if any(at_upper_end(s) for s in shared) else C[:0],
-            ]
-            wider = np.concatenate([new[0], C, new[1]])
+        for _ in range(MAX_WIDENINGS):
+            C = sweep.C
+            choices = shared_choices(sweep.ap, group, rule).values()
+            below = beyond(C, above=False) if any(at_lower_end(c) for c in choices) else C[:0]
+            above = beyond(C, above=True) if any(at_upper_end(c) for c in choices) else C[:0]
+            wider = np.concatenate([below, C, above])
             if len(wider) == len(C):
                 break
             sweep = self._extended(sweep, wider, sweep.fits)
@@ -205,59 +172,60 @@ class Sweeper:
         self, sweep: Sweep, C: NDArray[np.float64], before: tuple[LogisticFits | None, ...]
     ) -> Sweep:
         """Fit and score the strengths of C that `sweep` lacks."""
+        # No fold starts from a solution that has seen its images: a fit that stops at a tolerance
+        # remembers its start, and rare tags would look better than they are.
         n_tags = self.Y.shape[1]
         fits = []
         name = f"sweep {sweep.scale}"
         with self.progress.task(name, len(before) * len(C) * n_tags, "fits") as advance:
             for k, known in enumerate(before):
                 outside = np.flatnonzero(self.fold != k)
-                kept = self.blocks.of(sweep.scale, k) if self.blocks else None
-                head = LogisticHead(C, self.solver, sweep.scale, kept)
+                stored = self.checkpoints.of(sweep.scale, k) if self.checkpoints else None
+                head = LogisticHead(C, self.solver, sweep.scale, stored)
                 view = Scaled(self.X, outside)
                 fits.append(head.fit(view, self.Y[outside], advance, known))
         pooled = Pooled(self.X, self.fold, fits)
         ap = np.empty((len(C), n_tags))
         old = np.isin(C, sweep.C) if sweep.fits else np.zeros(len(C), bool)
-        ap[old] = sweep.ap
         new = np.flatnonzero(~old)
+        ap[old] = sweep.ap
         ap[new] = pooled.average_precision(self.Y, new.tolist(), self.average_precision)
         return replace(sweep, fits=tuple(fits), ap=ap)
 
 
-def at_upper_end(shared: Choice) -> bool:
+def at_upper_end(choice: Choice) -> bool:
     """Whether the choice is the largest C."""
-    return shared.chosen == len(shared.mean) - 1
+    return choice.chosen == len(choice.mean) - 1
 
 
-def at_lower_end(shared: Choice) -> bool:
+def at_lower_end(choice: Choice) -> bool:
     """Whether the smallest C has the best AP."""
-    return shared.best == 0
+    # Merely within one standard error of the best does not count: still smaller values would be so
+    # too, for the order of the scores hardly changes as C goes to 0.
+    return choice.best == 0
 
 
 def sweep_rows(
     sweep: Sweep, tags: tuple[str, ...], group: NDArray[np.str_]
 ) -> dict[str, NDArray[Any]]:
-    """Columns of the sweep table, one row a fitted (fold, C, tag); arrays of n_folds·n_C·n_tags."""
-    n_folds, (n_C, n_tags) = len(sweep.fits), sweep.ap.shape
-    shape = (n_folds, n_C, n_tags)
+    """Columns of the sweep table, one row per fitted (fold, C, tag)."""
+    shape = (len(sweep.fits), *sweep.ap.shape)  # (n_folds, n_C, n_tags)
 
-    def spread(values: NDArray[Any], axis: int) -> NDArray[Any]:
-        view = [1, 1, 1]
-        view[axis] = -1
-        return np.broadcast_to(values.reshape(view), shape).ravel()
+    def spread(values: NDArray[Any]) -> NDArray[Any]:
+        return np.broadcast_to(values, shape).ravel()
 
     def stacked(name: str) -> NDArray[Any]:
         return np.stack([getattr(fold.fits, name) for fold in sweep.fits]).ravel()
 
     return {
-        "tag": spread(np.array(tags), 2),
-        "group": spread(group, 2),
-        "scale": spread(np.array([sweep.scale]), 0),
-        "C": spread(sweep.C, 1),
-        "fold": spread(np.arange(n_folds), 0),
+        "tag": spread(np.array(tags)),
+        "group": spread(group),
+        "scale": spread(np.array(sweep.scale)),
+        "C": spread(sweep.C[:, None]),
+        "fold": spread(np.arange(shape[0])[:, None, None]),
         "objective": stacked("objective"),
         "gap": stacked("gap"),
         "iterations": stacked("iterations"),
         "status": stacked("status"),
-        "out_of_fold_ap": np.broadcast_to(sweep.ap, shape).ravel(),
+        "out_of_fold_ap": spread(sweep.ap),
     }

@@ -1,4 +1,4 @@
-"""What a sweep must not leave unsaid: choices at the end of the grid, fits that went wrong."""
+"""Findings of a sweep: choices at the end of the grid, and fits that went wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retailtag.probes.solver.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
 from retailtag.statistics.one_standard_error import Choice
 
-NAMED = 3  # tags that a sentence names before it counts the rest
+MAX_NAMED = 3  # tags that a sentence names before it counts the rest
 
 Finding = tuple[str, str, str]  # code, sentence, remedy
 
@@ -21,13 +21,14 @@ def grid_findings(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Find
     """Findings about choices at the end of the grid: that it was widened, or that it is short."""
     if len(sweep.C) < 2:
         return []
-    choices = _deciding(shared_choices(sweep.ap, group, rule), rule)
+    choices = _deciding(sweep.ap, group, rule)
     at_ends = [found for name, choice in choices.items() for found in _at_end(sweep, name, choice)]
     return [*_widened(sweep, group, rule), *at_ends]
 
 
-def _deciding(choices: dict[str, Choice], rule: str) -> dict[str, Choice]:
-    """Without the choice of all tags together, where each group chooses for itself."""
+def _deciding(ap: NDArray[np.float64], group: NDArray[np.str_], rule: str) -> dict[str, Choice]:
+    """Choices without that of all tags together, where each group chooses for itself."""
+    choices = shared_choices(ap, group, rule)
     return {n: choice for n, choice in choices.items() if rule == "global" or n != EVERY_TAG}
 
 
@@ -35,9 +36,8 @@ def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     asked = sweep.asked
     if len(asked) == len(sweep.C):
         return []
-    first = shared_choices(sweep.ap[np.isin(sweep.C, asked)], group, rule)
-    deciding = _deciding(first, rule)
-    names = [name for name, at in deciding.items() if at_lower_end(at) or at_upper_end(at)]
+    first = _deciding(sweep.ap[np.isin(sweep.C, asked)], group, rule)
+    names = [name for name, at in first.items() if at_lower_end(at) or at_upper_end(at)]
     sentence = (
         f"The grid of C, {asked[0]:g} to {asked[-1]:g}, was widened to {sweep.C[0]:.3g} to "
         f"{sweep.C[-1]:.3g}: {_listed(names)} tags chose its end."
@@ -46,16 +46,17 @@ def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     return [("grid-widened", sentence, remedy)]
 
 
-def _at_end(sweep: Sweep, name: str, shared: Choice) -> list[Finding]:
-    C, remedy = sweep.C, "Widen the grid with --sweep-C."
-    if at_upper_end(shared):
+def _at_end(sweep: Sweep, name: str, choice: Choice) -> list[Finding]:
+    C = sweep.C
+    remedy = "Widen the grid with --sweep-C."
+    if at_upper_end(choice):
         end = f"largest of the grid ({C[-1]:.3g})."
-    elif at_lower_end(shared):
+    elif at_lower_end(choice):
         end = f"smallest of the grid ({C[0]:.3g})."
-    elif shared.chosen == 0:
+    elif choice.chosen == 0:
         end = (
             f"smallest of the grid ({C[0]:.3g}), within one standard error of the best "
-            f"({C[shared.best]:.3g})."
+            f"({C[choice.best]:.3g})."
         )
         remedy = "Smaller values would score alike; raise the lower end of --sweep-C to avoid them."
     else:
@@ -66,21 +67,17 @@ def _at_end(sweep: Sweep, name: str, shared: Choice) -> list[Finding]:
 def troubled_tags(
     sweep: Sweep, choice: NDArray[np.intp], final: NDArray[np.str_], tags: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Tags of each status but those `TRUSTED`, by their fits at the chosen C.
+    """Tags by every status outside `TRUSTED` that one of their fits at the chosen C has.
 
     Parameters
     ----------
     sweep : Sweep
+        Gives the fits outside each fold.
     choice : ndarray of int, shape (n_tags,)
         Grid index of each tag.
     final : ndarray of str, shape (n_tags,)
         Status of the fits to all training images.
     tags : sequence of str, length n_tags
-
-    Returns
-    -------
-    dict of str to list of str
-        A tag stands under every status that its fit to all images or to a fold's complement has.
     """
     of_folds = sweep.status[:, choice, np.arange(len(tags))]
     status = np.concatenate([of_folds, final[None]])
@@ -92,15 +89,15 @@ def troubled_tags(
 
 
 def status_findings(sweep: Sweep, troubled: dict[str, list[str]]) -> list[Finding]:
-    """Findings about fits that did not converge, those at the chosen C by the tags' names."""
+    """Findings about fits that went wrong; `troubled` names the tags at the chosen C."""
     found = []
     status = sweep.status
     for name in sorted({*troubled, *np.unique(status).tolist()} - {*TRUSTED}):
         tags = troubled.get(name, [])
-        whom = f"at the chosen C: {_listed(tags)}" if tags else "none at a chosen C"
+        where = f"at the chosen C: {_listed(tags)}" if tags else "none at a chosen C"
         sentence = (
             f"{int((status == name).sum()):,} of {status.size:,} fits of the sweep ended with "
-            f"status '{name}', {whom}."
+            f"status '{name}', {where}."
         )
         found.append((name.replace(" ", "-"), sentence, STATUS_REMEDY[name]))
     return found
@@ -114,5 +111,5 @@ def _listed(names: Sequence[str]) -> str:
     >>> _listed(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

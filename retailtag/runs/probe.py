@@ -41,9 +41,9 @@ from retailtag.runs.stage import StageRecord, write_record
 from retailtag.runs.sweep import (
     Chosen,
     FittedHead,
-    blocks_key,
-    blocks_of_run,
+    checkpoint_key,
     fit_at,
+    run_checkpoints,
     sweep_and_choose,
 )
 from retailtag.scoring.metrics import macro
@@ -357,7 +357,7 @@ def _blocks(
     """Where the sweep keeps its blocks; the same folder serves no other inputs."""
     no_matter = ("cutoffs", "settings", "texts")
     data = {name: value for name, value in inputs.items() if name not in no_matter}
-    key = blocks_key(
+    key = checkpoint_key(
         data,
         settings.sweep_C,
         folds=settings.folds,
@@ -366,7 +366,7 @@ def _blocks(
         device=device,
         rows=train.rows.tolist(),
     )
-    return blocks_of_run(out, key)
+    return run_checkpoints(out, key)
 
 
 def _out_of_fold_summary(

@@ -164,7 +164,7 @@ def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:
     return ScoredHead("logistic", settings, sweep.ap, pooled, index)
 
 
-def blocks_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:
+def checkpoint_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:
     """Digest of everything that the fits of a sweep depend on.
 
     `inputs` are those of the stage without what is decided after the fits; `more` is the rest.
@@ -214,6 +214,6 @@ def fit_at(
     )
 
 
-def blocks_of_run(out: Path, key: str) -> SweepCheckpoints:
+def run_checkpoints(out: Path, key: str) -> SweepCheckpoints:
     """Where a run keeps its finished blocks."""
     return SweepCheckpoints(out / BLOCKS, key)

@@ -38,7 +38,7 @@ def whole(world):
 
 
 def _same(a, b, taken_over):
-    """Blocks taken over are equal to the last bit; the rest is as good, by its certificate."""
+    """Checkpoints taken over are equal to the last bit; the rest is as good, by its certificate."""
     np.testing.assert_array_equal(a.fits.C, b.fits.C)
     np.testing.assert_array_equal(a.fits.status, b.fits.status)
     for name in ("weight", "bias", "objective", "gap", "iterations"):
@@ -47,12 +47,12 @@ def _same(a, b, taken_over):
     np.testing.assert_allclose(a.fits.objective, b.fits.objective, rtol=2e-4)
 
 
-def test_an_interrupted_fit_goes_on_after_its_last_block(world, whole, tmp_path):
-    blocks = FoldCheckpoints(tmp_path, "key")
+def test_an_interrupted_fit_continues_after_its_last_checkpoint(world, whole, tmp_path):
+    checkpoints = FoldCheckpoints(tmp_path, "key")
     with pytest.raises(KeyboardInterrupt):
-        LogisticHead(GRID, Counting(stop_after=2), blocks=blocks).fit(*world)
+        LogisticHead(GRID, Counting(stop_after=2), checkpoints=checkpoints).fit(*world)
     solver, told = Counting(), []
-    again = LogisticHead(GRID, solver, blocks=blocks).fit(*world, told.append)
+    again = LogisticHead(GRID, solver, checkpoints=checkpoints).fit(*world, told.append)
     assert solver.asked == GRID[2:].tolist()
     np.testing.assert_array_equal(solver.started[0][0], whole.fits.weight[1])
     np.testing.assert_array_equal(solver.started[0][1], whole.fits.bias[1])
@@ -62,7 +62,7 @@ def test_an_interrupted_fit_goes_on_after_its_last_block(world, whole, tmp_path)
 
 
 def _filled(world, folder, key="key"):
-    LogisticHead(GRID, make_solver(), blocks=FoldCheckpoints(folder, key)).fit(*world)
+    LogisticHead(GRID, make_solver(), checkpoints=FoldCheckpoints(folder, key)).fit(*world)
 
 
 def _truncate(path):
@@ -84,28 +84,28 @@ def _other_strength(path):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _empty, _other_strength])
-def test_a_damaged_block_is_fitted_again_and_mended(world, whole, tmp_path, damage):
+def test_a_damaged_checkpoint_is_fitted_again_and_replaced(world, whole, tmp_path, damage):
     _filled(world, tmp_path)
     damage(tmp_path / "C-0.1.block")
     for expected in ([0.1], []):
         solver = Counting()
-        again = LogisticHead(GRID, solver, blocks=FoldCheckpoints(tmp_path, "key")).fit(*world)
+        again = LogisticHead(GRID, solver, checkpoints=FoldCheckpoints(tmp_path, "key")).fit(*world)
         assert solver.asked == expected
         _same(again, whole, taken_over=2)
 
 
-def test_blocks_of_another_key_or_shape_are_not_served(world, tmp_path):
+def test_checkpoints_of_another_key_or_shape_are_not_used(world, tmp_path):
     X, Y = world
     _filled(world, tmp_path)
     solver = Counting()
-    LogisticHead(GRID, solver, blocks=FoldCheckpoints(tmp_path, "other")).fit(X, Y)
+    LogisticHead(GRID, solver, checkpoints=FoldCheckpoints(tmp_path, "other")).fit(X, Y)
     assert solver.asked == GRID.tolist()
     assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 12) is not None
     assert FoldCheckpoints(tmp_path, "other").load(0.1, 7, 12) is None
     assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 13) is None
 
 
-def test_folds_and_scalings_do_not_share_blocks_and_clear_removes_all(world, tmp_path):
+def test_folds_and_scalings_do_not_share_checkpoints_and_clear_removes_all(world, tmp_path):
     sweep = SweepCheckpoints(tmp_path / "sweep", "key")
     _filled(world, sweep.of("standardise", 0).folder, sweep.of("standardise", 0).key)
     path = sweep.of("standardise", 0).folder / "C-0.1.block"

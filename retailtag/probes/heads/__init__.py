@@ -1,1 +1,1 @@
-"""Heads of a probe: logistic regression, ridge, nearest neighbours, text prior."""
+"""Heads of a probe behind one interface (``head``): logistic, ridge, knn and text prior."""

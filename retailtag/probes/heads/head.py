@@ -25,31 +25,23 @@ class HeadFits(Protocol):
 
 
 class Head(Protocol):
-    """One way to fit all tags, at all its candidate settings at once.
-
-    Attributes
-    ----------
-    name : str
-        ``logistic``, ``ridge``, ``knn`` or ``text``.
-    candidates : tuple of str
-        Printable setting of each candidate, the smoothest (most regularised) first, so that ties
-        go to it.
-    """
+    """One way to fit all tags, at all its candidate settings at once."""
 
     @property
     def name(self) -> str:
-        """Name of the head."""
+        """``logistic``, ``ridge``, ``knn`` or ``text``."""
         ...
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Printable settings."""
+        """Printable settings, the most regularised first, so that ties go to it."""
         ...
 
     def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> HeadFits:
         """Fit on raw embeddings X (n_images, dim) and labels Y (n_images, n_tags) of 1, 0, -1.
 
-        `advance` is told the number of fits as they end, ``len(candidates) * n_tags`` in all.
+        `advance` is called with the number of fits that ended, ``len(candidates) * n_tags`` in
+        all.
         """
         ...
 

@@ -20,9 +20,9 @@ from retailtag.probes.solver.labels import prior_logit
 from retailtag.progress import Advance, nobody
 
 COUNTS = (100, 50, 20, 10, 5)  # neighbours that vote, the smoothest vote first
-TEMPERATURE = 0.07
-QUERIES = 512  # images asked for at once
-KEYS = 65_536  # images of the bank compared at once: 0.13 GB of similarities
+TEMPERATURE = 0.07  # as in DINO and in Wu et al. (2018)
+QUERIES_AT_ONCE = 512
+KEYS_AT_ONCE = 65_536  # images of the bank compared with them: 0.13 GB of similarities
 FILE = "knn.safetensors"
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -41,21 +41,10 @@ class KnnHead:
     device : str
         ``cpu`` or ``cuda``, where neighbours are searched.
 
-    Notes
-    -----
-    Embeddings are centred by the training mean and scaled to unit length: a mean that all images
-    share would make every cosine alike. With neighbours i of similarity s_i, the most alike first,
-    the weights are v_i = exp((s_i - s_1) / T), and the score of a tag of prevalence π is
-
-        logit of (Σ v_i y_i + π) / (Σ v_i + 1),
-
-    sums over the neighbours whose label of the tag is known: one imaginary neighbour, as near as
-    the nearest, votes for the prevalence, so that scores are finite and ties follow it.
-
     References
     ----------
     Wu, Xiong, Yu & Lin (2018), Unsupervised feature learning via non-parametric instance
-    discrimination, §3.4; Caron et al. (2021), DINO, with the same T and the menu of k.
+    discrimination, §3.4; Caron et al. (2021), DINO, with the same T and values of k.
     """
 
     counts: tuple[int, ...] = COUNTS
@@ -69,7 +58,7 @@ class KnnHead:
         return tuple(f"k={k} T={self.temperature:g}" for k in self.counts)
 
     def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> KnnFits:
-        """Keep X and Y as the bank; see `retailtag.probes.heads.head.Head.fit`."""
+        """Store X and Y as the bank; see `retailtag.probes.heads.head.Head.fit`."""
         advance(len(self.counts) * Y.shape[1])
         return KnnFits(KnnBank.build(X, Y), self.counts, self.temperature, self.device)
 
@@ -96,12 +85,12 @@ class KnnBank:
     def build(cls, X: FeatureRows, Y: NDArray[np.int8]) -> KnnBank:
         """Bank of raw embeddings X (n_images, dim) and labels Y (n_images, n_tags)."""
         total = np.zeros(X.shape[1])
-        for start in range(0, X.shape[0], QUERIES):
-            total += X[start : start + QUERIES].sum(axis=0, dtype=np.float64)
+        for start in range(0, X.shape[0], QUERIES_AT_ONCE):
+            total += X[start : start + QUERIES_AT_ONCE].sum(axis=0, dtype=np.float64)
         mean = (total / max(X.shape[0], 1)).astype(np.float32)
         directions = np.empty(X.shape, np.float32)
-        for start in range(0, X.shape[0], QUERIES):
-            at = slice(start, start + QUERIES)
+        for start in range(0, X.shape[0], QUERIES_AT_ONCE):
+            at = slice(start, start + QUERIES_AT_ONCE)
             directions[at] = _directions(X[at], mean)
         return cls(mean, directions, np.ascontiguousarray(Y, np.int8))
 
@@ -118,35 +107,30 @@ class KnnBank:
     def nearest(self, X: NDArray[np.float32], k: int, device: str = "cpu") -> Neighbours:
         """Indices and similarities (n_queries, min(k, n_images)) of the most alike, best first.
 
-        Parameters
-        ----------
-        X : ndarray of float32, shape (n_queries, dim)
-            Raw embeddings.
-        k : int
-        device : str
-
-        Notes
-        -----
-        Products of 512 queries with 65,536 images of the bank at a time, of which only the best
-        k are kept: memory does not grow with n_queries * n_images.
+        X float32 (n_queries, dim) holds raw embeddings.
         """
         k = min(k, len(self.directions))
         index = np.empty((len(X), k), np.int64)
         similarity = np.empty((len(X), k), np.float32)
-        for start in range(0, len(X), QUERIES):
-            at = slice(start, start + QUERIES)
+        for start in range(0, len(X), QUERIES_AT_ONCE):
+            at = slice(start, start + QUERIES_AT_ONCE)
             query = torch.from_numpy(_directions(X[at], self.mean)).to(device)
             values, indices = self._nearest(query, k)
-            similarity[at], index[at] = values.cpu().numpy(), indices.cpu().numpy()
+            similarity[at] = values.cpu().numpy()
+            index[at] = indices.cpu().numpy()
         return index, similarity
 
     def _nearest(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        # Only the best k so far survive each block of the bank: memory does not grow with
+        # n_queries * n_images.
         best = torch.empty(len(query), 0, device=query.device)
         found = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
-        for start in range(0, len(self.directions), KEYS):
-            keys = torch.from_numpy(self.directions[start : start + KEYS]).to(query.device)
+        for start in range(0, len(self.directions), KEYS_AT_ONCE):
+            block = self.directions[start : start + KEYS_AT_ONCE]
+            keys = torch.from_numpy(block).to(query.device)
             values, indices = torch.topk(query @ keys.T, min(k, len(keys)), dim=1)
-            best, found = torch.cat([best, values], 1), torch.cat([found, indices + start], 1)
+            best = torch.cat([best, values], 1)
+            found = torch.cat([found, indices + start], 1)
             best, order = torch.topk(best, min(k, best.shape[1]), dim=1)
             found = found.gather(1, order)
         return best, found
@@ -182,15 +166,7 @@ class KnnBank:
 
 @dataclass(frozen=True, eq=False)
 class KnnVote:
-    """The vote of a bank with its own number of neighbours for each tag; see `KnnHead`.
-
-    Parameters
-    ----------
-    bank : KnnBank
-    counts : ndarray of int, shape (n_tags,)
-        Neighbours that vote on each tag.
-    temperature : float
-    """
+    """The vote of a bank with its own number of neighbours for each tag, `counts` (n_tags,)."""
 
     bank: KnnBank
     counts: NDArray[np.integer]
@@ -214,17 +190,23 @@ class KnnVote:
         self, index: NDArray[np.int64], similarity: NDArray[np.float32], tags: NDArray[np.intp]
     ) -> NDArray[np.float32]:
         """Scores (n_queries, len(tags)) from neighbours (n_queries, k), the most alike first."""
+        # With neighbours i of similarity s_i, the most alike first, the weights are
+        # v_i = exp((s_i - s_1)/T), and the score of a tag of prevalence π is
+        #     logit of (Σ v_i·y_i + π) / (Σ v_i + 1),
+        # sums over the neighbours whose label is known: one imaginary neighbour, as near as the
+        # nearest, votes for the prevalence, so that scores are finite and ties follow it.
         rows = self.bank.labels
         if index.size < len(rows):  # few queries: only the labels of their neighbours
             asked, inverse = np.unique(index, return_inverse=True)
-            rows, index = rows[asked], inverse.reshape(index.shape)
+            rows = rows[asked]
+            index = inverse.reshape(index.shape)
         labels = torch.from_numpy(rows[:, tags])
         present = (labels == 1).float()
         known = None if bool((labels >= 0).all()) else (labels >= 0).float()
         prior = torch.sigmoid(torch.from_numpy(self.bank.prior[tags]))
         out = np.empty((len(index), len(tags)), np.float32)
-        for start in range(0, len(index), KEYS):
-            at = slice(start, start + KEYS)
+        for start in range(0, len(index), KEYS_AT_ONCE):
+            at = slice(start, start + KEYS_AT_ONCE)
             near = torch.from_numpy(index[at])
             s = torch.from_numpy(similarity[at])
             weight = torch.exp((s - s[:, :1]) / self.temperature)
@@ -240,21 +222,16 @@ class KnnFits:
     """Votes of a bank at every count.
 
     Neighbours are searched once for all counts, and remembered for every block of images asked
-    for (by its content): 1.2 kB an image.
-
-    Parameters
-    ----------
-    bank : KnnBank
-    counts : tuple of int
-    temperature : float
-    device : str
+    for (by its content): 1.2 kB per image.
     """
 
     def __init__(
         self, bank: KnnBank, counts: tuple[int, ...], temperature: float, device: str = "cpu"
     ) -> None:
-        self.bank, self.counts = bank, counts
-        self.temperature, self.device = temperature, device
+        self.bank = bank
+        self.counts = counts
+        self.temperature = temperature
+        self.device = device
         self._found: dict[bytes, Neighbours] = {}
 
     def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
@@ -281,6 +258,7 @@ def _weighted_sum(index: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 def _directions(X: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of X less the mean, scaled to unit length; 0 where nothing is left."""
+    # Without centring, a mean that all images share would make every cosine alike.
     centred = X - mean
     length = np.sqrt((centred * centred).sum(axis=1, dtype=np.float64, keepdims=True))
     return (centred / np.where(length > 0, length, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Logistic regression over a grid of C as one head of the sweep, block by block."""
+"""Logistic regression over a grid of C as one head of the sweep, strength by strength."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retailtag.probes.checkpoints import FoldCheckpoints, at_strength, joined, missing_runs
 from retailtag.probes.scaling import Scaled, Scaler
 from retailtag.probes.solver.fits import ProbeFits
-from retailtag.probes.solver.interface import FeatureRows, OnStrength, Solver, Start, ignore
+from retailtag.probes.solver.interface import FeatureRows, OnStrength, Solver, ignore
 from retailtag.progress import Advance, nobody
 
 
@@ -26,7 +26,7 @@ class LogisticFits:
     fits : ProbeFits
         On scaled features.
     resumed_seconds : float
-        Time that the fits taken from blocks had cost.
+        Time that the fits taken from checkpoints had cost.
     """
 
     scaler: Scaler
@@ -51,19 +51,15 @@ class LogisticHead:
     solver : Solver
     scale : str
         Kind of scaling; see `retailtag.probes.scaling.Scaler`.
-    blocks : FoldCheckpoints, optional
-        Where finished strengths are kept and looked for.
+    checkpoints : FoldCheckpoints, optional
+        Where finished strengths are stored and looked for.
     """
 
     C: NDArray[np.float64]
     solver: Solver
     scale: str = "standardise"
-    blocks: FoldCheckpoints | None = None
-
-    @property
-    def name(self) -> str:
-        """What the head is called in tables."""
-        return "logistic"
+    checkpoints: FoldCheckpoints | None = None
+    name: str = "logistic"
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -77,65 +73,52 @@ class LogisticHead:
         advance: Advance = nobody,
         before: LogisticFits | None = None,
     ) -> LogisticFits:
-        """Fit what is neither in `before` nor in a block, each run from the strength below it.
+        """Fit what is neither in `before`, on the same images, nor in a checkpoint.
 
-        Parameters
-        ----------
-        X : array or view of shape (n_images, dim)
-            Raw features.
-        Y : ndarray of int8, shape (n_images, n_tags)
-        advance : callable
-            Told of every fit, those that stood from before included.
-        before : LogisticFits, optional
-            Fits of some of the strengths on the same images.
+        See `retailtag.probes.heads.head.Head.fit`; `advance` counts reused fits too.
         """
         scaler = Scaler.fit(X, self.scale) if before is None else before.scaler
-        parts = self._earlier(before)
+        fits = self._earlier(before)
         resumed = 0.0 if before is None else before.resumed_seconds
-        for k, part in enumerate(parts):
-            block = self._block(k, Y.shape[1], X.shape[1]) if part is None else None
-            if block is not None:
-                parts[k], resumed = block, resumed + block.seconds
-        known = np.array([part is not None for part in parts])
+        for k, c in enumerate(self.C.tolist()):
+            if fits[k] is None and self.checkpoints is not None:
+                stored = self.checkpoints.load(c, Y.shape[1], X.shape[1])
+                fits[k] = stored
+                resumed += 0.0 if stored is None else stored.seconds
+        known = np.array([at is not None for at in fits])
         advance(int(known.sum()) * Y.shape[1])
         for run in missing_runs(known):
-            fits = self.solver(
+            # Every run starts warm, from the solution at the strength below it.
+            below = fits[run.start - 1] if run.start else None
+            found = self.solver(
                 Scaled(X, scaler=scaler),
                 Y,
                 self.C[run],
                 advance,
-                start=_solution(parts[run.start - 1]) if run.start else None,
-                on_strength=self._keeper(),
+                start=None if below is None else (below.weight[0], below.bias[0]),
+                on_strength=self._saver(),
             )
-            parts[run] = [at_strength(fits, k) for k in range(len(fits.C))]
-        done = joined([part for part in parts if part is not None])
-        return LogisticFits(scaler, done, resumed)
+            fits[run] = [at_strength(found, k) for k in range(len(found.C))]
+        return LogisticFits(scaler, joined([at for at in fits if at is not None]), resumed)
 
     def _earlier(self, before: LogisticFits | None) -> list[ProbeFits | None]:
         """Fits of each strength that `before` has."""
-        at = {} if before is None else {c: k for k, c in enumerate(before.fits.C.tolist())}
-        return [
-            None if before is None or c not in at else at_strength(before.fits, at[c])
-            for c in self.C.tolist()
-        ]
+        if before is None:
+            return [None] * len(self.C)
+        index = {c: k for k, c in enumerate(before.fits.C.tolist())}
+        return [at_strength(before.fits, index[c]) if c in index else None for c in self.C.tolist()]
 
-    def _block(self, k: int, n_tags: int, dim: int) -> ProbeFits | None:
-        return None if self.blocks is None else self.blocks.load(float(self.C[k]), n_tags, dim)
-
-    def _keeper(self) -> OnStrength:
-        """Save each block as it ends, with the time since the one before."""
-        if self.blocks is None:
+    def _saver(self) -> OnStrength:
+        """Store each strength when it is done, with the time since the one before."""
+        if self.checkpoints is None:
             return ignore
-        blocks, last = self.blocks, time.perf_counter()
+        checkpoints = self.checkpoints
+        last = time.perf_counter()
 
-        def keep(k: int, fits: ProbeFits) -> None:
+        def save(k: int, fits: ProbeFits) -> None:
             nonlocal last
             now = time.perf_counter()
-            blocks.save(replace(at_strength(fits, k), seconds=now - last))
+            checkpoints.save(replace(at_strength(fits, k), seconds=now - last))
             last = now
 
-        return keep
-
-
-def _solution(fits: ProbeFits | None) -> Start | None:
-    return None if fits is None else (fits.weight[0], fits.bias[0])
+        return save

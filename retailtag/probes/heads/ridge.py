@@ -11,22 +11,20 @@ every tag with the same K.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.probes.heads.head import LinearFits
-from retailtag.probes.scaling import Standardiser
+from retailtag.probes.scaling import Standardiser, row_blocks
 from retailtag.probes.solver.interface import FeatureRows
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
 from retailtag.statistics.platt import fit_sigmoid
 
 STRENGTHS = tuple(np.logspace(2, -4, 13).tolist())
-BLOCK = 8192  # images in flight
-CALIBRATED_ON = 2048  # images whose leave-one-out scores carry the Platt map
+CALIBRATION_IMAGES = 2048  # at most, evenly spaced, whose leave-one-out values carry the Platt map
 TANGENT = (4.0, -2.0)  # of the log-odds at one half, where no rising Platt map can be fitted
 
 Floats = NDArray[np.float64]
@@ -49,12 +47,6 @@ class RidgeHead:
     operations. In the usual case there are a handful of groups, one per attribute; the worst case
     is one per tag.
 
-    Scores are ``slope·r + offset`` of the regression value r, with one (slope, offset) per
-    strength for all tags: the Platt map of leave-one-out values, which follow in closed form,
-    r_i - (y_i - r_i)·h/(1 - h) with the leverage h = 1/n + (z_i - z̄)'(S + λI)⁻¹(z_i - z̄), on up
-    to 2,048 evenly spaced images. Values of the training images themselves would be too sure of
-    themselves where λ is small. Rankings do not depend on the map.
-
     References
     ----------
     Hoerl & Kennard (1970); leave-one-out: Golub, Heath & Wahba (1979).
@@ -71,10 +63,11 @@ class RidgeHead:
     def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> LinearFits:
         """Solve every (strength, tag); see `retailtag.probes.heads.head.Head.fit`."""
         scaler = Standardiser.fit(X)
-        rows = slice(0, None, -(-X.shape[0] // CALIBRATED_ON))
+        rows = slice(0, None, -(-X.shape[0] // CALIBRATION_IMAGES))
         sample = scaler.transform(X[rows]).astype(np.float64)
         shape = (len(self.strengths), Y.shape[1])
-        weight, bias = np.zeros((*shape, X.shape[1])), np.zeros(shape)
+        weight = np.zeros((*shape, X.shape[1]))
+        bias = np.zeros(shape)
         loo = np.zeros((len(self.strengths), len(sample), Y.shape[1]))
         sums = _Sums.of(X, Y, scaler)
         for tags in _by_unknown(Y):
@@ -83,9 +76,13 @@ class RidgeHead:
                 weight[k, tags], bias[k, tags] = system.solve(g)
             loo[:, :, tags] = system.leave_one_out(sample, Y[rows][:, tags], self.strengths)
             advance(len(self.strengths) * len(tags))
+        # Scores are slope·r + offset of the regression value r, one Platt map per strength for all
+        # tags, fitted to leave-one-out values: those of the fitted images would be too sure of
+        # themselves where λ is small. Rankings do not depend on it.
         # A tag of one class is the constant 0 or 1, on the scale of the others: pooled over folds
         # its scores stand beside those of folds that did see both classes.
-        fitted, annotated = fittable(Y), (Y >= 0).any(axis=0)
+        fitted = fittable(Y)
+        annotated = (Y >= 0).any(axis=0)
         for k in range(len(self.strengths)):
             slope, offset = _rising_sigmoid(loo[k][:, fitted], Y[rows][:, fitted])
             weight[k] *= slope
@@ -107,7 +104,8 @@ class _Sums:
         """Sum up standardised X (n_images, dim), block by block."""
         dim = X.shape[1]
         sums = cls(np.zeros((dim, dim)), np.zeros(dim), np.zeros((dim, Y.shape[1])))
-        for at in _blocks(len(Y)):
+        for at in row_blocks(len(Y)):
+            # float64: differences of these sums give the groups', which float32 would cancel.
             Z = scaler.transform(X[at]).astype(np.float64)
             sums.gram[:] += Z.T @ Z
             sums.total[:] += Z.sum(axis=0)
@@ -115,23 +113,22 @@ class _Sums:
         return sums
 
     def system(
-        self,
-        X: FeatureRows,
-        Y: NDArray[np.int8],
-        scaler: Standardiser,
-        tags: NDArray[np.intp],
+        self, X: FeatureRows, Y: NDArray[np.int8], scaler: Standardiser, tags: NDArray[np.intp]
     ) -> _System:
         """Normal equations of `tags`, which all leave out the same images."""
         known = Y[:, tags[0]] >= 0
         n = int(known.sum())
+        # Sum the smaller side: the images left out are taken off the sums of all.
         fewer = known if 2 * n < len(known) else ~known
-        gram, total = np.zeros_like(self.gram), np.zeros_like(self.total)
-        for at in _blocks(len(fewer)) if fewer.any() else ():
+        gram = np.zeros_like(self.gram)
+        total = np.zeros_like(self.total)
+        for at in row_blocks(len(fewer)) if fewer.any() else ():
             Z = scaler.transform(X[at][fewer[at]]).astype(np.float64)
             gram += Z.T @ Z
             total += Z.sum(axis=0)
         if fewer is not known:
-            gram, total = self.gram - gram, self.total - total
+            gram = self.gram - gram
+            total = self.total - total
         mean = total / max(n, 1)
         prevalence = (Y[:, tags] == 1).sum(axis=0) / max(n, 1)
         values, vectors = np.linalg.eigh(gram - n * np.outer(mean, mean))
@@ -157,9 +154,13 @@ class _System:
 
     def leave_one_out(self, Z: Floats, y: NDArray[np.int8], strengths: tuple[float, ...]) -> Floats:
         """Values (n_strengths, n_rows, tags) of images Z (n_rows, dim), each as if not fitted."""
+        # In closed form r_i - (y_i - r_i)·h_i/(1 - h_i), with the leverage
+        # h_i = 1/n + (z_i - z̄)'(S + λI)⁻¹(z_i - z̄) = 1/n + Σ_j U_ij²/(e_j + λ), U = (Z - z̄)V.
         U = (Z - self.mean) @ self.V
-        squares, left_out = U * U, np.empty((len(strengths), *y.shape))
-        for k, shifted in enumerate(map(self._shifted, strengths)):
+        squares = U * U
+        left_out = np.empty((len(strengths), *y.shape))
+        for k, strength in enumerate(strengths):
+            shifted = self._shifted(strength)
             value = U @ (self.cross / shifted[:, None]) + self.prevalence
             leverage = 1 / max(self.n, 1) + squares @ (1 / shifted)
             share = leverage / (1 - leverage).clip(1e-12)
@@ -168,11 +169,6 @@ class _System:
 
     def _shifted(self, strength: float) -> Floats:
         return self.e + strength * max(self.n, 1)
-
-
-def _blocks(n: int) -> Iterator[slice]:
-    for start in range(0, n, BLOCK):
-        yield slice(start, start + BLOCK)
 
 
 def _by_unknown(Y: NDArray[np.int8]) -> list[NDArray[np.intp]]:

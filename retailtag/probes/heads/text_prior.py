@@ -9,39 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.probes.heads.head import LinearFits
-from retailtag.probes.scaling import Standardiser
-from retailtag.probes.solver.fits import ProbeFits
-from retailtag.probes.solver.interface import FeatureRows
+from retailtag.probes.scaling import Standardiser, row_blocks
+from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import Advance, nobody
 
-WEIGHTS = (0.0, 1.0, 10.0, 100.0)
-BLOCK = 8192  # images standardised at a time
+WEIGHTS = (0.0, 1.0, 10.0, 100.0)  # images that one row counts as
 PLAIN = ("a photo of {value}", "a product photo of {value}", "{value}")
 WITH_ATTRIBUTE = ("a photo of {value}", "a product photo, {attribute}: {value}", "{value}")
 
 EncodeText = Callable[[list[str]], NDArray[np.float32]]
-
-
-class WeightedSolver(Protocol):
-    """A solver that takes a weight per image; see `retailtag.probes.solver.interface.Solver`."""
-
-    def __call__(
-        self,
-        X: NDArray[np.float32],
-        Y: NDArray[np.int8],
-        C: NDArray[np.float64],
-        advance: Advance = nobody,
-        *,
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> ProbeFits:
-        """Fit every (C, tag); an image's loss counts `sample_weight` (n_images,) times."""
-        ...
 
 
 def prompts(tag: str) -> tuple[str, ...]:
@@ -62,7 +43,7 @@ def prompts(tag: str) -> tuple[str, ...]:
 
 
 def text_embeddings(tags: Sequence[str], encode: EncodeText) -> NDArray[np.float32]:
-    """One direction per tag in the joint space: the mean of its prompts' directions.
+    """One direction per tag in the joint space, float32 (n_tags, dim) of unit length.
 
     Parameters
     ----------
@@ -70,14 +51,9 @@ def text_embeddings(tags: Sequence[str], encode: EncodeText) -> NDArray[np.float
     encode : callable
         Texts to float32 (n_texts, dim), such as `Backbone.encode_text` as an array.
 
-    Returns
-    -------
-    ndarray of float32, shape (n_tags, dim)
-        Of unit length.
-
     References
     ----------
-    Radford et al. (2021), CLIP, §3.1.4: prompts and their ensembling over embeddings.
+    Radford et al. (2021), CLIP, §3.1.4: prompts and the mean of their directions.
     """
     asked = [prompts(tag) for tag in tags]
     encoded = _unit(encode([text for texts in asked for text in texts]))
@@ -95,26 +71,19 @@ class TextPriorHead:
     C : ndarray of float64, shape (n_C,)
         Inverse L2 strengths, ascending; a few around the choice without text suffice, since every
         weight costs a solve of them all.
-    solver : WeightedSolver
+    solver : Solver
     weights : tuple of float
         How many images one row counts as; 0 is logistic regression without text.
 
-    Notes
-    -----
-    The row of a tag is a positive of that tag and unknown (-1) for every other. Images and texts
-    lie apart in the joint space (the modality gap), so that texts are centred by their own mean;
-    then they are divided by the images' standard deviations, and by one more factor that gives
-    them the mean squared length of the standardised images.
-
     References
     ----------
-    Liang, Zhang, Kwon, Yeung & Zou (2022), Mind the gap; Lin, Yu, Kuang, Pathak & Ramanan (2023),
-    Multimodality helps unimodality: texts as training rows of a linear probe.
+    Lin, Yu, Kuang, Pathak & Ramanan (2023), Multimodality helps unimodality: texts as training
+    rows of a linear probe.
     """
 
     text: NDArray[np.float32]
     C: NDArray[np.float64]
-    solver: WeightedSolver
+    solver: Solver
     weights: tuple[float, ...] = WEIGHTS
     name: str = "text"
 
@@ -128,28 +97,39 @@ class TextPriorHead:
         scaler = Standardiser.fit(X)
         n, n_tags = Y.shape
         Z = np.empty((n + n_tags, X.shape[1]), np.float32)
-        for start in range(0, n, BLOCK):
-            Z[start : start + BLOCK][: n - start] = scaler.transform(X[start : start + BLOCK])
+        for rows in row_blocks(n):
+            Z[rows] = scaler.transform(X[rows])
         Z[n:] = place_among_images(self.text, scaler)
-        labels = np.concatenate([Y, np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)])
-        weight, bias = [], []
+        # The row of a tag is a positive of that tag and unknown for every other.
+        rows_of_text = np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)
+        labels = np.concatenate([Y, rows_of_text])
+        weight = []
+        bias = []
         for s in self.weights:
-            counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
             if s == 0:
                 fits = self.solver(Z[:n], Y, self.C, advance)
             else:
+                counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
                 fits = self.solver(Z, labels, self.C, advance, sample_weight=counts)
-            raw = [scaler.unscale(w, b) for w, b in zip(fits.weight, fits.bias, strict=True)]
-            weight += [w for w, _ in raw]
-            bias += [b for _, b in raw]
+            for w, b in zip(fits.weight, fits.bias, strict=True):
+                raw_w, raw_b = scaler.unscale(w, b)
+                weight.append(raw_w)
+                bias.append(raw_b)
         return LinearFits(np.stack(weight), np.stack(bias))
 
 
 def place_among_images(text: NDArray[np.float32], scaler: Standardiser) -> NDArray[np.float32]:
-    """Text directions (n_tags, dim) as rows among standardised images; see `TextPriorHead`.
+    """Text directions (n_tags, dim) as rows among standardised images.
 
     A single tag, of which nothing is left after centring, gets the images' mean (zeros).
+
+    References
+    ----------
+    Liang, Zhang, Kwon, Yeung & Zou (2022), Mind the gap.
     """
+    # Images and texts lie apart in the joint space (the modality gap), so texts are centred by
+    # their own mean; then the images' standard deviations, and one factor that gives them the mean
+    # squared length of standardised images, dim.
     rows = (text - text.mean(axis=0, dtype=np.float64)) / scaler.scale
     mean_square = float((rows * rows).sum(axis=1).mean())
     factor = np.sqrt(rows.shape[1] / mean_square) if mean_square > 0 else 1.0

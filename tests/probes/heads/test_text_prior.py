@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
-from retailtag.probes.heads import text_prior
+from retailtag.probes import scaling
 from retailtag.probes.heads.text_prior import (
     TextPriorHead,
     place_among_images,
@@ -77,7 +77,7 @@ def test_text_finds_a_tag_that_no_image_has_shown(joint):
 def test_a_row_counts_as_often_as_its_weight(joint, monkeypatch):
     """Weight 10 equals ten copies of the row, of its own tag alone."""
     X, Y, _, text = joint
-    monkeypatch.setattr(text_prior, "BLOCK", 130)
+    monkeypatch.setattr(scaling, "ROWS_AT_ONCE", 130)
     head = TextPriorHead(text, C[:1], weighted_solver, weights=(10.0,))
     scaler = Standardiser.fit(X)
     rows = place_among_images(text, scaler)
