@@ -1,4 +1,4 @@
-"""Manifests as columns of text: CSV, JSON lines, Parquet in; CSV out."""
+"""Manifests as columns of text: CSV, JSON lines, Parquet, tables and records in; CSV out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from retailtag.errors import DataError
@@ -57,25 +58,31 @@ class Manifest:
     Parameters
     ----------
     path : Path
-        The file or folder.
+        The file or folder; of a table in memory what it is called in messages.
     columns : dict of str to list of (str or tuple of str)
-        Cells of each column, stripped; lists are tuples; nothing is ''.
+        Stripped cells of each column; a list is a tuple, a missing value ''.
     problems : Problems
         Rows that could not be parsed; more is added while the rows are understood.
-    shards : tuple of Path
+    files : tuple of Path
         Parquet files in row order; empty for other manifests.
     image_column : str
         Parquet column of image bytes; empty where there is none.
     nested : dict of str to list of int
         Rows of each column that hold an object, or lists within a list, instead of text.
+    in_memory : bool
+        Whether it is a table or a list of records.
+    images : list
+        Bytes or PIL image of each row where a table in memory holds them.
     """
 
     path: Path
     columns: dict[str, list[Cell]]
     problems: Problems
-    shards: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
     image_column: str = ""
     nested: dict[str, list[int]] = field(default_factory=dict)
+    in_memory: bool = False
+    images: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.problems.row_numbers)
@@ -87,6 +94,8 @@ def cell(value: Any) -> Cell:
         return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
     if isinstance(value, list | tuple):
         return tuple(str(cell(v)) for v in value)
     if isinstance(value, float) and value.is_integer():
@@ -129,7 +138,7 @@ def read_csv(path: Path) -> Manifest:
 
 
 def read_json_lines(path: Path) -> Manifest:
-    """Read one JSON object a line; a line that is none is a bad row."""
+    """Read one JSON object per line; any other line is a bad row."""
     numbered = [(n, t) for n, t in enumerate(_text(path).split("\n"), start=1) if t.strip()]
     problems = Problems([n for n, _ in numbered])
     records: list[dict[str, Any]] = []
@@ -137,19 +146,86 @@ def read_json_lines(path: Path) -> Manifest:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            value, what = {}, f"is not JSON ({error})"
-            problems.add(i, what, broken=True)
+            value = {}
+            problems.add(i, f"is not JSON ({error})", broken=True)
         if not isinstance(value, dict):
             value = {}
-            problems.add(i, "is no JSON object", broken=True)
+            problems.add(i, "is not a JSON object", broken=True)
         records.append(value)
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {n: [cell(r.get(n)) for r in records] for n in names}
-    nested = {n: _nested_rows([r.get(n) for r in records]) for n in names}
+    columns, nested = _columns(records)
     return Manifest(path, columns, problems, nested=nested)
 
 
-def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
+def read_records(records: Sequence[Any]) -> Manifest:
+    """Understand a list of dictionaries, each with ``image`` or ``path``, and ``tags``.
+
+    An ``image`` that is a path counts as ``path``.
+    """
+    problems = Problems(range(1, len(records) + 1))
+    rows: list[dict[str, Any]] = []
+    images: list[Any] = []
+    for i, record in enumerate(records):
+        row: dict[str, Any] = {}
+        if isinstance(record, Mapping):
+            row = {str(name): value for name, value in record.items()}
+        else:
+            problems.add(i, f"is not a dict but {type(record).__name__}", broken=True)
+        image = row.pop("image", None)
+        if isinstance(image, str | PurePath):
+            row.setdefault("path", str(image))
+            image = None
+        rows.append(row)
+        images.append(image)
+    columns, nested = _columns(rows)
+    manifest = Manifest(Path("records"), columns, problems, nested=nested, in_memory=True)
+    return _with_images(manifest, images)
+
+
+def read_table(table: Any, what: str, images: Sequence[Any] | None = None) -> Manifest:
+    """Understand a pyarrow table; `images` are those of a data frame that Arrow cannot hold."""
+    image = next((f.name for f in table.schema if _holds_bytes(f.type)), "")
+    if image:
+        images = [v.get("bytes") if isinstance(v, dict) else v for v in table[image].to_pylist()]
+    table = table.drop_columns([image]) if image else table
+    columns, nested = _arrow_columns(table)
+    problems = Problems(range(1, len(table) + 1))
+    if images and all(isinstance(v, str | PurePath) for v in images):
+        columns.setdefault("path", [str(v) for v in images])
+        images = None
+    manifest = Manifest(Path(what), columns, problems, nested=nested, in_memory=True)
+    return _with_images(manifest, images or [])
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return True
+    # Nobody has a PIL image without PIL being loaded.
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(value, pil.Image)
+
+
+def _with_images(manifest: Manifest, images: Sequence[Any]) -> Manifest:
+    """The manifest with its images in memory, named by their paths or their row numbers."""
+    if all(image is None for image in images):
+        return manifest
+    for row, image in enumerate(images):
+        if not (image is None or _is_image(image)):
+            fault = f"image is {type(image).__name__}, not a path, bytes or a PIL image"
+            manifest.problems.add(row, fault, broken=True)
+    images = [image if _is_image(image) else None for image in images]
+    given = manifest.columns.get("path", [""] * len(manifest))
+    manifest.columns["path"] = _names([str(path) for path in given])
+    return replace(manifest, images=images)
+
+
+def _names(given: Sequence[str]) -> list[Cell]:
+    """Names of images that lie in a table: the given ones, or row numbers if one repeats."""
+    known = [name for name in given if name]
+    unique = len(set(known)) == len(known)
+    return [(unique and name) or f"row-{i:09d}" for i, name in enumerate(given, start=1)]
+
+
+def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
     """Read Parquet files as one table, all columns but the image bytes.
 
     Class labels that Hugging Face datasets store as numbers become their names.
@@ -157,35 +233,51 @@ def read_parquet(path: Path, shards: Sequence[Path]) -> Manifest:
     Raises
     ------
     DataError
-        If a file is no Parquet or the shards' columns differ.
+        If a file is not Parquet or the files' columns differ.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(shards[0])
+        schema = pq.read_schema(files[0])
         image = next((f.name for f in schema if _holds_bytes(f.type)), "")
         plain = [f.name for f in schema if f.name != image]
-        nested = [f"{image}.path"] if image and _has_path(schema.field(image).type) else []
+        stored_path = [f"{image}.path"] if image and _has_path(schema.field(image).type) else []
         # Not pq.read_table: it flattens a nested column, and guesses partitions from folders.
-        table = pa.concat_tables([pq.ParquetFile(s).read(columns=plain + nested) for s in shards])
+        table = pa.concat_tables(
+            [pq.ParquetFile(file).read(columns=plain + stored_path) for file in files]
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    columns: dict[str, list[Cell]] = {}
-    nested_rows: dict[str, list[int]] = {}
-    names = _class_names(schema.metadata or {})
-    for name in plain:
-        values = table.column(name).to_pylist()
-        nested_rows[name] = _nested_rows(values)
-        columns[name] = [cell(_named(v, names[name]) if name in names else v) for v in values]
     n = table.num_rows
-    if image:
-        stored = table.column(image).to_pylist() if nested else [None] * n
-        inner = [cell(v["path"]) if v else "" for v in stored]
-        if len(set(filter(None, inner))) < len(list(filter(None, inner))):
-            inner = [""] * n  # names that repeat name nothing
-        columns.setdefault("path", [p or f"row-{i:09d}" for i, p in enumerate(inner, start=1)])
-    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(shards), image, nested_rows)
+    columns, nested = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))
+    if image and "path" not in columns:
+        stored = table.column(image).to_pylist() if stored_path else [None] * n
+        columns["path"] = _names([str(cell(v["path"])) if v else "" for v in stored])
+    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(files), image, nested)
+
+
+def _columns(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, list[Cell]], dict[str, list[int]]]:
+    """Cells of each column, and the rows that hold an object instead of text."""
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {n: [cell(r.get(n)) for r in records] for n in names}
+    return columns, {n: _nested_rows([r.get(n) for r in records]) for n in names}
+
+
+def _arrow_columns(table: Any) -> tuple[dict[str, list[Cell]], dict[str, list[int]]]:
+    """As `_columns`, of a pyarrow table whose class numbers become names."""
+    columns: dict[str, list[Cell]] = {}
+    nested: dict[str, list[int]] = {}
+    class_names = _class_names(table.schema.metadata or {})
+    for name in table.column_names:
+        values = table.column(name).to_pylist()
+        nested[name] = _nested_rows(values)
+        if name in class_names:
+            values = [_named(value, class_names[name]) for value in values]
+        columns[name] = [cell(value) for value in values]
+    return columns, nested
 
 
 def _nested_rows(values: Sequence[Any]) -> list[int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +25,13 @@ from retailtag.catalog.manifest import (
     read_csv,
     read_json_lines,
     read_parquet,
+    read_records,
+    read_table,
 )
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
 from retailtag.errors import BadCatalogue, DataError, UsageError
 from retailtag.files import write_text
+from retailtag.images.memory import MemoryImages
 from retailtag.images.sources import (
     MAX_BYTES,
     MISSING,
@@ -41,40 +46,43 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".jp2",
     ".ppm", ".pgm",
 )  # fmt: skip
-MANY_ROWS = 100
+MIN_ROWS_FOR_ONE_MESSAGE = 100  # above, images that are all missing are one message
 SPLIT_WORDS = {name: name for name in SPLITS} | dict.fromkeys(("validation", "valid", "dev"), "val")
-_SHARD = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$")
+_SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$")
 _SUFFIX = re.compile(r"(?<=[^/])\.[^./]*$")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 def read_catalog(
-    path: Path,
+    source: Any,
     *,
     attributes: Sequence[str] = (),
-    images: Path | None = None,
+    images: str | Path | None = None,
     cutoffs: GroupCutoffs | None = None,
     use_split: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Catalog:
-    """Read a manifest, a folder per class, or a folder that holds ``catalogue.csv``.
+    """Read a manifest, a folder of images, a table or a list of records.
 
     Parameters
     ----------
-    path : Path
-        ``.csv``, ``.tsv``, ``.jsonl``/``.ndjson`` or ``.parquet`` with columns ``path`` and
-        ``tags`` (joined by ``|``, or a list), optionally ``image_id``, ``split``, ``group``,
-        ``title``, ``tags_unknown``; other columns are ignored. Or a folder: with a
-        ``catalogue.csv``; of Parquet shards (``train-00000-of-00004.parquet``), there or in its
-        ``data``; or of one folder per class, optionally under ``train``, ``val`` and ``test``.
+    source : str, Path, pandas.DataFrame, pyarrow.Table or list of dict
+        A manifest (``.csv``, ``.tsv``, ``.jsonl``/``.ndjson``, ``.parquet``), a table or records
+        with ``path`` and ``tags`` (joined by ``|``, or a list), optionally ``image_id``,
+        ``split``, ``group``, ``title``, ``tags_unknown``; other columns are ignored. Tables and
+        records may hold the images themselves as ``image``: bytes of a file or a PIL image.
+        Or a folder: with a ``catalogue.csv``; of Parquet files
+        (``train-00000-of-00004.parquet``), there or in its ``data``; or of one folder per tag,
+        optionally under ``train``, ``val`` and ``test``.
     attributes : sequence of str
         Columns whose values become tags under their name: column ``gender`` gives
         ``gender:Men``.
     images : Path, optional
-        Folder, tar or zip of the images, or Parquet with their bytes (a file, or a folder of
-        shards). Default: files beside the manifest, or, where none of
-        them is there, ``images.tar``, ``images.tar.xz``/``.gz``/``.bz2`` or ``images.zip``
-        beside it; the bytes inside a Parquet manifest.
+        Folder, tar or zip of the images, or Parquet with their bytes (a file or a folder).
+        Default: files beside the manifest, or, if none of them is there, ``images.tar``,
+        ``images.tar.xz``/``.gz``/``.bz2`` or ``images.zip`` beside it; the bytes inside a
+        Parquet manifest or a table. Paths of a table or of records are relative to the working
+        directory, or all absolute.
     cutoffs : GroupCutoffs, optional
         Where tail ends and frequent begins.
     use_split : bool
@@ -95,7 +103,7 @@ def read_catalog(
     DataError
         If the manifest as a whole cannot be read.
     UsageError
-        If an attribute names no column.
+        If `source` is of another type, or an attribute names no column.
 
     Notes
     -----
@@ -105,33 +113,46 @@ def read_catalog(
     written ``-``, since an empty cell is more often an oversight; in an attribute column an
     empty cell means that this attribute was not annotated. ``tags_unknown`` names the tags that
     nobody annotated in that image (-1).
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    >>> catalog = read_catalog(
+    ...     [{"image": red, "tags": ["red", "shirt"]}, {"image": blue, "tags": "blue|shirt"}]
+    ... )
+    >>> catalog.table.tags, catalog.image_ids.tolist()
+    (('blue', 'red', 'shirt'), ['row-000000001', 'row-000000002'])
     """
-    path = Path(path)
-    manifest = _open(path)
+    manifest = _open(source)
+    images = None if images is None else Path(images)
     if not use_split:
         manifest.columns.pop("split", None)
     problems = manifest.problems
     _check_columns(manifest, attributes)
     _check_text(manifest, attributes)
     paths = [str(c) for c in manifest.columns["path"]]
+    if manifest.in_memory and images is None and paths and all(map(os.path.isabs, paths)):
+        images = Path(os.path.commonpath([Path(path).parent for path in paths]))
+        paths = [os.path.relpath(path, images) for path in paths]
     safe = _check_paths(paths, problems)
-    source = _source(manifest, safe, images)
-    source.max_bytes = max_bytes
-    _check_files(source, safe, manifest, problems)
+    found = _source(manifest, safe, images)
+    found.max_bytes = max_bytes
+    _check_files(found, safe, manifest, problems)
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
     tags, labels = encode_labels(*_tag_columns(manifest, attributes), len(manifest), problems)
     if lines := problems.lines():
-        raise BadCatalogue(str(path), lines)
+        raise BadCatalogue(str(manifest.path), lines)
     groups = [str(g) or i for g, i in zip(_column(manifest, "group"), ids, strict=True)]
     return Catalog(
-        path=path,
+        path=Path(source) if isinstance(source, str | Path) else manifest.path,
         image_ids=np.array(ids),
         split=split,
         group=np.array(groups),
         title=np.array([" ".join(str(t).split()) for t in _column(manifest, "title")]),
         table=TagTable.build(tags, labels, split == "train", cutoffs),
-        images=source,
+        images=found,
     )
 
 
@@ -146,7 +167,7 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
     DataError
         If the catalogue's images have no paths.
     """
-    if not isinstance(catalog.images, PathImages):
+    if not isinstance(catalog.images, PathImages) or isinstance(catalog.images, MemoryImages):
         raise DataError(f"The images of {catalog.path} have no paths that a manifest could name.")
     tags = np.array(catalog.table.tags, dtype=object)
     labels = catalog.table.labels
@@ -166,14 +187,47 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
     write_text(path, csv_text(header, rows))
 
 
-def _open(path: Path) -> Manifest:
-    """Choose the reader by what `path` is."""
+def _open(source: Any) -> Manifest:
+    """Choose the reader by what `source` is."""
+    if isinstance(source, str | Path):
+        return _open_path(Path(source))
+    # Nobody has a table without its library being loaded; so neither is imported here.
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None and isinstance(source, arrow.Table):
+        return read_table(source, "Table")
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(source, pandas.DataFrame):
+        return _open_frame(source)
+    if isinstance(source, list | tuple):
+        return read_records(source)
+    raise UsageError(
+        "read_catalog takes a path, a pandas or pyarrow table or a list of records, not "
+        f"{type(source).__name__}."
+    )
+
+
+def _open_frame(frame: Any) -> Manifest:
+    """Understand a pandas data frame; Arrow cannot hold the PIL images of its column ``image``."""
+    import pyarrow as pa
+
+    images = None
+    if "image" in frame.columns:
+        images = frame["image"].tolist()
+        frame = frame.drop(columns="image")
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except pa.ArrowException as error:
+        raise DataError(f"The DataFrame cannot be read as a table: {error}.") from error
+    return read_table(table, "DataFrame", images)
+
+
+def _open_path(path: Path) -> Manifest:
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
             return read_csv(path / FOLDER_MANIFEST)
-        if shards := _shards(path):
-            return _with_shard_splits(read_parquet(path, shards))
-        return _read_class_folders(path)
+        if files := _parquet_files(path):
+            return _with_splits_of_names(read_parquet(path, files))
+        return _read_tag_folders(path)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
     suffix = path.suffix.lower()
@@ -184,30 +238,30 @@ def _open(path: Path) -> Manifest:
     if suffix in (".parquet", ".pq"):
         return read_parquet(path, [path])
     raise UsageError(
-        f"{path} is none of the manifests .csv, .tsv, .jsonl and .parquet, and no folder."
+        f"{path} is neither a folder nor a manifest of type .csv, .tsv, .jsonl or .parquet."
     )
 
 
-def _shards(folder: Path) -> list[Path]:
+def _parquet_files(folder: Path) -> list[Path]:
     """Parquet files of a folder in row order, or of its ``data``, as Hugging Face lays them."""
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 
-def _with_shard_splits(manifest: Manifest) -> Manifest:
-    """Take the split from the shards' names where Hugging Face's convention gives it."""
+def _with_splits_of_names(manifest: Manifest) -> Manifest:
+    """Take the split from the files' names where Hugging Face's convention gives it."""
     import pyarrow.parquet as pq
 
-    found = [_SHARD.match(shard.stem) for shard in manifest.shards]
+    found = [_SPLIT_FILE.match(file.stem) for file in manifest.files]
     if "split" in manifest.columns or not all(found):
         return manifest
     splits = [m.group(1) if m else "" for m in found]
-    counts = [pq.read_metadata(shard).num_rows for shard in manifest.shards]
+    counts = [pq.read_metadata(file).num_rows for file in manifest.files]
     manifest.columns["split"] = np.repeat(splits, counts).tolist()
     return manifest
 
 
-def _read_class_folders(root: Path) -> Manifest:
-    """List ``class/**/image`` or ``split/class/**/image``, without hidden files and non-images."""
+def _read_tag_folders(root: Path) -> Manifest:
+    """List ``tag/**/image`` or ``split/tag/**/image``, without hidden files and non-images."""
     tops = sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
     has_splits = bool(tops) and set(tops) <= set(SPLIT_WORDS)
     paths = []
@@ -223,7 +277,7 @@ def _read_class_folders(root: Path) -> Manifest:
             paths += [f"{inner}/{name}" for name in sorted(files) if _looks_like_image(name)]
     if not paths:
         raise DataError(
-            f"{root} holds neither {FOLDER_MANIFEST} nor folders of images, one per class."
+            f"{root} holds neither {FOLDER_MANIFEST} nor folders of images, one per tag."
         )
     parts = [p.split("/") for p in paths]
     columns: dict[str, list[Cell]] = {"path": [*paths], "tags": [(p[has_splits],) for p in parts]}
@@ -233,7 +287,7 @@ def _read_class_folders(root: Path) -> Manifest:
 
 
 def _refuse(error: OSError) -> None:
-    """Stop at a folder that cannot be listed: its class would be gone without a word."""
+    """Stop at a folder that cannot be listed: its tag would be missing without a message."""
     raise DataError(
         f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
     ) from error
@@ -253,7 +307,7 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
     if not len(manifest):
         raise DataError(f"{manifest.path} has no rows.")
     if "path" not in there:
-        raise DataError(f"{manifest.path} has no column path; its columns are {listed}.")
+        raise DataError(f"{manifest.path} has no column path (or image); its columns are {listed}.")
     if absent := [a for a in attributes if a not in there]:
         raise UsageError(
             f"--attributes {', '.join(absent)}: {manifest.path} has no such column; "
@@ -272,7 +326,7 @@ def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
     for name in manifest.columns.keys() & used:
         cells = manifest.columns[name]
         for row in manifest.nested.get(name, ()):
-            manifest.problems.add(row, f"{name} holds an object where text or a list belongs")
+            manifest.problems.add(row, f"{name} holds an object instead of text or a list")
         if _is_clean("".join("".join(c) for c in cells)):
             continue
         for row, value in enumerate(cells):
@@ -313,15 +367,14 @@ def _check_paths(paths: Sequence[str], problems: Problems) -> list[str]:
 
 def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> PathImages:
     """Find the images where `read_catalog` says."""
-    if images is not None and images.suffix.lower() in (".parquet", ".pq"):
-        return _parquet_source(images, [images], paths)
     if images is not None:
-        source = open_images(images, paths)
-        if len(source.faults) == len(paths) and images.is_dir() and (shards := _shards(images)):
-            return _parquet_source(images, shards, paths)
-        return source
+        return _source_at(images, paths)
+    if manifest.images:
+        return MemoryImages(manifest.path, paths, manifest.images)
     if manifest.image_column:
-        return ParquetImages(manifest.path, paths, manifest.shards, manifest.image_column)
+        return ParquetImages(manifest.path, paths, manifest.files, manifest.image_column)
+    if manifest.in_memory:
+        return open_images(Path(), paths)
     folder = manifest.path if manifest.path.is_dir() else manifest.path.parent
     source = open_images(folder, paths)
     if len(source.faults) < len(paths):
@@ -330,15 +383,27 @@ def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> Pa
     return next((a for a in archives if len(a.faults) < len(paths)), source)
 
 
-def _parquet_source(path: Path, shards: Sequence[Path], paths: Sequence[str]) -> PathImages:
+def _source_at(images: Path, paths: Sequence[str]) -> PathImages:
+    """Open the folder, archive or Parquet that holds the images."""
+    if images.suffix.lower() in (".parquet", ".pq"):
+        return _parquet_source(images, [images], paths)
+    source = open_images(images, paths)
+    if len(source.faults) == len(paths) and images.is_dir():
+        files = _parquet_files(images)
+        if files:
+            return _parquet_source(images, files, paths)
+    return source
+
+
+def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> PathImages:
     """Serve a manifest's paths from the image bytes of Parquet files."""
-    stored = read_parquet(path, shards)
+    stored = read_parquet(path, files)
     if not stored.image_column:
         raise DataError(f"{path} has no column of image bytes.")
     names = [str(p) for p in stored.columns["path"]]
     rows = {p: i for i, p in enumerate(names)}
     places = [rows.get(p, 0) for p in paths]
-    source = ParquetImages(path, paths, shards, stored.image_column, places)
+    source = ParquetImages(path, paths, files, stored.image_column, places)
     source.faults = {i: MISSING for i, p in enumerate(paths) if p not in rows}
     if len(rows) < len(names):
         often = {p for p, n in Counter(names).items() if n > 1}
@@ -350,7 +415,7 @@ def _check_files(
     source: PathImages, paths: Sequence[str], manifest: Manifest, problems: Problems
 ) -> None:
     faults = {row: why for row, why in source.faults.items() if paths[row]}
-    if len(faults) == len(paths) > MANY_ROWS:
+    if len(faults) == len(paths) > MIN_ROWS_FOR_ONE_MESSAGE:
         told = next((f": {paths[r]} {why}." for r, why in faults.items() if why != MISSING), None)
         raise DataError(
             f"None of the {len(paths):,} images of {manifest.path} is in {source.root}"

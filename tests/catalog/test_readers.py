@@ -290,7 +290,7 @@ def test_objects_are_no_tags_and_do_no_harm_elsewhere(shop, kind):
         pq.write_table(pa.Table.from_pylist(records), path)
     with pytest.raises(BadCatalogue) as caught:
         read_catalog(path)
-    said = "tags holds an object where text or a list belongs"
+    said = "tags holds an object instead of text or a list"
     assert [p.endswith(said) for p in caught.value.problems] == [True, True]
 
 
