@@ -57,6 +57,7 @@ def align(
     wanted = catalog.image_ids[rows]
     order = np.argsort(predictions.image_ids)
     sorted_ids = predictions.image_ids[order]
+    # An id that sorts after all others has place n: clip it, the comparison then says it is missing
     place = np.minimum(np.searchsorted(sorted_ids, wanted), max(len(order) - 1, 0))
     present = sorted_ids[place] == wanted if len(order) else np.zeros(len(wanted), bool)
     missing = wanted[~present]
@@ -69,7 +70,12 @@ def align(
     thresholds = predictions.thresholds[columns]
     rows = rows[present]
     return Aligned(
-        rows, logits, logits >= thresholds, thresholds, catalog.table.labels[rows], missing
+        rows=rows,
+        logits=logits,
+        predicted=logits >= thresholds,
+        thresholds=thresholds,
+        labels=catalog.table.labels[rows],
+        missing=missing,
     )
 
 
@@ -79,11 +85,12 @@ def _columns(tags: tuple[str, ...], catalog: Catalog) -> NDArray[np.intp]:
     lacking = sorted(set(expected) - set(tags))
     extra = sorted(set(tags) - set(expected))
     if lacking or extra:
-        parts = [f"lack {named(lacking)}"] if lacking else []
-        parts += [f"have {named(extra)} that the catalogue lacks"] if extra else []
+        differ = [f"lack {named(lacking)}"] if lacking else []
+        differ += [f"have {named(extra)} that the catalogue lacks"] if extra else []
         raise ArtefactError(
             f"The predictions' tags differ from those of {catalog.path}: they "
-            f"{' and '.join(parts)}; fit on this catalogue or score with the one they came from."
+            f"{' and '.join(differ)}; fit on this catalogue, or score with the one that they were "
+            "made from."
         )
     position = {tag: j for j, tag in enumerate(tags)}
     return np.array([position[tag] for tag in expected], dtype=np.intp)

@@ -1,4 +1,4 @@
-"""Figures behind the findings that need cells, and not only the finished scorecard."""
+"""Findings that need single cells or images in addition to the finished scorecard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def cell_findings(
     predictions: Predictions, catalog: Catalog, aligned: Aligned, split: str
 ) -> list[Finding]:
     """Findings about the scored cells, in the order they are numbered."""
-    table, n = catalog.table, len(aligned.rows)
+    table = catalog.table
+    twins, seen_by = copies(predictions, catalog, aligned.rows)
     maybe = [
-        found.duplicated_images(*copies(predictions, catalog, aligned.rows), n, split),
+        found.duplicated_images(twins, seen_by, len(aligned.rows), split),
         found.non_finite_scores(table.tags, aligned.logits),
         found.constant_scores(table.tags, aligned.logits),
         *_optimism(predictions.provenance),
@@ -35,10 +36,10 @@ def cell_findings(
 def copies(
     predictions: Predictions, catalog: Catalog, rows: NDArray[np.intp]
 ) -> tuple[list[tuple[str, str]], str]:
-    """Scored images that were fitted under another id, and how that was seen.
+    """Scored images that are training images under another id, and how that was found.
 
-    By the bytes of the images where the predictions record it (``copies``: scored id to fitted
-    id, from the hashes in the feature store), else by the names of their files.
+    Found by the bytes of the images where the predictions record it (``copies``: scored id to
+    training id, from the hashes in the feature store), else by their file names.
     """
     recorded = predictions.provenance.get("copies")
     scored = catalog.image_ids[rows].tolist()
@@ -53,7 +54,7 @@ def copies(
 def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.float64] | None:
     """Tags expected among `labels` (n_images, n_tags) at training prevalence, (n_tags,).
 
-    None where the catalogue's training images are not those that its training counts come from.
+    None if the catalogue's training counts come from other images than its training split.
     """
     train = catalog.table.labels[catalog.rows("train")]
     known = (train != UNKNOWN).sum(axis=0)
@@ -65,12 +66,13 @@ def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.flo
 
 
 def _optimism(provenance: dict[str, Any]) -> Iterator[Finding | None]:
-    """From what the fitting stage recorded, by scope: F1 in sample and cross-fit."""
+    """By scope, from the in-sample and cross-fit F1 that the run recorded."""
     recorded = provenance.get("threshold_f1")
     for scope, values in recorded.items() if isinstance(recorded, dict) else ():
-        pair = values.get("in_sample"), values.get("cross_fit")
-        if None not in pair:
-            yield found.threshold_optimism(scope, *pair)
+        in_sample = values.get("in_sample")
+        cross_fit = values.get("cross_fit")
+        if in_sample is not None and cross_fit is not None:
+            yield found.threshold_optimism(scope, in_sample, cross_fit)
 
 
 def _prevalence(catalog: Catalog, aligned: Aligned) -> Iterator[Finding | None]:

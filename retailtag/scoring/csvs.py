@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet can open without running anything in it."""
+"""CSV whose cells a spreadsheet never runs as formulas."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def safe_cell(value: Any) -> str:
     Notes
     -----
     A text cell that begins with ``= + - @``, a tab or a carriage return gets a leading single
-    quote, so that a tag named ``=HYPERLINK(...)`` stays a name. Numbers are never quoted: -1.5
-    is a number.
+    quote, so that a tag named ``=HYPERLINK(...)`` stays a name. Numbers are never quoted.
 
     References
     ----------
@@ -61,10 +60,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
 
 
 def _quoted(cell: str) -> str:
-    """Cell in double quotes where it must be (RFC 4180).
-
-    Python's writer leaves a carriage return bare when lines end otherwise; readers then break the
-    row there.
-    """
+    """Cell in double quotes where RFC 4180 asks for them."""
+    # csv.writer does not quote a carriage return if lines end in \n; readers break the row there
     doubled = cell.replace('"', '""')
     return f'"{doubled}"' if any(c in cell for c in ',"\r\n') else cell

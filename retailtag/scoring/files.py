@@ -1,4 +1,4 @@
-"""Score predictions files: read them and their catalogue, write a scorecard each, compare them."""
+"""Score predictions files: read them and their catalogue, write scorecards, compare models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from retailtag.catalog.catalog import Catalog
@@ -27,12 +28,17 @@ from retailtag.scoring.scorecard import ScoreCard
 
 ReadCatalog = Callable[..., Catalog]
 PREDICTIONS = "predictions.npz"
+PAIR_COLUMNS = (
+    *("a", "b", "scope", "difference", "low", "high", "standard_error", "detectable"),
+    *("p", "p_holm", "test", "verdict"),
+)
+# Runs of one model agree in these, and in their settings but for the seed.
 SETTINGS_OF_A_MODEL = ("backbone", "strategy", "catalog_digest", "features", "model", "stored_as")
 
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """What `score_files` found and where it wrote it.
+    """Scorecards of files, and where they were written.
 
     Parameters
     ----------
@@ -54,60 +60,27 @@ class ScoredFiles:
 
 @dataclass(frozen=True)
 class ComparedFiles:
-    """What `compare_files` found.
-
-    Parameters
-    ----------
-    contest : Contest
-        Ranking and pairs.
-    digests : tuple of (str, str)
-        Digest of the catalogue and of the predictions of each file.
-    """
+    """Ranking and pairs of files; digests as in `ScoredFiles`."""
 
     contest: Contest
     digests: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of ``pairs.csv``: model `a` minus model `b`; see `Comparison`."""
-
-    a: str
-    b: str
-    scope: str
-    difference: float
-    low: float
-    high: float
-    standard_error: float
-    detectable: float
-    p: float
-    p_holm: float
-    test: str
-    verdict: str
-
-    @classmethod
-    def of(cls, c: Comparison) -> Row:
-        """Line of one comparison."""
-        d = c.difference
-        figures = d.value, d.low, d.high, d.standard_error, d.detectable, c.p, c.p_holm
-        return cls(c.a, c.b, c.scope, *figures, c.test, c.verdict)
-
-
 def find_predictions(paths: Sequence[Path]) -> list[Path]:
-    """Predictions files below what a user names, in that order.
+    """Predictions files named by a user, in that order.
 
     Parameters
     ----------
     paths : sequence of Path
-        Files, taken as they are; folders that hold a ``predictions.npz``; folders of a bake-off,
-        of which every pair is taken, by name.
+        Files; folders that hold a ``predictions.npz``; folders of a bake-off, which give every
+        pair, sorted by name.
 
     Raises
     ------
     DataError
-        If a folder holds none.
+        If a folder holds no predictions.
     UsageError
-        If a file comes up twice.
+        If a file is named twice.
     """
     found: list[Path] = []
     for path in paths:
@@ -150,14 +123,14 @@ def score_files(
     catalog, catalog_args : Path and dict, optional
         The catalogue and how to read it; as recorded in each predictions file by default.
     out : Path, optional
-        Folder for the scorecards, with a folder a model inside it; by default each lies beside
-        its predictions, in ``NAME.SPLIT``.
+        Folder for the scorecards, one folder per model; by default each lies beside its
+        predictions, in ``NAME.SPLIT``.
     split, allow_missing
         As in `retailtag.scoring.score.score_predictions`.
     n_bootstrap, seed : int
         Replicates behind the comparisons, and their seed.
     loaded : mapping of Path to Predictions, optional
-        Predictions made from files of other tools, by those files.
+        Predictions made from files of other tools, by path.
 
     Returns
     -------
@@ -214,10 +187,10 @@ def compare_files(
     Parameters
     ----------
     paths : sequence of Path
-        As `find_predictions` takes them; two at least. Runs that differ in their seed alone are
-        one model.
+        As `find_predictions` takes them; at least two models. Runs that differ only in their seed
+        are one model.
     out : Path
-        CSV to write, a line a pair and scope.
+        CSV to write, one line per pair and scope.
     read, catalog, catalog_args, split, n_bootstrap, n_permutations, seed, allow_missing
         As in `score_files` and `retailtag.scoring.compare.hold_contest`.
 
@@ -232,7 +205,7 @@ def compare_files(
     models = [Predictions.load(path) for path in paths]
     groups = seed_groups(models, _distinct_names(paths, models))
     if len(groups) < 2:
-        raise UsageError("There is one model only; name the predictions of two or more.")
+        raise UsageError("There is only one model; name the predictions of two or more.")
     catalogs = _catalogs(paths, models, read, catalog, catalog_args)
     if len({c.digest for c in catalogs}) > 1:
         raise UsageError("The predictions come from several catalogues; give one with --catalog.")
@@ -247,9 +220,15 @@ def compare_files(
         allow_missing=allow_missing,
         n_permutations=n_permutations,
     )
-    columns = tuple(Row.__dataclass_fields__)
-    write_text(out, csv_text(columns, [Row.of(c) for c in contest.comparisons]))
+    write_text(out, csv_text(PAIR_COLUMNS, map(_pair_row, contest.comparisons)))
     return ComparedFiles(contest, _digests(catalogs, models))
+
+
+def _pair_row(c: Comparison) -> SimpleNamespace:
+    """Line of ``pairs.csv``: model `a` minus model `b`."""
+    d = c.difference
+    facts = {**vars(c), **vars(d), "difference": d.value}
+    return SimpleNamespace(**facts, detectable=d.detectable, verdict=c.verdict)
 
 
 def _digests(
@@ -260,10 +239,10 @@ def _digests(
 
 
 def seed_groups(models: Sequence[Predictions], names: Sequence[str]) -> dict[str, list[int]]:
-    """Positions of the runs of each model: those that differ in their seed alone belong together.
+    """Positions of the runs of each model; runs that differ only in their seed are one model.
 
-    Runs belong together if backbone, strategy, data and settings are equal and recorded, and every
-    seed is another; the same seed twice is the same run twice, and tells nothing about seeds.
+    Backbone, strategy, data and settings must be recorded and equal, and all seeds distinct: the
+    same seed twice is the same run twice.
     """
     by_key: dict[str, list[int]] = {}
     for k, model in enumerate(models):
@@ -278,11 +257,7 @@ def seed_groups(models: Sequence[Predictions], names: Sequence[str]) -> dict[str
             groups[f"{name} ({len(members)} seeds)"] = members
         else:
             groups.update({names[k]: [k] for k in members})
-    return _in_given_order(groups)
-
-
-def _in_given_order(groups: dict[str, list[int]]) -> dict[str, list[int]]:
-    return dict(sorted(groups.items(), key=lambda item: item[1][0]))
+    return dict(sorted(groups.items(), key=lambda item: item[1][0]))  # in the order given
 
 
 def _key_without_seed(model: Predictions) -> str | None:
@@ -296,7 +271,7 @@ def _key_without_seed(model: Predictions) -> str | None:
 
 
 def _distinct_names(paths: Sequence[Path], models: Sequence[Predictions]) -> list[str]:
-    """Model names, with the file's name added where two are equal."""
+    """Model names, with the path added where two are equal."""
     names = [model_name(m.provenance, p.stem) for p, m in zip(paths, models, strict=True)]
     seen = Counter(names)
     return [n if seen[n] == 1 else f"{n} ({p})" for n, p in zip(names, paths, strict=True)]
@@ -323,7 +298,8 @@ def _catalogs(
     catalog_args: dict[str, Any] | None,
 ) -> list[Catalog]:
     """Catalogue of each model; each distinct one is read once."""
-    read, found = once(read), []
+    read = once(read)
+    found = []
     for path, model in zip(paths, models, strict=True):
         where = catalog or model.provenance.get("catalog")
         how = catalog_args or ({} if catalog else model.provenance.get("catalog_args")) or {}

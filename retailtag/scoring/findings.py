@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a scorecard: numbered findings, each with its remedy."""
+"""Findings that qualify a scorecard, each with its figures and its remedy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from retailtag.catalog.table import GROUPS
 from retailtag.scoring.finding import Finding, count, named
 from retailtag.scoring.scorecard import ScoreCard
 
-WIDE_INTERVAL = 0.10  # a tail interval wider than this cannot rank models that are usual rivals
-OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
-CALIBRATION = 0.05  # pooled calibration error from which probabilities mislead
-PREVALENCE = (0.5, 2.0)  # given over expected, outside of which a group is over- or under-tagged
-FEW = 20  # tags expected or given in a group, under which their ratio is chance
+# Rival models are often a few points of macro-F1 apart: a wider tail interval cannot rank them.
+MAX_TAIL_INTERVAL_WIDTH = 0.10
+MAX_OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
+MAX_CALIBRATION_ERROR = 0.05  # pooled; beyond it probabilities mislead
+# Tags given over tags expected; outside this range a group is over- or under-tagged.
+PREVALENCE_RATIOS = (0.5, 2.0)
+MIN_TAGS_FOR_PREVALENCE = 20  # tags given or expected in a group; their ratio is chance with fewer
 
 
 def card_findings(card: ScoreCard) -> list[Finding]:
@@ -25,11 +27,11 @@ def card_findings(card: ScoreCard) -> list[Finding]:
 
 
 def _calibration(card: ScoreCard) -> Finding | None:
-    """About the scope that is off the most."""
+    """About the scope with the largest error."""
     errors = {
         scope: s.calibration_error
         for scope, s in card.summaries.items()
-        if scope in ("all", *GROUPS) and s.calibration_error > CALIBRATION
+        if scope in ("all", *GROUPS) and s.calibration_error > MAX_CALIBRATION_ERROR
     }
     worst = max(errors, key=lambda scope: errors[scope], default=None)
     return None if worst is None else calibration_off(worst, errors[worst])
@@ -51,7 +53,7 @@ def _undefined(card: ScoreCard) -> Finding | None:
 def _wide_tail(card: ScoreCard) -> Finding | None:
     tail = card.summaries["tail"]
     width = tail.macro_f1_high - tail.macro_f1_low
-    if not tail.n_tags or width <= WIDE_INTERVAL:
+    if not tail.n_tags or width <= MAX_TAIL_INTERVAL_WIDTH:
         return None
     support = [r.support for r in card.tags if r.group == "tail" and r.support]
     return Finding(
@@ -70,8 +72,8 @@ def _never_predicted(card: ScoreCard) -> Finding | None:
         "never-predicted",
         f"{count(len(silent), 'tag')} with positives in the {card.split} split were never given "
         f"to an image ({named(silent)}).",
-        "Look at their thresholds and average precision: a good AP means the threshold is at "
-        "fault, a poor one that more training images are needed.",
+        "Look at their average precision: if it is good the threshold is too high, if it is poor "
+        "the tag needs more training images.",
     )
 
 
@@ -86,13 +88,13 @@ def constant_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Finding
         "constant-scores",
         f"{count(len(flat), 'tag')} score the same for every image "
         f"({named([tags[j] for j in flat])}).",
-        "They were not fitted (a single training class, or no positive); give them training "
-        "images or drop them from the taxonomy.",
+        "They were not fitted (all training labels equal, or no positive); add training images or "
+        "drop these tags from the taxonomy.",
     )
 
 
 def non_finite_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Finding | None:
-    """Tags with an infinite logit (n_images, n_tags); NaN is refused before it comes here."""
+    """Tags with an infinite logit (n_images, n_tags); NaN is refused earlier."""
     bad = np.isinf(logits)
     if not bad.any():
         return None
@@ -100,7 +102,7 @@ def non_finite_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Findi
     return Finding(
         "non-finite-scores",
         f"{count(int(bad.sum()), 'score')} of {count(len(where), 'tag')} are infinite "
-        f"({named(where)}): they all tie, and have no calibration.",
+        f"({named(where)}): such scores all tie and cannot be calibrated.",
         "Look for overflow or a logarithm of 0 in the model; clip probabilities before the logit.",
     )
 
@@ -108,13 +110,13 @@ def non_finite_scores(tags: Sequence[str], logits: NDArray[np.float32]) -> Findi
 def duplicated_images(
     twins: Sequence[tuple[str, str]], seen_by: str, n_images: int, split: str
 ) -> Finding | None:
-    """Scored images that were fitted under another id: (scored id, fitted id), and how it shows."""
+    """Scored images that are training images under another id: (scored id, training id) pairs."""
     if not twins:
         return None
     return Finding(
         "duplicated-images",
-        f"{count(len(twins), 'image')} of the {n_images:,} scored in the {split} split are among "
-        f"the fitted ones under another id, by {seen_by} "
+        f"{count(len(twins), 'image')} of the {n_images:,} scored in the {split} split are "
+        f"training images under another id, by {seen_by} "
         f"({named([f'{a} = {b}' for a, b in twins])}): the model has seen them with their tags.",
         "Give copies one product (`group`) and split again with `retailtag catalog split`; "
         "`retailtag catalog check` lists them.",
@@ -122,14 +124,14 @@ def duplicated_images(
 
 
 def threshold_optimism(scope: str, in_sample: float, cross_fit: float) -> Finding | None:
-    """Macro-F1 on the scores that thresholds were tuned on, against that of cross-fit ones."""
-    if not in_sample - cross_fit > OPTIMISM:
+    """Macro-F1 on the scores that thresholds were tuned on, against cross-fit macro-F1."""
+    if not in_sample - cross_fit > MAX_OPTIMISM:
         return None
     return Finding(
         "threshold-optimism",
         f"Over {scope} tags the thresholds earn {100 * in_sample:.1f} points of macro-F1 on the "
-        f"scores they were tuned on and {100 * cross_fit:.1f} on the half that they "
-        "were not: the figures of the tuning overstate.",
+        f"scores they were tuned on and {100 * cross_fit:.1f} on the others (cross-fit): the "
+        "figures of the tuning are too high.",
         "Quote held-out or cross-fit figures, and shrink the thresholds of rare tags "
         "(`--thresholds shrunk` or `group`).",
     )
@@ -141,37 +143,39 @@ def probe_kept(is_probe: object) -> Finding | None:
         return None
     return Finding(
         "probe-kept",
-        "No epoch of this fine-tune did better than its start on the validation part, so it is "
-        "the probe, thresholds included.",
-        "Train longer (--epochs) or more gently (--lr), give it more images, or choose the epoch "
-        "by what a small validation part can tell: --choose-epoch macro-ap.",
+        "No epoch of this fine-tune was better than its start on the validation set, so the result "
+        "is the probe, thresholds included.",
+        "Train longer (--epochs), lower the learning rate (--lr), add training images, or choose "
+        "the epoch by average precision (--choose-epoch macro-ap), which a small validation set "
+        "measures better than macro-F1.",
     )
 
 
 def calibration_off(scope: str, error: float) -> Finding | None:
-    """Expected calibration error (a fraction) of the logits' logistic, pooled over a scope."""
-    if not error > CALIBRATION:
+    """Expected calibration error (a fraction) of the probabilities, pooled over a scope."""
+    if not error > MAX_CALIBRATION_ERROR:
         return None
     return Finding(
         "calibration",
         f"Read as probabilities, the scores of {scope} tags are off by {100 * error:.1f} points "
         "on average (pooled calibration error): they rank, but 0.8 does not mean 80 %.",
-        "Use the thresholds and not the probabilities, or calibrate on a split of its own.",
+        "Use the thresholds instead of the probabilities, or calibrate on a separate split.",
     )
 
 
 def prevalence_off(group: str, given: int, expected: float) -> Finding | None:
-    """Tags given in a group, against those that its training prevalence lets expect."""
-    if max(given, expected) < FEW or PREVALENCE[0] * expected <= given <= PREVALENCE[1] * expected:
+    """Tags given in a group, against the number expected at its training prevalence."""
+    low, high = PREVALENCE_RATIOS
+    if max(given, expected) < MIN_TAGS_FOR_PREVALENCE or low * expected <= given <= high * expected:
         return None
     over = given > expected
     return Finding(
         "prevalence",
-        f"{group.capitalize()} tags were given {given:,} times where training prevalence lets "
-        f"expect {expected:,.0f}: {'too freely' if over else 'too sparingly'}, or the split is "
-        "unlike the training images.",
-        "Compare precision and recall of the group; tune its thresholds again"
-        + (" (they may be too low)." if over else " (they may be too high)."),
+        f"{group.capitalize()} tags were given {given:,} times; at training prevalence "
+        f"{expected:,.0f} are expected. They are given {'too often' if over else 'too rarely'}, or "
+        "the split differs from the training images.",
+        "Compare precision and recall of the group and tune its thresholds again; they may be too "
+        f"{'low' if over else 'high'}.",
     )
 
 
@@ -187,13 +191,13 @@ def often_scored(n_models: int | None, n_now: int, split: str) -> Finding | None
     )
     return Finding(
         "split-reused",
-        f"{sentence}; choosing the best of them by this split flatters it.",
+        f"{sentence}; the score of the best of them is too high by selection.",
         "Choose on validation or out-of-fold scores, and keep a fresh split for the final figure.",
     )
 
 
 def ordinal(n: int) -> str:
-    """Number in a row, in words' short form.
+    """Ordinal of a number.
 
     Examples
     --------
@@ -205,13 +209,13 @@ def ordinal(n: int) -> str:
 
 
 def shared_products(shared: NDArray[np.str_], n_products: int, split: str) -> Finding | None:
-    """Products (by name) that have images both among the fitted ones and in the scored split."""
+    """Products (by name) with images both in training and in the scored split."""
     if not len(shared):
         return None
     return Finding(
         "shared-products",
-        f"{count(len(shared), 'product')} of {n_products:,} in the {split} split also have images "
-        f"among the fitted ones ({named(shared.tolist())}): near-copies flatter the scores.",
+        f"{count(len(shared), 'product')} of {n_products:,} in the {split} split also have "
+        f"training images ({named(shared.tolist())}): near-copies raise the scores.",
         "Split by product: `retailtag catalog split` keeps a product's images together.",
     )
 
@@ -224,7 +228,7 @@ def missing_images(missing: NDArray[np.str_], split: str) -> Finding | None:
         "missing-images",
         f"{count(len(missing), 'image')} of the {split} split have no prediction and are left out "
         f"({named(missing.tolist())}).",
-        "Mend or replace the unreadable images, then extract and predict again.",
+        "Repair or replace the unreadable images, then extract and predict again.",
     )
 
 
@@ -236,5 +240,5 @@ def catalogue_changed(recorded: object, digest: str) -> Finding | None:
         "catalogue-changed",
         "The catalogue's ids, splits, groups or labels have changed since these predictions were "
         f"made ({recorded[:12]} then, {digest[:12]} now).",
-        "If labels or splits changed, fit again so that thresholds and strengths follow them.",
+        "If labels or splits changed, fit again so that C and thresholds follow them.",
     )

@@ -1,7 +1,7 @@
-"""Scores that another tool wrote: read, checked cell by cell, and brought to logits.
+"""Scores that another tool wrote: read, checked cell by cell, and converted to logits.
 
-What the numbers mean is declared, never guessed: a file of values in [0, 1] may hold either
-probabilities or timid logits.
+The scale of the numbers is declared, never guessed: values in [0, 1] may be probabilities or
+small logits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import math
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from retailtag.errors import DataError, UsageError
 from retailtag.scoring.csvs import unquoted
+from retailtag.scoring.finding import count
 from retailtag.scoring.metrics import Floats
 
 SCALES = ("logits", "probabilities")
 SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 ID = "image_id"
-SHOWN = 10  # problems told at once
-# Kept off 0 and 1, so that logits stay finite: the smallest normal float32, the last step below 1.
+MAX_PROBLEMS_SHOWN = 10
+# Clipped to this so that logits stay finite: the smallest normal float32, the last float64 below 1.
 PROBABILITY_RANGE = (2.0**-126, 1 - 2.0**-53)
 
 
@@ -42,9 +43,9 @@ class ForeignScores:
     scores : ndarray of float64, shape (n_images, n_tags)
         On the file's own scale; no NaN.
     thresholds : ndarray of float64, shape (n_tags,), or None
-        On the same scale; None where the file has none.
+        On the same scale; None if the file holds no thresholds.
     rows : sequence of int
-        What the user calls each row (a CSV's header is row 1).
+        Row numbers in the file, for messages (a CSV's header is row 1).
     """
 
     path: Path
@@ -63,23 +64,23 @@ def is_foreign(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return "header.npy" not in archive.namelist()
     except (OSError, zipfile.BadZipFile):
-        return False  # for `Predictions.load` to complain about
+        return False  # Predictions.load raises with a better message
 
 
 def read_foreign(path: Path) -> ForeignScores:
-    """Read a table of scores: a row an image, a column a tag.
+    """Read a table of scores with one row per image and one column per tag.
 
     Parameters
     ----------
     path : Path
-        CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one a tag; or NPZ
-        with arrays ``image_ids``, ``tags``, ``scores`` and, if there are, ``thresholds``.
+        CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one per tag; or NPZ
+        with arrays ``image_ids``, ``tags``, ``scores`` and optionally ``thresholds``.
 
     Raises
     ------
     DataError
-        If the file cannot be read, a column is missing or doubled, an id repeats, or a cell is no
-        number; the first ten such rows are told at once.
+        If the file cannot be read, a column is missing or repeated, an id repeats, or a cell is
+        not a number; the message lists the first ten such rows.
     """
     kind = path.suffix.lower()
     try:
@@ -93,7 +94,7 @@ def read_foreign(path: Path) -> ForeignScores:
 
 
 def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
-    """Log-odds of scores on a declared scale; order and ties at thresholds are kept.
+    """Convert scores on a declared scale to logits; order and ties are kept.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
     Returns
     -------
     ndarray of float32, of the same shape
-        Finite for probabilities: 0 and 1 are moved inward by the least that float can hold.
+        Finite for probabilities, 0 and 1 included.
 
     Examples
     --------
@@ -114,11 +115,11 @@ def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
     if scale == "logits":
         return scores.astype(np.float32)
     inside = np.clip(scores, *PROBABILITY_RANGE)
-    return (np.log(inside) - np.log1p(-inside)).astype(np.float32)
+    return (np.log(inside) - np.log1p(-inside)).astype(np.float32)  # log(p / (1 - p))
 
 
 def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
-    """Log-odds of thresholds; ``inf`` (never given) and ``-inf`` (always) stay as they are.
+    """Convert thresholds to logits; ``inf`` (never given) and ``-inf`` (always) stay.
 
     Raises
     ------
@@ -128,8 +129,8 @@ def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
     finite = thresholds[np.isfinite(thresholds)]
     if scale == "probabilities" and ((finite < 0) | (finite > 1)).any():
         raise DataError(
-            "A threshold lies outside [0, 1] while probabilities are declared; give thresholds on "
-            "the scale of the scores, inf for a tag that is never given."
+            "A threshold lies outside [0, 1] although the scores are declared as probabilities; "
+            "give thresholds on the scale of the scores, inf for a tag that is never given."
         )
     return np.where(np.isinf(thresholds), thresholds, to_logits(thresholds, scale)).astype(
         np.float32
@@ -137,7 +138,7 @@ def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
 
 
 def check_scale(scores: ForeignScores, scale: str) -> None:
-    """Raise unless the scores can be what they are declared to be.
+    """Raise if the scores cannot lie on the declared scale.
 
     Raises
     ------
@@ -151,16 +152,12 @@ def check_scale(scores: ForeignScores, scale: str) -> None:
     if scale == "logits":
         return
     outside = np.argwhere((scores.scores < 0) | (scores.scores > 1))
-    _refuse(
-        scores.path,
-        [
-            f"row {scores.rows[i]}, column {scores.tags[j]}: {scores.scores[i, j]:g} is no "
-            "probability"
-            for i, j in outside[:SHOWN].tolist()
-        ],
-        len(outside),
-        "declare --scores logits if that is what they are",
-    )
+    problems = [  # of all cells, if logits were declared probabilities: write out the first ones
+        f"row {scores.rows[i]}, column {scores.tags[j]}: {scores.scores[i, j]:g} is not a "
+        "probability"
+        for i, j in outside[:MAX_PROBLEMS_SHOWN].tolist()
+    ]
+    _refuse(scores.path, problems, "use --scores logits if they are logits", len(outside))
 
 
 def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
@@ -171,24 +168,27 @@ def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
     Raises
     ------
     DataError
-        If a column or a tag is missing, a tag is there twice, or a threshold is no number.
+        If a column or a tag is missing, a tag is repeated, or a threshold is not a number.
     """
     header, rows = _csv_rows(path, ",")
     if "tag" not in header or "threshold" not in header:
         raise DataError(f"{path} needs the columns tag and threshold; it has {', '.join(header)}.")
-    tag_at, value_at = header.index("tag"), header.index("threshold")
-    wanted, found, problems = set(tags), dict[str, float](), list[str]()
+    tag_at = header.index("tag")
+    value_at = header.index("threshold")
+    wanted = set(tags)
+    found: dict[str, float] = {}
+    problems: list[str] = []
     for number, row in rows:
         cells = row + [""] * len(header)
         tag = cells[tag_at] if cells[tag_at] in wanted else unquoted(cells[tag_at])
         value = _number(cells[value_at])
         if tag in found:
-            problems.append(f"row {number}: tag {tag} is there twice")
+            problems.append(f"row {number}: tag {tag} is repeated")
         elif math.isnan(value):
-            problems.append(f"row {number}, column threshold: {cells[value_at]!r} is no number")
+            problems.append(f"row {number}, column threshold: {cells[value_at]!r} is not a number")
         found[tag] = value
     problems += [f"tag {tag} is missing" for tag in tags if tag not in found]
-    _refuse(path, problems[:SHOWN], len(problems), "mend them")
+    _refuse(path, problems, "fix them")
     return np.array([found[tag] for tag in tags], np.float64)
 
 
@@ -207,7 +207,7 @@ def _csv_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, li
 
 
 def _number(text: str) -> float:
-    """Float of a cell; NaN where it is none."""
+    """Float of a cell; NaN if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -217,7 +217,8 @@ def _number(text: str) -> float:
 def _read_csv(path: Path, delimiter: str) -> ForeignScores:
     header, rows = _csv_rows(path, delimiter)
     place, tags = _columns(path, header)
-    width, problems = len(header), []
+    width = len(header)
+    problems = []
     scores = np.full((len(rows), len(tags)), np.nan)
     ids = []
     for i, (number, row) in enumerate(rows):
@@ -226,10 +227,10 @@ def _read_csv(path: Path, delimiter: str) -> ForeignScores:
             row[:] = (row + [""] * width)[:width]
         ids.append(row.pop(place).strip())
         try:
-            scores[i] = row
+            scores[i] = row  # NumPy parses the whole row of text at once
         except ValueError:
             scores[i] = [_number(cell) for cell in row]
-    _refuse(path, problems[:SHOWN], len(problems), "mend them")
+    _refuse(path, problems, "fix them")
     return _checked(path, ids, tags, scores, [n for n, _ in rows], [row for _, row in rows])
 
 
@@ -245,11 +246,11 @@ def _read_parquet(path: Path) -> ForeignScores:
     columns = [table.column(k) for k in range(table.num_columns) if k != place]
     ids = ["" if v is None else str(v) for v in table.column(place).to_pylist()]
     wrong = [
-        f"column {tag}: holds {column.type}, no numbers"
+        f"column {tag}: holds {column.type} instead of numbers"
         for tag, column in zip(tags, columns, strict=True)
         if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
     ]
-    _refuse(path, wrong[:SHOWN], len(wrong), "write numbers")
+    _refuse(path, wrong, "write numbers")
     scores = np.empty((table.num_rows, len(tags)))
     for j, column in enumerate(columns):
         scores[:, j] = column.cast(pa.float64()).to_numpy()
@@ -261,7 +262,8 @@ def _read_npz(path: Path) -> ForeignScores:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
         scores = arrays["scores"].astype(np.float64)
-        ids, names = arrays["image_ids"].astype(str), arrays["tags"].astype(str)
+        ids = arrays["image_ids"].astype(str)
+        names = arrays["tags"].astype(str)
         thresholds = arrays["thresholds"].astype(np.float64) if "thresholds" in arrays else None
     except KeyError as error:
         raise DataError(
@@ -280,17 +282,17 @@ def _read_npz(path: Path) -> ForeignScores:
         raise DataError(f"{path} needs one threshold, a number, for each of its tags.")
     _, tags = _columns(path, [ID, *names.tolist()])
     found = _checked(path, ids.tolist(), tags, scores, range(1, len(ids) + 1))
-    return ForeignScores(path, found.image_ids, tags, scores, thresholds, found.rows)
+    return replace(found, thresholds=thresholds)
 
 
 def _columns(path: Path, header: list[str]) -> tuple[int, tuple[str, ...]]:
     """Position of the ids, and the tags in their order."""
     if ID not in header:
-        raise DataError(f"{path} has no column {ID}; name the column of ids so.")
+        raise DataError(f"{path} has no column {ID}; give the column of ids that name.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice or len(header) < 2:
         what = f"column {twice[0]} twice" if twice else "no column of a tag"
-        raise DataError(f"{path} has {what}; it needs one column a tag.")
+        raise DataError(f"{path} has {what}; it needs one column per tag.")
     place = header.index(ID)
     return place, tuple(header[:place] + header[place + 1 :])
 
@@ -303,14 +305,14 @@ def _checked(
     rows: Sequence[int],
     text: Sequence[Sequence[str]] | None = None,
 ) -> ForeignScores:
-    """The scores, unless an id is missing or doubled or a cell is no number; `text` as written."""
+    """The scores; refused if an id is missing or repeated or a cell (`text`) is not a number."""
     problems = list(_bad_ids(ids, rows))
     bad = np.argwhere(np.isnan(scores))
-    for i, j in bad[:SHOWN].tolist():
+    total = len(problems) + len(bad)
+    for i, j in bad[:MAX_PROBLEMS_SHOWN].tolist():
         cell = repr(text[i][j]) if text is not None else "an empty or NaN cell"
-        problems.append(f"row {rows[i]}, column {tags[j]}: {cell} is no number")
-    total = len(problems) + max(len(bad) - SHOWN, 0)
-    _refuse(path, problems[:SHOWN], total, "mend or drop them")
+        problems.append(f"row {rows[i]}, column {tags[j]}: {cell} is not a number")
+    _refuse(path, problems, "fix or drop them", total)
     return ForeignScores(path, np.array(ids, dtype=np.str_), tags, scores, None, rows)
 
 
@@ -325,10 +327,12 @@ def _bad_ids(ids: Sequence[str], rows: Sequence[int]) -> Iterable[str]:
             first[image_id] = row
 
 
-def _refuse(path: Path, shown: Sequence[str], total: int, remedy: str) -> None:
-    """Raise `DataError` with the problems `shown` of `total`, if there are any."""
+def _refuse(path: Path, problems: Sequence[str], remedy: str, total: int | None = None) -> None:
+    """Raise `DataError` with the first of the `problems`, of which there are `total`, if any."""
+    total = len(problems) if total is None else total
     if not total:
         return
-    more = [f"and {total - len(shown)} more"] if total > len(shown) else []
-    head = f"{path} has {total} problem{'' if total == 1 else 's'}; {remedy}:"
-    raise DataError("\n  ".join([head, *shown, *more]))
+    lines = [f"{path} has {count(total, 'problem')}; {remedy}:", *problems[:MAX_PROBLEMS_SHOWN]]
+    if total > MAX_PROBLEMS_SHOWN:
+        lines.append(f"and {total - MAX_PROBLEMS_SHOWN} more")
+    raise DataError("\n  ".join(lines))

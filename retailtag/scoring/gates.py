@@ -1,4 +1,4 @@
-"""Gates: conditions on a scorecard that a script can fail on, such as ``tail_macro_f1>=0.30``."""
+"""Gates: conditions on a scorecard that a script can test, such as ``tail_macro_f1>=0.30``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def parse_gate(text: str) -> Gate:
     Raises
     ------
     UsageError
-        If the text is no gate or names no figure.
+        If the text is not a gate or names an unknown figure.
 
     Examples
     --------
@@ -82,8 +82,8 @@ def parse_gate(text: str) -> Gate:
         gate = Gate("", "", math.nan)
     if gate.name not in NAMES or math.isnan(gate.bound):
         raise UsageError(
-            f'--gate "{text}" is no gate; write NAME OP NUMBER such as "tail_macro_f1>=0.30", with '
-            f"one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."
+            f'--gate "{text}" is not a gate; write NAME OP NUMBER such as "tail_macro_f1>=0.30", '
+            f"with one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."
         )
     return gate
 

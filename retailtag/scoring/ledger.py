@@ -1,4 +1,4 @@
-"""How many models have been scored on a split: choosing by the test split leaves a trace."""
+"""A record of how many models have been scored on a split, so that reuse of it can be reported."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NAME = "scored.jsonl"
 
 
 def state_folder() -> Path:
-    """Folder for what retailtag remembers between runs.
+    """Folder of the files that retailtag keeps between runs.
 
     ``$RETAILTAG_STATE``, else ``$XDG_STATE_HOME/retailtag``, else ``~/.local/state/retailtag``.
 
     Raises
     ------
     RuntimeError
-        If none of these is known, not even the home folder.
+        If none of these is known.
     """
     if own := os.environ.get("RETAILTAG_STATE"):
         return Path(own)
@@ -34,7 +34,7 @@ def state_folder() -> Path:
 def record_scored(
     catalog: str, split: str, predictions: Iterable[str], folder: Path | None = None
 ) -> int | None:
-    """Note that predictions were scored on a split; returns how many different ones have been.
+    """Record that predictions were scored on a split and count the distinct ones so far.
 
     Parameters
     ----------
@@ -43,15 +43,15 @@ def record_scored(
     split : str
         Split that was scored.
     predictions : iterable of str
-        Digests; those noted before are not noted again.
+        Digests; those recorded before are not recorded again.
     folder : Path, optional
         `state_folder` by default.
 
     Returns
     -------
     int or None
-        Distinct predictions noted for this catalogue and split, these included; None where the
-        folder can be neither read nor written. Scoring never fails for it.
+        Distinct predictions recorded for this catalogue and split, these included; None if the
+        folder can be neither read nor written, which never stops scoring.
     """
     new = set(predictions)
     try:
@@ -66,19 +66,13 @@ def record_scored(
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:
             handle.write(lines)
-    except OSError:  # a read-only home: what is known still counts
+    except OSError:  # read-only home: the recorded ones still count
         return len(known | new) if known else None
     return len(known | new)
 
 
 def reused_split(digests: Sequence[tuple[str, str]], split: str) -> list[Finding]:
-    """Note what was scored; say how many models each catalogue's split has seen.
-
-    Parameters
-    ----------
-    digests : sequence of (catalogue, predictions)
-    split : str
-    """
+    """Record scored `digests` (catalogue, predictions); findings about splits scored often."""
     by_catalog: dict[str, set[str]] = {}
     for catalog, digest in digests:
         by_catalog.setdefault(catalog, set()).add(digest)
@@ -96,7 +90,7 @@ def _line(catalog: str, split: str, digest: str) -> str:
 
 
 def _known(path: Path, catalog: str, split: str) -> set[str]:
-    """Digests noted before; lines that a kill cut short are passed over."""
+    """Digests recorded before; lines cut short by a kill are skipped."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from retailtag.scoring.summaries import group_summaries, measure, tag_rows, thre
 
 
 def model_name(provenance: dict[str, Any], fallback: str = "predictions") -> str:
-    """Name of a fitted model, ``backbone · strategy``, from what its predictions record.
+    """Name of a model, ``backbone · strategy``, from the provenance of its predictions.
 
     Examples
     --------
@@ -32,8 +32,8 @@ def model_name(provenance: dict[str, Any], fallback: str = "predictions") -> str
     >>> model_name({}, "mine")
     'mine'
     """
-    parts = [str(provenance[key]) for key in ("backbone", "strategy") if provenance.get(key)]
-    return " · ".join(parts) or fallback
+    words = [str(provenance[key]) for key in ("backbone", "strategy") if provenance.get(key)]
+    return " · ".join(words) or fallback
 
 
 def score_predictions(
@@ -55,8 +55,8 @@ def score_predictions(
     split : str
         Split to score.
     allow_missing : bool
-        Score without the images that have no prediction (unreadable ones) and say so in a
-        finding, instead of refusing.
+        Score without the images that have no prediction (unreadable ones) and report them in a
+        finding instead of raising.
     name : str, optional
         Model's name on the card; from the predictions' provenance by default.
 
@@ -103,8 +103,8 @@ def refuse_overlap(predictions: Predictions, catalog: Catalog, split: str) -> No
     if len(both):
         raise SplitOverlap(
             f"The model was fitted on {count(len(both), 'image')} of the {split} split "
-            f"({named(both.tolist())}), so their score would flatter it; fit without them "
-            "or score another split."
+            f"({named(both.tolist())}), so its score would be too high; fit without "
+            "them or score another split."
         )
 
 
@@ -122,6 +122,7 @@ def predictions_digest(predictions: Predictions) -> str:
     """SHA-256 over ids, tags, logits, thresholds and fitted ids, hexadecimal."""
     h = hashlib.sha256()
     for names in (predictions.image_ids, np.array(predictions.tags), predictions.fitted_ids):
+        # separators that no id holds: ("a", "bc") and ("ab", "c") must differ
         h.update("\x1f".join(names.tolist()).encode() + b"\x1e")
     for numbers in (predictions.logits, predictions.thresholds):
         h.update(np.ascontiguousarray(numbers, np.float32).tobytes())

@@ -16,12 +16,12 @@ from retailtag.scoring.strict_json import number, plain, row_from
 
 FORMAT = 2
 SCOPES = ("all", "tail", "common", "frequent")
-LOW_SUPPORT = 10  # positives in the scored split under which one tag's F1 says little
+LOW_SUPPORT = 10  # positives; with fewer in the scored split one tag's F1 says little
 
 
 @dataclass(frozen=True)
 class TagRow:
-    """How one tag fared.
+    """Scores of one tag.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class TagRow:
     threshold : float
         Logit from which the tag is given; infinite: never.
     low_support : bool
-        Fewer than `LOW_SUPPORT` positives: read the row with care.
+        Fewer than `LOW_SUPPORT` positives in the scored split.
     rule : str
-        How the threshold was chosen, as the predictions record it; ``given`` if they don't.
+        How the threshold was chosen, as the predictions record it; ``given`` if they do not.
     f1_low, f1_high : float
         95 % interval of F1 (Wilson's, of the Jaccard index behind it; products are the trials).
     f1_oracle : float
@@ -74,15 +74,15 @@ class GroupSummary:
     Parameters
     ----------
     scope : str
-        ``all``, ``tail``, ``common``, ``frequent``, or a part of the tail such as ``tail 0-9``.
+        ``all``, ``tail``, ``common``, ``frequent``, or a range of the tail such as ``tail 0-9``.
     n_tags : int
         Tags averaged.
     n_undefined : int
-        Tags of the scope left out for want of a positive.
+        Tags of the scope left out because they have no positive.
     macro_f1, macro_precision, macro_recall, macro_ap : float
         Means of the per-tag values, in [0, 1]; NaN if `n_tags` is 0.
     macro_f1_low, macro_f1_high : float
-        95 % interval of `macro_f1`: the one shown to cover, see `intervals.macro_interval`.
+        95 % interval of `macro_f1`, see `intervals.macro_interval`.
     macro_f1_sklearn : float
         Mean F1 with 0 for undefined tags: the column that equals scikit-learn's default.
     macro_f1_oracle : float
@@ -125,7 +125,7 @@ class ScoreCard:
     tags : tuple of TagRow
         One row per tag in the catalogue's order.
     summaries : dict of str to GroupSummary
-        By scope: those of `SCOPES`, then the parts of the tail.
+        By scope: those of `SCOPES`, then the ranges of the tail.
     micro_f1 : float
         F1 of the pooled cells.
     macro_f1_sklearn : float
@@ -201,7 +201,7 @@ class ScoreCard:
     def save(self, folder: Path) -> None:
         """Write ``scorecard.json`` and its tables as CSV, each whole or not at all.
 
-        ``scorecard.json`` comes last: where it stands, its tables stand too.
+        ``scorecard.json`` is written last: if it exists, so do its tables.
         """
         folder = Path(folder)
         write_text(folder / "per_tag.csv", csv_text(_names(TagRow), self.tags))

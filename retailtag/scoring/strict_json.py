@@ -1,4 +1,4 @@
-"""Dataclasses to strict JSON and back, non-finite numbers included."""
+"""Dataclasses to strict JSON and back; JSON itself has no NaN and no infinity."""
 
 from __future__ import annotations
 
@@ -37,8 +37,13 @@ def row_from(kind: type[_Row], value: dict[str, Any]) -> _Row:
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a field is missing or is no number.
+        If a field is missing or is not a number.
     """
-    floats = {f.name for f in fields(kind) if f.type == "float"}  # type: ignore[arg-type]
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: number(value[name]) if name in floats else value[name] for name in names})
+    # Keys that are not fields are ignored: files of earlier versions hold some.
+    return kind(
+        **{
+            # annotations are strings in modules with `from __future__ import annotations`
+            f.name: number(value[f.name]) if f.type == "float" else value[f.name]
+            for f in fields(kind)  # type: ignore[arg-type]
+        }
+    )

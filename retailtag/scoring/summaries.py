@@ -88,7 +88,7 @@ def measure(
 
 
 def threshold_rules(provenance: dict[str, Any], group: NDArray[np.str_]) -> list[str]:
-    """Where each tag's threshold came from, as its predictions record it; ``given`` if not.
+    """Rule behind each tag's threshold, as its predictions record it; ``given`` if they do not.
 
     Examples
     --------
@@ -107,17 +107,17 @@ def threshold_rules(provenance: dict[str, Any], group: NDArray[np.str_]) -> list
 
 
 def tag_rows(
-    found: Measured, table: TagTable, thresholds: NDArray[np.float32], rules: list[str]
+    measured: Measured, table: TagTable, thresholds: NDArray[np.float32], rules: list[str]
 ) -> tuple[TagRow, ...]:
     """One row per tag in the catalogue's order; `thresholds` and `rules` are per tag."""
-    counts = found.counts
+    counts = measured.counts
     columns: dict[str, list[Any]] = {
         "tag": list(table.tags),
         "group": table.group.tolist(),
         "train_count": table.train_count.tolist(),
         "support": counts.positives.tolist(),
         **{name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn", "tn")},
-        **{name: value.tolist() for name, value in found.values.items()},
+        **{name: value.tolist() for name, value in measured.values.items()},
         "threshold": thresholds.tolist(),
         "rule": rules,
         "low_support": (counts.positives < LOW_SUPPORT).tolist(),

@@ -98,10 +98,10 @@ def test_giving_too_many_or_too_few_tags_is_found(counted, predict):
     assert "prevalence" not in codes(predict(counted, **fields), counted)
     fields["thresholds"] = np.full(6, -2, np.float32)
     card = score_predictions(predict(counted, **fields), counted)
-    assert any(f.code == "prevalence" and "too freely" in f.sentence for f in card.findings)
+    assert any(f.code == "prevalence" and "too often" in f.sentence for f in card.findings)
     fields["thresholds"] = np.full(6, np.inf, np.float32)
     card = score_predictions(predict(counted, **fields), counted)
-    assert any(f.code == "prevalence" and "too sparingly" in f.sentence for f in card.findings)
+    assert any(f.code == "prevalence" and "too rarely" in f.sentence for f in card.findings)
 
 
 @pytest.mark.parametrize(

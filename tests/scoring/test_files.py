@@ -79,7 +79,7 @@ def test_pairs_are_written_safe_for_spreadsheets(runs, catalog, tmp_path):
 def test_what_cannot_be_compared_is_refused(runs, catalog, predict, tmp_path):
     out = tmp_path / "pairs.csv"
     one = runs / "cnn/probe"
-    with pytest.raises(UsageError, match="one model only"):
+    with pytest.raises(UsageError, match="only one model"):
         compare_files([one], lambda path: catalog, out=out)
     leaking = run_of(predict, catalog, 1, strategy="leak")
     leaking = replace(leaking, fitted_ids=catalog.image_ids)

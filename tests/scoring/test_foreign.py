@@ -79,7 +79,7 @@ def test_only_the_first_ten_problems_are_shown(tmp_path):
     with pytest.raises(DataError) as said:
         read_foreign(path)
     assert "has 25 problems" in str(said.value)
-    assert str(said.value).count("is no number") == 10
+    assert str(said.value).count("is not a number") == 10
     assert "and 15 more" in str(said.value)
 
 
@@ -138,7 +138,7 @@ def test_predictions_of_retailtag_are_not_foreign(tmp_path, predictions):
 def test_probabilities_outside_the_unit_interval_are_named(tmp_path):
     found = read_foreign(write(tmp_path / "a.csv", scores=SCORES * 4 - 1))
     check_scale(found, "logits")
-    with pytest.raises(DataError, match=r"row 3, column red: 3 is no probability"):
+    with pytest.raises(DataError, match=r"row 3, column red: 3 is not a probability"):
         check_scale(found, "probabilities")
     with pytest.raises(UsageError, match="--scores odds"):
         check_scale(found, "odds")
@@ -181,7 +181,7 @@ def test_quoting_a_formula_is_undone(text, start):
 def test_threshold_files_are_checked(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("tag,threshold\nred,0.5\nred,high\n")
-    with pytest.raises(DataError, match=r"row 3: tag red is there twice\n.*tag blue is missing"):
+    with pytest.raises(DataError, match=r"row 3: tag red is repeated\n.*tag blue is missing"):
         read_thresholds(path, ["red", "blue"])
     path.write_text("tag,threshold\nred,high\n")
     with pytest.raises(DataError, match="row 2, column threshold: 'high'"):

@@ -26,7 +26,7 @@ def test_every_gate_reads_back(name, op, bound):
      "macro_f1>=0.3>=0.2", "tail macro_f1>=0.3"],
 )  # fmt: skip
 def test_malformed_gates_are_refused_with_the_names(text):
-    with pytest.raises(UsageError, match=r"is no gate; .*tail_macro_ap.*micro_f1"):
+    with pytest.raises(UsageError, match=r"is not a gate; .*tail_macro_ap.*micro_f1"):
         parse_gate(text)
 
 
