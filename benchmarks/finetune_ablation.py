@@ -7,7 +7,7 @@ RUN holds the probes of these backbones on this catalogue (`retailtag bakeoff CA
 
 * the probe as it stands;
 * the last four blocks by the base settings (``bce``: binary cross-entropy, shuffled, shared by
-  all rows below), and with each choice for the tail alone: losses, samplers, smoothing, averages,
+  all rows below), and with each choice for the tail alone: losses, samplers, averages,
   mixtures, augmentations, interpolation off, equal rates for all blocks;
 * ``chosen``: the base with the loss and the sampler whose rows had the largest criterion **on the
   validation part**; the test split chooses nothing here;
@@ -60,7 +60,7 @@ Changes = Mapping[str, Any]
 
 LOSSES: dict[str, Changes] = {
     name: {"loss": name.replace(" ", ":")}
-    for name in ("asl", "asl gamma_neg=2", "focal alpha=none", "db", "la", "bce smoothing=0.1")
+    for name in ("asl", "asl gamma_neg=2", "focal alpha=none", "db")
 }
 SAMPLERS: dict[str, Changes] = {
     "repeat": {"sampler": "repeat"},

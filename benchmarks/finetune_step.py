@@ -1,4 +1,4 @@
-"""An epoch from kept activations against a whole one, and our step against timm's.
+"""An epoch from cached activations against a whole one, and our step against timm's.
 
     python benchmarks/finetune_step.py [--backbones a,b] [--images N] [--rounds N]
                                        [--quick] [--json] [--dry]
@@ -6,7 +6,7 @@
 Random weights, generated JPEG photographs, the last four blocks and a head of 250 tags, batches of
 32. All ratios are within one run, the rivals taking turns; a time is the least of the rounds.
 
-* ``cached``: an epoch from kept activations (read from the disk's cache, float16) against an epoch
+* ``cached``: an epoch from cached activations (read from the disk, float16) against an epoch
   through the whole model from decoded pixels in memory (``plain``), and against one that decodes
   its images each time (``decoding``), both without augmentation. Arithmetic bounds the first:
   ``bound`` is the ratio of the operations of the two epochs, counted in forward and backward pass,
@@ -14,7 +14,7 @@ Random weights, generated JPEG photographs, the last four blocks and a head of 2
 * ``timm``: timm's ``train.py`` step (its optimiser factory, autocast off, bytes normalised on the
   device as its prefetching loader does, PyTorch's own layers) with the same parameters frozen,
   against our plain step; ``speedup_timm`` is an epoch of such steps, data for nothing, against the
-  epoch from kept activations, and ``bound_timm`` the same ratio of operations: a ViT's last block
+  epoch from cached activations, and ``bound_timm`` the same ratio of operations: a ViT's last block
   runs whole there. Times can be further apart: `retailtag.backbones.onednn` beats PyTorch's layers
   on some CPUs.
 * ``waiting``: share of an epoch that the training waits for its next batch.
@@ -85,9 +85,9 @@ class Bench:
         """All images."""
         return np.arange(len(self.catalog))
 
-    def pixels(self, *, kept: bool) -> ImageLoader:
-        """Source of pixels that keeps what it has decoded, or not."""
-        share, image_loader_module.MEMORY_SHARE = image_loader_module.MEMORY_SHARE, 0.25 * kept
+    def images(self, *, cached: bool) -> ImageLoader:
+        """Loader that caches what it has decoded, or not."""
+        share, image_loader_module.MEMORY_SHARE = image_loader_module.MEMORY_SHARE, 0.25 * cached
         rows = self.rows.tolist()
         try:
             return ImageLoader(
@@ -101,31 +101,31 @@ class Bench:
         ids = self.catalog.image_ids.tolist()
         return Views(Augment.parse("none"), 0, image_keys(ids))
 
-    def plain(self, *, kept: bool) -> BatchLoader:
+    def plain(self, *, cached: bool) -> BatchLoader:
         """Pixels through the whole model."""
-        return PixelBatchLoader(self.network, self.pixels(kept=kept), self.views())
+        return PixelBatchLoader(self.network, self.images(cached=cached), self.views())
 
     def cached(self) -> BatchLoader:
-        """Kept activations, computed now."""
+        """Cached activations, computed now."""
         ids = self.catalog.image_ids.tolist()
         images = CachedImages(ids, dict.fromkeys(ids, "0" * 64), self.rows, self.rows[:0])
-        feed = cached_batch_loader(
+        loader = cached_batch_loader(
             self.network,
-            self.pixels(kept=True),
+            self.images(cached=True),
             images,
             self.network.backbone.spec(),
             self.root,
             10**12,
             self.views(),
-            dtype="float16",  # unasked, random weights may be kept in float32: they hardly tell
+            dtype="float16",  # by default, random weights may be stored in float32
         )
-        assert feed is not None
-        return feed
+        assert loader is not None
+        return loader
 
-    def stepper(self, feed: BatchLoader) -> TrainingStep:
+    def stepper(self, loader: BatchLoader) -> TrainingStep:
         """Steps of the trained part."""
         loss = parse_loss("bce").build(LabelCounts.of(self.labels))
-        return TrainingStep(self.network, feed, loss)
+        return TrainingStep(self.network, loader, loss)
 
 
 def make_catalog(folder: Path, n: int, side: int) -> Catalog:
@@ -158,7 +158,7 @@ def epoch(bench: Bench, stepper: TrainingStep) -> tuple[float, float]:
     """Seconds of one epoch, and of those the seconds of waiting for batches."""
     bench.network.train()
     began, waited = time.perf_counter(), 0.0
-    batches: Iterator[tuple[np.ndarray, Tensor]] = stepper.feed.batches(bench.rows, BATCH, 1)
+    batches: Iterator[tuple[np.ndarray, Tensor]] = stepper.loader.batches(bench.rows, BATCH, 1)
     while True:
         asked = time.perf_counter()
         item = next(batches, None)
@@ -241,7 +241,7 @@ def operations(call: Callable[[], Any]) -> int:
 
 
 def bounds(bench: Bench, batch: Tensor) -> dict[str, float]:
-    """How much less a step from kept activations computes than one through the whole model."""
+    """How much less a step from cached activations computes than one through the whole model."""
     network = bench.network
     network.train()
     kept = network.activations(batch)
@@ -251,12 +251,12 @@ def bounds(bench: Bench, batch: Tensor) -> dict[str, float]:
     return {"bound": (trunk + rest) / rest, "bound_timm": whole / rest}
 
 
-def agreement(bench: Bench, feeds: dict[str, BatchLoader]) -> dict[str, float]:
-    """Loss of one epoch from the same start by each feed, and how far scores are apart after it."""
+def agreement(bench: Bench, loaders: dict[str, BatchLoader]) -> dict[str, float]:
+    """Loss of an epoch from the same start by each loader, and how far scores are apart then."""
     origin, losses, scores = bench.network.state(), {}, []
     for name in ("plain", "cached"):
         bench.network.load(origin)
-        run = Training(bench.network, feeds[name], bench.labels, bench.rows)
+        run = Training(bench.network, loaders[name], bench.labels, bench.rows)
         losses[f"loss_{name}"], _ = run.epoch(1)
         scores.append(run.predict(bench.rows))
     bench.network.load(origin)
@@ -264,10 +264,10 @@ def agreement(bench: Bench, feeds: dict[str, BatchLoader]) -> dict[str, float]:
     return {**losses, "scores_apart": float(f"{apart:.2g}")}
 
 
-def peak_mib(bench: Bench, feed: BatchLoader) -> float:
+def peak_mib(bench: Bench, loader: BatchLoader) -> float:
     """Memory of one step above what stood before it, and the model."""
-    stepper = bench.stepper(feed)
-    some, batch = next(iter(feed.batches(bench.rows[:BATCH], BATCH, 1)))
+    stepper = bench.stepper(loader)
+    some, batch = next(iter(loader.batches(bench.rows[:BATCH], BATCH, 1)))
     bench.network.train()
     with measured("cpu", held=backbone_bytes(bench.network.backbone)) as cost:
         stepper.step(batch, torch.from_numpy(bench.labels[some]), 1e-3)
@@ -277,12 +277,12 @@ def peak_mib(bench: Bench, feed: BatchLoader) -> float:
 def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> dict[str, object]:
     """One row of the table."""
     bench = make_bench(backbone_id, folder, catalog)
-    feeds = {
-        "plain": bench.plain(kept=True),
-        "decoding": bench.plain(kept=False),
+    loaders = {
+        "plain": bench.plain(cached=True),
+        "decoding": bench.plain(cached=False),
         "cached": bench.cached(),
     }
-    peaks = {name: peak_mib(bench, feeds[name]) for name in ("plain", "cached")}
+    peaks = {name: peak_mib(bench, loaders[name]) for name in ("plain", "cached")}
     waits: dict[str, float] = {}
 
     def run(name: str, stepper: TrainingStep) -> Callable[[], None]:
@@ -292,10 +292,10 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
 
         return one
 
-    epochs = least({n: run(n, bench.stepper(feed)) for n, feed in feeds.items()}, rounds)
-    some, batch = next(iter(feeds["plain"].batches(bench.rows[:BATCH], BATCH)))
+    epochs = least({n: run(n, bench.stepper(loader)) for n, loader in loaders.items()}, rounds)
+    some, batch = next(iter(loaders["plain"].batches(bench.rows[:BATCH], BATCH)))
     targets = torch.from_numpy(bench.labels[some])
-    stepper = bench.stepper(feeds["plain"])
+    stepper = bench.stepper(loaders["plain"])
     steps = least(
         {
             "ours": lambda: stepper.step(batch, targets, 1e-3),
@@ -304,7 +304,7 @@ def measure(backbone_id: str, folder: Path, catalog: Catalog, rounds: int) -> di
         2 * rounds,
     )
     per_image, bound = saved_bytes(bench, batch[:4]), bounds(bench, batch[:4])
-    agree = agreement(bench, feeds)
+    agree = agreement(bench, loaders)
     return {
         "backbone": backbone_id,
         "images": len(catalog),

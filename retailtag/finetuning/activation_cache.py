@@ -1,18 +1,19 @@
-"""Activations of the frozen part, kept on the disk: one folder for one identity.
+"""Activations of the frozen part, cached on the disk: one folder per identity.
 
-A cache is a folder ``BACKBONE-DIGEST`` beside the feature stores. It holds
+A cache is a folder ``BACKBONE-DIGEST``. It holds
 
 ``identity.json``
     Every fact that changes an activation (`ActivationSpec`).
 ``rows-NNNNNN.bin``
-    Rows of equal length one after the other, nothing else: activations in the stored dtype.
+    A segment: rows of equal length one after the other, activations in the stored dtype.
 ``rows-NNNNNN.json``
-    The rows' image ids, the SHA-256 of the images' bytes, a CRC-32 of each row, and a SHA-256 of
-    all that. It is written after the rows have reached the disk, and makes them count.
+    The segment's listing: the rows' image ids, the SHA-256 of the images' bytes, a CRC-32 of each
+    row, and a SHA-256 of the whole. It is written after the segment has reached the disk; a segment
+    without one does not count.
 
-Both appear whole or not at all, so a kill loses at most the file being written. A row is checked
-against its CRC when it is first read; rows of another identity, of changed images, or damaged ones
-are never served. They are computed again: a cache holds nothing that cannot be had anew.
+Files appear whole or not at all, so a kill loses at most the segment being written. A row is
+checked against its CRC when it is first read. Rows of another identity, of changed images, and
+damaged rows are never served; they are computed again.
 """
 
 from __future__ import annotations
@@ -39,43 +40,27 @@ from retailtag.store.spec import canonical_json
 
 FORMAT = 1
 SEGMENT_BYTES = 256 << 20  # a kill loses less than this of what was computed
-_IDENTITY, _LOCK = "identity.json", "writer.lock"
+MAX_DEFAULT_BYTES = 100_000_000_000  # 100 GB
+_IDENTITY = "identity.json"
+_LOCK = "writer.lock"
 
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ActivationSpec:
-    """What must be equal for two activations of the same image to be interchangeable.
+    """What must be equal for two activations of the same image to be interchangeable."""
 
-    Parameters
-    ----------
-    backbone, weights_sha256, architecture, preprocessing : str
-        As in `FeatureSpec`.
-    engine : str
-        ``eager-float32``, or ``autocast-`` and the dtype.
-    boundary : str
-        Name of the block that the activations enter.
-    shape : tuple of int
-        Of one image's activation as stored.
-    order : str
-        ``contiguous``, or ``channels-last``: (c, h, w) stored as (h, w, c).
-    dtype : str
-        Stored dtype, ``float32``, ``float16`` or ``bfloat16``.
-    view : str
-        ``plain``, or the augmentation with its seed and number.
-    """
-
-    backbone: str
+    backbone: str  # these four as in `FeatureSpec`
     weights_sha256: str
     architecture: str
     preprocessing: str
-    engine: str
-    boundary: str
-    shape: tuple[int, ...]
-    order: str
-    dtype: str
-    view: str = "plain"
+    engine: str  # eager-float32, or autocast- and the dtype: both change the last bits
+    boundary: str  # name of the block that the activations enter
+    shape: tuple[int, ...]  # of one image's activation as stored
+    order: str  # contiguous, or channels-last: (c, h, w) stored as (h, w, c)
+    dtype: str  # stored: float32, float16 or bfloat16
+    view: str = "plain"  # or the augmentation with its seed and number
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of the fields and the format."""
@@ -94,61 +79,54 @@ class ActivationSpec:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a row is: open file, number, hash of its image's bytes, checksum."""
+    """Where a row is, the hash of its image's bytes, and its checksum."""
 
-    piece: int
+    segment: int
     row: int
     sha256: str
     crc: int
 
 
 class ActivationCache:
-    """Rows of one identity, found by image id; see the module for what is on the disk.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of all caches.
-    spec : ActivationSpec
-
-    Notes
-    -----
-    The files stay open: a cache that another process removes to make room serves on. A folder whose
-    identity is damaged or another is emptied.
-    """
+    """Rows of one identity, in a folder of `root`; see the module for what is on the disk."""
 
     def __init__(self, root: Path, spec: ActivationSpec) -> None:
         self.spec = spec
-        self.path = cache_folder(root, spec)
+        self.path = Path(root) / f"{slug(spec.backbone)}-{spec.digest[:12]}"
         self._places: dict[str, _Place] = {}
+        # The files stay open, so that a cache that another process evicts can still be read.
         self._files: dict[int, IO[bytes]] = {}
         self._checked: set[str] = set()
         weakref.finalize(self, _close_all, self._files)
         if self._is_ours():
-            os.utime(self.path / _IDENTITY)  # the least recently used goes first
+            os.utime(self.path / _IDENTITY)  # `make_room` evicts the least recently used first
             for path in sorted(self.path.glob("rows-*.json")):
-                self._open_piece(path)
+                self._open_segment(path)
 
     def _is_ours(self) -> bool:
+        """Whether the folder holds this identity: its name has only 12 digits of the digest."""
         try:
             return bool(read_json(self.path / _IDENTITY) == self.spec.to_json())
         except DataError:
             return False
 
-    def _open_piece(self, path: Path) -> None:
-        """Take the rows of one piece in; a piece that does not fit its description has none."""
+    def _open_segment(self, path: Path) -> None:
+        """Add the rows of a segment, unless it or its listing is damaged."""
         try:
-            listed = _read_listing(path)
+            listing = read_json(path)
+            listed = listing["rows"]
+            if _listing_digest(listed) != listing["sha256"]:
+                return
             handle = path.with_suffix(".bin").open("rb", buffering=0)
-        except (DamagedFile, DataError, OSError):
+        except (DataError, OSError, KeyError, TypeError):
             return
         if os.fstat(handle.fileno()).st_size != len(listed) * self.spec.row_bytes:
             handle.close()
             return
-        piece = int(path.stem.removeprefix("rows-"))
-        self._files[piece] = handle
+        segment = _number(path)
+        self._files[segment] = handle
         for row, (image_id, sha256, crc) in enumerate(listed):
-            self._places[image_id] = _Place(piece, row, sha256, crc)
+            self._places[image_id] = _Place(segment, row, sha256, crc)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -170,26 +148,25 @@ class ActivationCache:
         Raises
         ------
         DamagedFile
-            If a row is not what was written. The cache has forgotten all rows of its piece then:
-            `missing` tells them, and they can be written anew.
+            If a row is not what was written. All rows of its segment are then `missing`, and can
+            be written again.
         """
         out = np.empty((len(image_ids), self.spec.row_bytes), np.uint8)
         for row, image_id in zip(out, image_ids, strict=True):
-            self._read_one(image_id, row)
+            place = self._places[image_id]
+            whole = self._fetch(place, row)
+            # The CRC is computed at the first reading alone: later epochs read the same file.
+            if not whole or (image_id not in self._checked and zlib.crc32(row.data) != place.crc):
+                self._forget(place.segment)
+                raise DamagedFile(
+                    f"{self.path} holds a damaged row of {image_id}; compute it again."
+                )
+            self._checked.add(image_id)
         return out
-
-    def _read_one(self, image_id: str, out: Bytes) -> None:
-        place = self._places[image_id]
-        whole = self._fetch(place, out)
-        whole = whole and (image_id in self._checked or zlib.crc32(out.data) == place.crc)
-        if not whole:
-            self._forget(place.piece)
-            raise DamagedFile(f"{self.path} holds a damaged row of {image_id}; compute it again.")
-        self._checked.add(image_id)
 
     def _fetch(self, place: _Place, out: Bytes) -> bool:
         """Read one row into `out` (row_bytes,); whether the disk gave all of it."""
-        handle = self._files[place.piece]
+        handle = self._files[place.segment]
         try:
             handle.seek(place.row * self.spec.row_bytes)
             n_read: int = handle.readinto(out.data)  # type: ignore[attr-defined]
@@ -197,26 +174,26 @@ class ActivationCache:
             return False
         return n_read == self.spec.row_bytes
 
-    def _forget(self, piece: int) -> None:
-        self._files.pop(piece).close()
-        gone = [i for i, place in self._places.items() if place.piece == piece]
+    def _forget(self, segment: int) -> None:
+        self._files.pop(segment).close()
+        gone = [i for i, place in self._places.items() if place.segment == segment]
         for image_id in gone:
             del self._places[image_id]
         self._checked.difference_update(gone)
         for suffix in (".json", ".bin"):
             with suppress(OSError):
-                (self.path / f"rows-{piece:06d}{suffix}").unlink(missing_ok=True)
+                (self.path / f"rows-{segment:06d}{suffix}").unlink(missing_ok=True)
 
     @contextmanager
     def writer(self) -> Iterator[ActivationWriter]:
-        """Write rows; what was added counts from the end of the block on.
+        """Write rows; all that was added counts from the end of the block on.
 
         Raises
         ------
         Unavailable
             If another process writes this cache, or the folder cannot be written.
         OSError
-            If the disk is full; pieces finished before stay.
+            If the disk is full; segments finished before stay.
         """
         make_folder(self.path)
         lock = WriterLock(self.path / _LOCK)
@@ -230,48 +207,49 @@ class ActivationCache:
             lock.release()
 
     def _prepare(self) -> None:
-        """Empty a folder of another identity, and drop what a killed writer left."""
+        """Empty a folder of another identity, and delete what a killed writer left."""
         if not self._is_ours():
             for path in self.path.glob("rows-*"):
                 path.unlink()
             write_json(self.path / _IDENTITY, self.spec.to_json())
-        for path in (*self.path.glob("rows-*.bin"), *self.path.glob(".*.part")):
-            if path.suffix == ".part" or int(path.stem.removeprefix("rows-")) not in self._files:
+        for path in self.path.glob(".*.part"):
+            path.unlink()
+        for path in self.path.glob("rows-*.bin"):
+            if _number(path) not in self._files:
                 path.unlink()
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
 class ActivationWriter:
-    """Appends rows to a cache, a piece at a time."""
+    """Appends rows to a cache, a segment at a time."""
 
     def __init__(self, cache: ActivationCache) -> None:
         self._cache = cache
         self._limit = max(1, SEGMENT_BYTES // cache.spec.row_bytes)
-        self._listed: list[tuple[str, str, int]] = []
+        self._listed: list[list[Any]] = []
         self._rows: list[Bytes] = []
 
     def add(self, image_ids: Sequence[str], sha256: Sequence[str], rows: Bytes) -> None:
         """Add rows (n, row_bytes) of images whose bytes have these hashes."""
         for image_id, digest, row in zip(image_ids, sha256, rows, strict=True):
-            self._listed.append((image_id, digest, zlib.crc32(row.data)))
+            self._listed.append([image_id, digest, zlib.crc32(row.data)])
             self._rows.append(row)
             if len(self._rows) >= self._limit:
                 self.finish()
 
     def finish(self) -> None:
-        """Bring what was added to the disk and let it count."""
+        """Write what was added as a segment, then its listing, which makes it count."""
         if not self._rows:
             return
         cache = self._cache
-        piece = max(cache._files, default=-1) + 1
-        path = cache.path / f"rows-{piece:06d}.json"
+        path = cache.path / f"rows-{max(cache._files, default=-1) + 1:06d}.json"
         with write_whole(path.with_suffix(".bin")) as handle:
             for row in self._rows:
                 handle.write(row.data)
-        listed = [list(entry) for entry in self._listed]
-        write_json(path, {"rows": listed, "sha256": _listing_digest(listed)})
-        self._listed, self._rows = [], []
-        cache._open_piece(path)
+        write_json(path, {"rows": self._listed, "sha256": _listing_digest(self._listed)})
+        self._listed = []
+        self._rows = []
+        cache._open_segment(path)
 
 
 def _close_all(files: dict[int, IO[bytes]]) -> None:
@@ -279,19 +257,8 @@ def _close_all(files: dict[int, IO[bytes]]) -> None:
         files.popitem()[1].close()
 
 
-def cache_folder(root: Path, spec: ActivationSpec) -> Path:
-    """Folder of one cache: the backbone's id and 12 digits of the digest."""
-    return Path(root) / f"{slug(spec.backbone)}-{spec.digest[:12]}"
-
-
-def _read_listing(path: Path) -> list[tuple[str, str, int]]:
-    """Image id, hash and checksum of each row of a piece, checked against their own digest."""
-    value = read_json(path)
-    if not isinstance(value, dict) or set(value) != {"rows", "sha256"}:
-        raise DamagedFile(f"{path} is no list of rows; the next fine-tune computes them again.")
-    if _listing_digest(value["rows"]) != value["sha256"]:
-        raise DamagedFile(f"{path} is damaged; the next fine-tune computes its rows again.")
-    return [(str(i), str(s), int(crc)) for i, s, crc in value["rows"]]
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("rows-"))
 
 
 def _listing_digest(rows: Any) -> str:
@@ -299,7 +266,7 @@ def _listing_digest(rows: Any) -> str:
 
 
 def make_room(root: Path, budget: int, keep: Sequence[Path], needed: int) -> bool:
-    """Remove the least recently used caches until `needed` more bytes keep within `budget`.
+    """Remove the least recently used caches until `needed` more bytes fit into `budget`.
 
     Parameters
     ----------
@@ -310,7 +277,7 @@ def make_room(root: Path, budget: int, keep: Sequence[Path], needed: int) -> boo
     keep : sequence of Path
         Folders of caches that stay.
     needed : int
-        Bytes to come.
+        Bytes to be written.
 
     Returns
     -------
@@ -344,7 +311,7 @@ def parse_budget(gigabytes: float | None, root: Path) -> int:
             raise UsageError(f"--cache-gb {gigabytes} must be 0 (no cache) or more.")
         return int(min(gigabytes, 1e9) * 1e9)
     place = next(p for p in (Path(root).absolute(), *Path(root).absolute().parents) if p.exists())
-    return min(100_000_000_000, shutil.disk_usage(place).free // 2)
+    return min(MAX_DEFAULT_BYTES, shutil.disk_usage(place).free // 2)
 
 
 def _folder_bytes(path: Path) -> int:

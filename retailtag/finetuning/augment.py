@@ -1,8 +1,8 @@
 """Views of images for training, each a function of (seed, image, view) alone.
 
 ``Augment.parse("light")`` reads a setting. Epoch e shows view e of every image, a new one each
-time; ``cached:V`` shows V views in turn, so that what the frozen part of a network makes of them
-can be kept. View 0 is the image itself.
+time; ``cached:V`` shows V views in turn, so that the activations of a frozen part can be cached.
+View 0 is the image itself.
 
 ===================  ========================================================================
 setting              an epoch shows
@@ -15,9 +15,9 @@ setting              an epoch shows
 ``cached:V:strong``  the same of ``strong``
 ===================  ========================================================================
 
-Hue is left alone: colours are tags. Views are cut from preprocessed pixels, as wide as the
-backbone's input, by torchvision's v2 functions on bytes; the random numbers are our own, since
-torchvision's come from one global generator and would depend on the order of images and threads.
+Hue is left alone: colours are tags. Views are cut from preprocessed pixels of the backbone's input
+size by torchvision's v2 functions on bytes. The random numbers are drawn here: torchvision's come
+from one global generator and would depend on the order of images and threads.
 
 References
 ----------
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from retailtag.errors import UsageError
 
-_STREAM = 0xA06  # keeps these draws apart from others of the same seed
+_STREAM = 0xA06  # separates these draws from others of the same seed
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class Augment:
     preset : str
         ``none``, ``light`` or ``strong``.
     views : int
-        Distinct views of an image, shown in turn from view 0, the image itself; 0 is a new one
-        every epoch.
+        Number of distinct views of an image, shown in turn from view 0; 0: a new one every epoch.
 
     Examples
     --------
@@ -87,7 +86,7 @@ class Augment:
         Raises
         ------
         UsageError
-            If it is none of the forms above.
+            If it is not one of the forms above.
         """
         if text == "none":
             return cls("none", 1)
@@ -100,14 +99,9 @@ class Augment:
             raise UsageError(f"--augment {text} is unknown; use {FORMS}, V being at least 1.")
         return cls(preset, int(views))
 
-    def __str__(self) -> str:
-        if self.preset == "none" or self.views == 0:
-            return self.preset
-        return f"cached:{self.views}" + ("" if self.preset == "light" else f":{self.preset}")
-
     @property
     def cacheable(self) -> bool:
-        """Whether epochs repeat views, so that keeping what the frozen part makes of them pays."""
+        """Whether epochs repeat views, so that caching their activations pays."""
         return self.views > 0
 
     def view_of(self, epoch: int) -> int:
@@ -129,11 +123,10 @@ class Augment:
         pixels : Tensor of uint8, shape (n, 3, h, w)
             On the CPU; not changed.
         images : ndarray of int, shape (n,)
-            What tells images apart, at least 0: rows of a catalogue, or a digest for a cache that
-            outlives it.
+            Key of each image, at least 0; see `image_keys`.
         seed : int
         view : int
-            0 gives `pixels` back.
+            0 returns `pixels`.
         pool : Executor, optional
             Threads that share the batch; the result is the same.
 
@@ -173,11 +166,9 @@ def _draw(image: Tensor, preset: _Preset, rng: np.random.Generator) -> Tensor:
 def _box(
     size: list[int], area: float, ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a share `area` of an image: its aspect changed up to `ratio`.
-
-    A side that would leave the image ends at its edge.
-    """
+    """(top, left, height, width) of a share `area` of an image, its aspect off by up to `ratio`."""
     h, w = size
+    # Log-uniform in [1/√ratio, √ratio]: height/stretch times width·stretch keeps the area.
     stretch = math.exp(rng.uniform(-1, 1) * math.log(ratio) / 2)
     height = min(h, max(1, round(h * math.sqrt(area) / stretch)))
     width = min(w, max(1, round(w * math.sqrt(area) * stretch)))

@@ -1,4 +1,4 @@
-"""What the trained part is fed with: pixels through the frozen part, or kept activations."""
+"""Batches for the trained part of a network, and the views of images that they show."""
 
 from __future__ import annotations
 
@@ -24,25 +24,15 @@ Batches = Iterator[tuple[Rows, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Which views of the images training sees, and how they are told apart.
-
-    Parameters
-    ----------
-    augment : Augment
-    seed : int
-    keys : ndarray of int64, shape (n_catalogue,)
-        Of each image, the same in every catalogue: `image_keys`.
-    workers : int
-        Threads that make views.
-    """
+    """The views of the images that training sees."""
 
     augment: Augment
     seed: int
-    keys: NDArray[np.int64]
-    workers: int = 1
+    keys: NDArray[np.int64]  # (n_catalogue,), see `image_keys`
+    workers: int = 1  # threads that compute views
 
     def names(self) -> list[str]:
-        """What tells each view that is shown again and again from all others, view 0 first."""
+        """An identity of each view that is shown repeatedly, view 0 (the image itself) first."""
         kind = f"{self.augment.preset} {PRESETS.get(self.augment.preset)} seed {self.seed}"
         return ["plain", *(f"{kind} view {v}" for v in range(1, self.augment.views))]
 
@@ -56,35 +46,31 @@ class Views:
 
 
 def image_keys(image_ids: Iterable[str]) -> NDArray[np.int64]:
-    """A number for each image that depends on its id alone, at least 0."""
+    """A number of at least 0 for each image, which depends on its id alone."""
+    # Seven bytes of the digest fit int64; rows of a catalogue would change with the catalogue.
     digests = (hashlib.sha256(i.encode(errors="surrogatepass")).digest()[:7] for i in image_ids)
     return np.array([int.from_bytes(d, "big") for d in digests], np.int64)
 
 
 class BatchLoader(Protocol):
-    """Batches in any order, and the way from a batch to the activations of the trained part."""
+    """Batches in any order, and the activations that enter the trained part."""
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
         """Yield (rows, batch) in the order of `rows`; augmented if an epoch is given."""
         ...
 
-    def enter(self, batch: Tensor) -> Tensor:
-        """What `Network.logits` takes, on the device."""
+    def activations(self, batch: Tensor) -> Tensor:
+        """Input of `Network.logits` for a batch or a slice of it, on the device."""
         ...
 
 
 class PixelBatchLoader:
-    """Pixels, with a forward pass through the frozen part every time.
+    """Batches of pixels, which pass through the frozen part every time."""
 
-    Parameters
-    ----------
-    network : Network
-    pixels : ImageLoader
-    views : Views
-    """
-
-    def __init__(self, network: Network, pixels: ImageLoader, views: Views) -> None:
-        self._network, self._pixels, self._views = network, pixels, views
+    def __init__(self, network: Network, images: ImageLoader, views: Views) -> None:
+        self._network = network
+        self._images = images
+        self._views = views
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
         """See `BatchLoader`."""
@@ -93,15 +79,15 @@ class PixelBatchLoader:
     def _batches(self, rows: Rows, batch_size: int, epoch: int | None) -> Batches:
         view = 0 if epoch is None else self._views.augment.view_of(epoch)
         with self._views.pool() as pool:
-            for some, batch in self._pixels.batches(rows, batch_size):
-                shown = self._views.show(batch, some, view, pool)
+            for some, pixels in self._images.batches(rows, batch_size):
+                shown = self._views.show(pixels, some, view, pool)
                 yield some, pinned(shown, self._network.device)
 
-    def enter(self, batch: Tensor) -> Tensor:
+    def activations(self, batch: Tensor) -> Tensor:
         """See `BatchLoader`."""
         return self._network.activations(batch)
 
 
 def pinned(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch in memory that a GPU copies from without waiting."""
+    """The batch in page-locked memory if a GPU will copy it, which it does in the background."""
     return batch.pin_memory() if device.type == "cuda" else batch

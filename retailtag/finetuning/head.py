@@ -1,4 +1,4 @@
-"""The head that is trained with the blocks: standardise, then one linear row a tag."""
+"""The head that is trained with the blocks: standardisation, then one linear row per tag."""
 
 from __future__ import annotations
 
@@ -30,11 +30,7 @@ class HeadInit:
 
 
 class Head(nn.Module):
-    """Fixed standardisation and a trainable linear layer; (n, dim) to logits (n, n_tags).
-
-    The standardisation stays as it was fitted, so that every direction of the embedding is
-    learned at the same rate.
-    """
+    """Fixed standardisation and a trainable linear layer; (n, dim) to logits (n, n_tags)."""
 
     mean: Tensor
     scale: Tensor
@@ -42,6 +38,8 @@ class Head(nn.Module):
     def __init__(self, start: HeadInit) -> None:
         super().__init__()
         n_tags, dim = start.weight.shape
+        # Buffers, not parameters: with the standardisation fixed, one learning rate moves the
+        # logits equally along every direction of the embedding.
         self.register_buffer("mean", torch.from_numpy(start.mean))
         self.register_buffer("scale", torch.from_numpy(start.scale))
         self.linear = nn.Linear(dim, n_tags)
@@ -56,6 +54,7 @@ class Head(nn.Module):
 
     def folded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weight (n_tags, dim) and bias (n_tags,) for raw embeddings, standardisation folded in."""
+        # w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m), in float64: m may be large beside s.
         weight = self.linear.weight.detach().double() / self.scale.double()
         bias = self.linear.bias.detach().double() - weight @ self.mean.double()
         return weight.float().cpu().numpy(), bias.float().cpu().numpy()

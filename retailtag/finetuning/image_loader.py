@@ -1,4 +1,4 @@
-"""Preprocessed pixels for training: kept in memory when they fit, decoded again when not."""
+"""Decoded, preprocessed images for training: cached in memory when they fit, else decoded again."""
 
 from __future__ import annotations
 
@@ -15,32 +15,23 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.loader import Batch, load_batches
 
-MEMORY_SHARE = 0.25  # of the memory free at the start
+MEMORY_SHARE = 0.25  # of the memory available at the start
 
 
 class ImageLoader:
-    """Batches of preprocessed pixels of a catalogue's images, in any order asked for.
+    """Batches of preprocessed pixels of a catalogue's images, in any order.
 
     Parameters
     ----------
-    catalog : Catalog
     backbone : Backbone
         Its `preprocess` turns an image into uint8 (3, h, w).
     rows : sequence of int
-        Rows of the catalogue that will be asked for again and again.
-    workers : int
-        Decoding threads.
-    max_pixels : int
-        Larger images are refused.
-    allow_truncated : bool
-        Accept files that end early.
+        Rows of the catalogue that are needed every epoch. Their pixels are cached if they fit into
+        a quarter of the available memory; later epochs then decode nothing.
+    workers, max_pixels, allow_truncated
+        As `load_batches` takes them.
     sha256 : mapping of str to str, optional
         Hash of the bytes of each image, by id, as its embedding was made; others are refused.
-
-    Notes
-    -----
-    Decoded pixels are kept while they fit a quarter of the free memory; then an epoch after the
-    first costs no decoding.
     """
 
     def __init__(
@@ -63,8 +54,8 @@ class ImageLoader:
         self._slot = {int(row): i for i, row in enumerate(rows)}
         shape = (len(rows), 3, *backbone.preprocess.size)
         fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available
-        self._kept = np.empty(shape, np.uint8) if fits else None
-        self._have = np.zeros(len(rows), bool)
+        self._cached = np.empty(shape, np.uint8) if fits else None
+        self._is_cached = np.zeros(len(rows), bool)
 
     def batches(
         self, rows: NDArray[np.intp], batch_size: int
@@ -75,35 +66,30 @@ class ImageLoader:
         ------
         UnreadableImage
             If an image cannot be read within the limits; the message names it.
+        DataError
+            If an image is no longer the one that was extracted.
         """
-        if self._kept is None or not all(int(row) in self._slot for row in rows):
+        if self._cached is None or not all(int(row) in self._slot for row in rows):
             yield from self.stream(rows, batch_size)
             return
         slots = np.array([self._slot[int(row)] for row in rows], np.intp)
-        missing = rows[~self._have[slots]]
-        _, first = np.unique(missing, return_index=True)  # a row may be asked for twice
-        coming = self.stream(missing[np.sort(first)], batch_size)
+        missing = rows[~self._is_cached[slots]]
+        _, first = np.unique(missing, return_index=True)  # a sampler may repeat a row
+        decoded = self.stream(missing[np.sort(first)], batch_size)
         for start in range(0, len(rows), batch_size):
             chosen = slots[start : start + batch_size]
-            while not self._have[chosen].all():
-                some, pixels = next(coming)
+            # `decoded` follows the order of `rows`: what is missing here comes next.
+            while not self._is_cached[chosen].all():
+                some, pixels = next(decoded)
                 where = [self._slot[int(row)] for row in some]
-                self._kept[where] = pixels.numpy()
-                self._have[where] = True
-            yield rows[start : start + batch_size], torch.from_numpy(self._kept[chosen])
+                self._cached[where] = pixels.numpy()
+                self._is_cached[where] = True
+            yield rows[start : start + batch_size], torch.from_numpy(self._cached[chosen])
 
     def stream(
         self, rows: NDArray[np.intp], batch_size: int
     ) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
-        """As `batches`, of any rows of the catalogue, and nothing is kept.
-
-        Raises
-        ------
-        UnreadableImage
-            As there.
-        DataError
-            If an image is no longer the one that was extracted.
-        """
+        """As `batches`, of any rows of the catalogue, without caching."""
         for batch in load_batches(
             self._catalog.images,
             rows.tolist(),

@@ -15,7 +15,7 @@ from retailtag.settings import FinetuneSettings
 def make_optimiser(
     backbone: Backbone, head: nn.Module, config: FinetuneSettings
 ) -> torch.optim.Optimizer:
-    """AdamW whose groups carry the ``peak`` rate of their block.
+    """AdamW whose groups carry the ``peak`` learning rate of their block.
 
     Parameters
     ----------
@@ -24,20 +24,17 @@ def make_optimiser(
     head : Module
     config : FinetuneSettings
 
-    Notes
-    -----
-    The rate of a parameter with d blocks after its own is ``lr * layer_decay**d``; the stem counts
-    as the block before the first (Howard and Ruder 2018, discriminative fine-tuning; the geometric
-    form is that of Clark et al. 2020, ELECTRA). Matrices decay, biases and normalisation
-    parameters do not.
-
     References
     ----------
+    Howard and Ruder (2018), Universal Language Model Fine-tuning (a learning rate per block).
+    Clark et al. (2020), ELECTRA (the geometric form).
     Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
     """
     grouped: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in backbone.module.named_parameters():
         if parameter.requires_grad:
+            # lr·decay^d with d blocks after the parameter's own: early blocks hold general
+            # features and move least. The stem counts as the block before the first.
             peak = config.lr * config.layer_decay ** backbone.depth_of(name)
             grouped[peak, parameter.ndim > 1].append(parameter)
     for parameter in head.parameters():
@@ -47,6 +44,8 @@ def make_optimiser(
             "params": parameters,
             "lr": peak,
             "peak": peak,
+            # Decay pulls towards 0, which means "no effect" for a matrix but not for the scale
+            # of a normalisation or a bias.
             "weight_decay": config.weight_decay if is_matrix else 0.0,
         }
         for (peak, is_matrix), parameters in grouped.items()
@@ -55,13 +54,13 @@ def make_optimiser(
 
 
 def set_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group `factor` of its peak rate."""
+    """Give every group `factor` of its peak learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = factor * group["peak"]
 
 
 def warmup_cosine(step: float, steps: float, warmup: float) -> float:
-    """Factor of the peak rate: linear up over ``warmup * steps``, then a half cosine to 0.
+    """Factor of the peak learning rate: linear over ``warmup * steps``, then a half cosine to 0.
 
     Parameters
     ----------

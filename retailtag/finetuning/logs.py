@@ -1,24 +1,23 @@
-"""Where the numbers of a training run go: JSON lines always, and the trackers that are asked for.
+"""The numbers of a training, written as JSON lines and sent to experiment trackers.
 
-`open_logs` gives one `RunLog` that writes to all of them. Settings go in once, numbers under the
-step that they belong to. Reopened with ``resume_at=s``, a log continues after step s: what an
-interrupted run wrote beyond its last checkpoint is dropped or hidden, so that a resumed run reads
-like an uninterrupted one.
+`open_logs` gives one `Logs` that writes to all of them. Settings are written once, numbers under
+the step that they belong to. Opened with ``resume_at=s``, a log continues after step s: what an
+interrupted run wrote after its last snapshot is removed or hidden, so that the log of a resumed run
+equals that of an uninterrupted one.
 
 ===============  ===================================  ==========================================
 log              where                                needs
 ===============  ===================================  ==========================================
 (always)         ``log.jsonl``                        nothing
 ``tensorboard``  ``tensorboard/``                     ``pip install "retailtag[tensorboard]"``
-``mlflow``       as ``MLFLOW_TRACKING_URI`` and       ``pip install "retailtag[mlflow]"``
-                 ``MLFLOW_EXPERIMENT_NAME`` say
-``wandb``        as ``WANDB_PROJECT`` and the like    ``pip install "retailtag[wandb]"``
-                 say
+``mlflow``       set by ``MLFLOW_TRACKING_URI`` and   ``pip install "retailtag[mlflow]"``
+                 ``MLFLOW_EXPERIMENT_NAME``
+``wandb``        set by ``WANDB_PROJECT`` and the     ``pip install "retailtag[wandb]"``
+                 like
 ===============  ===================================  ==========================================
 
 A line of ``log.jsonl`` is ``{"settings": {...}}`` or ``{"step": 120, "loss": 0.031, ...}``; numbers
-that are not finite are null. Each line is written at once and whole: a kill loses at most the line
-that was being written, and the next run removes what is left of it.
+that are not finite are null.
 """
 
 from __future__ import annotations
@@ -40,36 +39,31 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 class RunLog(Protocol):
-    """What a training run tells its numbers to."""
+    """Where a training writes its numbers."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """What the run was asked to do; JSON-able, told once at the start."""
+        """Settings of the run, JSON-able; written once at the start."""
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers as they were at `step`, which never falls; None where there is none."""
+        """Numbers at `step`, which never decreases; None where a number is undefined."""
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write what is pending."""
 
 
 class Logs:
-    """Several logs as one.
-
-    Parameters
-    ----------
-    logs : sequence of RunLog
-    """
+    """Several logs as one."""
 
     def __init__(self, logs: Sequence[RunLog]) -> None:
         self._logs = tuple(logs)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Tell all."""
+        """Write to all."""
         for log in self._logs:
             log.settings(values)
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Tell all."""
+        """Write to all."""
         for log in self._logs:
             log.metrics(step, values)
 
@@ -101,9 +95,9 @@ def open_logs(
     trackers : sequence of str
         Among ``tensorboard``, ``mlflow``, ``wandb``.
     resume_at : int, optional
-        Last step that is kept; a fresh run if left out, and then what stood there is replaced.
+        Last step to keep; by default a fresh log replaces what is there.
     say : callable
-        Told when a tracker stops answering; training goes on without it.
+        Called with a sentence when a tracker stops answering; training continues without it.
 
     Raises
     ------
@@ -113,7 +107,7 @@ def open_logs(
         If its package is not installed; says what to install.
     """
     kinds: dict[str, Callable[[Path, int | None, Say], RunLog]]
-    kinds = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb}
+    kinds = {"tensorboard": _TensorBoard, "mlflow": _Mlflow, "wandb": _Wandb}
     for name in trackers:
         if name not in kinds:
             raise UsageError(f"--log {name} is unknown; choose among {', '.join(TRACKERS)}.")
@@ -122,13 +116,13 @@ def open_logs(
 
 
 class JsonLines:
-    """One JSON object a line, appended.
+    """One JSON object per line, appended.
 
     Parameters
     ----------
     path : Path
     resume_at : int, optional
-        Lines of later steps, and a torn last line, are removed; all lines if left out.
+        Lines of later steps are removed; all lines by default.
     """
 
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
@@ -141,7 +135,7 @@ class JsonLines:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Write a line of settings, unless the log holds the same already."""
+        """Write a line of settings, unless the log has the same line already."""
         if values not in self._settings:
             self._write({"settings": dict(values)})
 
@@ -159,11 +153,12 @@ class JsonLines:
     def _write(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
         try:
-            written = os.write(self._file, line)  # one call: appended in one piece
+            # One unbuffered call: a kill loses at most the line that is being written.
+            written = os.write(self._file, line)
         except OSError as error:
             error.filename = str(self._path)
             raise
-        if written < len(line):
+        if written < len(line):  # a disk that becomes full takes part of the line
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
@@ -180,90 +175,67 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
     return kept
 
 
-class TensorBoard:
-    """Event files in ``tensorboard/`` of the run's folder.
-
-    Parameters
-    ----------
-    folder : Path
-    resume_at : int, optional
-        Later steps of an interrupted run are hidden.
-    say : callable
-    """
+class _TensorBoard:
+    """Event files in ``tensorboard/`` of the run's folder."""
 
     def __init__(self, folder: Path, resume_at: int | None, say: Say) -> None:
         module = _package("torch.utils.tensorboard", "tensorboard")
-        # A fresh run hides whatever an earlier one wrote into the same folder.
+        # Steps from purge_step on are hidden; 0 hides all that an earlier run wrote here.
         purge = 0 if resume_at is None else resume_at + 1
         self._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Write the settings as a text of JSON."""
         self._writer.add_text("settings", f"```\n{json.dumps(dict(values), indent=2)}\n```")
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Write the finite numbers."""
         for name, value in _finite(values).items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write out what is pending."""
         self._writer.close()
 
 
-class Mlflow:
+class _Mlflow:
     """A run in MLflow, found again by the id in ``mlflow.json``.
 
-    Parameters
-    ----------
-    folder : Path
-    resume_at : int, optional
-        Continues the run of that id; MLflow keeps what was written twice, under the same step.
-    say : callable
+    MLflow keeps a number that was written twice under the same step.
     """
 
     def __init__(self, folder: Path, resume_at: int | None, say: Say) -> None:
-        self._mlflow, self._say = _package("mlflow", "mlflow"), say
-        self._fresh = resume_at is None
-        self._alive = True
-        known = _held_id(folder / "mlflow.json", resume_at)
+        self._mlflow = _package("mlflow", "mlflow")
+        self._say = say
+        self._is_fresh = resume_at is None
+        self._answers = True
+        known = _stored_id(folder / "mlflow.json", resume_at)
         run = self._mlflow.start_run(run_id=known, run_name=None if known else folder.name)
         write_json(folder / "mlflow.json", {"id": run.info.run_id})
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Write the settings as parameters, on a fresh run; MLflow never changes one."""
-        if self._fresh:
+        if self._is_fresh:  # MLflow refuses to change a parameter
             texts = {name: str(value)[:500] for name, value in values.items()}
-            self._tell(lambda: self._mlflow.log_params(texts))
+            self._send(lambda: self._mlflow.log_params(texts))
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Write the finite numbers."""
-        self._tell(lambda: self._mlflow.log_metrics(_finite(values), step=step))
+        self._send(lambda: self._mlflow.log_metrics(_finite(values), step=step))
 
     def close(self) -> None:
-        """End the run."""
-        self._tell(self._mlflow.end_run)
+        self._send(self._mlflow.end_run)
 
-    def _tell(self, call: Callable[[], object]) -> None:
-        """Call once; a server that does not answer is given up and training goes on."""
-        if not self._alive:
+    def _send(self, call: Callable[[], object]) -> None:
+        """Call once; after a failure nothing more is sent, and training continues."""
+        if not self._answers:
             return
         try:
             call()
         except (OSError, self._mlflow.exceptions.MlflowException) as error:
-            self._alive = False
-            self._say(f"MLflow takes no more numbers ({error}); log.jsonl has them all.")
+            self._answers = False
+            self._say(f"MLflow stopped answering ({error}); log.jsonl has all numbers.")
 
 
-class Wandb:
+class _Wandb:
     """A run in Weights & Biases, found again by the id in ``wandb.json``.
 
-    Parameters
-    ----------
-    folder : Path
-    resume_at : int, optional
-        Continues the run of that id; steps that it already has are passed over by the service.
-    say : callable
+    The service ignores steps that it already has.
     """
 
     def __init__(self, folder: Path, resume_at: int | None, say: Say) -> None:
@@ -273,21 +245,18 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", "retailtag"),
             name=folder.name,
             dir=str(folder),
-            id=_held_id(folder / "wandb.json", resume_at),
+            id=_stored_id(folder / "wandb.json", resume_at),
             resume="allow",
         )
         write_json(folder / "wandb.json", {"id": self._run.id})
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Write the settings as the run's configuration."""
         self._run.config.update(dict(values), allow_val_change=True)
 
     def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Write the finite numbers; sent in the background."""
         self._run.log(_finite(values), step=step)
 
     def close(self) -> None:
-        """Send what is pending."""
         self._run.finish()
 
 
@@ -301,10 +270,10 @@ def _package(module: str, extra: str) -> Any:
         ) from None
 
 
-def _held_id(path: Path, resume_at: int | None) -> str | None:
+def _stored_id(path: Path, resume_at: int | None) -> str | None:
     """Id of the run to continue, None for a fresh one."""
-    held = read_json(path) if resume_at is not None and path.exists() else None
-    return str(held["id"]) if isinstance(held, dict) and "id" in held else None
+    stored = read_json(path) if resume_at is not None and path.exists() else None
+    return str(stored["id"]) if isinstance(stored, dict) and "id" in stored else None
 
 
 def _plain(value: Any) -> Any:

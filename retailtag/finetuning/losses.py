@@ -1,8 +1,8 @@
 """Losses over tags, with unknown labels left out.
 
-Every loss is a frozen dataclass of numbers: ``parse_loss("asl:gamma_neg=2")`` reads one,
-``str(loss)`` writes it back, and ``loss.build(counts)`` binds it to the label counts of the
-fitted images, which gives a `TagLoss`: ``(logits, targets) -> scalar``.
+A loss is a frozen dataclass of numbers. ``parse_loss("asl:gamma_neg=2")`` reads one, and
+``loss.build(counts)`` binds it to the label counts of the training images, which gives a `TagLoss`:
+``(logits, targets) -> scalar``.
 
 ========  ============================================  =================================
 name      loss                                          equals ``bce`` at
@@ -11,24 +11,17 @@ name      loss                                          equals ``bce`` at
 ``asl``   asymmetric loss, Ridnik et al. 2021           gamma_pos=0, gamma_neg=0, clip=0
 ``focal`` focal loss, Lin et al. 2017                   gamma=0, alpha=none
 ``db``    distribution-balanced loss, Wu et al. 2020    alpha=0.5, beta=0, kappa=0, lam=1
-``la``    logit-adjusted BCE, after Menon et al. 2021   tau=0
 ========  ============================================  =================================
 
 Conventions shared by all
 -------------------------
-* Targets are 1, 0, -1 (unknown), or anything between 0 and 1 (mixed images). A loss is
-  ``y·L⁺(z) + (1 - y)·L⁻(z)`` in a cell with logit z and target y.
-* Cells with a negative target take no part in sum, mean or gradient. The value is the **mean over
-  the known cells** of the batch, 0 where there is none. timm's asymmetric loss sums over tags
-  (its earlier releases and the paper's code over images too): learning rates found with it belong
-  to gradients that are n_tags (n·n_tags) times larger, before clipping and Adam's normalisation.
-* ``smoothing=s`` replaces y by ``(1 - s)·y + s/2`` (Szegedy et al. 2016 for two outcomes).
-* Logits of half precision are raised to float32 first; a value and gradient are finite for every
-  finite float16 logit.
-
-References
-----------
-Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, section 7.
+* Targets are 1, 0, -1 (unknown), or a value between 0 and 1 (mixed images). The loss of a cell with
+  logit z and target y is ``y·L⁺(z) + (1 - y)·L⁻(z)``.
+* Unknown cells take no part in the sum, the mean or the gradient. The value is the **mean over the
+  known cells** of the batch, 0 if there are none. timm's asymmetric loss sums over tags (its
+  earlier releases and the paper's code also over images), so its learning rates do not carry over.
+* Logits of half precision are converted to float32 first. The value and the gradient are finite for
+  every finite float16 logit.
 """
 
 from __future__ import annotations
@@ -42,21 +35,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torchvision.ops import sigmoid_focal_loss
 
-from retailtag.finetuning.specs import check_range, parse_spec, spec_text
+from retailtag.errors import UsageError
+from retailtag.finetuning.specs import check_range, parse_spec
 
-Cells = Callable[[Tensor, Tensor], Tensor]
+Formula = Callable[[Tensor, Tensor], Tensor]
 OPTION = "--loss"
 
 
 @dataclass(frozen=True, eq=False)
 class LabelCounts:
-    """How often each tag is given, and known, among the images that are fitted.
+    """How often each tag is given, and known, among the training images.
 
     Parameters
     ----------
     positives, known : ndarray of int64, shape (n_tags,)
-        Cells labelled 1, and cells labelled 1 or 0.
+        Number of cells labelled 1, and of cells labelled 1 or 0.
     """
 
     positives: NDArray[np.int64]
@@ -70,37 +65,29 @@ class LabelCounts:
 
     @property
     def log_odds(self) -> NDArray[np.float64]:
-        """Log odds of each tag, ``log((n⁺ + ½)/(n⁻ + ½))``: finite without a positive too."""
+        """Log odds of each tag, ``log((n⁺ + ½)/(n⁻ + ½))``."""
+        # The halves (Haldane's correction) keep tags without a positive or a negative finite.
         return np.log((self.positives + 0.5) / (self.known - self.positives + 0.5))
 
 
 class Loss(Protocol):
-    """Settings of a loss; `build` binds them to the counts of a catalogue."""
-
-    @property
-    def smoothing(self) -> float:
-        """Share of label smoothing."""
+    """Settings of a loss."""
 
     def build(self, counts: LabelCounts) -> TagLoss:
-        """Loss over (logits, targets), both (n, n_tags), of a catalogue with these counts."""
+        """Bind the loss to the label counts of the training images."""
 
 
 @dataclass(frozen=True, eq=False)
 class TagLoss:
-    """Mean of a loss over the known cells; see the module for what all losses share.
+    """Mean of a loss over the known cells; see the module for the shared conventions.
 
     Parameters
     ----------
     formula : callable
         ``(logits, targets) -> losses``, all of shape (n, n_tags), targets in [0, 1].
-    smoothing : float
-    weigh : callable, optional
-        ``(logits, targets) -> weights`` of the cells, from targets before smoothing.
     """
 
-    formula: Cells
-    smoothing: float = 0.0
-    weigh: Cells | None = None
+    formula: Formula
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Scalar mean over the known cells.
@@ -113,45 +100,25 @@ class TagLoss:
         return self.cells(logits, targets).sum() / (targets >= 0).sum().clamp_min(1)
 
     def cells(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses (n, n_tags), 0 in unknown cells, for sums over more than one batch."""
+        """Losses (n, n_tags), 0 in unknown cells, to be summed over several micro-batches."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        unknown, targets = targets < 0, targets.clamp_min(0).to(logits.dtype)
-        losses = self.formula(logits, (1 - self.smoothing) * targets + self.smoothing / 2)
-        if self.weigh:
-            losses = losses * self.weigh(logits, targets)
-        return losses.masked_fill(unknown, 0.0)
-
-
-class _Spec:
-    """What all settings share: their text, and the range of the smoothing."""
-
-    smoothing: float
-
-    def __post_init__(self) -> None:
-        check_range(self.smoothing, 0, 1, "smoothing", OPTION)
-        self._check()
-
-    def _check(self) -> None:
-        """Check the settings of one loss."""
-
-    def __str__(self) -> str:
-        return spec_text(self, LOSSES)
+        losses = self.formula(logits, targets.clamp_min(0).to(logits.dtype))
+        # masked_fill also zeroes the gradient; multiplying by 0 would keep a NaN.
+        return losses.masked_fill(targets < 0, 0.0)
 
 
 @dataclass(frozen=True)
-class Bce(_Spec):
+class Bce:
     """Binary cross-entropy: ``L⁺ = -log σ(z)``, ``L⁻ = -log(1 - σ(z))``."""
-
-    smoothing: float = 0.0
 
     def build(self, counts: LabelCounts) -> TagLoss:
         """The same for every catalogue."""
-        return TagLoss(_bce, self.smoothing)
+        return TagLoss(lambda z, y: binary_cross_entropy_with_logits(z, y, reduction="none"))
 
 
 @dataclass(frozen=True)
-class Asymmetric(_Spec):
-    """Asymmetric loss: easy negatives count little, and those below a probability nothing.
+class Asymmetric:
+    """Asymmetric loss: easy negatives count little, and those below a probability not at all.
 
     ``L⁺ = -(1 - p)^γ⁺ log p`` and ``L⁻ = -q^γ⁻ log(1 - q)`` with ``p = σ(z)`` and
     ``q = max(p - clip, 0)``.
@@ -166,8 +133,8 @@ class Asymmetric(_Spec):
     Notes
     -----
     Defaults are the paper's. Gradients flow through the focusing factor, as in its equations.
-    With ``clip > 0`` a very confident false alarm costs at most ``-log(clip)`` and its gradient
-    fades: the paper counts it as probably mislabelled.
+    timm's version is not used: it clamps probabilities at 1e-8, so that a positive with z < -18 has
+    no gradient, and its older releases return a sum, in which unknown cells cannot be masked.
 
     References
     ----------
@@ -177,48 +144,52 @@ class Asymmetric(_Spec):
     gamma_pos: float = 0.0
     gamma_neg: float = 4.0
     clip: float = 0.05
-    smoothing: float = 0.0
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         check_range(self.gamma_pos, 0, 20, "gamma_pos", OPTION)
         check_range(self.gamma_neg, 0, 20, "gamma_neg", OPTION)
         check_range(self.clip, 0, 0.99, "clip", OPTION)
 
     def build(self, counts: LabelCounts) -> TagLoss:
         """The same for every catalogue."""
-        return TagLoss(self._cells, self.smoothing)
+        return TagLoss(self._cells)
 
     def _cells(self, z: Tensor, y: Tensor) -> Tensor:
+        # 1 - p = σ(-z), so (1 - p)^γ = exp(γ·log σ(-z)): finite where p rounds to 1.
         positive = torch.exp(self.gamma_pos * logsigmoid(-z)) * -logsigmoid(z)
         return y * positive + (1 - y) * self._negative(z)
 
     def _negative(self, z: Tensor) -> Tensor:
         if self.clip == 0:
             return torch.exp(self.gamma_neg * logsigmoid(z)) * softplus(z)
+        # With clip > 0, -log(1 - q) is at most -log(clip), and its gradient fades as p goes to 1:
+        # the paper takes a very confident false alarm for a wrong label.
         shifted = torch.sigmoid(z) - self.clip
-        # Powers with an exponent below 1 have an infinite slope at 0: those cells never enter.
+        # x^γ with γ < 1 has an infinite slope at 0, and where() would turn it into 0·inf = NaN in
+        # the backward pass: cells with q = 0 compute with a harmless 0.5 that is then discarded.
         inside = torch.where(shifted > 0, shifted, 0.5)
         cost = torch.exp(self.gamma_neg * inside.log()) * -torch.log1p(-inside)
         return torch.where(shifted > 0, cost, 0.0)
 
 
 @dataclass(frozen=True)
-class Focal(_Spec):
+class Focal:
     """Focal loss: cells that are already right count little.
 
-    ``L⁺ = -α(1 - p)^γ log p`` and ``L⁻ = -(1 - α)p^γ log(1 - p)`` with ``p = σ(z)``.
+    ``L⁺ = -α(1 - p)^γ log p`` and ``L⁻ = -(1 - α)p^γ log(1 - p)`` with ``p = σ(z)``, as torchvision
+    computes them.
 
     Parameters
     ----------
     gamma : float
-        Focusing, at least 0.
+        Focusing: 0, or at least 1.
     alpha : float, optional
         Weight of positives in [0, 1]; ``none`` weighs both sides 1.
 
     Notes
     -----
-    Defaults are the paper's. The paper divides the sum by the number of matched anchors; tags
-    have none, and the mean over cells stands in its place.
+    Defaults are the paper's. The paper divides the sum by the number of matched anchors; tags have
+    none, and the mean over cells takes its place.
 
     References
     ----------
@@ -227,40 +198,33 @@ class Focal(_Spec):
 
     gamma: float = 2.0
     alpha: float | None = 0.25
-    smoothing: float = 0.0
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         check_range(self.gamma, 0, 20, "gamma", OPTION)
+        # (1 - p)^γ with 0 < γ < 1 has an infinite slope where p rounds to 1: NaN gradients.
+        if 0 < self.gamma < 1:
+            raise UsageError(f"{OPTION} focal with gamma={self.gamma:g}: give 0, or 1 to 20.")
         if self.alpha is not None:
             check_range(self.alpha, 0, 1, "alpha", OPTION)
 
     def build(self, counts: LabelCounts) -> TagLoss:
         """The same for every catalogue."""
-        return TagLoss(self._cells, self.smoothing)
+        return TagLoss(self._cells)
 
     def _cells(self, z: Tensor, y: Tensor) -> Tensor:
-        positive = torch.exp(self.gamma * logsigmoid(-z)) * softplus(-z)
-        negative = torch.exp(self.gamma * logsigmoid(z)) * softplus(z)
-        up, down = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
-        return up * y * positive + down * (1 - y) * negative
+        alpha = -1.0 if self.alpha is None else self.alpha  # torchvision's sign for "no weight"
+        positive = sigmoid_focal_loss(z, torch.ones_like(z), alpha, self.gamma)
+        negative = sigmoid_focal_loss(z, torch.zeros_like(z), alpha, self.gamma)
+        # torchvision's own handling of 0 < y < 1 is not linear in y, hence the two calls.
+        return y * positive + (1 - y) * negative
 
 
 @dataclass(frozen=True)
-class DistributionBalanced(_Spec):
+class DistributionBalanced:
     """Distribution-balanced loss: weights undo co-occurrence, negatives are tolerated.
 
-    Of an image with known positive tags J, the cell of tag k weighs
-
-    ``w = alpha + σ(beta·(r - mu))`` with ``r = (1/n_k) / Σ_{j∈J} 1/n_j``,
-
-    n being counts of positives: r is how often class-balanced sampling would draw the image for
-    tag k, over how often it draws it for any of its tags. The cell's loss is
-    ``L⁺ = w·log(1 + e^{-(z - v)})`` and ``L⁻ = (w/lam)·log(1 + e^{lam·(z - v)})`` with
-    ``v = -kappa·log(p_k/(1 - p_k))``, p_k being the share of positives. The log odds are the
-    constant score of smallest loss; v > 0 for a rare tag has training see the logit lowered
-    towards it, so that a network that starts at 0 is not pushed down by negatives first.
-    ``lam > 1`` lets a negative's gradient fall off faster once its score is low, so that
-    negatives do not push without end.
+    ``L⁺ = w·log(1 + e^{-(z - v)})`` and ``L⁻ = (w/lam)·log(1 + e^{lam·(z - v)})`` with the weight w
+    of the cell and the shift v of the tag; both are derived beside the code.
 
     Parameters
     ----------
@@ -273,11 +237,9 @@ class DistributionBalanced(_Spec):
 
     Notes
     -----
-    Written from the paper's equations; its code is under a non-commercial licence and was not
-    used. The paper has no image without a positive; here r is then infinite, its limit for an
-    image never drawn, and w = alpha + 1. Counts below 1 count as 1; p_k as `LabelCounts.log_odds`.
-    Mixed targets enter Σ with their value. The paper combines the loss with class-aware sampling.
-    Defaults are those in use for COCO-MLT (80 tags), the larger of the paper's two data sets.
+    Written from the paper's equations; its code is under a non-commercial licence and was not used.
+    The paper combines the loss with class-aware sampling. Defaults are those in use for COCO-MLT
+    (80 tags), the larger of the paper's two data sets.
 
     References
     ----------
@@ -290,9 +252,8 @@ class DistributionBalanced(_Spec):
     mu: float = 0.2
     lam: float = 2.0
     kappa: float = 0.05
-    smoothing: float = 0.0
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         check_range(self.alpha, 0, 10, "alpha", OPTION)
         check_range(self.beta, 0, 1000, "beta", OPTION)
         check_range(self.mu, -10, 10, "mu", OPTION)
@@ -300,81 +261,32 @@ class DistributionBalanced(_Spec):
         check_range(self.kappa, 0, 10, "kappa", OPTION)
 
     def build(self, counts: LabelCounts) -> TagLoss:
-        """Bound to 1/n_k and the shift v of the catalogue."""
-        frequency = _PerTag(1 / np.maximum(counts.positives, 1))
-        shift = _PerTag(-self.kappa * counts.log_odds)
-        return TagLoss(
-            lambda z, y: self._cells(z - shift(z), y),
-            self.smoothing,
-            lambda z, y: self._weights(frequency(z), y),
-        )
+        """Bind to the frequency 1/n_k and the shift v of each tag."""
+        frequency = torch.from_numpy(1 / np.maximum(counts.positives, 1))
+        # v = -kappa·log(p_k/(1 - p_k)) with p_k the share of positives. The log odds are the
+        # constant score of smallest loss; v > 0 for a rare tag shows training its logit lowered
+        # towards it, so that negatives do not first push down a network that starts at 0.
+        shift = torch.from_numpy(-self.kappa * counts.log_odds)
 
-    def _cells(self, z: Tensor, y: Tensor) -> Tensor:
-        """Negative-tolerant losses of shifted logits."""
-        return y * softplus(-z) + (1 - y) * softplus(self.lam * z) / self.lam
+        def cells(z: Tensor, y: Tensor) -> Tensor:
+            return self.weights(frequency.to(z), y) * self._tolerant(z - shift.to(z), y)
 
-    def _weights(self, frequency: Tensor, y: Tensor) -> Tensor:
+        return TagLoss(cells)
+
+    def weights(self, frequency: Tensor, y: Tensor) -> Tensor:
         """Weights (n, n_tags) from 1/n_k (n_tags,) and targets (n, n_tags)."""
+        # r = (1/n_k) / Σ_{j∈J} 1/n_j over the positive tags J of the image: how often
+        # class-balanced sampling draws the image for tag k, over how often for any of its tags.
+        # Mixed targets enter the sum with their value.
         drawn = (y * frequency).sum(1, keepdim=True)
-        # 1e-12 stands for "never drawn": frequencies are at least 1/n_images.
+        # Without a positive r is infinite and the weight alpha + 1. Frequencies are at least
+        # 1/n_images, so 1e-12 stands for "never drawn".
         ratio = frequency / drawn.clamp_min(1e-12)
         return self.alpha + torch.sigmoid(self.beta * (ratio - self.mu))
 
-
-@dataclass(frozen=True)
-class LogitAdjusted(_Spec):
-    """Logit-adjusted BCE: training sees the logit raised by tau times the prior's log odds.
-
-    ``BCE(z + tau·log(p_k/(1 - p_k)), y)``, p_k being the share of positives; z alone is the
-    score. Rare tags are trained at a lowered logit, so that their z comes out higher.
-
-    Parameters
-    ----------
-    tau : float
-        At 1 the best z is the log likelihood ratio of the image with against without the tag:
-        the score that would be right if half of the images carried it.
-
-    Notes
-    -----
-    The paper adjusts a softmax; with one sigmoid a tag the same derivation adds the log odds. The
-    shift is a constant of the tag, and a trained bias absorbs it: at the optimum the ranking
-    within a tag is that of ``bce``, tuned thresholds undo the rest. What differs is the way
-    there: starting from a probe whose bias holds the prior, first steps pull the positives.
-
-    References
-    ----------
-    Menon et al. (2021), Long-tail Learning via Logit Adjustment
-    (the logit-adjusted softmax cross-entropy).
-    """
-
-    tau: float = 1.0
-    smoothing: float = 0.0
-
-    def _check(self) -> None:
-        check_range(self.tau, -10, 10, "tau", OPTION)
-
-    def build(self, counts: LabelCounts) -> TagLoss:
-        """Bound to the log odds of the catalogue."""
-        offset = _PerTag(self.tau * counts.log_odds)
-        return TagLoss(lambda z, y: _bce(z + offset(z), y), self.smoothing)
-
-
-class _PerTag:
-    """Constants (n_tags,) of a catalogue, given in the dtype and on the device of logits."""
-
-    def __init__(self, values: NDArray[np.float64]) -> None:
-        self._values = torch.from_numpy(values)
-        self._held: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def __call__(self, like: Tensor) -> Tensor:
-        key = (like.device, like.dtype)
-        if key not in self._held:
-            self._held[key] = self._values.to(like.device, like.dtype)
-        return self._held[key]
-
-
-def _bce(z: Tensor, y: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(z, y, reduction="none")
+    def _tolerant(self, z: Tensor, y: Tensor) -> Tensor:
+        # dL⁻/dz = σ(lam·z): for lam > 1 it falls off faster once the score is low.
+        return y * softplus(-z) + (1 - y) * softplus(self.lam * z) / self.lam
 
 
 LOSSES: dict[str, type[Loss]] = {
@@ -382,7 +294,6 @@ LOSSES: dict[str, type[Loss]] = {
     "asl": Asymmetric,
     "focal": Focal,
     "db": DistributionBalanced,
-    "la": LogitAdjusted,
 }
 
 
@@ -397,8 +308,6 @@ def parse_loss(text: str) -> Loss:
     Examples
     --------
     >>> parse_loss("asl:gamma_neg=2,clip=0")
-    Asymmetric(gamma_pos=0.0, gamma_neg=2.0, clip=0.0, smoothing=0.0)
-    >>> str(parse_loss("focal:alpha=none,smoothing=0.1"))
-    'focal:alpha=none,smoothing=0.1'
+    Asymmetric(gamma_pos=0.0, gamma_neg=2.0, clip=0.0)
     """
     return parse_spec(text, LOSSES, OPTION)

@@ -1,4 +1,4 @@
-"""Two images made into one, for targets of many tags.
+"""Mixup and CutMix for targets of many tags.
 
 ``parse_mix("mixup:alpha=0.2")`` reads a setting; ``mix(inputs, targets, key)`` mixes a batch.
 
@@ -10,9 +10,10 @@ name        what is mixed
 ``cutmix``  places: a rectangle of x_j pasted into x_i (Yun et al. 2019)
 ==========  =====================================================================
 
-Pixels are mixed, before the frozen part of a network: what it makes of an image cannot be kept
-then. The target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**.
-The partner j is another image of the batch, drawn for each i, and so is the share.
+Pixels are mixed, before the frozen part of a network, so that its activations cannot be cached. The
+target is ``share·y_i + (1 - share)·y_j`` in every tag, and **unknown where either is**. The partner
+j is another image of the batch; it and the share are drawn for each i. torchvision's ``MixUp`` and
+``CutMix`` draw one share per batch from the global generator and know no unknown labels.
 """
 
 from __future__ import annotations
@@ -25,18 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retailtag.finetuning.specs import check_range, parse_spec, spec_text
+from retailtag.finetuning.specs import check_range, parse_spec
 
+Mixed = tuple[Tensor, Tensor]
 OPTION = "--mix"
-_STREAM = 0x313C  # keeps these draws apart from others of the same seed
+_STREAM = 0x313C  # separates these draws from others of the same seed
 
 
 class Mix(Protocol):
     """Settings of a mixture."""
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, key: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
         """Mixed inputs and targets.
 
         Parameters
@@ -59,18 +59,33 @@ class Mix(Protocol):
 class NoMix:
     """The batch as it is."""
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, key: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """`inputs` and float `targets`."""
+    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
+        """See `Mix`."""
         return inputs, targets.float()
-
-    def __str__(self) -> str:
-        return spec_text(self, MIXES)
 
 
 @dataclass(frozen=True)
-class Mixup:
+class _Pairs:
+    """Pairs of images, with a share from Beta(alpha, alpha) in a part `p` of the images."""
+
+    alpha: float
+    p: float
+
+    def __post_init__(self) -> None:
+        check_range(self.alpha, 0.001, 100, "alpha", OPTION)
+        check_range(self.p, 0, 1, "p", OPTION)
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Partner (n,) of each image, and the share (n,) that the image keeps of itself."""
+        # A shift of 1 to n - 1 modulo n never lands on the image itself; a single image has to.
+        shift = rng.integers(1, n, n) if n > 1 else np.zeros(n, np.int64)
+        partner = torch.from_numpy((np.arange(n) + shift) % n)
+        share = rng.beta(self.alpha, self.alpha, n)
+        return partner, torch.from_numpy(np.where(rng.random(n) < self.p, share, 1.0)).float()
+
+
+@dataclass(frozen=True)
+class Mixup(_Pairs):
     """Values of two images averaged, with a share from Beta(alpha, alpha).
 
     Parameters
@@ -88,28 +103,18 @@ class Mixup:
     alpha: float = 0.2
     p: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_range(self.alpha, 0.001, 100, "alpha", OPTION)
-        check_range(self.p, 0, 1, "p", OPTION)
-
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, key: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
         """See `Mix`."""
-        rng = np.random.default_rng([*key, _STREAM])
-        partner, share = _partners(len(inputs), rng), _shares(len(inputs), self.alpha, self.p, rng)
-        weight = share.to(inputs.device).reshape(-1, *[1] * (inputs.ndim - 1))
+        partner, share = self.draw(len(inputs), np.random.default_rng([*key, _STREAM]))
+        weight = share.to(inputs.device).reshape(-1, *[1] * (inputs.ndim - 1))  # (n, 1, 1, 1)
         mixed = inputs[partner].float().lerp_(inputs.float(), weight)  # in place: batches are big
         if not inputs.is_floating_point():
             mixed.round_()
         return mixed.to(inputs.dtype), _mixed_targets(targets, partner, share)
 
-    def __str__(self) -> str:
-        return spec_text(self, MIXES)
-
 
 @dataclass(frozen=True)
-class Cutmix:
+class Cutmix(_Pairs):
     """A rectangle of one image pasted into another, its area's share from Beta(alpha, alpha).
 
     Parameters
@@ -121,9 +126,9 @@ class Cutmix:
 
     Notes
     -----
-    The rectangle keeps the image's aspect, its centre lies anywhere, and what hangs out is cut
-    off; targets are mixed by the area that was pasted in fact. A tag whose article was covered
-    stays in the target, as in the paper.
+    The rectangle has the aspect of the image and a centre anywhere in it; what extends beyond the
+    edge is cut off, and targets are mixed by the area that was in fact pasted. A tag whose article
+    was covered stays in the target, as in the paper.
 
     References
     ----------
@@ -134,28 +139,20 @@ class Cutmix:
     alpha: float = 1.0
     p: float = 0.5
 
-    def __post_init__(self) -> None:
-        check_range(self.alpha, 0.001, 100, "alpha", OPTION)
-        check_range(self.p, 0, 1, "p", OPTION)
-
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, key: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """See `Mix`; `inputs` (n, channels, h, w)."""
+    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
+        """See `Mix`."""
         rng = np.random.default_rng([*key, _STREAM])
-        n, _, h, w = inputs.shape
-        partner, share = _partners(n, rng), _shares(n, self.alpha, self.p, rng)
+        n, _, h, w = inputs.shape  # images (n, 3, h, w)
+        partner, share = self.draw(n, rng)
         pasted = torch.zeros(n, h, w, dtype=torch.bool)
+        # An area share of 1 - share has sides of √(1 - share).
         for i, side in enumerate((1 - share).sqrt().tolist()):
-            top, bottom = _cut(h, side, rng)
-            left, right = _cut(w, side, rng)
+            top, bottom = _stretch(h, side, rng)
+            left, right = _stretch(w, side, rng)
             pasted[i, top:bottom, left:right] = True
         share = 1 - pasted.float().mean((1, 2))
         mixed = torch.where(pasted[:, None].to(inputs.device), inputs[partner], inputs)
         return mixed, _mixed_targets(targets, partner, share)
-
-    def __str__(self) -> str:
-        return spec_text(self, MIXES)
 
 
 MIXES: dict[str, type[Mix]] = {"none": NoMix, "mixup": Mixup, "cutmix": Cutmix}
@@ -177,28 +174,18 @@ def parse_mix(text: str) -> Mix:
     return parse_spec(text, MIXES, OPTION)
 
 
-def _partners(n: int, rng: np.random.Generator) -> Tensor:
-    """For each of n images another one (n,); itself where n is 1."""
-    away = rng.integers(1, n, n) if n > 1 else np.zeros(n, np.int64)
-    return torch.from_numpy((np.arange(n) + away) % n)
-
-
-def _shares(n: int, alpha: float, p: float, rng: np.random.Generator) -> Tensor:
-    """Share (n,) that each image keeps of itself; 1 for those that are not mixed."""
-    share = rng.beta(alpha, alpha, n)
-    return torch.from_numpy(np.where(rng.random(n) < p, share, 1.0)).float()
-
-
-def _cut(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
+def _stretch(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
     """Start and end of a stretch of `share` of `length` around a random centre."""
-    half, centre = share * length / 2, int(rng.integers(length))
+    half = share * length / 2
+    centre = int(rng.integers(length))
     return max(0, round(centre - half)), min(length, round(centre + half))
 
 
 def _mixed_targets(targets: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     """Targets (n, n_tags) mixed by `share` (n,); -1 where an image that takes part is unknown."""
     own = targets.float()
-    other, weight = own[partner], share.to(targets.device)[:, None]
+    other = own[partner]
+    weight = share.to(targets.device)[:, None]
     mixed = weight * own + (1 - weight) * other
     unknown = ((own < 0) & (weight > 0)) | ((other < 0) & (weight < 1))
     return mixed.masked_fill(unknown, -1.0)

@@ -1,4 +1,4 @@
-"""A backbone and its head as one thing that is trained, saved, interpolated and asked."""
+"""A backbone and its head as one model that is trained, saved and interpolated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.blocks import Run
 from retailtag.errors import UsageError
 from retailtag.finetuning.head import Head, HeadInit
-from retailtag.finetuning.precision import Precision
+from retailtag.finetuning.mixed_precision import MixedPrecision
 from retailtag.settings import FinetuneSettings
 
 State = dict[str, Tensor]
@@ -20,21 +20,19 @@ _BODY, _HEAD = "backbone.", "head."
 
 
 class Network:
-    """The trained part of a backbone, with the head that follows it.
+    """A backbone, cut into a frozen and a trained part, and the head that follows it.
 
     Parameters
     ----------
     backbone : Backbone
         Unfrozen in place.
-    start : HeadInit
-        Where the head starts.
     config : FinetuneSettings
     compiled : bool
         Let ``torch.compile`` fuse the forward and backward passes.
 
     Attributes
     ----------
-    trunk : callable or None
+    frozen_part : callable or None
         uint8 pixels (n, 3, h, w) to the activations that enter the first trained block; None where
         everything is trained or the model cannot be cut.
     """
@@ -47,16 +45,18 @@ class Network:
         *,
         compiled: bool = False,
     ) -> None:
-        self.backbone, self.config = backbone, config
+        self.backbone = backbone
+        self.config = config
         self.head = Head(start).to(backbone.device)
-        self.precision = Precision.choose(config.mixed_precision, backbone.device)
+        self.precision = MixedPrecision.choose(config.mixed_precision, backbone.device)
         backbone.unfreeze_last(config.trained_blocks)
-        self.trunk, rest = self._cut()
-        self._rest = _compiled(rest) if compiled else rest
+        self.frozen_part, trained_part = self._cut()
+        self._trained_part = _compiled(trained_part) if compiled else trained_part
         self._names = self._trained_names()
 
     def _cut(self) -> tuple[Run | None, Run]:
-        backbone, k = self.backbone, self.config.trained_blocks
+        backbone = self.backbone
+        k = self.config.trained_blocks
         if isinstance(k, int) and backbone.can_split_at(k):
             return backbone.split_at(
                 k, gradient_checkpointing=self.config.gradient_checkpointing, first_token_only=True
@@ -67,12 +67,15 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the model."""
         return self.backbone.device
 
     def train(self) -> None:
         """Training mode for what is trained, evaluation mode for what is frozen."""
         config = self.config
+        # The head starts from a probe on embeddings made with the stored statistics of batch
+        # normalisation. On other images than the pretraining's, the statistics of a batch move
+        # every embedding at the first step, so trained blocks keep the stored ones by default.
         self.backbone.train_last(
             config.trained_blocks, stored_statistics=config.uses_stored_statistics
         )
@@ -84,33 +87,34 @@ class Network:
         self.head.eval()
 
     def activations(self, pixels: Tensor) -> Tensor:
-        """What enters the trained part, of uint8 pixels (n, 3, h, w); without gradients."""
-        if self.trunk is None:
+        """Input of the trained part for uint8 pixels (n, 3, h, w); without gradients."""
+        if self.frozen_part is None:
             return pixels.to(self.device, non_blocking=True)
         with torch.no_grad(), self.precision.autocast():
-            return self.trunk(pixels)
+            return self.frozen_part(pixels)
 
     def embedding(self, activations: Tensor) -> Tensor:
-        """Embeddings (n, dim) in float32 of what `activations` gave, differentiably."""
+        """Embeddings (n, dim) in float32 of activations, differentiably."""
         with self.precision.autocast():
-            return self._rest(activations).float()
+            return self._trained_part(activations).float()
 
     def logits(self, activations: Tensor) -> Tensor:
-        """Logits (n, n_tags) in float32 of what `activations` gave, differentiably."""
+        """Logits (n, n_tags) in float32 of activations, differentiably."""
+        # The head stays outside autocast: its logits and their gradients are float32.
         logits: Tensor = self.head(self.embedding(activations))
         return logits
 
     def parameters(self) -> list[nn.Parameter]:
-        """Everything that receives gradients, backbone first."""
+        """All parameters that receive gradients, backbone first."""
         body = [p for p in self.backbone.module.parameters() if p.requires_grad]
         return [*body, *self.head.parameters()]
 
     def state(self) -> State:
-        """Copies, on the CPU, of all that training changes: parameters, statistics, head."""
+        """Copies, on the CPU, of all tensors that training changes."""
         return {name: t.detach().to("cpu", copy=True) for name, t in self.live().items()}
 
     def load(self, state: State) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         live = self.live()
         if live.keys() != state.keys():
             raise UsageError("A saved training state belongs to other blocks; train again.")
@@ -119,17 +123,16 @@ class Network:
                 tensor.copy_(state[name])
 
     def load_body(self, state: State) -> None:
-        """Take over the backbone's part of what `state` gave, and keep the head."""
+        """Restore the backbone's tensors of what `state` returned, and keep the head."""
         head = {name: t for name, t in self.live().items() if name.startswith(_HEAD)}
         self.load({**state, **head})
 
     def live(self) -> State:
-        """The tensors themselves, by name."""
+        """The live tensors that training changes, by name."""
         body = self.backbone.module.state_dict()
-        head = self.head.state_dict()
-        return {f"{_BODY}{n}": body[n] for n in self._names} | {
-            f"{_HEAD}{n}": t for n, t in head.items()
-        }
+        tensors = {f"{_BODY}{name}": body[name] for name in self._names}
+        tensors.update({f"{_HEAD}{name}": t for name, t in self.head.state_dict().items()})
+        return tensors
 
     def _trained_names(self) -> list[str]:
         """Parameters and buffers of the trained blocks, in module order."""

@@ -1,7 +1,7 @@
-"""Which images an epoch shows, and how often: once each, or more often where a tag is rare.
+"""Which images an epoch shows, and how often.
 
 ``parse_sampler("repeat:t=0.001")`` reads a sampler, ``sampler.build(labels)`` binds it to the
-fitted images, and ``draws.epoch(seed, epoch)`` is the order of one epoch.
+training images, and ``draws.epoch(seed, epoch)`` is the order of one epoch.
 
 ===========  ===============================================================================
 name         an epoch
@@ -19,10 +19,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.finetuning.specs import check_range, parse_spec, spec_text
+from retailtag.finetuning.specs import check_range, parse_spec
 
 OPTION = "--sampler"
-_STREAM = 0x5A3B  # keeps these draws apart from others of the same seed and epoch
+_STREAM = 0x5A3B  # separates these draws from others of the same seed and epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,28 +37,17 @@ class Draws:
 
     factors: NDArray[np.float64]
 
-    def counts(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """How often `epoch` shows each image (n_images,): its factor, rounded at random.
-
-        A factor of 2.3 becomes 3 with probability 0.3 and 2 otherwise, so that its mean over
-        epochs is right.
-        """
-        return self._rounded(_generator(seed, epoch))
-
     def epoch(self, seed: int, epoch: int) -> NDArray[np.intp]:
         """Positions of the images in the order of `epoch`; a function of (seed, epoch) alone."""
-        generator = _generator(seed, epoch)
-        shown = np.repeat(np.arange(len(self.factors)), self._rounded(generator))
-        return generator.permutation(shown)
-
-    def _rounded(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        rng = np.random.default_rng([seed, epoch, _STREAM])
         whole = np.floor(self.factors)
-        up = generator.random(len(self.factors)) < self.factors - whole
-        return whole.astype(np.int64) + up
+        # A factor of 2.3 becomes 3 with probability 0.3 and 2 otherwise: its mean is right.
+        up = rng.random(len(self.factors)) < self.factors - whole
+        return rng.permutation(np.repeat(np.arange(len(whole)), whole.astype(np.int64) + up))
 
 
 class Sampler(Protocol):
-    """Settings of a sampler; `build` binds them to labels."""
+    """Settings of a sampler."""
 
     def build(self, labels: NDArray[np.int8]) -> Draws:
         """Draws over images with labels (n_images, n_tags) of 1, 0 or -1."""
@@ -66,22 +55,19 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Every image once an epoch."""
+    """Every image once per epoch."""
 
     def build(self, labels: NDArray[np.int8]) -> Draws:
         """All factors 1."""
         return Draws(np.ones(len(labels)))
-
-    def __str__(self) -> str:
-        return spec_text(self, SAMPLERS)
 
 
 @dataclass(frozen=True)
 class RepeatFactor:
     """Images of rare tags come more often, by the rarest tag that they carry.
 
-    ``r_c = max(1, √(t/f_c))`` with f_c the share of images that carry tag c; an image's factor is
-    the largest r_c of its tags, 1 without any.
+    ``r_c = max(1, √(t/f_c))`` with f_c the share of images that carry tag c. The factor of an image
+    is the largest r_c of its tags, 1 if it has none.
 
     Parameters
     ----------
@@ -92,7 +78,7 @@ class RepeatFactor:
     -----
     An unknown label counts as not given: f_c is how often an epoch shows a positive. LVIS takes
     t = 0.001 at 57,000 images, where a tag below 57 images is repeated; a tag of 50 in 80,000
-    comes 1.26 times as often. Smaller catalogues want a larger t: the share that 50 images are.
+    comes 1.26 times as often. Smaller catalogues need a larger t.
 
     References
     ----------
@@ -106,23 +92,18 @@ class RepeatFactor:
         check_range(self.t, 1e-9, 1, "t", OPTION)
 
     def build(self, labels: NDArray[np.int8]) -> Draws:
-        """Factors from the labels of the fitted images."""
-        return Draws(self.factors(labels))
-
-    def factors(self, labels: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Repeat factor of each image (n_images,) of labels (n_images, n_tags)."""
+        """Factors from the labels (n_images, n_tags) of the training images."""
         given = labels == 1
         share = given.sum(0) / max(len(labels), 1)
         with np.errstate(divide="ignore"):  # a tag without an image repeats none
+            # The square root weakens the pull: full balance (t/f) would show an image of a tag
+            # with three images hundreds of times.
             per_tag = np.maximum(1.0, np.sqrt(self.t / share))
         factors = np.ones(len(labels))
-        for tag in np.flatnonzero(per_tag > 1):  # the few rare ones; no (n_images, n_tags) floats
+        for tag in np.flatnonzero(per_tag > 1):  # a loop avoids (n_images, n_tags) floats
             rows = np.flatnonzero(given[:, tag])
             factors[rows] = np.maximum(factors[rows], per_tag[tag])
-        return factors
-
-    def __str__(self) -> str:
-        return spec_text(self, SAMPLERS)
+        return Draws(factors)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"shuffle": Shuffle, "repeat": RepeatFactor}
@@ -140,11 +121,5 @@ def parse_sampler(text: str) -> Sampler:
     --------
     >>> parse_sampler("repeat:t=0.01")
     RepeatFactor(t=0.01)
-    >>> str(parse_sampler("shuffle"))
-    'shuffle'
     """
     return parse_spec(text, SAMPLERS, OPTION)
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch, _STREAM])

@@ -1,16 +1,12 @@
-"""The settings of a fine-tune, searched: N are tried, and the weak ones stopped early.
+"""A search over the settings of a fine-tune that stops weak settings early.
 
-Settings are proposed by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) and
-stopped by asynchronous successive halving (Li et al. 2020): at epochs 1, 3, 9, ... a setting goes
-on only if it is among the best third of all that came as far. The first setting is the one that
-would be used without a search, so that the winner is no worse than it by the criterion. The rule
-of halving is written out here since Optuna's own lets interrupted attempts compete too, which
-would make a resumed search differ from an uninterrupted one.
+Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) proposes the settings, and
+asynchronous successive halving (Li et al. 2020) stops them: at epochs 1, 3, 9, ... a setting
+continues only if it is among the best third of all that reached that epoch. The first setting is
+the one that would be used without a search, so the winner is no worse than it by the criterion.
 
-Everything lies in ``search.db`` (SQLite) in the run's folder. A search that was killed goes on with
-the same call and ends as it would have ended: a proposal is a function of the seed, of its number
-and of the results before it, and the setting that was interrupted is tried again first. A larger N
-adds settings; other inputs or another seed are refused.
+The study is ``search.db`` (SQLite) in the run's folder. The same call continues a search that was
+killed, to the same end; a larger N adds settings; other inputs or another seed are refused.
 
 References
 ----------
@@ -42,22 +38,18 @@ if TYPE_CHECKING:
 
 DATABASE = "search.db"
 LOCK = "search.lock"
-FACTOR = 3  # one setting in three goes on from a rung to the next
+FACTOR = 3  # of three settings at a rung, one continues to the next
+
+# What is searched: the losses and samplers, and the ranges of the two numbers.
+LOSSES = ("bce", "asl", "asl:gamma_neg=2", "focal:alpha=none", "db")
+SAMPLERS = ("shuffle", "repeat", "repeat:t=0.01")
+LR_RANGE = (3e-5, 3e-3)
+LAYER_DECAY_RANGE = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search varies.
-
-    Parameters
-    ----------
-    loss, sampler : str
-        As `parse_loss` and `parse_sampler` read them.
-    lr : float
-        Peak learning rate of the blocks.
-    layer_decay : float
-        Factor of the rate from a block to the one before it, in (0, 1].
-    """
+    """What a search varies; the fields of `FinetuneSettings` of these names."""
 
     loss: str = "bce"
     sampler: str = "shuffle"
@@ -66,78 +58,36 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Twelve characters that no other setting has: a folder for what is kept of its run."""
+        """Twelve characters that no other setting has, for a folder of its run."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
-class Space:
-    """What settings are drawn from.
-
-    Parameters
-    ----------
-    losses, samplers : tuple of str
-    lr : (float, float)
-        Drawn log-uniformly in between.
-    layer_decay : (float, float)
-        Drawn uniformly in between.
-    """
-
-    losses: tuple[str, ...] = ("bce", "asl", "asl:gamma_neg=2", "focal:alpha=none", "db", "la")
-    samplers: tuple[str, ...] = ("shuffle", "repeat", "repeat:t=0.01")
-    lr: tuple[float, float] = (3e-5, 3e-3)
-    layer_decay: tuple[float, float] = (0.5, 1.0)
-
-    def including(self, start: Setting) -> Space:
-        """The space, widened where needed to hold `start`."""
-        return Space(
-            tuple(dict.fromkeys((start.loss, *self.losses))),
-            tuple(dict.fromkeys((start.sampler, *self.samplers))),
-            (min(start.lr, self.lr[0]), max(start.lr, self.lr[1])),
-            (
-                min(start.layer_decay, self.layer_decay[0]),
-                max(start.layer_decay, self.layer_decay[1]),
-            ),
-        )
-
-
-@dataclass(frozen=True)
 class Tried:
-    """How one setting did.
+    """How one setting did."""
 
-    Parameters
-    ----------
-    number : int
-        From 0, in the order in which they were tried.
-    setting : Setting
-    status : str
-        ``complete``, ``stopped`` (by successive halving) or ``failed``.
-    value : float or None
-        Criterion at the end, larger is better; of a stopped setting its last, of a failed one None.
-    epochs : int
-        Epochs that were reported.
-    reason : str
-        Of a failure.
-    """
-
-    number: int
+    number: int  # from 0, in the order in which the settings were tried
     setting: Setting
-    status: str
-    value: float | None
-    epochs: int
-    reason: str = ""
+    status: str  # complete, stopped (by successive halving) or failed
+    value: float | None  # last criterion, larger is better; None of a failed setting
+    epochs: int  # that were reported
+    reason: str = ""  # of a failure
+
+    @property
+    def rank(self) -> tuple[int, int, float, int]:
+        """Sort key, best first."""
+        order = ("complete", "stopped", "failed").index(self.status)
+        value = -math.inf if self.value is None else self.value
+        return order, 0 if self.status == "complete" else -self.epochs, -value, self.number
 
 
 @dataclass(frozen=True)
 class Ranking:
     """All settings that were tried, best first.
 
-    Parameters
-    ----------
-    rows : tuple of Tried
-        Complete ones by value, then stopped ones by epochs and value, then failed ones; of equals
-        the earlier one first.
+    Complete ones by value, then stopped ones by epochs and value, then failed ones; of equals the
+    earlier one first.
     """
 
     rows: tuple[Tried, ...]
@@ -145,7 +95,7 @@ class Ranking:
     @classmethod
     def of(cls, rows: Sequence[Tried]) -> Ranking:
         """Rank `rows`, given in any order."""
-        return cls(tuple(sorted(rows, key=_place)))
+        return cls(tuple(sorted(rows, key=lambda row: row.rank)))
 
     @property
     def best(self) -> Setting:
@@ -177,37 +127,28 @@ def search(
     seed: int = 0,
     *,
     start: Setting | None = None,
-    space: Space | None = None,
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
 ) -> Ranking:
-    """Try n settings, or those that are missing to n.
+    """Try n settings, or as many as are missing to n.
 
     Parameters
     ----------
     objective : callable
-        ``(setting, report) -> value``, larger is better. It calls ``report(epoch, value)`` for
-        each epoch, from 1, those that it takes from a checkpoint included; where that returns
-        True, the setting is stopped and the objective returns its value so far at once. A
-        `DataError` (such as a loss that is not finite) or a value that is not finite makes the
-        setting a failed one; anything else ends the search, which can go on later. A setting that
-        was interrupted is given again: an objective that keeps its checkpoints under
-        `Setting.name` need not begin anew.
+        ``(setting, report) -> value``, larger is better. It calls ``report(epoch, value)`` after
+        each epoch, from 1, also for epochs that it takes from a snapshot; if that returns True,
+        the setting is stopped and the objective returns its value so far at once. A `DataError`
+        (such as a loss that is not finite) or a value that is not finite makes the setting a
+        failed one; any other exception ends the search. A setting that was interrupted is given
+        again.
     n : int
         At least 1.
     folder : Path
-        Of the run; ``search.db`` is made in it, or continued.
-    seed : int
+        Of the run; ``search.db`` is created or continued in it.
     start : Setting, optional
-        Tried first; the defaults if left out.
-    space : Space, optional
+        Tried first; by default the defaults.
     inputs : mapping, optional
-        JSON-able: everything else that values depend on. A database made with others is refused.
-    progress : Progress
-
-    Returns
-    -------
-    Ranking
+        JSON-able: everything else that values depend on. A database of other inputs is refused.
 
     Raises
     ------
@@ -217,28 +158,29 @@ def search(
         If Optuna is not installed, or another process is searching in this folder.
     ArtefactError
         If the database belongs to another search, or is damaged.
-
-    Notes
-    -----
-    Successive halving judges a setting when it reports, against what others had at that epoch: the
-    first ones meet little competition and run to their end.
     """
     check_seed(seed)
     if n < 1:
         raise UsageError(f"--search {n} is out of range; give how many settings to try, from 1.")
     start = start or Setting()
-    space = (space or Space()).including(start)
-    asked = {"seed": seed, "start": asdict(start), "space": asdict(space), **(inputs or {})}
     make_folder(folder)
     lock = WriterLock(folder / LOCK)
     lock.acquire()  # a second process would take the running setting for an interrupted one
     try:
+        space = {"losses": LOSSES, "samplers": SAMPLERS, "lr": LR_RANGE, "decay": LAYER_DECAY_RANGE}
+        asked = {"seed": seed, "start": asdict(start), "space": space, **(inputs or {})}
         study = _open(folder, asked)
         with progress.task("search", n, "settings") as advance:
             advance(min(n, len(_done(study))))
             while (number := len(_done(study))) < n:
-                tried = _try(study, objective, start, space, _seed(seed, number))
-                progress.say(_line(tried, n))
+                # A seed per proposal: it then depends on the results before it and on nothing
+                # that an interruption changes.
+                own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                row = _try(study, objective, start, own)
+                shown = (
+                    row.reason or f"criterion {row.value:.4f}, {row.epochs} epochs, {row.status}"
+                )
+                progress.say(f"setting {number + 1}/{n}: {row.setting}: {shown}")
                 advance(1)
         return Ranking.of(_done(study))
     finally:
@@ -246,7 +188,7 @@ def search(
 
 
 def _open(folder: Path, asked: dict[str, Any]) -> Study:
-    """The study in `folder`, made if there is none; refused if it was asked something else."""
+    """The study in `folder`, created if it is missing; refused if it was asked something else."""
     try:
         import optuna
         from sqlalchemy.exc import DatabaseError
@@ -265,30 +207,23 @@ def _open(folder: Path, asked: dict[str, Any]) -> Study:
     except (DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         raise ArtefactError(
             f"{folder / DATABASE} is damaged or of another version of Optuna "
-            f"({str(error).splitlines()[0]}); delete it to begin anew."
+            f"({str(error).splitlines()[0]}); delete it to start again."
         ) from error
     asked = json.loads(json.dumps(asked))
-    held = study.user_attrs.get("asked")
-    if held is None:
+    stored = study.user_attrs.get("asked")
+    if stored is None:
         study.set_user_attr("asked", asked)
-    elif held != asked:
-        names = sorted(k for k in {*held, *asked} if held.get(k) != asked.get(k))
+    elif stored != asked:
+        names = sorted(k for k in {*stored, *asked} if stored.get(k) != asked.get(k))
         raise ArtefactError(
             f"{folder / DATABASE} belongs to a search with another {', '.join(names)}; "
-            "give another --out, or delete the file to begin anew."
+            "give another --out, or delete the file to start again."
         )
     return study
 
 
 def goes_on(value: float, others: Sequence[float]) -> bool:
-    """Whether a setting is promoted at a rung: among the best third of all that reached it.
-
-    Parameters
-    ----------
-    value : float
-        Of the setting that is judged.
-    others : sequence of float
-        Of those that reached the rung before it.
+    """Whether a value continues at a rung: it is among the best third of all that reached it.
 
     Examples
     --------
@@ -299,16 +234,12 @@ def goes_on(value: float, others: Sequence[float]) -> bool:
     return sum(other > value for other in others) < places
 
 
-def _is_rung(epoch: int) -> bool:
-    """Whether `epoch` is 1, 3, 9, ..."""
-    return epoch in {FACTOR**k for k in range(20)}
-
-
 class _Reporter:
-    """Takes the values of one trial in and says when to stop."""
+    """Records the values of one trial and decides when to stop it."""
 
     def __init__(self, study: Study, trial: Trial) -> None:
-        self._study, self._trial = study, trial
+        self._study = study
+        self._trial = trial
         self.stopped = False
 
     def __call__(self, epoch: int, value: float) -> bool:
@@ -316,30 +247,33 @@ class _Reporter:
             self.stopped = True
             return True
         self._trial.report(value, epoch)
-        if _is_rung(epoch):
-            finished = (trial for _, trial in _finished(self._study))
-            reached = [t.intermediate_values for t in finished]
+        if epoch in {FACTOR**k for k in range(20)}:
+            # Not Optuna's SuccessiveHalvingPruner: it lets interrupted attempts compete too, so
+            # that a resumed search would differ from an uninterrupted one.
+            reached = [trial.intermediate_values for _, trial in _finished(self._study)]
             self.stopped |= not goes_on(value, [v[epoch] for v in reached if epoch in v])
         return self.stopped
 
 
-def _try(study: Study, objective: Objective, start: Setting, space: Space, seed: int) -> Tried:
-    """Try the next setting, or again the one that was interrupted, and record how it did."""
+def _try(study: Study, objective: Objective, start: Setting, seed: int) -> Tried:
+    """Try the next setting, or the interrupted one again, and record how it did."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
     study.sampler = TPESampler(seed=seed)
     trial = _ask(study, start)
-    setting = _draw(trial, space)
+    setting = _draw(trial, start)
     report = _Reporter(study, trial)
     try:
         value = objective(setting, report)
         reason = "" if math.isfinite(value) else f"the criterion is {value}"
     except DataError as error:
-        value, reason = math.nan, str(error)
+        value = math.nan
+        reason = str(error)
     if reason:
         study.tell(trial, state=TrialState.FAIL)
-        # After it: a kill in between leaves a trial that does not count and is tried again.
+        # The reason comes second: a kill in between leaves a failed trial without one, which
+        # counts as interrupted and is tried again.
         study.set_user_attr(f"failed-{trial.number}", reason)
     elif report.stopped:
         study.tell(trial, state=TrialState.PRUNED)
@@ -351,8 +285,7 @@ def _try(study: Study, objective: Objective, start: Setting, space: Space, seed:
 def _ask(study: Study, start: Setting) -> Trial:
     """The trial to run: the start first, then what the sampler proposes.
 
-    A trial that a kill interrupted is given up: the same seed and the same results before it
-    propose it again.
+    An interrupted trial is closed; the same seed and the same results before it propose it again.
     """
     from optuna.trial import TrialState
 
@@ -363,17 +296,25 @@ def _ask(study: Study, start: Setting) -> Trial:
     return study.ask()
 
 
-def _draw(trial: Trial, space: Space) -> Setting:
+def _draw(trial: Trial, start: Setting) -> Setting:
+    """A setting from the search space, widened where needed to include `start`."""
+    lr_low, lr_high = LR_RANGE
+    decay_low, decay_high = LAYER_DECAY_RANGE
+    decay = start.layer_decay
     return Setting(
-        loss=trial.suggest_categorical("loss", space.losses),
-        sampler=trial.suggest_categorical("sampler", space.samplers),
-        lr=trial.suggest_float("lr", *space.lr, log=True),
-        layer_decay=trial.suggest_float("layer_decay", *space.layer_decay),
+        loss=trial.suggest_categorical("loss", tuple(dict.fromkeys((start.loss, *LOSSES)))),
+        sampler=trial.suggest_categorical(
+            "sampler", tuple(dict.fromkeys((start.sampler, *SAMPLERS)))
+        ),
+        lr=trial.suggest_float("lr", min(start.lr, lr_low), max(start.lr, lr_high), log=True),
+        layer_decay=trial.suggest_float(
+            "layer_decay", min(decay, decay_low), max(decay, decay_high)
+        ),
     )
 
 
 def _finished(study: Study) -> list[tuple[str, FrozenTrial]]:
-    """(status, trial) of all that ended by themselves; not of those that a kill interrupted."""
+    """(status, trial) of all trials that ended by themselves, without the interrupted ones."""
     from optuna.trial import TrialState
 
     names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}
@@ -385,7 +326,7 @@ def _finished(study: Study) -> list[tuple[str, FrozenTrial]]:
 
 
 def _done(study: Study) -> list[Tried]:
-    """Rows of all that ended by themselves, in the order in which they were tried."""
+    """Rows of all trials that ended by themselves, in the order in which they were tried."""
     return [
         Tried(
             number=number,
@@ -397,20 +338,3 @@ def _done(study: Study) -> list[Tried]:
         )
         for number, (status, trial) in enumerate(_finished(study))
     ]
-
-
-def _place(row: Tried) -> tuple[int, int, float, int]:
-    """Sort key of a ranking, best first."""
-    rank = ("complete", "stopped", "failed").index(row.status)
-    value = -math.inf if row.value is None else row.value
-    return rank, 0 if row.status == "complete" else -row.epochs, -value, row.number
-
-
-def _seed(seed: int, number: int) -> int:
-    """Seed of the proposal of setting `number`."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _line(row: Tried, n: int) -> str:
-    shown = row.reason or f"criterion {row.value:.4f} after {row.epochs} epochs, {row.status}"
-    return f"setting {row.number + 1}/{n}: {row.setting}: {shown}"

@@ -1,9 +1,8 @@
-"""The state of a training on the disk, so that a killed run goes on where it was.
+"""The state of a training on the disk, so that a killed run continues where it was.
 
-One file, ``resume.pt``: the SHA-256 of what follows, then torch's archive of tensors and plain
-values, which is read without running code. It is written whole or not at all, and belongs to one
-training: a file of other settings or data, or a damaged one, is set aside and the training starts
-anew.
+One file, ``resume.pt``: the SHA-256 of the rest, then torch's archive of tensors and plain values,
+which is read without running code. A file of other settings or data, or a damaged one, is ignored,
+and the training starts again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _DIGEST_BYTES = 32
 
 
 class Snapshots:
-    """Where a training keeps its state.
+    """Where a training stores its state.
 
     Parameters
     ----------
@@ -51,51 +50,49 @@ class Snapshots:
         progress: Progress = SILENT,
     ) -> None:
         self.path = Path(folder) / name
-        self._key, self._seconds, self._progress = key, 60 * minutes, progress
-        self._written = time.monotonic()
+        self._key = key
+        self._seconds = 60 * minutes
+        self._progress = progress
+        self._saved_at = time.monotonic()
 
     @property
     def is_due(self) -> bool:
         """Whether the last snapshot is older than the time between two."""
-        return time.monotonic() - self._written >= self._seconds
+        return time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state whole, in place of the one before."""
+        """Replace the snapshot by this state, whole or not at all."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "key": self._key, "state": state}, buffer)
         body = buffer.getbuffer()
         with write_whole(self.path) as handle:
             handle.write(hashlib.sha256(body).digest())
             handle.write(body)
-        self._written = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state of this training; None if there is none, with the reason told."""
+        """The stored state; None, with the reason told, if there is none of this training."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._set_aside(f"cannot be read ({error.strerror or error})")
-            return None
+            return self._ignored(f"cannot be read ({error.strerror or error})")
         body = memoryview(content)[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
-            self._set_aside("is damaged")
-            return None
+            return self._ignored("is damaged")
         try:
             saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
-            self._set_aside(f"cannot be read ({error})")
-            return None
+            return self._ignored(f"cannot be read ({error})")
         if saved.get("format") != FORMAT or saved.get("key") != self._key:
-            self._set_aside("belongs to other settings or data")
-            return None
+            return self._ignored("belongs to other settings or data")
         state: dict[str, Any] = saved["state"]
         return state
 
-    def _set_aside(self, why: str) -> None:
-        self._progress.say(f"{self.path} {why}; the training starts anew")
+    def _ignored(self, why: str) -> None:
+        self._progress.say(f"{self.path} {why}; the training starts again")
 
     def remove(self) -> None:
-        """Drop the file: the training has ended and its result is kept elsewhere."""
+        """Delete the file of a finished training."""
         self.path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Settings written as ``name:key=value,key=value`` read into frozen dataclasses and back."""
+"""Settings written as ``name:key=value,key=value``, read into frozen dataclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 from retailtag.errors import UsageError
@@ -11,13 +11,13 @@ from retailtag.errors import UsageError
 T = TypeVar("T")
 
 
-def parse_spec(text: str, menu: Mapping[str, type[T]], option: str) -> T:
-    """Make the dataclass that ``name:key=value,...`` stands for; keys left out keep defaults.
+def parse_spec(text: str, kinds: Mapping[str, type[T]], option: str) -> T:
+    """Make the dataclass that ``name:key=value,...`` describes; omitted keys keep their defaults.
 
     Parameters
     ----------
     text : str
-    menu : mapping of str to type
+    kinds : mapping of str to type
         Dataclasses of numbers, by name; each checks its own values.
     option : str
         Named in messages, such as ``--loss``.
@@ -25,36 +25,27 @@ def parse_spec(text: str, menu: Mapping[str, type[T]], option: str) -> T:
     Raises
     ------
     UsageError
-        If the name or a key is unknown, a key comes twice, or a value is no number.
+        If the name or a key is unknown, a key is given twice, or a value is not a number.
     """
     name, _, rest = text.strip().partition(":")
-    if name not in menu:
-        raise UsageError(f"{option} {text} is unknown; choose one of {', '.join(menu)}.")
-    kind = menu[name]
-    defaults = _defaults(kind)
-    optional = {f.name for f in fields(cast(Any, kind)) if "None" in str(f.type)}
+    if name not in kinds:
+        raise UsageError(f"{option} {text} is unknown; choose one of {', '.join(kinds)}.")
+    known = {field.name: field for field in fields(cast(Any, kinds[name]))}
     given: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if key not in defaults or not equals:
-            takes = ", ".join(f"{k}={_text(v)}" for k, v in defaults.items()) or "no settings"
-            raise UsageError(f"{option} {text} has an unknown part {part!r}; {name} takes {takes}.")
+    for setting in filter(None, rest.split(",")):
+        key, equals, value = (piece.strip() for piece in setting.partition("="))
+        if key not in known or not equals:
+            takes = ", ".join(f"{k}={_text(f.default)}" for k, f in known.items()) or "no settings"
+            raise UsageError(
+                f"{option} {text} has an unknown setting {setting!r}; {name} takes {takes}."
+            )
         if key in given:
             raise UsageError(f"{option} {text} gives {key} twice; give it once.")
-        place = f"{option} {text}: {key}={value}"
-        given[key] = None if value == "none" and key in optional else _number(value, place)
-    return kind(**given)
-
-
-def spec_text(setting: Any, menu: Mapping[str, type[Any]]) -> str:
-    """Shortest text that `parse_spec` reads back to an equal `setting`."""
-    name = next(name for name, kind in menu.items() if kind is type(setting))
-    changed = [
-        f"{key}={_text(getattr(setting, key))}"
-        for key, default in _defaults(type(setting)).items()
-        if getattr(setting, key) != default
-    ]
-    return f"{name}:{','.join(changed)}" if changed else name
+        if value == "none" and "None" in str(known[key].type):
+            given[key] = None
+        else:
+            given[key] = _number(value, f"{option} {text}: {key}={value}")
+    return kinds[name](**given)
 
 
 def check_range(value: float, low: float, high: float, name: str, option: str) -> None:
@@ -65,11 +56,6 @@ def check_range(value: float, low: float, high: float, name: str, option: str) -
         )
 
 
-def _defaults(kind: type[Any]) -> dict[str, Any]:
-    """Default of every field, in the order in which they are declared."""
-    return {f.name: f.default for f in fields(cast(Any, kind)) if f.default is not MISSING}
-
-
 def _number(value: str, place: str) -> float:
     try:
         return float(value)
@@ -77,5 +63,5 @@ def _number(value: str, place: str) -> float:
         raise UsageError(f"{place} is not a number; write a number such as 0.1.") from None
 
 
-def _text(value: float | None) -> str:
+def _text(value: Any) -> str:
     return "none" if value is None else repr(value).removesuffix(".0")

@@ -1,4 +1,4 @@
-"""One step of the optimiser: parts of a batch, mixed precision, clipping, running out of memory."""
+"""One step of the optimiser: micro-batches, mixed precision, gradient clipping, memory."""
 
 from __future__ import annotations
 
@@ -16,33 +16,26 @@ from retailtag.errors import DataError, Unavailable
 from retailtag.finetuning.batch_loader import BatchLoader, Rows
 from retailtag.finetuning.learning_rates import make_optimiser, set_learning_rates
 from retailtag.finetuning.losses import TagLoss
+from retailtag.finetuning.mixed_precision import is_out_of_memory
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.precision import is_out_of_memory
 from retailtag.progress import SILENT, Progress
 
-_LOOK_EVERY = 16  # batches between two looks at the losses on a GPU, which must be waited for
+_CHECK_EVERY = 16  # batches between two checks of the losses on a GPU, each of which waits for it
 
 
 class MicroBatches:
-    """How many images go through the model at once; halved whenever memory runs out.
+    """How many images pass through the model at once; halved whenever memory runs out."""
 
-    Parameters
-    ----------
-    at_once : int
-    progress : Progress
-        Told about every halving.
-    """
-
-    def __init__(self, at_once: int, progress: Progress = SILENT) -> None:
-        self.at_once = max(1, at_once)
+    def __init__(self, size: int, progress: Progress = SILENT) -> None:
+        self.size = max(1, size)
         self._progress = progress
 
     def slices(self, n: int) -> Iterator[slice]:
         """Consecutive slices of n images."""
-        return (slice(start, start + self.at_once) for start in range(0, n, self.at_once))
+        return (slice(start, start + self.size) for start in range(0, n, self.size))
 
     def until_it_fits(self, work: Callable[[], Tensor]) -> Tensor:
-        """Result of `work`, begun anew with half as many images at once when memory runs out.
+        """Result of `work`, started again with half the size when memory runs out.
 
         Raises
         ------
@@ -55,66 +48,57 @@ class MicroBatches:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # outside the handler: the error's traceback holds what filled the memory
+            # Outside the handler: the error's traceback holds the tensors that filled the memory.
             self._halve()
 
     def _halve(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.at_once == 1:
+        if self.size == 1:
             raise Unavailable(
                 "Memory runs out with a single image at a time; train fewer --blocks, add "
                 "--checkpoint-gradients, or take a smaller size or backbone."
             )
-        self.at_once = max(1, self.at_once // 2)
+        self.size = max(1, self.size // 2)
         self._progress.say(
-            f"memory ran out: {self.at_once} images at once from here on; the batch of the "
+            f"memory ran out: {self.size} images at once from here on; the batch of the "
             "optimiser stays as it is"
         )
 
 
 class TrainingStep:
-    """What one training carries from step to step.
-
-    Parameters
-    ----------
-    network : Network
-        With its parameters unfrozen.
-    feed : BatchLoader
-    loss : TagLoss
-    progress : Progress
-    """
+    """The optimiser, the loss scaling and the size of micro-batches, from step to step."""
 
     def __init__(
-        self, network: Network, feed: BatchLoader, loss: TagLoss, progress: Progress = SILENT
+        self, network: Network, loader: BatchLoader, loss: TagLoss, progress: Progress = SILENT
     ) -> None:
-        self.network, self.feed, self.loss = network, feed, loss
         config = network.config
-        self.parts = MicroBatches(math.ceil(config.batch_size / config.micro_batches), progress)
+        self.network = network
+        self.loader = loader
+        self.loss = loss
+        self.micro_batches = MicroBatches(
+            math.ceil(config.batch_size / config.micro_batches), progress
+        )
         self.optimiser = make_optimiser(network.backbone, network.head, config)
         self.scaler = network.precision.scaler()
         self._parameters = network.parameters()
 
     def step(self, batch: Tensor, targets: Tensor, factor: float) -> Tensor:
-        """One step at `factor` of the peak rates; the mean loss over the batch's known cells.
+        """One step at `factor` of the peak learning rates; the mean loss over known cells.
 
         Parameters
         ----------
         batch : Tensor
-            As the feed gives it.
+            As the loader gives it.
         targets : Tensor, shape (n, n_tags)
             1, 0, -1 (unknown), or in between (mixed images).
         factor : float
-
-        Notes
-        -----
-        Losses of the parts are summed over cells and divided by all known cells of the batch, so
-        that the gradient is that of the undivided batch. Only batch normalisation by the
-        statistics of the batch sees the parts.
         """
-        loss = self.parts.until_it_fits(lambda: self._gradients(batch, targets))
+        loss = self.micro_batches.until_it_fits(lambda: self._gradients(batch, targets))
+        # Clipping compares norms, so the scale of the loss has to be divided out first.
         self.scaler.unscale_(self.optimiser)
         clip_grad_norm_(self._parameters, self.network.config.clip_norm)
+        # Reading a loss from a GPU would wait for it at every step; `LossMonitor` checks later.
         if loss.device.type == "cuda" or math.isfinite(loss.item()):
             set_learning_rates(self.optimiser, factor)
             self.scaler.step(self.optimiser)
@@ -122,72 +106,72 @@ class TrainingStep:
         return loss
 
     def _gradients(self, batch: Tensor, targets: Tensor) -> Tensor:
-        """Sum the gradients of all parts anew; the mean loss."""
+        """Sum the gradients of all micro-batches, from zero; the mean loss."""
         self.optimiser.zero_grad(set_to_none=True)
         device = self.network.device
         targets = targets.to(device, non_blocking=True)
+        # The mean over the batch is Σ_micro Σ_cells loss / known, with the known cells of the
+        # whole batch: dividing by those of each micro-batch would weigh images unequally. The
+        # gradient is then that of the undivided batch; only batch statistics see the division.
         known = (targets >= 0).sum().clamp_min(1)
         total = torch.zeros((), device=device)
-        for part in self.parts.slices(len(batch)):
-            logits = self.network.logits(self.feed.enter(batch[part]))
-            loss = self.loss.cells(logits, targets[part]).sum() / known
+        for some in self.micro_batches.slices(len(batch)):
+            logits = self.network.logits(self.loader.activations(batch[some]))
+            loss = self.loss.cells(logits, targets[some]).sum() / known
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
 
 
 def predict(
-    network: Network, feed: BatchLoader, rows: Rows, parts: MicroBatches
+    network: Network, loader: BatchLoader, rows: Rows, micro_batches: MicroBatches
 ) -> NDArray[np.float32]:
     """Logits (n_rows, n_tags) in evaluation mode, in the order of `rows`."""
     network.eval()
+
+    @torch.inference_mode()
+    def logits_of(batch: Tensor) -> Tensor:
+        slices = micro_batches.slices(len(batch))
+        return torch.cat([network.logits(loader.activations(batch[s])) for s in slices]).cpu()
+
     found = [np.empty((0, network.head.linear.out_features), np.float32)]
-    for _, batch in feed.batches(rows, parts.at_once):
-        found.append(parts.until_it_fits(partial(_logits, network, feed, batch, parts)).numpy())
+    for _, batch in loader.batches(rows, micro_batches.size):
+        found.append(micro_batches.until_it_fits(partial(logits_of, batch)).numpy())
     return np.concatenate(found)
 
 
-@torch.inference_mode()
-def _logits(network: Network, feed: BatchLoader, batch: Tensor, parts: MicroBatches) -> Tensor:
-    some = [network.logits(feed.enter(batch[part])) for part in parts.slices(len(batch))]
-    return torch.cat(some).cpu()
-
-
 class LossMonitor:
-    """Mean loss of an epoch, and an end to it when a batch's loss is not finite.
+    """Mean loss of an epoch; stops it when the loss of a batch is not finite.
 
-    Parameters
-    ----------
-    epoch : int
-    total : float
-        Sum of losses times images so far, of an epoch that goes on.
+    `total` is the sum of losses times images so far, of an epoch that is continued.
     """
 
     def __init__(self, epoch: int, total: float = 0.0) -> None:
-        self._epoch, self._total = epoch, total
-        self._waiting: list[tuple[int, int, Tensor]] = []
+        self._epoch = epoch
+        self._total = total
+        self._unchecked: list[tuple[int, int, Tensor]] = []
 
     def add(self, index: int, n: int, loss: Tensor) -> None:
-        """Note the loss of batch `index` of `n` images.
+        """Record the loss of batch `index` of `n` images.
 
         Raises
         ------
         DataError
-            If it, or one that was noted and not looked at before, is not finite.
+            If it, or an earlier one that was not yet checked, is not finite.
         """
-        self._waiting.append((index, n, loss))
-        if loss.device.type == "cpu" or len(self._waiting) >= _LOOK_EVERY:
+        self._unchecked.append((index, n, loss))
+        if loss.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
             self.total()
 
     def total(self) -> float:
-        """Sum of losses times images; looks at every batch noted.
+        """Sum of losses times images; checks every batch recorded.
 
         Raises
         ------
         DataError
             As `add`.
         """
-        for index, n, loss in self._waiting:
+        for index, n, loss in self._unchecked:
             value = loss.item()
             if not math.isfinite(value):
                 raise DataError(
@@ -195,5 +179,5 @@ class LossMonitor:
                     "--head-lr. The model is not written; the last whole epoch is kept in --out."
                 )
             self._total += n * value
-        self._waiting.clear()
+        self._unchecked.clear()
         return self._total

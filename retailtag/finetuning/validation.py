@@ -1,22 +1,20 @@
-"""Which epoch and which interpolation is kept, by what the validation part says.
+"""Which epoch and which interpolation is kept, decided on the validation set.
 
-The value is the mean over tags of F1 or average precision on the validation part. F1 needs
-thresholds: they are tuned on one half of that part and counted on the other, product by product,
-for a threshold tuned and counted on the same images flatters whoever fits them best.
+The criterion is the mean over tags of F1 or average precision on the validation set. F1 needs
+thresholds: they are tuned on one half of the set and applied to the other, no product divided,
+because a threshold tuned and counted on the same images flatters whoever fits them best.
 
 ====================  ============================================================================
-``--choose-epoch``    the largest
+``--choose-epoch``    keeps the state with the largest
 ====================  ============================================================================
-``macro-f1``          macro-F1, among the states whose tail macro-F1 does not lie behind that of the
-                      start by more than one standard error
-``macro-f1-free``     macro-F1 alone
+``macro-f1``          macro-F1, among the states whose tail macro-F1 is at most one standard error
+                      below that of the start
+``macro-f1-free``     macro-F1
 ``macro-ap``          macro average precision
 ``auto``              ``macro-f1``, or ``macro-ap`` where thresholds aim at a precision
 ====================  ============================================================================
 
-The standard error is that of the mean of the paired differences over tail tags: a validation part
-holds few positives of a rare tag, and a plain "not lower" would be a toss of a coin. The start (the
-probe on frozen blocks) always qualifies. Of equals the earlier one is kept.
+The start (the probe on frozen blocks) always qualifies. Of equal states the earlier one is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Scores of the validation part, tag by tag.
+    """Scores on the validation set, tag by tag.
 
     Parameters
     ----------
@@ -45,13 +43,13 @@ class Measured:
     ap: Floats
 
 
-# logits (n_val, n_tags) of the validation part to scores
+# logits (n_val, n_tags) of the validation set to scores
 Measure = Callable[[NDArray[np.float32]], Measured]
 
 
 @dataclass(frozen=True, eq=False)
 class ModelSelector:
-    """Measures states of a training and says which of two is kept.
+    """Measures states of a training and decides which of two is kept.
 
     Parameters
     ----------
@@ -77,19 +75,21 @@ class ModelSelector:
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     def value(self, measured: Measured) -> float:
-        """What is to be large; average precision where no F1 is defined, -1 where nothing is."""
+        """The criterion; average precision where no F1 is defined, -1 where neither is."""
         value = math.nan if self.choose == "macro-ap" else _mean(measured.f1)
         value = value if math.isfinite(value) else _mean(measured.ap)
         return value if math.isfinite(value) else -1.0
 
-    def admits(self, measured: Measured, start: Measured) -> bool:
-        """Whether a state keeps the tail of the start, as far as the validation part can tell."""
+    def keeps_tail(self, measured: Measured, start: Measured) -> bool:
+        """Whether a state is no worse than the start on the tail, as far as validation can tell."""
         if self.choose != "macro-f1":
             return True
         gain = (measured.f1 - start.f1)[self.is_tail]
         gain = gain[np.isfinite(gain)]
-        if len(gain) < 2:
+        if len(gain) < 2:  # no standard error
             return len(gain) == 0 or bool(gain[0] >= 0)
+        # Mean of the paired differences against its standard error, s/√n over tail tags: with a
+        # few positives per rare tag, a plain "not lower" would be decided by chance.
         return bool(gain.mean() >= -gain.std(ddof=1) / math.sqrt(len(gain)))
 
 

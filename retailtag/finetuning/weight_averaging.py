@@ -1,7 +1,6 @@
-"""Averages of weights: along a training run (EMA), and between it and the frozen model (WiSE-FT).
+"""Averages of weights: along a training (EMA), and between it and its start (WiSE-FT).
 
-Both work on plain dictionaries of tensors, so that a head takes part by being in the dictionary:
-``{**{f"backbone.{k}": v ...}, **{f"head.{k}": v ...}}``.
+Both work on dictionaries of tensors by name, so that the head is averaged with the backbone.
 """
 
 from __future__ import annotations
@@ -15,20 +14,15 @@ from torch import Tensor
 
 from retailtag.errors import UsageError
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # interpolations worth trying on a validation part
-
 
 class Ema:
     """Exponential moving average of parameters, kept in float32 on their device.
 
-    After step t the average is ``θ̄ ← d·θ̄ + (1 - d)·θ`` with ``d = min(decay, (1 + t)/(10 + t))``:
-    the warm-up keeps the start from weighing for thousands of steps in a short run.
-
     Parameters
     ----------
     tensors : mapping of str to Tensor
-        Live parameters, by name; those that are trained suffice. Where normalisation statistics
-        are trained too (from scratch), their float buffers belong in as well.
+        Live parameters, by name. Where normalisation statistics are trained too (from scratch),
+        their float buffers belong in as well.
     decay : float
         In [0, 1); 0.999 remembers about the last thousand steps.
 
@@ -44,27 +38,27 @@ class Ema:
         self.decay = decay
         self.step = 0
         self._live = dict(tensors)
-        self._mean = {
-            name: value.detach().float().clone()  # half precision would swallow 0.001 of a change
-            for name, value in self._live.items()
-        }
+        # float32 even for half-precision parameters: they round a change of 0.001 away.
+        self._mean = {name: value.detach().float().clone() for name, value in self._live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the live values in, after a step of the optimiser."""
+        """Take the live values into the average, after a step of the optimiser."""
         self.step += 1
-        keep = min(self.decay, (1 + self.step) / (10 + self.step))
+        # θ̄ ← d·θ̄ + (1 - d)·θ with d = min(decay, (1 + t)/(10 + t)): without the warm-up the
+        # start would still weigh decay^t, which is 0.37 after a thousand steps at 0.999.
+        d = min(self.decay, (1 + self.step) / (10 + self.step))
         live = [self._live[name].detach().float() for name in self._mean]
-        torch._foreach_lerp_(list(self._mean.values()), live, 1 - keep)
+        torch._foreach_lerp_(list(self._mean.values()), live, 1 - d)
 
     def state(self) -> dict[str, Any]:
-        """``{"step": int, "mean": {name: float32 tensor}}`` for a checkpoint: copies on the CPU."""
+        """``{"step": int, "mean": {name: float32 tensor}}`` for a snapshot: copies on the CPU."""
         mean = {name: value.to("cpu", copy=True) for name, value in self._mean.items()}
         return {"step": self.step, "mean": mean}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         if set(state["mean"]) != set(self._mean):
             raise ValueError("the state belongs to other parameters")
         self.step = int(state["step"])
@@ -88,17 +82,17 @@ class Ema:
 
 
 def interpolate(
-    frozen: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
+    start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], factor: float
 ) -> dict[str, Tensor]:
-    """Weights between the frozen and the tuned model: ``(1 - alpha)·frozen + alpha·tuned``.
+    """Weights between the start and the tuned model: ``(1 - factor)·start + factor·tuned``.
 
     Parameters
     ----------
-    frozen, tuned : mapping of str to Tensor
-        State of the model before training, its head the one that training started from, and
-        after it; the same names and shapes. Neither is changed.
-    alpha : float
-        0 is the frozen model and 1 the tuned one, bit for bit; in [0, 1].
+    start, tuned : mapping of str to Tensor
+        State of the model before and after training, head included; the same names and shapes.
+        Neither is changed.
+    factor : float
+        In [0, 1]; 0 is the start and 1 the tuned model, bit for bit.
 
     Returns
     -------
@@ -107,22 +101,22 @@ def interpolate(
 
     Notes
     -----
-    Linear in the weights, not in the scores: it holds up because fine-tuning from the same start
-    stays in one basin. It costs nothing at inference, unlike an ensemble.
+    Linear in the weights, not in the scores: it works because a model fine-tuned from the start
+    stays in the same basin of the loss. Unlike an ensemble it costs nothing at inference.
 
     References
     ----------
     Wortsman et al. (2022), Robust Fine-Tuning of Zero-Shot Models, section 3.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, not in [0, 1]")
-    if frozen.keys() != tuned.keys():
+    if not 0 <= factor <= 1:
+        raise ValueError(f"factor is {factor}, not in [0, 1]")
+    if start.keys() != tuned.keys():
         raise ValueError("the two models have different tensors")
-    return {name: _between(frozen[name], tuned[name], alpha) for name in tuned}
+    return {name: _between(start[name], tuned[name], factor) for name in tuned}
 
 
-def _between(frozen: Tensor, tuned: Tensor, alpha: float) -> Tensor:
-    if not tuned.is_floating_point() or alpha == 1:
+def _between(start: Tensor, tuned: Tensor, factor: float) -> Tensor:
+    if not tuned.is_floating_point() or factor == 1:
         return tuned.detach().clone()
-    start, end = frozen.detach().to(tuned.device).float(), tuned.detach().float()
-    return torch.lerp(start, end, alpha).to(tuned.dtype)
+    low = start.detach().to(tuned.device).float()
+    return torch.lerp(low, tuned.detach().float(), factor).to(tuned.dtype)

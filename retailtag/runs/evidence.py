@@ -1,4 +1,4 @@
-"""What a fitting stage records so that the scorer can warn: copies of images, and optimism."""
+"""What a fitted model records for the scorer's findings: copied images, and optimism."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def copies_of_fitted(
 ) -> dict[str, str]:
     """Images whose bytes equal those of a fitted image of another id: id to fitted id."""
     hashes = store.known()
+    # reversed: of several fitted images with the same bytes, the first one is named.
     fitted = {hashes[i]: i for i in reversed(fitted_ids.tolist()) if i in hashes}
     found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
     return {i: twin for i, twin in found.items() if twin is not None and twin != i}
@@ -33,19 +34,19 @@ def threshold_f1(
     tuning: Tuning,
     fold: NDArray[np.intp] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Macro-F1 of tuned thresholds on the scores they were tuned on, and cross-fit.
+    """Macro-F1 of tuned thresholds in sample (on the scores they were tuned on) and cross-fit.
 
     Parameters
     ----------
     catalog : Catalog
     rows : ndarray of intp, shape (n_images,)
-        Images behind the scores: training images, or a validation part.
+        Images of the scores: training images, or a validation set.
     logits : ndarray of float32, shape (n_images, n_tags)
         Out-of-fold or validation scores.
     thresholds : ndarray of float32, shape (n_tags,)
         Tuned by `tuning` on all of `logits`.
     tuning : Tuning
-        Its seed divides the halves too.
+        Its seed also divides the images into halves.
     fold : ndarray of int, shape (n_images,), optional
         Folds by which `tuning` chose its rule, if it did.
 
@@ -53,20 +54,21 @@ def threshold_f1(
     -------
     dict
         By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1, whatever the
-        objective. Cross-fit: the images are halved, product by product, and each half is given
+        objective. Cross-fit: the images are halved, no product divided, and each half is given
         tags by the thresholds tuned on the other. A scope without a positive is left out; empty
         for a single product, which cannot be halved.
 
     Notes
     -----
-    Nested: where `tuning` chooses its rule, each half chooses its own, by the same folds within
-    the half, so the choice of the rule is cross-fit with the thresholds. Not nested is what made
-    the scores: C (or the epoch) was chosen on the same images, for all thresholds alike.
+    Where `tuning` chooses its rule, each half chooses its own, by the same folds within the half:
+    the choice of the rule is cross-fit with the thresholds. C (or the epoch) is not; it was chosen
+    on all of these images.
     """
     half = halves(catalog, rows, tuning.seed)
     if half is None:
         return {}
-    labels, group = catalog.table.labels[rows], catalog.table.group
+    labels = catalog.table.labels[rows]
+    group = catalog.table.group
     fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
     crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
     given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
@@ -96,8 +98,9 @@ def crossed_cells(
     fold: NDArray[np.intp] | None = None,
 ) -> NDArray[np.bool_]:
     """Tags given (n_images, n_tags) to each half by the thresholds tuned on the other."""
-    labels, group = catalog.table.labels[rows], catalog.table.group
-    tags, crossed = rank_tags(logits, labels), np.zeros(logits.shape, bool)
+    group = catalog.table.group
+    tags = rank_tags(logits, catalog.table.labels[rows])  # sorted once, for both halves
+    crossed = np.zeros(logits.shape, bool)
     for side in (0, 1):
         other = half != side
         tuned = tuning.tune_ranked(keep_images(tags, other), group, fold)

@@ -1,4 +1,4 @@
-"""The fine-tune stage: last blocks and head retrained, epoch and thresholds from validation."""
+"""A run of a fine-tune: last blocks and head retrained, epoch and thresholds from validation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,10 @@ from retailtag.errors import UsageError
 from retailtag.files import write_text
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.checks import check_finetune_settings
-from retailtag.finetuning.trainer import FinetuneResult
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune_start import check_probe
-from retailtag.runs.finetune_training import (
-    FinetuneStage,
-    backbone_bytes,
-    finetune_inputs,
-)
+from retailtag.runs.finetune_training import FinetuneStage, backbone_bytes, finetune_inputs
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.measure import measured
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
@@ -38,7 +33,7 @@ FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predicti
 
 @dataclass(frozen=True, eq=False)
 class FinetuneRun:
-    """What a fine-tune made.
+    """A finished fine-tune.
 
     Parameters
     ----------
@@ -46,7 +41,7 @@ class FinetuneRun:
     predictions : Predictions
         Of the test images that could be read.
     history : list of dict
-        One row an epoch; see `FinetuneResult`.
+        One row per epoch; see `FinetuneResult`.
     best_epoch : int
     record : StageRecord
     """
@@ -84,9 +79,9 @@ def run_finetune(
 ) -> FinetuneRun:
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
 
-    The head starts from a probe of the same strengths and scaling as `probe`, fitted on the part
-    of the training images that is not used for validation: starting from `probe` itself would
-    show the validation labels to the model whose epoch and thresholds they choose.
+    The head starts from a probe of the same C and scaling as `probe`, fitted on the training images
+    without the validation set: `probe` itself has seen the labels of the images that choose epoch
+    and thresholds.
 
     Parameters
     ----------
@@ -102,17 +97,13 @@ def run_finetune(
     out : Path
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
-        ``resume.pt``, from which the same call goes on after a kill.
+        ``resume.pt``, from which the same call continues after a kill.
     config : FinetuneSettings, optional
-
-    Returns
-    -------
-    FinetuneRun
 
     Raises
     ------
     DataError
-        If there are too few training images for a validation part, the loss diverges, or an
+        If there are too few training images for a validation set, the loss diverges, or an
         image that has an embedding cannot be read within the limits given here.
     ArtefactError
         If the store holds no embedding of the training images, or the probe was fitted on
@@ -121,26 +112,25 @@ def run_finetune(
     check_probe(context.catalog, store, probe)
     config = config or FinetuneSettings()
     check_finetune_settings(config)
-    Tuning(config.thresholds, config.objective)  # refuses what is unknown
+    Tuning(config.thresholds, config.objective)  # refuses unknown rules before the training
     if config.blocks == "scratch":
         device = str(backbone.device)
         backbone = load_backbone(backbone.id, device=device, random_weights=True, seed=config.seed)
+    device = str(backbone.device.type)
     stage = FinetuneStage(context, store, backbone, probe, out, config)
-    with measured(str(backbone.device.type), held=backbone_bytes(backbone)) as cost:
+    with measured(device, held=backbone_bytes(backbone)) as cost:
         stage.train()
     cost.seconds += stage.result.earlier_seconds
     facts = {**stage.facts(), **context.provenance}
     checkpoint = stage.checkpoint(facts)
-    checkpoint.save(out)  # hours of training; nothing that follows may lose them
+    checkpoint.save(out)  # before the predictions: if they fail, the training is not lost
     predictions = stage.predictions(facts)
     predictions.save(out / "predictions.npz")
-    write_text(out / "history.jsonl", _history_lines(stage.result))
-    machine = describe_machine(str(backbone.device.type))
-    record = write_record(out, FILES, stage.inputs, cost, machine=machine)
+    history = stage.result.history
+    write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    record = write_record(out, FILES, stage.inputs, cost, machine=describe_machine(device))
     stage.remove_snapshots()
-    return FinetuneRun(
-        checkpoint, predictions, stage.result.history, stage.result.best_epoch, record
-    )
+    return FinetuneRun(checkpoint, predictions, history, stage.result.best_epoch, record)
 
 
 def run_seeds(
@@ -152,15 +142,15 @@ def run_seeds(
     config: FinetuneSettings,
     n_seeds: int,
 ) -> list[FinetuneRun]:
-    """The same fine-tune under `n_seeds` seeds in a row, each in a folder ``seed-S`` of `out`.
+    """The same fine-tune under `n_seeds` consecutive seeds, each in a folder ``seed-S`` of `out`.
 
-    A seed that was finished from the same inputs stands. `retailtag compare` takes runs that
+    A seed that was finished from the same inputs is reused. `retailtag compare` treats runs that
     differ in their seed alone as one model, and their spread as a part of its uncertainty.
 
     Parameters
     ----------
     load : callable
-        Loads the backbone anew for every seed.
+        Loads the backbone again for every seed.
     n_seeds : int
         From ``config.seed`` on; at least 1.
     context, store, probe, out, config
@@ -170,13 +160,10 @@ def run_seeds(
         raise UsageError(f"--seeds {n_seeds} must be at least 1.")
     runs = []
     for seed in range(config.seed, config.seed + n_seeds):
-        settings, folder = replace(config, seed=seed), out / f"seed-{seed}"
+        settings = replace(config, seed=seed)
+        folder = out / f"seed-{seed}"
         inputs = finetune_inputs(context.catalog, store, probe, settings)
         run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
-        context.progress.say(f"seed {seed}: " + ("stands from before" if run else "training"))
+        context.progress.say(f"seed {seed}: " + ("reused" if run else "training"))
         runs.append(run or run_finetune(context, store, load(), probe, folder, settings))
     return runs
-
-
-def _history_lines(result: FinetuneResult) -> str:
-    return "".join(json.dumps(row) + "\n" for row in result.history)

@@ -1,9 +1,9 @@
-"""The search of a fine-tune's settings, each trained and judged on the validation part."""
+"""The search over a fine-tune's settings, each trained and measured on the validation set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from retailtag.backbones.backbone import Backbone
@@ -28,14 +28,14 @@ def search_settings(
     config: FinetuneSettings,
     n: int,
 ) -> tuple[FinetuneSettings, Ranking]:
-    """Try `n` settings of loss, sampler, rate and layer decay; the best, and how all did.
+    """Try `n` settings of loss, sampler, learning rate and layer decay; the best, and the ranking.
 
     Parameters
     ----------
     load : callable
-        Loads the backbone anew for every setting.
+        Loads the backbone again for every setting.
     out : Path
-        Folder of the fine-tune; the search lies in ``search`` below it, and goes on there.
+        Folder of the fine-tune; the search is stored in ``search`` below it, and continued there.
     config : FinetuneSettings
         Tried first; gives everything that is not searched.
     n : int
@@ -43,40 +43,31 @@ def search_settings(
     context, store, probe
         As in `retailtag.runs.finetune.run_finetune`.
 
-    Returns
-    -------
-    (FinetuneSettings, Ranking)
-
     Notes
     -----
-    A setting is worth its best epoch's criterion, without interpolation. The winner was chosen
-    among `n` on the validation part, so its criterion there flatters it: the test split tells.
+    The value of a setting is the criterion of its best epoch, without interpolation. The winner was
+    chosen among `n` on the validation set, so its criterion there is optimistic.
     """
     check_probe(context.catalog, store, probe)
     folder = out / "search"
-    start = Setting(config.loss, config.sampler, config.lr, config.layer_decay)
 
     def objective(setting: Setting, report: Report) -> float:
-        settings = replace(_with(config, setting), interpolate="1", refit=False)
-        place = folder / setting.name
-        stage = FinetuneStage(context, store, load(), probe, place, settings)
+        tried = replace(config, **asdict(setting), interpolate="1", refit=False)
+        stage = FinetuneStage(context, store, load(), probe, folder / setting.name, tried)
         stage.train(report)
         stage.remove_snapshots()
         return float(stage.result.history[stage.result.best_epoch]["criterion"])
 
-    inputs = finetune_inputs(context.catalog, store, probe, _with(config, Setting()))
+    # What is searched must not count among the inputs: they are set to their defaults.
+    fixed = replace(config, **asdict(Setting()))
     ranking = search(
-        objective, n, folder, config.seed, start=start, inputs=inputs, progress=context.progress
+        objective,
+        n,
+        folder,
+        config.seed,
+        start=Setting(config.loss, config.sampler, config.lr, config.layer_decay),
+        inputs=finetune_inputs(context.catalog, store, probe, fixed),
+        progress=context.progress,
     )
     write_json(folder / RANKING, ranking.to_json())
-    return _with(config, ranking.best), ranking
-
-
-def _with(config: FinetuneSettings, setting: Setting) -> FinetuneSettings:
-    return replace(
-        config,
-        loss=setting.loss,
-        sampler=setting.sampler,
-        lr=setting.lr,
-        layer_decay=setting.layer_decay,
-    )
+    return replace(config, **asdict(ranking.best)), ranking

@@ -1,4 +1,4 @@
-"""What a fine-tune starts from: who is fitted, who validates, where the head begins, who judges."""
+"""What a fine-tune starts from: its images by use, its first head, and its model selector."""
 
 from __future__ import annotations
 
@@ -31,46 +31,49 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class FinetuneImages:
-    """Images by what they are for.
+    """Images by their use.
 
     Parameters
     ----------
-    fit : Features
-        Fitted images, with their embeddings.
-    val : Features
-        The validation part, with its own.
+    train, val : Features
+        Training images and validation set, with their embeddings.
     test : ndarray of int
         Rows that are predicted.
-    is_own_val : bool
-        Whether the catalogue brought its validation part.
+    has_own_val : bool
+        Whether the validation set is the catalogue's own ``val`` split.
     """
 
-    fit: Features
+    train: Features
     val: Features
     test: Rows
-    is_own_val: bool
+    has_own_val: bool
+
+    @property
+    def both_rows(self) -> Rows:
+        """Rows of the training and the validation images, in the catalogue's order."""
+        return np.sort(np.concatenate([self.train.rows, self.val.rows]))
 
     @property
     def both(self) -> Features:
-        """Fitted and validation images together, in the catalogue's order."""
-        rows = np.concatenate([self.fit.rows, self.val.rows])
-        X = np.concatenate([self.fit.X, self.val.X])
+        """Training and validation images together, in the catalogue's order."""
+        rows = np.concatenate([self.train.rows, self.val.rows])
+        X = np.concatenate([self.train.X, self.val.X])
         order = np.argsort(rows)
         return Features(rows[order], X[order])
 
 
-def divide(catalog: Catalog, store: FeatureStore, config: FinetuneSettings) -> FinetuneImages:
-    """Who is fitted, who validates, who is predicted.
+def split_images(catalog: Catalog, store: FeatureStore, config: FinetuneSettings) -> FinetuneImages:
+    """Training, validation and test images of a fine-tune.
 
-    The catalogue's ``val`` split validates; without one a tenth of the training images,
-    stratified over tags, no product divided.
+    The validation set is the catalogue's ``val`` split; without one it is a tenth of the training
+    images, stratified over tags, no product divided.
 
     Raises
     ------
     DataError
-        If there are too few training images for a validation part.
+        If there are too few training images for a validation set.
     UsageError
-        If a refit is asked for and the catalogue has a ``val`` split of its own, which stays out.
+        If a refit is asked for and the catalogue has a ``val`` split of its own.
     """
     train = load_rows(catalog, store, catalog.rows("train"), 2)
     test = load_rows(catalog, store, catalog.rows("test"), 0).rows
@@ -78,22 +81,27 @@ def divide(catalog: Catalog, store: FeatureStore, config: FinetuneSettings) -> F
     if len(own):
         if config.refit:
             raise UsageError(
-                f"--refit joins a validation part that was held back from train, and {catalog.path}"
-                " has a val split of its own; leave --refit out, or call those images train."
+                "--refit trains on a validation set that was held out of the training images, and "
+                f"{catalog.path} has a val split of its own; leave --refit out, or call those "
+                "images train."
             )
         return FinetuneImages(train, load_rows(catalog, store, own, 1), test, True)
-    held_back = _held_back(catalog, train, config.seed)
-    fit, val = (Features(train.rows[part], train.X[part]) for part in (~held_back, held_back))
-    return FinetuneImages(fit, val, test, False)
+    is_val = _held_out(catalog, train, config.seed)
+    return FinetuneImages(
+        Features(train.rows[~is_val], train.X[~is_val]),
+        Features(train.rows[is_val], train.X[is_val]),
+        test,
+        False,
+    )
 
 
-def _held_back(catalog: Catalog, train: Features, seed: int) -> NDArray[np.bool_]:
-    """Which training images validate (n_train,)."""
+def _held_out(catalog: Catalog, train: Features, seed: int) -> NDArray[np.bool_]:
+    """Which training images (n_train,) are the validation set."""
     n_val = round(VALIDATION_SHARE * len(train.rows))
     if n_val < 1:
         raise DataError(
             f"{catalog.path} has {len(train.rows)} training images, too few to hold a validation "
-            "part back; add images or use the probe."
+            "set out; add images or use the probe."
         )
     fold = stratified_folds(
         catalog.table.labels[train.rows],
@@ -129,36 +137,39 @@ def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
 def first_head(
     labels: NDArray[np.int8], fitted: Features, probe: Probe, config: FinetuneSettings, device: str
 ) -> HeadInit:
-    """Where the head starts: a probe of the fitted images alone, or nothing for ``scratch``.
+    """The head to start from: a probe of these images alone, or the prior for ``scratch``.
 
     Parameters
     ----------
     labels : ndarray of int8, shape (n_images, n_tags)
         Of the whole catalogue.
     fitted : Features
+        Images to fit it on.
     probe : Probe
         Gives the strength C of each tag and the scaling.
-    config : FinetuneSettings
     device : str
         Where it is fitted.
     """
     if config.blocks == "scratch":
-        return _blank_head(labels[fitted.rows], fitted.X.shape[1])
+        return _prior_head(labels[fitted.rows], fitted.X.shape[1])
     solver = make_solver("torch", device)
     return head_start(fitted.X, fit_at(fitted.X, labels[fitted.rows], probe.C, solver, probe.scale))
 
 
-def _blank_head(labels: NDArray[np.int8], dim: int) -> HeadInit:
-    """Zero weights; biases that give each tag its share of labels (n_images, n_tags)."""
-    bias = LabelCounts.of(labels).log_odds.astype(np.float32)
-    nought, one = np.zeros(dim, np.float32), np.ones(dim, np.float32)
-    return HeadInit(nought, one, np.zeros((labels.shape[1], dim), np.float32), bias)
+def _prior_head(labels: NDArray[np.int8], dim: int) -> HeadInit:
+    """Zero weights; biases that give each tag its share of the labels (n_images, n_tags)."""
+    return HeadInit(
+        mean=np.zeros(dim, np.float32),
+        scale=np.ones(dim, np.float32),
+        weight=np.zeros((labels.shape[1], dim), np.float32),
+        bias=LabelCounts.of(labels).log_odds.astype(np.float32),
+    )
 
 
 def head_start(X: NDArray[np.float32], fitted: FittedHead) -> HeadInit:
     """Express a fitted head as one on standardised embeddings, as a fine-tune trains it.
 
-    Exact but for the kinds of scaling that divide every row by its norm, which no linear head
+    Exact except for the kinds of scaling that divide every row by its norm, which no linear head
     does: there the rows of X (n_images, dim) are taken to have their mean norm.
     """
     if fitted.scaler.kind == "standardise":
@@ -187,7 +198,7 @@ def _on_standardised(
 
 
 def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> ModelSelector:
-    """Who decides by the validation part; see `retailtag.finetuning.validation`."""
+    """The selector that measures on the validation rows; see `retailtag.finetuning.validation`."""
     labels = catalog.table.labels[val]
     half = halves(catalog, val, tuning.seed)
     if choose == AUTO:
@@ -195,7 +206,7 @@ def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> M
 
     def measure(logits: NDArray[np.float32]) -> Measured:
         ap = average_precision_per_tag(logits, labels)
-        if half is None:
+        if half is None:  # a single product cannot be halved: no F1
             return Measured(np.full(len(ap), np.nan), ap)
         cells = crossed_cells(catalog, val, logits, tuning, half)
         return Measured(f1_from_counts(tag_counts(cells, labels)), ap)

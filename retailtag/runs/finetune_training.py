@@ -1,10 +1,10 @@
-"""A fine-tune on its way: who is fitted, what feeds it, what it leaves."""
+"""One fine-tune from its inputs to its files: training, thresholds, predictions."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
-from retailtag.runs.finetune_start import divide, first_head, make_selector, probe_head
+from retailtag.runs.finetune_start import (
+    FinetuneImages,
+    first_head,
+    make_selector,
+    probe_head,
+    split_images,
+)
 from retailtag.runs.probe import Features
 from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
@@ -37,6 +43,7 @@ from retailtag.store.spec import canonical_json
 from retailtag.thresholds.tuning import Tuned, Tuning
 
 REFIT_SNAPSHOT = "resume-refit.pt"
+CACHE_SUFFIX = "-trunk"  # of the folder of cached activations, beside that of the feature stores
 
 
 def finetune_inputs(
@@ -62,7 +69,7 @@ def backbone_bytes(backbone: Backbone) -> int:
 
 
 class FinetuneStage:
-    """One fine-tune on its way from inputs to files.
+    """One fine-tune from its inputs to its files.
 
     Parameters
     ----------
@@ -73,13 +80,13 @@ class FinetuneStage:
     ----------
     inputs : dict
         See `finetune_inputs`.
-    parts : FinetuneImages
     result : FinetuneResult
         Once `train` has run.
     tuned : Tuned
-        Thresholds, from the validation part.
+        Thresholds, from the validation set; once `train` has run.
     """
 
+    network: Network
     result: FinetuneResult
     tuned: Tuned
 
@@ -92,17 +99,43 @@ class FinetuneStage:
         out: Path,
         config: FinetuneSettings,
     ) -> None:
-        catalog, progress = context.catalog, context.progress
-        self.context, self.catalog, self.progress = context, catalog, progress
-        self.store, self.backbone, self.probe = store, backbone, probe
-        self.out, self.config = out, config
-        self.labels, self.device = catalog.table.labels, str(backbone.device.type)
+        self.context = context
+        self.catalog = context.catalog
+        self.progress = context.progress
+        self.store = store
+        self.backbone = backbone
+        self.probe = probe
+        self.out = out
+        self.config = config
+        self.labels = context.catalog.table.labels
         self.tuning = Tuning(config.thresholds, config.objective, config.seed)
-        self.inputs = finetune_inputs(catalog, store, probe, config)
+        self.inputs = finetune_inputs(context.catalog, store, probe, config)
+        # The weights are part of the snapshot's key alone: the feature store is named after them,
+        # but `scratch` replaces them.
         whole = {**self.inputs, "weights": backbone.weights_sha256}
         key = hashlib.sha256(canonical_json(whole).encode()).hexdigest()
-        snapshots = partial(Snapshots, out, key, config.checkpoint_minutes, progress=progress)
-        self.snapshots, self.refit_snapshots = snapshots(), snapshots(name=REFIT_SNAPSHOT)
+        minutes = config.checkpoint_minutes
+        self.snapshots = Snapshots(out, key, minutes, progress=self.progress)
+        self.refit_snapshots = Snapshots(
+            out, key, minutes, name=REFIT_SNAPSHOT, progress=self.progress
+        )
+
+    @cached_property
+    def images(self) -> FinetuneImages:
+        """The images, by their use."""
+        return split_images(self.catalog, self.store, self.config)
+
+    @cached_property
+    def image_loader(self) -> ImageLoader:
+        """Pixels of the training and the validation images."""
+        return ImageLoader(
+            self.catalog,
+            self.backbone,
+            self.images.both_rows.tolist(),
+            workers=self.context.workers,
+            **self.context.limits,
+            sha256=self.store.known(),
+        )
 
     def train(self, report: Report | None = None) -> None:
         """Train, tune the thresholds, and train again on all images if that is asked for."""
@@ -110,67 +143,67 @@ class FinetuneStage:
             self._train(report)
 
     def _train(self, report: Report | None) -> None:
-        self.parts = divide(self.catalog, self.store, self.config)
-        self.pixels = self._pixels()
-        self.network = self._network(self.parts.fit)
-        origin = self.network.state()
-        val, config = self.parts.val.rows, self.config
-        judge = make_selector(self.catalog, val, self.tuning, config.choose_epoch)
-        feed = self._feed(self.network, config.epochs)
+        config = self.config
+        train_rows = self.images.train.rows
+        val_rows = self.images.val.rows
+        self.network = self._network(self.images.train)
+        start = self.network.state()
+        loader = self._batch_loader(self.network, config.epochs)
         self.result = train(
             self.network,
-            feed,
+            loader,
             self.labels,
-            self.parts.fit.rows,
-            val,
-            judge,
+            train_rows,
+            val_rows,
+            make_selector(self.catalog, val_rows, self.tuning, config.choose_epoch),
             snapshots=self.snapshots,
             open_log=self._open_log,
             report=report,
             progress=self.progress,
         )
         group = self.catalog.table.group
-        self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val], group)
-        if isinstance(feed, CachedBatchLoader):
-            feed.close()
-        if self.keeps_probe:
-            self._keep_probe()
+        self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val_rows], group)
+        if isinstance(loader, CachedBatchLoader):
+            loader.close()
+        if self.is_probe:
+            self._take_probe()
         elif config.refit:
-            self._refit(origin)
+            self._refit(start)
 
     @property
-    def keeps_probe(self) -> bool:
+    def is_probe(self) -> bool:
         """Whether the result is the probe itself: no epoch validated better than its start.
 
-        The start lacks the validation part, and so do its thresholds all the rest: neither is
-        needed once nothing is chosen by that part. Only a probe that is what training would have
-        started from can take its place, with thresholds for the same end.
+        The start is fitted without the validation set, and its thresholds on that set alone; a
+        result for which nothing was chosen needs neither restriction. Only a probe that training
+        would have started from can replace it, with thresholds for the same objective.
         """
-        probe, config = self.probe, self.config
-        alike = probe.head == "logistic" and config.blocks != "scratch"
-        aim = probe.facts.get("settings", {}).get("objective")
-        same_end = config.thresholds == AUTO and config.objective == aim
-        return self.result.best_epoch == 0 and alike and same_end
+        probe = self.probe
+        config = self.config
+        is_start = probe.head == "logistic" and config.blocks != "scratch"
+        objective = probe.facts.get("settings", {}).get("objective")
+        same_thresholds = config.thresholds == AUTO and config.objective == objective
+        return self.result.best_epoch == 0 and is_start and same_thresholds
 
-    def _keep_probe(self) -> None:
-        """Take the head and the thresholds of the probe."""
+    def _take_probe(self) -> None:
+        """Take over the head and the thresholds of the probe."""
         self.progress.say("no epoch validates better than the start: the probe is kept as it is")
-        start = probe_head(self.parts.both.X, self.probe)
+        start = probe_head(self.images.both.X, self.probe)
         self.network = Network(self.backbone, start, self.config)
-        made = self.probe.facts["thresholds"]
-        self.tuned = Tuned(self.probe.thresholds, **made)
+        self.tuned = Tuned(self.probe.thresholds, **self.probe.facts["thresholds"])
 
     def _network(self, fitted: Features) -> Network:
-        start = first_head(self.labels, fitted, self.probe, self.config, self.device)
+        device = str(self.backbone.device.type)
+        start = first_head(self.labels, fitted, self.probe, self.config, device)
         return Network(self.backbone, start, self.config, compiled=self.config.compile)
 
-    def _refit(self, origin: State) -> None:
-        both = self.parts.both
+    def _refit(self, start: State) -> None:
+        both = self.images.both
         self.network = self._network(both)
-        self.network.load_body(origin)
+        self.network.load_body(start)
         refit(
             self.network,
-            self._feed(self.network, self.result.best_epoch),
+            self._batch_loader(self.network, self.result.best_epoch),
             self.labels,
             both.rows,
             self.result.best_epoch,
@@ -179,46 +212,38 @@ class FinetuneStage:
             progress=self.progress,
         )
 
-    def _pixels(self) -> ImageLoader:
-        rows = np.concatenate([self.parts.fit.rows, self.parts.val.rows]).tolist()
-        return ImageLoader(
-            self.catalog,
-            self.backbone,
-            rows,
-            workers=self.context.workers,
-            **self.context.limits,
-            sha256=self.store.known(),
-        )
-
     def _views(self) -> Views:
         augment = Augment.parse(self.config.augment)
         keys = image_keys(self.catalog.image_ids.tolist())
         return Views(augment, self.config.seed, keys, self.context.workers)
 
-    def _feed(self, network: Network, epochs: int) -> BatchLoader:
-        """Kept activations where they repeat and fit the budget, else pixels."""
+    def _batch_loader(self, network: Network, epochs: int) -> BatchLoader:
+        """Cached activations where they repeat and fit the budget, else pixels."""
+        config = self.config
         views = self._views()
-        plain = PixelBatchLoader(network, self.pixels, views)
-        if not repeats_pixels(self.config) or not epochs:
+        plain = PixelBatchLoader(network, self.image_loader, views)
+        if not repeats_pixels(config) or not epochs:
             return plain
         features = self.store.path.parent
-        root = features.with_name(f"{features.name}-trunk")
-        fit, val = self.parts.fit.rows, self.parts.val.rows
-        if self.config.refit:
-            fit, val = np.concatenate([fit, val]), val[:0]
-        images = CachedImages(self.catalog.image_ids.tolist(), self.store.known(), fit, val)
-        kept = cached_batch_loader(
+        root = features.with_name(f"{features.name}{CACHE_SUFFIX}")
+        train_rows = self.images.train.rows
+        val_rows = self.images.val.rows
+        if config.refit:  # which trains on the validation images too, in all their views
+            train_rows = np.concatenate([train_rows, val_rows])
+            val_rows = val_rows[:0]
+        ids = self.catalog.image_ids.tolist()
+        cached = cached_batch_loader(
             network,
-            self.pixels,
-            images,
+            self.image_loader,
+            CachedImages(ids, self.store.known(), train_rows, val_rows),
             self.store.spec,
             root,
-            parse_budget(self.config.cache_gb, root),
+            parse_budget(config.cache_gb, root),
             views,
-            dtype=self.config.cache_dtype,
+            dtype=config.cache_dtype,
             progress=self.progress,
         )
-        return kept or plain
+        return cached or plain
 
     def _open_log(self, resume_at: int | None) -> Logs:
         log = open_logs(self.out, self.config.log, resume_at=resume_at, say=self.progress.say)
@@ -226,18 +251,13 @@ class FinetuneStage:
         return log
 
     def facts(self) -> dict[str, Any]:
-        """What the artefacts record, and what the scorer warns by."""
-        result, parts, ids = self.result, self.parts, self.catalog.image_ids
+        """What the artefacts record, and what the scorer's findings are based on."""
+        result = self.result
+        ids = self.catalog.image_ids
         spec = self.store.spec
-        val, fitted = parts.val.rows, np.sort(np.concatenate([parts.fit.rows, parts.val.rows]))
-        seen = (
-            self.probe.facts["threshold_f1"]
-            if self.keeps_probe
-            else threshold_f1(
-                self.catalog, val, result.val_logits, self.tuned.thresholds, self.tuning
-            )
-        )
-        whole = self.config.refit or (self.keeps_probe and not parts.is_own_val)
+        val_rows = self.images.val.rows
+        both = self.images.both_rows
+        is_fitted_on_both = self.config.refit or (self.is_probe and not self.images.has_own_val)
         return {
             "strategy": "finetune",
             "backbone": spec.backbone,
@@ -246,37 +266,47 @@ class FinetuneStage:
             "model": [spec.architecture, spec.preprocessing],
             "settings": self.config.recorded(),
             "best_epoch": result.best_epoch,
-            "is_probe": self.keeps_probe,
+            "is_probe": self.is_probe,
             "interpolation": {"factor": result.factor, "tried": result.factors},
-            "n_fit": len(fitted) if whole else len(parts.fit.rows),
-            "n_val": len(val),
-            "copies": copies_of_fitted(self.store, ids[parts.test], ids[fitted]),
+            "n_fit": len(both) if is_fitted_on_both else len(self.images.train.rows),
+            "n_val": len(val_rows),
+            "copies": copies_of_fitted(self.store, ids[self.images.test], ids[both]),
             "thresholds": self.tuned.facts,
-            "threshold_f1": seen,
+            "threshold_f1": self._threshold_f1(),
         }
+
+    def _threshold_f1(self) -> dict[str, dict[str, float]]:
+        if self.is_probe:
+            known: dict[str, dict[str, float]] = self.probe.facts["threshold_f1"]
+            return known
+        logits = self.result.val_logits
+        rows = self.images.val.rows
+        return threshold_f1(self.catalog, rows, logits, self.tuned.thresholds, self.tuning)
 
     def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
         """The trained model."""
         weight, bias = self.network.head.folded()
         state = {k: v.detach().cpu() for k, v in self.backbone.module.state_dict().items()}
-        tags, thresholds = self.catalog.table.tags, self.tuned.thresholds
+        tags = self.catalog.table.tags
+        thresholds = self.tuned.thresholds
         return Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts)
 
     def predictions(self, facts: dict[str, Any]) -> Predictions:
         """Scores of the test images, each decoded once."""
-        ids, parts = self.catalog.image_ids, self.parts
-        feed = PixelBatchLoader(self.network, self.pixels, self._views())
-        at_once = MicroBatches(self.config.batch_size // self.config.micro_batches, self.progress)
+        ids = self.catalog.image_ids
+        test = self.images.test
+        loader = PixelBatchLoader(self.network, self.image_loader, self._views())
+        size = self.config.batch_size // self.config.micro_batches
         return Predictions(
-            image_ids=ids[parts.test],
+            image_ids=ids[test],
             tags=self.catalog.table.tags,
-            logits=predict(self.network, feed, parts.test, at_once),
+            logits=predict(self.network, loader, test, MicroBatches(size, self.progress)),
             thresholds=self.tuned.thresholds,
-            fitted_ids=ids[np.sort(np.concatenate([parts.fit.rows, parts.val.rows]))],
+            fitted_ids=ids[self.images.both_rows],
             provenance=facts,
         )
 
     def remove_snapshots(self) -> None:
-        """Drop what only an interrupted run needs."""
+        """Delete what only an interrupted run needs."""
         self.snapshots.remove()
         self.refit_snapshots.remove()

@@ -1,4 +1,4 @@
-"""A small training: the tiny catalogue, a head of random numbers, and a judge."""
+"""A small training: the tiny catalogue, a head of random numbers, and a selector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from retailtag.settings import FinetuneSettings
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Small models on a busy machine: threads cost more than they bring."""
+    """One thread: small models on a busy machine are slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +45,7 @@ def make_start(dim: int, n_tags: int, seed: int = 0) -> HeadInit:
 
 
 def accuracy_of(labels):
-    """Measure by the share of right cells, for want of thresholds."""
+    """Measure by the share of right cells, which needs no thresholds."""
 
     def measure(logits):
         right = np.where(labels >= 0, (logits > 0) == (labels == 1), np.nan)
@@ -71,7 +71,7 @@ class World:
     def backbone(self):
         return load_backbone(self.name, random_weights=True)
 
-    def pixels(self, backbone):
+    def images(self, backbone):
         rows = self.catalog.rows("train").tolist()
         return ImageLoader(
             self.catalog, backbone, rows, workers=0, max_pixels=MAX_PIXELS, sha256=self.hashes
@@ -86,14 +86,14 @@ class World:
         keys = image_keys(self.catalog.image_ids.tolist())
         return Views(Augment.parse(config.augment), config.seed, keys)
 
-    def feed(self, network):
-        return PixelBatchLoader(network, self.pixels(network.backbone), self.views(network.config))
+    def loader(self, network):
+        return PixelBatchLoader(network, self.images(network.backbone), self.views(network.config))
 
-    def kept(self, network, root, *, budget=10**9, **options):
+    def cached(self, network, root, *, budget=10**9, **options):
         images = CachedImages(self.catalog.image_ids.tolist(), self.hashes, self.fit, self.val)
         return cached_batch_loader(
             network,
-            self.pixels(network.backbone),
+            self.images(network.backbone),
             images,
             network.backbone.spec(),
             root,
@@ -102,19 +102,19 @@ class World:
             **options,
         )
 
-    def judge(self, choose="macro-ap"):
+    def selector(self, choose="macro-ap"):
         tail = np.zeros(self.labels.shape[1], bool)
         tail[:2] = True
         return ModelSelector(accuracy_of(self.labels[self.val]), tail, choose)
 
-    def train(self, config=None, network=None, feed=None, **options):
+    def train(self, config=None, network=None, loader=None, **options):
         network = network or self.network(config)
-        feed = feed or self.feed(network)
-        return train(network, feed, self.labels, self.fit, self.val, self.judge(), **options)
+        loader = loader or self.loader(network)
+        return train(network, loader, self.labels, self.fit, self.val, self.selector(), **options)
 
 
 class Said:
-    """A progress that remembers."""
+    """A progress that records its lines."""
 
     def __init__(self):
         self.lines = []
@@ -154,5 +154,5 @@ QUICK = FinetuneSettings(
 
 @pytest.fixture
 def quick():
-    """Two epochs without augmentation; what is trained last is kept as it is."""
+    """Two epochs without augmentation and without interpolation."""
     return QUICK

@@ -1,4 +1,4 @@
-"""Training from kept activations: the same as without, bounded, and never from wrong rows."""
+"""Training from cached activations: same results, bounded size, and never from wrong rows."""
 
 import os
 from dataclasses import replace
@@ -33,7 +33,7 @@ def rows_of(*values):
 
 
 def write(cache, **values):
-    """Rows of images; the hash of an image is its name and a digit."""
+    """Write rows of images; the hash of an image is its name and a digit."""
     with cache.writer() as writer:
         for name, value in values.items():
             writer.add([name], [f"{name}1"], rows_of(value))
@@ -77,7 +77,7 @@ def test_another_identity_has_another_folder(tmp_path, changes):
     assert len(ActivationCache(tmp_path, SPEC)) == 1
 
 
-def test_a_folder_whose_identity_was_changed_serves_nothing_and_is_emptied(tmp_path):
+def test_a_folder_of_another_identity_gives_no_rows_and_is_emptied(tmp_path):
     cache = ActivationCache(tmp_path, SPEC)
     write(cache, a=1, b=2)
     identity = cache.path / "identity.json"
@@ -112,7 +112,7 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path, monkeypatch):
         path.write_bytes(content)
 
 
-def test_what_a_killed_writer_leaves_does_not_count_and_goes(tmp_path, monkeypatch):
+def test_files_of_a_killed_writer_do_not_count_and_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "SEGMENT_BYTES", 12)
     real = cache_module.write_json
 
@@ -144,7 +144,7 @@ def test_one_writer_at_a_time(tmp_path):
         write(other, a=1)
 
 
-def test_a_removed_cache_serves_on_while_it_is_open(tmp_path):
+def test_an_evicted_cache_can_be_read_while_it_is_open(tmp_path):
     write(ActivationCache(tmp_path, SPEC), a=1)
     cache = ActivationCache(tmp_path, SPEC)
     assert make_room(tmp_path, 20, [], 20)
@@ -152,7 +152,7 @@ def test_a_removed_cache_serves_on_while_it_is_open(tmp_path):
     np.testing.assert_array_equal(cache.read(["a"]), rows_of(1))
 
 
-def test_the_least_recently_used_goes_first(tmp_path):
+def test_the_least_recently_used_cache_is_evicted_first(tmp_path):
     caches = [ActivationCache(tmp_path, replace(SPEC, view=f"view {k}")) for k in range(3)]
     for age, cache in enumerate(caches):
         write(cache, a=1, b=2)
@@ -207,10 +207,10 @@ def test_stored_and_read_activations_are_the_same_bit_for_bit(world, quick, name
 
 
 @pytest.mark.parametrize("name", ["demo:cnn", "demo:dino", "demo:clip"])
-def test_half_precision_is_taken_where_embeddings_agree(world, quick, name):
+def test_half_precision_is_used_where_embeddings_agree(world, quick, name):
     network = world.network(quick, load_backbone(name))
     network.eval()
-    _, batch = next(world.feed(network).batches(world.fit, 16))
+    _, batch = next(world.loader(network).batches(world.fit, 16))
     sample = network.activations(batch)
     assert storage_dtype(network, sample) == "float16"
     assert storage_dtype(network, sample.bfloat16()) == "bfloat16"
@@ -218,41 +218,41 @@ def test_half_precision_is_taken_where_embeddings_agree(world, quick, name):
     assert storage_dtype(network, 1000 + sample / 1000) == "float32"  # within, and rounded away
 
 
-def _epoch(world, network, feed):
+def _epoch(world, network, loader):
     """Loss of an epoch and scores after it."""
-    run = Training(network, feed, world.labels, world.fit)
+    run = Training(network, loader, world.labels, world.fit)
     loss, _ = run.epoch(1)
     return loss, run.predict(world.val)
 
 
 @pytest.mark.parametrize("name", ["demo:cnn", "demo:dino", "demo:clip"])
 @pytest.mark.parametrize("augment", ["none", "cached:3"])
-def test_kept_and_plain_training_agree(world, quick, tmp_path, name, augment):
+def test_cached_and_plain_training_agree(world, quick, tmp_path, name, augment):
     world.name = name
     config = replace(quick, augment=augment, epochs=3)
     plain = world.train(config)
     for dtype, tolerance in (("float32", 1e-5), ("float16", 2e-2)):
         network = world.network(config)
-        feed = world.kept(network, tmp_path, dtype=dtype)
-        assert feed.dtype == dtype
-        kept = world.train(network=network, feed=feed)
+        loader = world.cached(network, tmp_path, dtype=dtype)
+        assert loader.dtype == dtype
+        cached = world.train(network=network, loader=loader)
         scale = np.abs(plain.val_logits).max()
         np.testing.assert_allclose(
-            kept.val_logits, plain.val_logits, atol=tolerance * scale, rtol=0
+            cached.val_logits, plain.val_logits, atol=tolerance * scale, rtol=0
         )
-        for a, b in zip(kept.history, plain.history, strict=True):
+        for a, b in zip(cached.history, plain.history, strict=True):
             if a["loss"] is not None:
                 assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
-        feed.close()
+        loader.close()
 
 
 def test_the_second_time_nothing_is_computed_or_decoded(world, quick, tmp_path, monkeypatch):
     network = world.network(quick)
-    first = _epoch(world, network, world.kept(network, tmp_path))
+    first = _epoch(world, network, world.cached(network, tmp_path))
     network = world.network(quick)
-    feed = world.kept(network, tmp_path, dtype=_dtype(tmp_path))
+    loader = world.cached(network, tmp_path, dtype=_dtype(tmp_path))
     monkeypatch.setattr(type(network), "activations", None)
-    again = _epoch(world, network, feed)
+    again = _epoch(world, network, loader)
     assert first[0] == again[0]
     np.testing.assert_array_equal(first[1], again[1])
 
@@ -267,44 +267,46 @@ def _dtype(root):
 
 def test_a_damaged_row_is_computed_again_in_the_middle_of_an_epoch(world, quick, tmp_path):
     network = world.network(quick)
-    expected = _epoch(world, network, world.kept(network, tmp_path))
+    expected = _epoch(world, network, world.cached(network, tmp_path))
     (path,) = tmp_path.glob("*/rows-000000.bin")
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 64
     path.write_bytes(content)
     network = world.network(quick)
-    found = _epoch(world, network, world.kept(network, tmp_path))
+    found = _epoch(world, network, world.cached(network, tmp_path))
     assert found[0] == expected[0]
     np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_changed_images_are_computed_again_and_unknown_changes_refused(world, quick, tmp_path):
     network = world.network(quick)
-    world.kept(network, tmp_path).close()
+    world.cached(network, tmp_path).close()
     changed = str(world.catalog.image_ids[world.fit[0]])
     world.hashes = {**world.hashes, changed: "0" * 64}
     with pytest.raises(DataError, match="has changed since"):
-        world.kept(network, tmp_path)
+        world.cached(network, tmp_path)
 
 
-def test_other_weights_are_not_served(world, quick, tmp_path):
+def test_activations_of_other_weights_are_not_used(world, quick, tmp_path):
     network = world.network(quick)
-    world.kept(network, tmp_path).close()
+    world.cached(network, tmp_path).close()
     other = load_backbone("demo:cnn", random_weights=True, seed=1)
     network = world.network(quick, other)
-    kept = world.kept(network, tmp_path)
-    plain = world.feed(network)
+    cached = world.cached(network, tmp_path)
+    plain = world.loader(network)
     np.testing.assert_allclose(
-        predict(network, kept, world.val, MicroBatches(16)),
+        predict(network, cached, world.val, MicroBatches(16)),
         predict(network, plain, world.val, MicroBatches(16)),
         rtol=1e-2,
         atol=1e-2,
     )
 
 
-def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypatch, said):
+def test_activations_that_do_not_fit_are_not_cached_and_the_reason_is_given(
+    world, quick, tmp_path, monkeypatch, said
+):
     network = world.network(quick)
-    assert world.kept(network, tmp_path, budget=1000, progress=said) is None
+    assert world.cached(network, tmp_path, budget=1000, progress=said) is None
     assert "do not fit --cache-gb" in said.lines[-1]
     assert not list(tmp_path.glob("*/rows*"))
 
@@ -312,41 +314,43 @@ def test_what_does_not_fit_is_not_kept_and_said(world, quick, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "write_whole", full)
-    assert world.kept(network, tmp_path, progress=said) is None
+    assert world.cached(network, tmp_path, progress=said) is None
     assert "No space left on device" in said.lines[-1]
 
 
-def test_a_cache_that_another_process_fills_is_left_to_it(world, quick, tmp_path, said):
+def test_a_cache_that_another_process_writes_is_not_used(world, quick, tmp_path, said):
     network = world.network(quick)
-    world.kept(network, tmp_path).close()
+    world.cached(network, tmp_path).close()
     (folder,) = tmp_path.iterdir()
     for path in folder.glob("rows-*"):
         path.unlink()
     lock = WriterLock(folder / "writer.lock")
     lock.acquire()
     try:
-        assert world.kept(network, tmp_path, progress=said) is None
+        assert world.cached(network, tmp_path, progress=said) is None
     finally:
         lock.release()
     assert "another process" in said.lines[-1]
 
 
-def test_activations_beyond_the_stored_range_are_kept_in_full(world, quick, tmp_path, monkeypatch):
+def test_activations_beyond_the_stored_range_are_stored_in_float32(
+    world, quick, tmp_path, monkeypatch
+):
     """The sample fits float16 and a later image does not."""
     monkeypatch.setattr(loader_module, "storage_dtype", lambda *args: "float16")
     network = world.network(quick)
-    real = network.trunk
-    network.trunk = lambda pixels: real(pixels) * 1e6
-    assert world.kept(network, tmp_path).dtype == "float32"
+    real = network.frozen_part
+    network.frozen_part = lambda pixels: real(pixels) * 1e6
+    assert world.cached(network, tmp_path).dtype == "float32"
 
 
 def test_models_that_cannot_be_cut_and_unknown_dtypes(world, quick, tmp_path):
     whole = world.network(replace(quick, blocks="all"))
-    assert whole.trunk is None
-    assert world.kept(whole, tmp_path) is None
-    assert world.kept(world.network(quick), tmp_path, budget=0) is None
+    assert whole.frozen_part is None
+    assert world.cached(whole, tmp_path) is None
+    assert world.cached(world.network(quick), tmp_path, budget=0) is None
     with pytest.raises(UsageError, match="--cache-dtype int8"):
-        world.kept(world.network(quick), tmp_path, dtype="int8")
+        world.cached(world.network(quick), tmp_path, dtype="int8")
 
 
 def test_views_differ_from_each_other_and_from_another_seed(world, quick, tmp_path):
@@ -354,9 +358,9 @@ def test_views_differ_from_each_other_and_from_another_seed(world, quick, tmp_pa
     shown = []
     for seed in (0, 1):
         network = world.network(replace(config, seed=seed))
-        feed = world.kept(network, tmp_path)
+        loader = world.cached(network, tmp_path)
         for epoch in (1, 2, 3):
-            (_, batch), *_ = feed.batches(world.fit[:8], 8, epoch)
+            (_, batch), *_ = loader.batches(world.fit[:8], 8, epoch)
             shown.append(batch.clone())
     assert torch.equal(shown[0], shown[2])
     assert torch.equal(shown[0], shown[3])  # view 0 is the image itself

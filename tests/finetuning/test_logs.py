@@ -177,7 +177,7 @@ def test_training_outlives_a_tracker(mlflow, tmp_path):
     with open_logs(tmp_path, ["mlflow"], say=said.append) as logs:
         mlflow.down = True
         _fill(logs, [1, 2, 3])
-    assert said == ["MLflow takes no more numbers (no answer); log.jsonl has them all."]
+    assert said == ["MLflow stopped answering (no answer); log.jsonl has all numbers."]
     assert len(_rows(tmp_path / "log.jsonl")) == 3
 
 

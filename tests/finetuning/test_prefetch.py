@@ -1,4 +1,4 @@
-"""Batches made in a thread: order, errors, an early end, and a bound on what waits."""
+"""Batches prepared in a thread: order, errors, an early end, and a bound on how many wait."""
 
 import threading
 import time
@@ -45,10 +45,10 @@ def test_an_early_end_closes_what_makes_the_items():
     next(items)
     items.close()
     assert closed.wait(5)
-    assert not any(t.name == "batches-ahead" for t in threading.enumerate())
+    assert not any(t.name == "batches-prefetch" for t in threading.enumerate())
 
 
-def test_no_more_than_asked_are_made_ahead():
+def test_no_more_than_depth_items_are_prepared():
     made = []
     items = prefetch((made.append(i) or i for i in range(50)), depth=2)
     next(items)
@@ -56,5 +56,5 @@ def test_no_more_than_asked_are_made_ahead():
     while len(made) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(made) <= 4  # one taken, two waiting, one in the thread's hand
+    assert len(made) <= 4  # one taken, two waiting, one in the making
     items.close()

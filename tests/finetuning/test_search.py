@@ -11,7 +11,16 @@ import pytest
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.finetuning.losses import parse_loss
 from retailtag.finetuning.sampling import parse_sampler
-from retailtag.finetuning.search import FACTOR, Ranking, Setting, Space, Tried, goes_on, search
+from retailtag.finetuning.search import (
+    FACTOR,
+    LOSSES,
+    SAMPLERS,
+    Ranking,
+    Setting,
+    Tried,
+    goes_on,
+    search,
+)
 
 pytest.importorskip("optuna")
 
@@ -72,7 +81,7 @@ def test_a_search_is_a_function_of_its_seed(tmp_path):
 
 
 class _Killed(BaseException):
-    """A kill, as far as what lies on disk is concerned."""
+    """A kill, as far as the files on the disk are concerned."""
 
 
 def test_killed_at_any_report_it_ends_the_same(tmp_path):
@@ -237,10 +246,14 @@ def test_odd_folder_names_are_no_obstacle(tmp_path):
 
 
 def test_every_text_of_the_space_can_be_read():
-    space = Space().including(Setting("bce:smoothing=0.1", "repeat:t=0.02", 1e-6, 0.3))
-    assert [str(parse_loss(text)) for text in space.losses] == list(space.losses)
-    assert [str(parse_sampler(text)) for text in space.samplers] == list(space.samplers)
-    assert (space.lr[0], space.layer_decay[0]) == (1e-6, 0.3)
+    assert all(parse_loss(text) for text in LOSSES)
+    assert all(parse_sampler(text) for text in SAMPLERS)
+
+
+def test_a_start_outside_the_space_widens_it(tmp_path):
+    start = Setting("asl:clip=0.1", "repeat:t=0.02", 1e-6, 0.3)
+    rows = search(_objective, 2, tmp_path, start=start).rows
+    assert start in [row.setting for row in rows]
 
 
 def test_the_rule_keeps_the_best_third_and_the_first():

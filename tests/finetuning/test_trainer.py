@@ -1,4 +1,4 @@
-"""The training itself: what moves, what stays, and that a run can be interrupted anywhere."""
+"""The training: which weights change, which do not, and that it can be interrupted anywhere."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +12,8 @@ from retailtag.finetuning import training_step as step_module
 from retailtag.finetuning.determinism import deterministic_algorithms
 from retailtag.finetuning.learning_rates import make_optimiser, set_learning_rates
 from retailtag.finetuning.losses import LabelCounts, parse_loss
+from retailtag.finetuning.mixed_precision import MixedPrecision, is_out_of_memory
 from retailtag.finetuning.network import Network
-from retailtag.finetuning.precision import Precision, is_out_of_memory
 from retailtag.finetuning.snapshots import Snapshots
 from retailtag.finetuning.trainer import Training, epoch_line, refit
 from retailtag.finetuning.training_step import MicroBatches, TrainingStep, predict
@@ -43,7 +43,7 @@ def test_it_learns_and_keeps_its_best_epoch(world, quick):
     values = [row["criterion"] for row in result.history]
     assert values[result.best_epoch] == max(values) > values[0]
     assert result.history[-1]["loss"] < result.history[1]["loss"]
-    again = predict(network, world.feed(network), world.val, MicroBatches(16))
+    again = predict(network, world.loader(network), world.val, MicroBatches(16))
     np.testing.assert_allclose(again, result.val_logits, rtol=1e-4, atol=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_it_learns_and_keeps_its_best_epoch(world, quick):
         {"augment": "strong", "mix": "mixup"},
         {"mix": "cutmix:p=1", "loss": "asl"},
         {"loss": "db", "sampler": "repeat:t=0.3"},
-        {"ema": 0.9, "loss": "la", "blocks": "all"},
+        {"ema": 0.9, "loss": "focal", "blocks": "all"},
     ],
 )
 def test_same_seed_same_result_and_another_seed_another(world, quick, changes):
@@ -96,12 +96,12 @@ def _count(function, value):
 
 
 class Killed(BaseException):
-    """What stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 @contextmanager
 def killed_at(n_steps):
-    """What runs inside is killed before it takes one step more than `n_steps`."""
+    """Kill the block before its step number `n_steps` + 1."""
     killed = False
     with pytest.MonkeyPatch.context() as patch:
         _kill_at(patch, n_steps)
@@ -155,7 +155,7 @@ def test_a_run_that_had_ended_is_not_trained_again(world, quick, tmp_path, monke
     assert again.earlier_seconds > 0
 
 
-def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path, said):
+def test_snapshots_of_something_else_or_damaged_ones_are_ignored(tmp_path, said):
     Snapshots(tmp_path, "key").save({"x": torch.ones(2)})
     assert torch.equal(Snapshots(tmp_path, "key").load()["x"], torch.ones(2))
     assert Snapshots(tmp_path, "other", progress=said).load() is None
@@ -177,7 +177,7 @@ def test_snapshots_of_something_else_or_damaged_ones_are_set_aside(tmp_path, sai
 # -- memory ----------------------------------------------------------------------------------
 
 
-def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(
+def test_running_out_of_memory_halves_the_micro_batches_and_changes_nothing_else(
     world, quick, monkeypatch, said
 ):
     config = replace(quick, epochs=1, blocks=0)  # nothing with batch statistics is trained
@@ -201,7 +201,7 @@ def test_running_out_of_memory_halves_the_parts_and_changes_nothing_else(
         world.train(config)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory():
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
@@ -210,17 +210,17 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 
 @pytest.mark.parametrize("loss", ["bce", "db"])
-def test_gradients_of_parts_are_those_of_the_whole_batch(world, quick, loss):
-    """With unequal parts and unknown cells; a vit, for batch statistics do see the parts."""
+def test_gradients_of_micro_batches_are_those_of_the_whole_batch(world, quick, loss):
+    """With unequal micro-batches and unknown cells; a ViT, because batch statistics differ."""
     world.name = "demo:dino"
     gradients = []
     for parts in (1, 3):
         network = world.network(replace(quick, micro_batches=parts, loss=loss))
         network.eval()
-        feed = world.feed(network)
+        loader = world.loader(network)
         bound = parse_loss(loss).build(LabelCounts.of(world.labels[world.fit]))
-        stepper = TrainingStep(network, feed, bound)
-        some, batch = next(feed.batches(world.fit[:16], 16))
+        stepper = TrainingStep(network, loader, bound)
+        some, batch = next(loader.batches(world.fit[:16], 16))
         value = stepper._gradients(batch, torch.from_numpy(world.labels[some]))
         gradients.append((value, [p.grad.clone() for p in network.parameters()]))
     assert (world.labels[some] < 0).any()
@@ -229,15 +229,15 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(world, quick, loss):
 
 @pytest.mark.parametrize("blocks", [2, "all"])
 @pytest.mark.parametrize("name", ["demo:dino", "demo:cnn"])
-def test_recomputed_gradients_are_the_same(world, quick, name, blocks):
+def test_gradient_checkpointing_gives_the_same_gradients(world, quick, name, blocks):
     world.name = name
     found = []
     for recompute in (False, True):
         network = world.network(replace(quick, blocks=blocks, gradient_checkpointing=recompute))
         network.eval()
-        feed = world.feed(network)
-        _, batch = next(feed.batches(world.fit[:4], 4))
-        network.logits(feed.enter(batch)).square().sum().backward()
+        loader = world.loader(network)
+        _, batch = next(loader.batches(world.fit[:4], 4))
+        network.logits(loader.activations(batch)).square().sum().backward()
         found.append([p.grad.clone() for p in network.parameters()])
     torch.testing.assert_close(found[0], found[1])
 
@@ -251,10 +251,10 @@ def test_a_model_without_gradient_checkpointing_says_so(world, quick, monkeypatc
         network.backbone.enable_gradient_checkpointing()
 
 
-# -- rates, precision, words -----------------------------------------------------------------
+# -- learning rates, precision, words --------------------------------------------------------
 
 
-def test_rates_fall_from_block_to_block_and_matrices_alone_decay(world, quick):
+def test_learning_rates_fall_from_block_to_block_and_only_matrices_decay(world, quick):
     world.name = "demo:dino"
     config = replace(quick, blocks="all", lr=1.0, head_lr=7.0, layer_decay=0.5)
     network = world.network(config)
@@ -275,12 +275,12 @@ def test_rates_fall_from_block_to_block_and_matrices_alone_decay(world, quick):
 
 def test_precision_follows_the_hardware(monkeypatch):
     cuda = torch.device("cuda")
-    assert Precision.choose("auto", torch.device("cpu")).name == "float32"
+    assert MixedPrecision.choose("auto", torch.device("cpu")).name == "float32"
     for capability, name in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert Precision.choose("auto", cuda).name == name
+        assert MixedPrecision.choose("auto", cuda).name == name
     with pytest.raises(UsageError, match="--amp fp16 needs a CUDA"):
-        Precision.choose("fp16", torch.device("cpu"))
+        MixedPrecision.choose("fp16", torch.device("cpu"))
 
 
 def test_bf16_trains_to_nearly_the_same(world, quick):
@@ -291,7 +291,7 @@ def test_bf16_trains_to_nearly_the_same(world, quick):
     assert abs(rounded.history[1]["loss"] - exact.history[1]["loss"]) < 0.02
 
 
-def test_an_epoch_in_words():
+def test_the_line_of_an_epoch():
     row = {
         "epoch": 2,
         "loss": 0.5,
@@ -312,7 +312,7 @@ def test_an_epoch_in_words():
 # -- averages and refit ----------------------------------------------------------------------
 
 
-def test_the_average_is_what_is_judged_and_kept(world, quick):
+def test_the_averaged_weights_are_measured_and_kept(world, quick):
     plain, averaged = (world.network(replace(quick, ema=ema, epochs=1)) for ema in (0.0, 0.99))
     start = averaged.state()
     results = [world.train(network=n) for n in (plain, averaged)]
@@ -339,7 +339,7 @@ def test_the_best_factor_is_kept(world, quick):
     values = {row["factor"]: row["criterion"] for row in result.factors}
     assert set(values) == {1.0, 0.75, 0.5, 0.25}
     assert values[result.factor] == max(values.values())
-    again = predict(network, world.feed(network), world.val, MicroBatches(16))
+    again = predict(network, world.loader(network), world.val, MicroBatches(16))
     np.testing.assert_allclose(again, result.val_logits, rtol=1e-4, atol=1e-4)
 
 
@@ -347,15 +347,15 @@ def test_a_refit_is_the_same_training_on_more_images(world, quick, tmp_path):
     """On the same images it ends where the training was after as many epochs."""
     config = replace(quick, epochs=3)
     whole, stopped = world.network(config), world.network(config)
-    run = Training(whole, world.feed(whole), world.labels, world.fit)
+    run = Training(whole, world.loader(whole), world.labels, world.fit)
     for epoch in (1, 2):
         run.epoch(epoch)
     network, again = world.network(config), Snapshots(tmp_path, "key")
     with killed_at(7):
-        refit(network, world.feed(network), world.labels, world.fit, 2, 1.0, snapshots=again)
+        refit(network, world.loader(network), world.labels, world.fit, 2, 1.0, snapshots=again)
     refit(
         stopped,
-        world.feed(stopped),
+        world.loader(stopped),
         world.labels,
         world.fit,
         2,
@@ -375,7 +375,7 @@ def test_the_state_of_other_blocks_is_refused(world, quick):
         world.network(quick).load(world.network(replace(quick, blocks=2)).state())
 
 
-def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
+def test_the_learning_rates_rise_and_fall_once(world, quick, monkeypatch):
     """Rates rise, then fall to nearly nothing, over the whole training."""
     seen = []
     monkeypatch.setattr(
@@ -388,7 +388,7 @@ def test_the_rates_rise_and_fall_once(world, quick, monkeypatch):
     assert seen[-1] < 0.02
 
 
-def test_deterministic_algorithms_are_asked_for_on_cuda_alone():
+def test_deterministic_algorithms_are_requested_on_cuda_only():
     before = torch.are_deterministic_algorithms_enabled()
     with deterministic_algorithms(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled() == before

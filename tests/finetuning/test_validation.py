@@ -1,4 +1,4 @@
-"""Which of two states is kept."""
+"""The rule that decides which of two states is kept."""
 
 import math
 
@@ -15,12 +15,12 @@ def measured(f1, ap=None):
     return Measured(f1, f1 if ap is None else np.array(ap, float))
 
 
-def judge(choose="macro-f1"):
+def selector(choose="macro-f1"):
     return ModelSelector(lambda logits: measured(logits[0]), TAIL, choose)
 
 
 def test_figures_are_means_over_tags_that_have_them():
-    row = judge().row(
+    row = selector().row(
         measured([0.5, 1, 0, math.nan, 0.5], [0.2, 0.4, math.nan, math.nan, math.nan])
     )
     assert row == {
@@ -34,26 +34,26 @@ def test_figures_are_means_over_tags_that_have_them():
 
 def test_without_any_f1_average_precision_decides_and_without_both_nothing_is_better():
     none = [math.nan] * 5
-    assert judge().value(measured(none, [0.5] * 5)) == 0.5
-    assert judge().value(measured(none, none)) == -1
-    assert judge("macro-ap").value(measured([1] * 5, [0.25] * 5)) == 0.25
+    assert selector().value(measured(none, [0.5] * 5)) == 0.5
+    assert selector().value(measured(none, none)) == -1
+    assert selector("macro-ap").value(measured([1] * 5, [0.25] * 5)) == 0.25
 
 
 def test_a_loss_of_the_tail_beyond_its_error_is_not_admitted():
     start = measured([0.5, 0.5, 0.5, 0.5, 0.5])
     noisy = measured([0.9, 0.9, 0.9, 0.5, 0.0])  # mean gain -0.03, error 0.26
     sure = measured([0.9, 0.9, 0.4, 0.4, 0.41])
-    assert judge().admits(noisy, start)
-    assert not judge().admits(sure, start)
-    assert judge("macro-f1-free").admits(sure, start)
-    assert judge("macro-ap").admits(sure, start)
-    assert judge().admits(start, start)
+    assert selector().keeps_tail(noisy, start)
+    assert not selector().keeps_tail(sure, start)
+    assert selector("macro-f1-free").keeps_tail(sure, start)
+    assert selector("macro-ap").keeps_tail(sure, start)
+    assert selector().keeps_tail(start, start)
 
 
 def test_few_tail_tags_decide_by_their_sign():
     nan = math.nan
     start = measured([0.5, 0.5, 0.5, nan, nan])
-    assert judge().admits(measured([0, 0, 0.5, nan, nan]), start)
-    assert not judge().admits(measured([1, 1, 0.4, nan, nan]), start)
+    assert selector().keeps_tail(measured([0, 0, 0.5, nan, nan]), start)
+    assert not selector().keeps_tail(measured([1, 1, 0.4, nan, nan]), start)
     none = measured([0.5, 0.5, nan, nan, nan])
-    assert judge().admits(none, none)
+    assert selector().keeps_tail(none, none)

@@ -105,8 +105,8 @@ def _models(dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_interpolation_ends_are_the_models_bit_for_bit(dtype):
     frozen, tuned = _models(dtype)
-    for alpha, model in ((0.0, frozen), (1.0, tuned)):
-        mixed = interpolate(frozen, tuned, alpha)
+    for factor, model in ((0.0, frozen), (1.0, tuned)):
+        mixed = interpolate(frozen, tuned, factor)
         for name in ("backbone.w", "head.bias"):
             assert mixed[name].dtype == dtype
             assert torch.equal(mixed[name], model[name])
@@ -130,8 +130,8 @@ def test_interpolation_lies_between_and_changes_neither_model():
 
 def test_what_training_left_alone_stays_bit_for_bit():
     frozen, _ = _models()
-    for alpha in (0.1, 0.25, 0.7):
-        mixed = interpolate(frozen, {k: v.clone() for k, v in frozen.items()}, alpha)
+    for factor in (0.1, 0.25, 0.7):
+        mixed = interpolate(frozen, {k: v.clone() for k, v in frozen.items()}, factor)
         assert torch.equal(mixed["backbone.w"], frozen["backbone.w"])
 
 

@@ -23,10 +23,6 @@ def focal(z, y, gamma, alpha):
     return y * found - (1 - y) * (1 - alpha) * p**gamma * np.log(1 - p)
 
 
-def logit_adjusted(z, y, tau, prior):
-    return bce(z + tau * np.log(prior / (1 - prior)), y)
-
-
 def negative_tolerant(z, y, lam, kappa, prior):
     best_constant = -np.log(1 / prior - 1)
     shifted = z - -kappa * best_constant
@@ -41,11 +37,10 @@ def balanced_weight(row, tag, n_positive, alpha, beta, mu):
     return alpha + _sigmoid(beta * (per_tag / per_image - mu))
 
 
-def mean_of_known(cell, logits, targets, smoothing=0.0):
-    """Mean of ``cell(z, smoothed y, image, tag)`` over the cells that are known."""
+def mean_of_known(cell, logits, targets):
+    """Mean of ``cell(z, y, image, tag)`` over the cells that are known."""
     losses = []
     for i, k in np.ndindex(targets.shape):
         if targets[i, k] >= 0:
-            y = (1 - smoothing) * targets[i, k] + smoothing / 2
-            losses.append(cell(logits[i, k], y, i, k))
+            losses.append(cell(logits[i, k], targets[i, k], i, k))
     return np.mean(losses)

@@ -19,7 +19,7 @@ from retailtag.finetuning.artefact import Checkpoint
 from retailtag.predictions import Predictions
 from retailtag.runs.finetune import FinetuneRun, run_finetune, run_seeds
 from retailtag.runs.finetune_search import search_settings
-from retailtag.runs.finetune_start import divide
+from retailtag.runs.finetune_start import split_images
 from retailtag.runs.probe import run_probe
 from retailtag.scoring.files import seed_groups
 from retailtag.settings import ComputeSettings, FinetuneSettings, ProbeSettings
@@ -42,7 +42,7 @@ def load():
     return load_backbone("demo:cnn")
 
 
-def test_kept_activations_give_the_same_predictions(tiny, tiny_store, probe, tmp_path):
+def test_cached_activations_give_the_same_predictions(tiny, tiny_store, probe, tmp_path):
     runs = []
     for gigabytes in (0, None):
         config = replace(QUICK, cache_gb=gigabytes, cache_dtype="float32")
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_predictions(tiny, tiny_csv, tiny_store
     assert not list(killed.glob("resume*"))
 
 
-def test_seeds_stand_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tmp_path):
+def test_seeds_are_reused_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tmp_path):
     args = (context(tiny), tiny_store, load, probe, tmp_path)
     first = run_seeds(*args, QUICK, 2)
     loaded = []
@@ -195,7 +195,7 @@ def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(tiny, tiny_store, pro
     split = tiny.split.copy()
     split[tiny.rows("train")[:20]] = "val"
     with pytest.raises(UsageError, match="has a val split of its own"):
-        divide(tiny.with_split(split), tiny_store, replace(QUICK, refit=True))
+        split_images(tiny.with_split(split), tiny_store, replace(QUICK, refit=True))
 
 
 def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):

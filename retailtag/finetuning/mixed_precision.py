@@ -1,4 +1,4 @@
-"""Mixed precision as the hardware allows, and what running out of memory looks like."""
+"""Mixed precision as the hardware allows, and how running out of memory is recognised."""
 
 from __future__ import annotations
 
@@ -11,38 +11,24 @@ from retailtag.errors import UsageError
 from retailtag.settings import AUTO
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_TENSOR_CORES_BF16 = 8  # compute capability from which bfloat16 products have units of their own
+_BF16_CAPABILITY = 8  # CUDA compute capability from which tensor cores multiply bfloat16
 
 
 @dataclass(frozen=True)
-class Precision:
-    """How forward passes compute.
+class MixedPrecision:
+    """How forward passes compute."""
 
-    Parameters
-    ----------
-    name : str
-        ``float32``, ``bf16`` or ``fp16``.
-    device : str
-        Type of the device.
-    """
-
-    name: str
-    device: str
+    name: str  # float32, bf16 or fp16
+    device: str  # its type: cpu or cuda
 
     @classmethod
-    def choose(cls, asked: str, device: torch.device) -> Precision:
-        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA as its generation allows, else float32.
+    def choose(cls, asked: str, device: torch.device) -> MixedPrecision:
+        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA, by its generation, else float32.
 
         Raises
         ------
         UsageError
-            If fp16 is asked for on a CPU, where gradients would need a scaler that is not there.
-
-        Notes
-        -----
-        A T4 (compute capability 7.5) multiplies float16 on tensor cores and bfloat16 nowhere; from
-        8.0 on both run equally fast, and bfloat16 needs no loss scaling. On a CPU float32 is
-        exact and its speed is known on all of them.
+            If fp16 is asked for on a CPU.
         """
         if asked == AUTO:
             asked = "float32" if device.type != "cuda" else _fastest_on(device)
@@ -62,13 +48,18 @@ class Precision:
         return torch.autocast(self.device, dtype=_DTYPES[self.name])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling, which float16 alone needs; switched off it passes everything through."""
+        """Loss scaling for float16; disabled, it passes everything through."""
+        # float16 gradients below 6e-8 become 0. The scaler multiplies the loss by a large factor
+        # before the backward pass and divides the gradients by it after; where they overflow, it
+        # skips the step and halves the factor. bfloat16 has float32's range and needs none.
         return torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
 
 
 def _fastest_on(device: torch.device) -> str:
+    # A T4 (7.5) multiplies float16 on tensor cores and bfloat16 nowhere; from 8.0 on both are
+    # equally fast, and bfloat16 needs no loss scaling.
     major, _ = torch.cuda.get_device_capability(device)
-    return "bf16" if major >= _TENSOR_CORES_BF16 else "fp16"
+    return "bf16" if major >= _BF16_CAPABILITY else "fp16"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
