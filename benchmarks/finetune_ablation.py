@@ -5,26 +5,25 @@
 RUN holds the probes of these backbones on this catalogue (`retailtag bakeoff CATALOGUE
 --strategies probe --out RUN --features FOLDER`). For each backbone one row of
 
-* the probe as it stands;
+* the probe;
 * the last four blocks by the base settings (``bce``: binary cross-entropy, shuffled, shared by
-  all rows below), and with each choice for the tail alone: losses, samplers, averages,
+  all rows below), and with one choice changed: losses, samplers, averages,
   mixtures, augmentations, interpolation off, equal rates for all blocks;
 * ``chosen``: the base with the loss and the sampler whose rows had the largest criterion **on the
-  validation part**; the test split chooses nothing here;
+  validation set**; the test split chooses nothing here;
 * all blocks, and all blocks from random weights (``scratch``).
 
-The base settings choose the epoch by average precision, of which a small validation part tells
+The base settings choose the epoch by average precision, of which a small validation set tells
 more than of F1; ``default choice`` is by macro-F1 while the tail keeps its own, as `retailtag
-finetune` does unasked. Where the start validates best the probe is kept and rows come out alike:
+finetune` does by default. Where the start validates best the probe is kept and rows come out alike:
 ``validation_last_epoch`` then tells what training did.
 
 Macro-F1 and tail macro-F1 with their intervals are the scorer's, on the test split. Seconds are
-the whole stage; ``images_s`` is of the training epochs alone. A row that shows kept activations
-which an earlier row computed is spared their computation: seconds are comparable within a
-backbone only from the second row on. A row that stands in RUN from the same settings is not
-trained again, so that an interrupted run goes on; nor is ``chosen`` where a row above has its
-settings. Appends to ``results/finetune.csv``; ``--quick``
-makes a toy catalogue and records nothing.
+the whole stage; ``images_s`` is of the training epochs alone. A row that reads cached activations
+of an earlier row does not compute them again: seconds are comparable within a backbone only from
+the second row on. A row that is in RUN with the same settings is reused, so that an interrupted run
+continues; so is ``chosen`` where a row above has its settings. Appends to ``results/finetune.csv``;
+``--quick`` makes a toy catalogue and records nothing.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class Bench:
         return pair_folder(self.run, self.backbone, "probe")
 
     def tune(self, name: str, changes: Changes) -> FinetuneRun:
-        """The fine-tune with these settings, trained unless it stands."""
+        """The fine-tune with these settings, reused if it is finished."""
         config = replace(self.base, **changes)
         model = load_backbone(self.backbone, weights=self.weights, device=self.device)
         probe = Probe.load(self.probe_folder())

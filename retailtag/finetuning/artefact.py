@@ -43,7 +43,7 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write ``checkpoint.safetensors``, then ``checkpoint.json``, each whole or not at all."""
+        """Write ``checkpoint.safetensors``, then ``checkpoint.json``, which makes it count."""
         from safetensors.torch import save
 
         tensors = {f"backbone.{k}": v.contiguous() for k, v in self.state.items()}

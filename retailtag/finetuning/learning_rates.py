@@ -17,12 +17,7 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """AdamW whose groups carry the ``peak`` learning rate of their block.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        With the parameters to train unfrozen.
-    head : Module
-    config : FinetuneSettings
+    Only the unfrozen parameters of `backbone` are trained.
 
     References
     ----------

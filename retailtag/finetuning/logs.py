@@ -120,7 +120,6 @@ class JsonLines:
 
     Parameters
     ----------
-    path : Path
     resume_at : int, optional
         Lines of later steps are removed; all lines by default.
     """

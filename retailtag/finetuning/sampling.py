@@ -96,8 +96,7 @@ class RepeatFactor:
         given = labels == 1
         share = given.sum(0) / max(len(labels), 1)
         with np.errstate(divide="ignore"):  # a tag without an image repeats none
-            # The square root weakens the pull: full balance (t/f) would show an image of a tag
-            # with three images hundreds of times.
+            # The square root weakens the pull: with t/f, all tags below t would be shown alike.
             per_tag = np.maximum(1.0, np.sqrt(self.t / share))
         factors = np.ones(len(labels))
         for tag in np.flatnonzero(per_tag > 1):  # a loop avoids (n_images, n_tags) floats

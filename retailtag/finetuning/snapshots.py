@@ -36,8 +36,6 @@ class Snapshots:
         Longest time between two snapshots within an epoch.
     name : str
         Of the file.
-    progress : Progress
-        Told when a file cannot be used.
     """
 
     def __init__(
