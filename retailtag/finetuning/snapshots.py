@@ -88,8 +88,9 @@ class Snapshots:
         state: dict[str, Any] = saved["state"]
         return state
 
-    def _ignored(self, why: str) -> None:
+    def _ignored(self, why: str) -> dict[str, Any] | None:
         self._progress.say(f"{self.path} {why}; the training starts again")
+        return None
 
     def remove(self) -> None:
         """Delete the file of a finished training."""
