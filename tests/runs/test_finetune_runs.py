@@ -156,7 +156,7 @@ def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
     assert (back.history, back.best_epoch) == (run.history, run.best_epoch)
     assert FinetuneRun.load(tmp_path / "nothing") is None
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[0]["settings"] == QUICK.to_json()
+    assert rows[0]["settings"] == QUICK.recorded()
     assert [row["step"] for row in rows[1:]] == [0, 1]
 
 
