@@ -293,7 +293,7 @@ class Backbone:
                     continue
                 return
         raise UsageError(
-            f"{self.id} has no gradient checkpointing; leave --checkpoint-gradients out."
+            f"{self.id} has no gradient checkpointing; leave --gradient-checkpointing out."
         )
 
     def depth_of(self, name: str) -> int:

@@ -33,7 +33,7 @@ class MixedPrecision:
         if asked == AUTO:
             asked = "float32" if device.type != "cuda" else _fastest_on(device)
         if asked == "fp16" and device.type != "cuda":
-            raise UsageError("--amp fp16 needs a CUDA device; use bf16 or float32.")
+            raise UsageError("--mixed-precision fp16 needs a CUDA device; use bf16 or float32.")
         return cls(asked, device.type)
 
     @property

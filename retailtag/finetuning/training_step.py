@@ -57,7 +57,7 @@ class MicroBatches:
         if self.size == 1:
             raise Unavailable(
                 "Memory runs out with a single image at a time; train fewer --blocks, add "
-                "--checkpoint-gradients, or take a smaller size or backbone."
+                "--gradient-checkpointing, or take a smaller size or backbone."
             )
         self.size = max(1, self.size // 2)
         self._progress.say(

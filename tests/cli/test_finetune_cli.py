@@ -67,7 +67,7 @@ def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
         (("--cache-dtype", "int4"), "--cache-dtype int4"),
         (("--checkpoint-minutes", "0"), "--checkpoint-minutes"),
         (("--log", "paper"), "--log paper"),
-        (("--amp", "fp16"), "--amp fp16 needs a CUDA device"),
+        (("--amp", "fp16"), "--mixed-precision fp16 needs a CUDA device"),
     ],
 )
 def test_what_cannot_be_followed_is_a_sentence(tune, capsys, options, words):

@@ -7,6 +7,7 @@ from retailtag.errors import ArtefactError, DataError, UnreadableImage, UsageErr
 from retailtag.files import read_json, write_json
 from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.artefact import Checkpoint
+from retailtag.finetuning.checks import check_finetune_settings, repeats_pixels
 from retailtag.finetuning.head import Head, HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.images.decode import MAX_PIXELS
@@ -92,9 +93,9 @@ def test_rows_asked_for_twice_are_decoded_once(tiny, backbone):
         ({"layer_decay": 1.5}, "--layer-decay"),
         ({"layer_decay": 0}, "--layer-decay"),
         ({"ema": 1}, "--ema"),
-        ({"parts": 65}, "--parts 65 must be 1 to --batch-size, 64"),
-        ({"precision": "int8"}, "--amp int8"),
-        ({"choose": "loss"}, "--choose-epoch loss"),
+        ({"micro_batches": 65}, "--micro-batches 65 exceeds --batch-size 64"),
+        ({"mixed_precision": "int8"}, "--mixed-precision int8"),
+        ({"choose_epoch": "loss"}, "--choose-epoch loss"),
         ({"interpolate": "2"}, "--interpolate 2"),
         ({"interpolate": "some"}, "--interpolate some"),
         ({"loss": "hinge"}, "--loss"),
@@ -105,19 +106,19 @@ def test_rows_asked_for_twice_are_decoded_once(tiny, backbone):
 )
 def test_bad_settings_name_the_option(setting, option):
     with pytest.raises(UsageError, match=option):
-        FinetuneSettings(**setting)
+        check_finetune_settings(FinetuneSettings(**setting))
 
 
-def test_what_repeats_is_known_from_the_settings():
-    assert FinetuneSettings(augment="none").repeats
-    assert FinetuneSettings(augment="cached:3").repeats
+def test_settings_tell_whether_epochs_repeat_pixels():
+    assert repeats_pixels(FinetuneSettings(augment="none"))
+    assert repeats_pixels(FinetuneSettings(augment="cached:3"))
     for changes in (
         {"augment": "light"},
         {"mix": "mixup"},
         {"blocks": "all"},
         {"blocks": "scratch"},
     ):
-        assert not FinetuneSettings(**{"augment": "none", **changes}).repeats
+        assert not repeats_pixels(FinetuneSettings(**{"augment": "none", **changes}))
 
 
 def test_checkpoint_round_trip_and_damage(tmp_path):

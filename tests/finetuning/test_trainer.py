@@ -247,7 +247,7 @@ def test_a_model_without_gradient_checkpointing_says_so(world, quick, monkeypatc
     for module in network.backbone.module.modules():
         if hasattr(module, "set_grad_checkpointing"):
             monkeypatch.setattr(type(module), "set_grad_checkpointing", None)
-    with pytest.raises(UsageError, match="leave --checkpoint-gradients out"):
+    with pytest.raises(UsageError, match="leave --gradient-checkpointing out"):
         network.backbone.enable_gradient_checkpointing()
 
 
@@ -279,7 +279,7 @@ def test_precision_follows_the_hardware(monkeypatch):
     for capability, name in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert MixedPrecision.choose("auto", cuda).name == name
-    with pytest.raises(UsageError, match="--amp fp16 needs a CUDA"):
+    with pytest.raises(UsageError, match="--mixed-precision fp16 needs a CUDA"):
         MixedPrecision.choose("fp16", torch.device("cpu"))
 
 
