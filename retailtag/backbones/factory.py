@@ -55,7 +55,8 @@ def load_backbone(
     DataError
         If the weights do not fit the architecture, are damaged, or would have to run code.
     Unavailable
-        If the weights, or what a text tower needs, are neither here nor downloadable.
+        If the weights, or files or packages of the text tower, are missing and cannot be
+        downloaded.
     """
     from retailtag.backbones.backbone import Backbone
 
@@ -84,6 +85,6 @@ def build_model(
 
 
 def published(backbone_id: BackboneId) -> Published | None:
-    """Where the weights of an id are published; None where retailtag packages them."""
+    """Where the weights of an id are published; None if retailtag packages them."""
     target = FAMILIES[backbone_id.scheme].published
     return load_function(target)(backbone_id) if target else None

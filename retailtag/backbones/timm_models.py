@@ -107,7 +107,7 @@ def _timm_name(backbone_id: BackboneId) -> str:
 
 
 def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, Any]:
-    """``config.json`` beside local weights: its model_args and the known part of pretrained_cfg."""
+    """The model_args and the known keys of pretrained_cfg in ``config.json`` beside weights."""
     if weights is None or not (weights / "config.json").is_file():
         return {}
     config = read_json(weights / "config.json")

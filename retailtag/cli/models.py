@@ -123,6 +123,6 @@ def _table(rows: list[dict[str, Any]]) -> Any:
             f"{row['parameters'] / 1e6:.1f} M",
             str(row["dim"]),
             "x".join(map(str, row["size"])),
-            "here" if row["weights_here"] else "models pull",
+            "available" if row["weights_here"] else "models pull",
         )
     return table

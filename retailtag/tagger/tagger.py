@@ -196,7 +196,7 @@ class Tagger:
         return size + bank + self.head.weight.nbytes + self.head.bias.nbytes
 
     def _summary(self) -> dict[str, str]:
-        thresholds = self.head.facts.get("thresholds", {})
+        thresholds = self.head.facts.get("thresholds") or {}
         return {
             "backbone": "+".join(e.id for e in self.embedders),
             "strategy": self.strategy,

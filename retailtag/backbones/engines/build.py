@@ -140,7 +140,8 @@ def why_unavailable(name: EngineName, device: str) -> str:
         return f"{missing[0]} is not installed; run pip install 'retailtag[{extra}]'"
     if extra and device != "cpu":
         return f"{name.engine} runs on a CPU only; give --device cpu or --engine eager"
-    if name.engine == "compile" and device == "cpu" and not _compiler():
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+    if name.engine == "compile" and device == "cpu" and not any(map(shutil.which, compilers)):
         return "torch.compile needs a C++ compiler; install g++, or set CXX to one"
     return _why_not_computed(name.arithmetic, device)
 
@@ -158,11 +159,6 @@ def _cuda_half() -> str:
     import torch
 
     return BFLOAT16 if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
-def _compiler() -> str | None:
-    names = (os.environ.get("CXX", ""), "g++", "clang++")
-    return next((found for found in map(shutil.which, names) if found), None)
 
 
 def _build(backbone: Backbone, name: EngineName, batch_size: int) -> Run:

@@ -21,10 +21,10 @@ MAX_STREAMS = 4  # an extraction's batch of 64 images holds four micro-batches o
 def build(backbone: Backbone, name: EngineName, batch_size: int) -> Run:
     """Convert a backbone in memory, for micro-batches of `batch_size` images."""
     openvino = _openvino()
-    whole = WithNormalisation(backbone.lean_module(), backbone.preprocess).eval()
+    module = WithNormalisation(backbone.lean_module(), backbone.preprocess).eval()
     # The conversion traces the model; with one image it may drop the batch axis of length 1.
     example = torch.zeros(2, 3, *backbone.preprocess.size, dtype=torch.uint8)
-    model = openvino.convert_model(whole, example_input=example)
+    model = openvino.convert_model(module, example_input=example)
     model.reshape([batch_size, *example.shape[1:]])
     threads = torch.get_num_threads()
     compiled = openvino.Core().compile_model(
