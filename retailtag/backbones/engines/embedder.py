@@ -28,13 +28,9 @@ class EngineEmbedder:
     build : callable
         Converts the backbone; called once, before the first image.
     batch_size : int or None
-        Images per call of the engine. The last call is padded with zeros, so that an embedding
-        does not depend on how many images are embedded at once. None for any number.
-
-    Notes
-    -----
-    Engines optimise a graph of one shape best, and converting the model again for a smaller last
-    batch would cost more than computing the padding.
+        Images per call of the engine, None for any number. The last call is padded with zeros:
+        engines optimise a graph of one shape best, and an embedding does not depend on how many
+        images are embedded at once.
     """
 
     def __init__(

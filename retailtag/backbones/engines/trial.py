@@ -97,7 +97,6 @@ class Trial:
     Parameters
     ----------
     name : EngineName
-        Engine and arithmetic.
     rate : float or None
         Images per second, without decoding; None if not measured.
     parity : Parity or None
