@@ -1,4 +1,4 @@
-"""What can be refused before the first stage: a catalogue or settings that cannot be followed."""
+"""Refuse, before the first stage, a catalogue or settings that a later stage would refuse."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def check_request(
     Parameters
     ----------
     context : RunContext
+        Gives the catalogue and the device.
     settings : BakeoffSettings
+        Gives the folds, the solver and the blocks.
     fine_tuned : sequence of str
         Backbones that are fine-tuned.
     weights : set of str
-        Backbones that bring local weights.
+        Backbones with local weights.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def check_request(
     UsageError
         If there are more folds than training images, or more blocks than a backbone has.
     Unavailable
-        If the solver's library or device is not here.
+        If the solver's library or device is missing.
     """
     catalog = context.catalog
     check_splits(catalog)
@@ -48,7 +50,7 @@ def check_request(
     make_solver(settings.probe.solver, context.device)
     if settings.finetune.trained_blocks != "all":
         for backbone in fine_tuned:
-            # local weights may bring another architecture: it is judged when they are loaded
+            # Local weights may have another architecture: it is checked when they are loaded.
             if backbone not in weights:
                 _check_blocks(backbone, settings.finetune.trained_blocks)
 
@@ -74,7 +76,7 @@ def check_splits(catalog: Catalog) -> None:
     if not shared.any():
         raise DataError(
             f"{catalog.path} has no tag with a positive in both train and test, so nothing that "
-            "is learned could be scored; make new splits with retailtag catalog split."
+            "is learned can be scored; make new splits with retailtag catalog split."
         )
 
 
@@ -87,8 +89,8 @@ def check_readable(catalog: Catalog, absent: Mapping[str, str]) -> None:
 
 
 def _check_blocks(backbone_id: str, blocks: Blocks) -> None:
-    """Judge --blocks by the architecture alone, built where nothing is allocated."""
+    """Check --blocks against the architecture alone, without weights."""
     parsed = resolve_id(backbone_id)
     with torch.device("cpu" if parsed.scheme == "demo" else "meta"):
-        parts = build_model(parsed, random_weights=True)
-    last_blocks(str(parts.id), parts.layout, blocks)
+        model = build_model(parsed, random_weights=True)
+    last_blocks(str(model.id), model.layout, blocks)

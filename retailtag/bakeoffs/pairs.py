@@ -1,4 +1,4 @@
-"""A finished (backbone, strategy) pair: its latency, its whole cost, and what the report reads."""
+"""A finished (backbone, strategy) pair: its latency, its whole cost, and what the report needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import retailtag
 from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import UnreadableImage
 from retailtag.extraction.extract import ExtractSummary
 from retailtag.images.decode import decode_image
@@ -27,15 +28,18 @@ LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One finished pair: where it lies and what it cost.
+    """One finished pair: its folder and its cost.
 
     Parameters
     ----------
     backbone, strategy : str
+        What the pair consists of.
     folder : Path
+        Holds the predictions.
     cost : PairCost
+        Training and inference.
     machines : dict of str to str
-        Where each part of the cost was measured, by stage; without stages that do not say.
+        Where each stage of the cost was measured, as far as it was recorded.
     """
 
     backbone: str
@@ -51,7 +55,7 @@ class Pair:
 
     @property
     def predictions(self) -> Predictions:
-        """What the pair says of the held-out images."""
+        """Predictions of the held-out images."""
         return Predictions.load(self.folder / "predictions.npz")
 
 
@@ -63,11 +67,10 @@ def finished_pair(
     records: Mapping[str, StageRecord],
     latency: StageRecord,
 ) -> Pair:
-    """Put together a pair from the records of its stages, ``probe`` and ``finetune``.
-
-    A fine-tune starts from the probe's choice of C and so pays for the probe as well.
-    """
+    """A pair from the records of its stages, ``probe`` and ``finetune``, and of its latency."""
+    # A store may hold other catalogues' images too: the training images pay for their share.
     embedding = len(catalog.rows("train")) * store.seconds / max(store.n_rows, 1)
+    # A fine-tune starts from the probe's choice of C, so its cost includes the probe.
     paid = ("probe", "finetune") if strategy == "finetune" else ("probe",)
     cost = PairCost(
         extract_seconds=embedding,
@@ -85,36 +88,28 @@ def latency_inputs(model: StageRecord, device: str) -> dict[str, Any]:
     return {"model": model.outputs, "device": describe_machine(device)}
 
 
-def measure_pair(
-    catalog: Catalog,
-    folder: Path,
-    weights: Mapping[str, Path],
-    device: str,
-    **limits: Any,
-) -> dict[str, Any]:
+def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path]) -> dict[str, Any]:
     """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`.
 
     Parameters
     ----------
-    catalog : Catalog
+    context : RunContext
+        Gives the images, how they are read, and the device.
     folder : Path
-        Of the pair.
+        Folder of the pair.
     weights : mapping of str to Path
         Local weights by backbone id.
-    device : str
-    **limits
-        ``max_pixels`` and ``allow_truncated``, as the images were extracted with.
 
     Raises
     ------
     UnreadableImage
-        If no test image can be read within the limits.
+        If no test image can be read.
     """
     from retailtag.tagger.latency import measure_latency
     from retailtag.tagger.tagger import Tagger
 
-    images = readable_images(catalog, **limits)
-    tagger = Tagger.load(folder, weights=weights, device=device, **limits)
+    images = readable_images(context.catalog, **context.limits)
+    tagger = Tagger.load(folder, weights=weights, device=context.device, **context.limits)
     latency = measure_latency(tagger, images)
     return {
         "latency_ms_p50": latency.p50_ms,
@@ -168,30 +163,30 @@ def report_inputs(
 
 
 def absent_finding(summary: ExtractSummary, n_images: int) -> Finding:
-    """Say which of a catalogue's `n_images` have no embedding."""
-    some = ", ".join(list(summary.absent)[:3])
+    """Finding that some of a catalogue's `n_images` have no embedding."""
+    examples = ", ".join(list(summary.absent)[:3])
     return Finding(
         "unreadable-images",
-        f"{len(summary.absent)} of {n_images:,} images could not be read ({some}) and took no "
-        f"part for {summary.store.spec.backbone}.",
-        "See retailtag catalog check for the reason of each; mend or drop them.",
+        f"{len(summary.absent)} of {n_images:,} images could not be read ({examples}) and were "
+        f"left out for {summary.store.spec.backbone}.",
+        "See retailtag catalog check for the reason of each; repair or remove them.",
     )
 
 
 def machine_findings(pairs: Sequence[Pair]) -> list[Finding]:
-    """Say which figures come from which machine, where there was more than one."""
+    """Which costs were measured on which machine, if there was more than one."""
     by_machine: dict[str, list[str]] = {}
     for pair in pairs:
         for stage, machine in pair.machines.items():
             by_machine.setdefault(machine, []).append(f"{stage} of {pair.name}")
     if len(by_machine) < 2:
         return []
-    parts = "; ".join(f"on {m}: {', '.join(stages)}" for m, stages in sorted(by_machine.items()))
+    where = "; ".join(f"on {m}: {', '.join(stages)}" for m, stages in sorted(by_machine.items()))
     return [
         Finding(
             "several-machines",
             f"The costs were measured on {len(by_machine)} machines and cannot be compared across "
-            f"them ({parts}).",
+            f"them ({where}).",
             "Run the bake-off in a new folder on one machine to compare costs.",
         )
     ]

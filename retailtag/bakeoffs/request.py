@@ -1,4 +1,4 @@
-"""What a bake-off is asked to do, as its stages read it."""
+"""A bake-off's catalogue and settings, checked, and the folders that follow from them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,7 @@ def pair_folder(run: Path, backbone: str, strategy: str) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A bake-off: the catalogue and the settings, checked.
-
-    Parameters
-    ----------
-    context : RunContext
-    settings : BakeoffSettings
-    """
+    """The catalogue and the settings of a bake-off, checked when it is made."""
 
     context: RunContext
     settings: BakeoffSettings
@@ -51,7 +45,7 @@ class Request:
             raise UsageError(f"{joint[0]}: {ONLY_PROBED} Add probe to --strategies.")
         check_probe_settings(s.probe)
         check_finetune_settings(s.finetune)
-        Tuning(s.finetune.thresholds, s.finetune.objective)  # refuses what is unknown
+        Tuning(s.finetune.thresholds, s.finetune.objective)  # refuses an unknown rule
         check_request(self.context, s, self.fine_tuned, set(self.weights))
 
     @property
@@ -69,7 +63,7 @@ class Request:
         return pair_folder(self.out, backbone, strategy)
 
     def strategies_of(self, backbone: str) -> tuple[str, ...]:
-        """Strategies that one backbone goes through: a joint one is only probed."""
+        """Strategies of one backbone; several side by side are only probed."""
         joint = len(components_of(backbone)) > 1
         return tuple(s for s in self.settings.strategies if s == "probe" or not joint)
 
@@ -80,7 +74,7 @@ class Request:
 
     @property
     def report_files(self) -> tuple[str, ...]:
-        """What the last stage writes, by its path in the run."""
+        """What the report stage writes, by its path in the run."""
         cards = [
             (self.folder(b, s) / "scorecard.json").relative_to(self.out).as_posix()
             for b in self.settings.backbones

@@ -59,7 +59,7 @@ def _show(output: Output, run: BakeoffRun) -> None:
 
     output.print(ranking_table(run.result, run.decision))
     output.print(decision_text(run.decision))
-    output.print(f"\n{len(run.ran)} stages ran, {len(run.reused)} stood from before.")
+    output.print(f"\n{len(run.ran)} stages ran, {len(run.reused)} were reused.")
     output.print(f"Report: {run.report}")
 
 
@@ -104,7 +104,7 @@ def _plan_table(stages: list[PlannedStage]) -> Table:
     for s in stages:
         table.add_row(
             s.name,
-            s.why or "stands from before",
+            s.why or "reused",
             _minutes(s.seconds),
             f"{s.disk_bytes / 1e6:,.1f} MB",
         )

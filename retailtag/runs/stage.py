@@ -1,8 +1,9 @@
-"""What a finished stage leaves behind, so that a second run does only what is missing or stale."""
+"""Stages of a run: what each reads, costs and writes, and whether it must run again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from retailtag.runs.measure import StageCost
 
 FORMAT = 1
 RECORD = "stage.json"
+NOT_DONE = "not done"
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage's inputs, outputs and cost; written last, so that it exists only for whole stages.
+    """Inputs, outputs and cost of a finished stage.
 
     Parameters
     ----------
@@ -28,11 +30,12 @@ class StageRecord:
     seconds : float
         Wall time.
     peak_memory_mib : float
+        See `retailtag.runs.measure`.
     facts : dict
-        What later stages or the report want to know.
+        What later stages or the report need to know.
     machine : dict
-        Where the cost was measured, as `describe_machine` gives it; not an input, for the
-        outputs stay good on another machine. Empty where it was not recorded.
+        Where the cost was measured, as `describe_machine` gives it. Not an input: the outputs
+        are valid on another machine too. Empty if it was not recorded.
     """
 
     inputs: dict[str, Any]
@@ -52,7 +55,8 @@ def write_record(
     facts: dict[str, Any] | None = None,
     machine: dict[str, Any] | None = None,
 ) -> StageRecord:
-    """Seal a stage whose `files` are in `folder`; `cost` as measured, 0 where it was not."""
+    """Record a stage whose `files` are complete in `folder`; without a `cost` it counts as 0."""
+    # Written last, and atomically: a record exists only for stages that were not interrupted.
     outputs = {name: file_sha256(folder / name) for name in files}
     cost = cost or StageCost()
     record = StageRecord(
@@ -73,19 +77,19 @@ def read_record(folder: Path) -> StageRecord | None:
         return None
     objects = (record.inputs, record.outputs, record.facts, record.machine)
     numbers = (record.seconds, record.peak_memory_mib)
-    sound = all(isinstance(o, dict) for o in objects)
-    return record if sound and all(isinstance(n, int | float) for n in numbers) else None
+    valid = all(isinstance(o, dict) for o in objects)
+    return record if valid and all(isinstance(n, int | float) for n in numbers) else None
 
 
 def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
-    """Why a stage must run, in a few words; None if it is current.
+    """Why a stage must run, in a few words; None if its outputs are current.
 
-    A stage is current if it was sealed with equal `inputs` and every output still has the bytes
-    it was sealed with. Only the names in `inputs` are compared.
+    They are current if they were recorded with equal `inputs` and still have the recorded bytes.
     """
     record = read_record(folder)
     if record is None:
-        return "not done"
+        return NOT_DONE
+    # Only the names in `inputs` are compared: a plan does not know all of them.
     differing = [name for name in inputs if record.inputs.get(name) != inputs[name]]
     if differing:
         return f"{', '.join(differing)} changed"
@@ -93,3 +97,95 @@ def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
         if not (folder / name).is_file() or file_sha256(folder / name) != digest:
             return f"{name} is missing or damaged"
     return None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rough estimate of a stage, within a factor of three: wall time and bytes written."""
+
+    seconds: float
+    disk_bytes: float
+
+
+class Stage(ABC):
+    """One step of a run; the plan and the run walk the same list of them.
+
+    Attributes
+    ----------
+    name : str
+        Distinct within a run.
+    needs : tuple of str
+        Earlier stages whose new outputs always change the inputs of this one.
+    may_need : tuple of str
+        Earlier stages of whose outputs this one reads only a part, which may turn out equal.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    may_need: tuple[str, ...] = ()
+
+    @abstractmethod
+    def why_stale(self) -> str | None:
+        """Why it must run, in a few words; None if its outputs are current.
+
+        Called when no stage that it needs is going to run, or when all of them have run.
+        """
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """What running it takes."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Make the outputs."""
+
+    def update(self, announce: Callable[[str], None]) -> bool:
+        """Run if it is stale, after announcing why; returns whether it ran."""
+        why = self.why_stale()
+        if why is None:
+            return False
+        announce(why)
+        self.run()
+        return True
+
+
+class RecordedStage(Stage):
+    """A stage whose outputs and record are files in a folder of its own.
+
+    Attributes
+    ----------
+    folder : Path
+        Where they are.
+    """
+
+    folder: Path
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """Everything that the outputs depend on, as JSON-able values.
+
+        Evaluated late: most are digests of what earlier stages wrote.
+        """
+
+    def why_stale(self) -> str | None:
+        """By comparing the inputs with the record, and the outputs with their digests."""
+        return why_stale(self.folder, self.inputs())
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """SHA-256 of every file that it wrote, by name."""
+        return self.record.outputs
+
+    @property
+    def record(self) -> StageRecord:
+        """Record of the finished stage.
+
+        Raises
+        ------
+        DataError
+            If there is none.
+        """
+        record = read_record(self.folder)
+        if record is None:
+            raise DataError(f"{self.folder} changed during the run; run the command again.")
+        return record

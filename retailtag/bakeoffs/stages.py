@@ -1,0 +1,308 @@
+"""The stages of a bake-off, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.backbones import canonical, components_of, resolve_id
+from retailtag.bakeoffs.estimates import Estimator
+from retailtag.bakeoffs.extraction import ExtractionPass, ExtractStage, load
+from retailtag.bakeoffs.pairs import (
+    Pair,
+    absent_finding,
+    finished_pair,
+    latency_inputs,
+    machine_findings,
+    measure_pair,
+    report_inputs,
+)
+from retailtag.bakeoffs.request import Request
+from retailtag.errors import DataError
+from retailtag.probes.artefact import Probe
+from retailtag.report.decision import decide
+from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
+from retailtag.report.write import write_report
+from retailtag.runs.embeddings import find_texts
+from retailtag.runs.finetune import finetune_inputs, run_finetune
+from retailtag.runs.machine import describe_machine
+from retailtag.runs.probe import probe_inputs, run_probe
+from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
+from retailtag.scoring.compare import compare_predictions
+from retailtag.scoring.finding import Finding
+from retailtag.scoring.ledger import reused_split
+from retailtag.scoring.score import predictions_digest, score_predictions
+from retailtag.store import EmbeddingSource, FeatureStore
+
+
+class BackboneStage(RecordedStage):
+    """A stage of one backbone, in the folder of one strategy.
+
+    Parameters
+    ----------
+    extraction : ExtractionPass
+        Gives the embeddings.
+    estimator : Estimator
+        Gives the estimate.
+    backbone : str
+        As named in the settings.
+    strategy : str
+        ``probe`` or ``finetune``.
+    """
+
+    def __init__(
+        self, extraction: ExtractionPass, estimator: Estimator, backbone: str, strategy: str
+    ) -> None:
+        self.extraction, self.estimator = extraction, estimator
+        self.request = extraction.request
+        self.context, self.settings = self.request.context, self.request.settings
+        self.backbone, self.strategy = backbone, strategy
+        self.name = f"{strategy} {canonical(backbone)}"
+        self.folder = self.request.folder(backbone, strategy)
+
+    @property
+    def source(self) -> EmbeddingSource:
+        """Embeddings of the backbone.
+
+        Raises
+        ------
+        DataError
+            If it was not extracted.
+        """
+        source = self.extraction.source(self.backbone)
+        if source is None:
+            raise DataError(f"There are no features of {self.backbone}; run retailtag extract.")
+        return source
+
+
+class ProbeStage(BackboneStage):
+    """The probe of one backbone."""
+
+    def __init__(self, extraction: ExtractionPass, estimator: Estimator, backbone: str) -> None:
+        super().__init__(extraction, estimator, backbone, "probe")
+        self.needs = tuple(f"extract {canonical(c)}" for c in components_of(backbone))
+
+    @cached_property
+    def _texts(self) -> NDArray[np.float32] | None:
+        """Embedded tag names of the head ``text``; a plan loads no model and has none."""
+        if not self.extraction.has_run:
+            return None
+        return find_texts(
+            self.settings.probe.heads,
+            self.backbone,
+            self.context.catalog.table.tags,
+            weights=self.request.weights,
+            device=self.context.device,
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """See `probe_inputs`."""
+        probe = self.settings.probe
+        return probe_inputs(self.context.catalog, self.source, probe, self._texts)
+
+    def estimate(self) -> Estimate:
+        """Of the sweep."""
+        return self.estimator.probe(self.backbone)
+
+    def run(self) -> None:
+        """Sweep, choose, refit and predict."""
+        run_probe(self.context, self.source, self.folder, self.settings.probe, texts=self._texts)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the finished probe's record warns of."""
+        return [
+            Finding(code, f"{self.name}: {sentence}", remedy)
+            for code, sentence, remedy in self.record.facts["findings"]
+        ]
+
+
+class FinetuneStage(BackboneStage):
+    """The fine-tune of one backbone, which starts from its probe."""
+
+    def __init__(self, extraction: ExtractionPass, estimator: Estimator, probe: ProbeStage) -> None:
+        super().__init__(extraction, estimator, probe.backbone, "finetune")
+        self.needs = probe.needs
+        self.may_need = (probe.name,)  # of the probe it reads C, scaling and thresholds
+        self._probe = probe
+
+    @property
+    def _store(self) -> FeatureStore:
+        assert isinstance(self.source, FeatureStore)  # A+B is never fine-tuned
+        return self.source
+
+    def inputs(self) -> dict[str, Any]:
+        """See `finetune_inputs`."""
+        probe = Probe.load(self._probe.folder)
+        return finetune_inputs(self.context.catalog, self._store, probe, self.settings.finetune)
+
+    def estimate(self) -> Estimate:
+        """Of all epochs without cached activations."""
+        return self.estimator.finetune(self.backbone)
+
+    def run(self) -> None:
+        """Train, choose and predict."""
+        model = load(self.request, self.backbone)
+        probe = Probe.load(self._probe.folder)
+        settings = self.settings.finetune
+        run_finetune(self.context, self._store, model, probe, self.folder, settings)
+
+
+class LatencyStage(BackboneStage):
+    """Latency, throughput and size of one finished pair on this machine."""
+
+    def __init__(self, model: BackboneStage) -> None:
+        super().__init__(model.extraction, model.estimator, model.backbone, model.strategy)
+        self.name = f"latency {canonical(model.backbone)} {model.strategy}"
+        self.folder = model.folder / "latency"
+        self.may_need = (model.name,)  # a model fitted again may have the same bytes
+        self._model = model
+
+    def inputs(self) -> dict[str, Any]:
+        """See `latency_inputs`."""
+        return latency_inputs(self._model.record, self.context.device)
+
+    def estimate(self) -> Estimate:
+        """Of embedding the images twice."""
+        return self.estimator.latency(self.backbone)
+
+    def run(self) -> None:
+        """Measure on the first readable test images."""
+        inputs = self.inputs()
+        given = {c: self.request.weights.get(c) for c in components_of(self.backbone)}
+        weights = {str(resolve_id(c)): path for c, path in given.items() if path}
+        facts = measure_pair(self.context, self._model.folder, weights)
+        write_record(self.folder, (), inputs, facts=facts, machine=inputs["device"])
+
+
+@dataclass(frozen=True, eq=False)
+class PairStages:
+    """The stages behind one pair: those that its training cost counts, and its latency."""
+
+    training: dict[str, BackboneStage]  # by strategy: probe, and finetune after it
+    latency: LatencyStage
+
+    def pair(self, request: Request) -> Pair:
+        """The finished pair."""
+        records = {strategy: stage.record for strategy, stage in self.training.items()}
+        last = self.latency
+        folder = request.folder(last.backbone, last.strategy)
+        catalog = request.context.catalog
+        return finished_pair(catalog, last.source, last.strategy, folder, records, last.record)
+
+
+class ReportStage(RecordedStage):
+    """Scorecards of all pairs, their comparison, the decision and the report."""
+
+    def __init__(
+        self,
+        extraction: ExtractionPass,
+        estimator: Estimator,
+        pairs: list[PairStages],
+        command: str,
+    ) -> None:
+        self.name = "report"
+        self.extraction, self.estimator, self.command = extraction, estimator, command
+        self.request = extraction.request
+        self.folder = self.request.out
+        self._pairs = pairs
+        stages = [stage for pair in pairs for stage in (*pair.training.values(), pair.latency)]
+        self.needs = tuple(dict.fromkeys(stage.name for stage in stages))
+
+    def _finished_pairs(self) -> list[Pair]:
+        return [stages.pair(self.request) for stages in self._pairs]
+
+    def inputs(self) -> dict[str, Any]:
+        """See `report_inputs`."""
+        score = self.request.settings.score
+        catalog = self.request.context.catalog
+        return report_inputs(catalog, self._finished_pairs(), score.replicates, score.seed)
+
+    def estimate(self) -> Estimate:
+        """Of scoring and drawing."""
+        return self.estimator.report()
+
+    def run(self) -> None:
+        """Score on the test split, compare, decide and write the report."""
+        inputs = self.inputs()
+        pairs = self._finished_pairs()
+        result = self._score(pairs)
+        write_report(result, decide(result), self.folder)
+        write_record(self.folder, self.request.report_files, inputs)
+
+    def result(self) -> BakeoffResult:
+        """What the finished stage wrote."""
+        return BakeoffResult.load(self.folder / "bakeoff.json")
+
+    def _score(self, pairs: list[Pair]) -> BakeoffResult:
+        catalog, score = self.request.context.catalog, self.request.settings.score
+        predictions = [pair.predictions for pair in pairs]
+        results = []
+        for pair, of_pair in zip(pairs, predictions, strict=True):
+            card = score_predictions(of_pair, catalog, allow_missing=True)
+            card.save(pair.folder)
+            results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
+        named = {r.name: model for r, model in zip(results, predictions, strict=True)}
+        scored = [(catalog.digest, predictions_digest(model)) for model in predictions]
+        return BakeoffResult(
+            catalog=describe_catalog(catalog),
+            pairs=tuple(results),
+            comparisons=compare_predictions(
+                named,
+                catalog,
+                n_bootstrap=score.replicates,
+                seed=score.seed,
+                allow_missing=True,
+            ),
+            machine=describe_machine(self.request.context.device),
+            command=self.command,
+            seed=score.seed,
+            findings=(
+                *self._findings(),
+                *machine_findings(pairs),
+                *reused_split(scored, "test"),
+            ),
+        )
+
+    def _findings(self) -> list[Finding]:
+        n_images = len(self.request.context.catalog)
+        summaries = self.extraction.summaries.values()
+        findings = [absent_finding(s, n_images) for s in summaries if s.absent]
+        probes = {stages.training["probe"].name: stages.training["probe"] for stages in self._pairs}
+        for probe in probes.values():
+            assert isinstance(probe, ProbeStage)
+            findings += probe.findings
+        return findings
+
+
+def bakeoff_stages(request: Request, command: str = "") -> list[Stage]:
+    """Every stage of a bake-off in order, the report last; nothing is read or run.
+
+    Parameters
+    ----------
+    request : Request
+        The catalogue and the settings.
+    command : str
+        Command line that repeats the run, for the report.
+    """
+    extraction, estimator = ExtractionPass(request), Estimator(request)
+    given = [c for b in request.settings.backbones for c in components_of(b)]
+    components = {canonical(c): c for c in given}  # a component of several backbones is one stage
+    extracts = [ExtractStage(extraction, estimator, c) for c in components.values()]
+    later: list[Stage] = []
+    pairs: list[PairStages] = []
+    for backbone in request.settings.backbones:
+        probe = ProbeStage(extraction, estimator, backbone)
+        training: dict[str, BackboneStage] = {"probe": probe}
+        if "finetune" in request.strategies_of(backbone):
+            training["finetune"] = FinetuneStage(extraction, estimator, probe)
+        later += training.values()
+        for strategy in request.strategies_of(backbone):
+            latency = LatencyStage(training[strategy])
+            later.append(latency)
+            pairs.append(PairStages(training, latency))
+    return [*extracts, *later, ReportStage(extraction, estimator, pairs, command)]
