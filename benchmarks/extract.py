@@ -139,8 +139,10 @@ def ours(job: Job) -> Job:
 
     from retailtag.backbones import load_backbone
     from retailtag.catalog.readers import read_catalog
-    from retailtag.extraction.engines import EngineRequest, choose_engine
+    from retailtag.context import RunContext
+    from retailtag.extraction.engines import choose_engine
     from retailtag.extraction.extract import extract
+    from retailtag.settings import ComputeSettings, ExtractSettings
 
     keep_freed_memory()
     whole, catalog = (
@@ -150,12 +152,13 @@ def ours(job: Job) -> Job:
     backbone = load_backbone(job["backbone"], random_weights=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=job["out"]) as features:
-        request = EngineRequest("auto", job["precision"])
-        embedder = choose_engine(whole, backbone, Path(features), request).embedder
+        compute = ComputeSettings(features=Path(features))
+        settings = ExtractSettings(precision=job["precision"])
+        embedder = choose_engine(RunContext(whole, compute=compute), backbone, settings).embedder
         batch = torch.zeros(32, 3, *backbone.preprocess.size, dtype=torch.uint8)
         embedder.embed(batch)
         setup = time.perf_counter() - start
-        summary = extract(catalog, embedder, Path(features))
+        summary = extract(RunContext(catalog, compute=compute), embedder)
         rate = model_rate(lambda: embedder.embed(batch), len(batch), job)
         X = summary.store.load(catalog.image_ids).X
     np.save(Path(job["out"]) / f"{job['precision']} {job['manifest']}.npy", X)

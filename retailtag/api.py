@@ -42,8 +42,7 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag.backbones import load_backbone
     from retailtag.backbones.ids import local_weights
-    from retailtag.extraction.embed import Loading
-    from retailtag.extraction.engines import EngineRequest, choose_engine
+    from retailtag.extraction.engines import choose_engine
     from retailtag.extraction.extract import extract_together
     from retailtag.extraction.shards import WHOLE, Shard
 
@@ -52,32 +51,11 @@ def extract(
     rows = WHOLE if shard is None else Shard.parse(shard)
     ids = list(dict.fromkeys(s.backbones))
     local = local_weights(s.compute.weights, ids)
-    at_once = s.extract.batch_size or Loading.batch_size
-    engines = [
-        choose_engine(
-            context.catalog,
-            load_backbone(i, weights=local.get(i), device=context.device),
-            s.compute.features,
-            EngineRequest.to_extract(s.extract),
-            dtype=s.extract.dtype,
-            loading=Loading(at_once, context.workers, **context.limits),
-            shard=rows,
-            progress=progress,
-        )
-        for i in ids
-    ]
+    models = [load_backbone(i, weights=local.get(i), device=context.device) for i in ids]
+    engines = [choose_engine(context, model, s.extract, shard=rows) for model in models]
+    embedders = [chosen.embedder for chosen in engines]
     summaries = extract_together(
-        context.catalog,
-        [chosen.embedder for chosen in engines],
-        s.compute.features,
-        batch_size=s.extract.batch_size,
-        workers=s.compute.workers,
-        dtype=s.extract.dtype,
-        strict=strict,
-        **context.limits,
-        recompute=recompute,
-        shard=rows,
-        progress=progress,
+        context, embedders, s.extract, strict=strict, recompute=recompute, shard=rows
     )
     return list(zip(summaries, engines, strict=True))
 

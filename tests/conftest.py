@@ -185,6 +185,9 @@ def manifest(shop):
 def tiny_store(tiny, tmp_path_factory):
     """Embeddings of the small world by demo:cnn; read only."""
     from retailtag.backbones import load_backbone
+    from retailtag.context import RunContext
     from retailtag.extraction.extract import extract
+    from retailtag.settings import ComputeSettings
 
-    return extract(tiny, load_backbone("demo:cnn"), tmp_path_factory.mktemp("features")).store
+    compute = ComputeSettings(device="cpu", features=tmp_path_factory.mktemp("features"))
+    return extract(RunContext(tiny, compute=compute), load_backbone("demo:cnn")).store

@@ -14,7 +14,6 @@ from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.bakeoffs.checks import check_readable
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.request import Request
-from retailtag.extraction.embed import Loading
 from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL, EngineRequest, choose_engine
 from retailtag.extraction.extract import ExtractSummary, extract_together
 from retailtag.runs.stage import Estimate, Stage, read_record
@@ -99,30 +98,9 @@ class ExtractionPass:
         for name in map(canonical, self.request.fine_tuned):
             # Refuses more --blocks than the model has, now that local weights are loaded.
             backbones[name].trainable_names(settings.finetune.trained_blocks)
-        batch_size = settings.extract.batch_size or Loading.batch_size
-        loading = Loading(batch_size, context.workers, **context.limits)
-        engines = [
-            choose_engine(
-                context.catalog,
-                backbone,
-                settings.compute.features,
-                EngineRequest.to_extract(settings.extract),
-                dtype=settings.extract.dtype,
-                loading=loading,
-                progress=context.progress,
-            )
-            for backbone in backbones.values()
-        ]
-        summaries = extract_together(
-            context.catalog,
-            [chosen.embedder for chosen in engines],
-            settings.compute.features,
-            batch_size=settings.extract.batch_size,
-            workers=context.workers,
-            dtype=settings.extract.dtype,
-            **context.limits,
-            progress=context.progress,
-        )
+        engines = [choose_engine(context, b, settings.extract) for b in backbones.values()]
+        embedders = [chosen.embedder for chosen in engines]
+        summaries = extract_together(context, embedders, settings.extract)
         self.summaries = dict(zip(backbones, summaries, strict=True))
         for backbone in settings.backbones:
             self._check_readable(backbone)

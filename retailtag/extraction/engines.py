@@ -18,11 +18,10 @@ from retailtag.backbones.engines import AUTO, EAGER, EngineName, embedder_of, wi
 from retailtag.backbones.engines.build import candidates, why_unavailable
 from retailtag.backbones.engines.names import check_engine
 from retailtag.backbones.engines.trial import Bench, Trial, fastest
-from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import StaleFeatures, Unavailable
-from retailtag.extraction.embed import Loading
 from retailtag.extraction.embedder import Embedder, identity
-from retailtag.extraction.extract import IMAGES_PER_BLOCK, check_extraction
+from retailtag.extraction.extract import IMAGES_PER_BLOCK
 from retailtag.extraction.shards import WHOLE, Shard
 from retailtag.images.loader import load_batches
 from retailtag.progress import SILENT, Progress
@@ -192,34 +191,25 @@ def _refuse_other_engines(features: Path, spec: FeatureSpec, request: EngineRequ
 
 
 def choose_engine(
-    catalog: Catalog,
+    context: RunContext,
     backbone: Backbone,
-    features: Path,
-    request: EngineRequest | None = None,
+    settings: ExtractSettings | None = None,
     *,
-    dtype: str = "float32",
-    loading: Loading | None = None,
     shard: Shard = WHOLE,
-    progress: Progress = SILENT,
 ) -> ChosenEngine:
     """Choose what computes a backbone's embeddings of a catalogue.
 
     Parameters
     ----------
-    catalog : Catalog
-        Its images are the sample.
+    context : RunContext
+        The catalogue, whose images are the sample, and the features folder, where a store with
+        rows is continued by its own engine.
     backbone : Backbone
-    features : Path
-        Folder of the feature stores; a store with rows is continued by its own engine.
-    request : EngineRequest, optional
-    dtype : str
-        Of the stored embeddings.
-    loading : Loading, optional
-        How images will be read.
+        As loaded.
+    settings : ExtractSettings, optional
+        Requested engine, numeric precision and stored dtype.
     shard : Shard
         Share of the catalogue that this machine extracts.
-    progress : Progress
-        Says what was chosen and why.
 
     Returns
     -------
@@ -227,8 +217,6 @@ def choose_engine(
 
     Raises
     ------
-    UsageError
-        If `loading` or `dtype` is out of range.
     Unavailable
         If the requested engine, or that of the store to continue, cannot run here, or its
         embeddings of the sample are too far from those of eager float32.
@@ -239,12 +227,12 @@ def choose_engine(
     it is final: the first store with rows decides. Shards of one catalogue must agree without
     communicating, so they use eager float32 unless they continue a store or an engine is named.
     """
-    request, loading = request or EngineRequest(), loading or Loading()
-    check_extraction(loading.batch_size, loading.workers, dtype)
-    rows = shard.rows(len(catalog), IMAGES_PER_BLOCK)
-    chooser = _Chooser(catalog, backbone, request, loading, rows)
-    spec = identity(backbone, dtype, allow_truncated=loading.allow_truncated)
-    stores = stores_of(shard.root(features), spec, request)
+    settings = settings or ExtractSettings()
+    request = EngineRequest.to_extract(settings)
+    rows = shard.rows(len(context.catalog), IMAGES_PER_BLOCK)
+    chooser = _Chooser(context, backbone, request, rows)
+    spec = identity(backbone, settings.dtype, allow_truncated=context.reading.allow_truncated)
+    stores = stores_of(shard.root(context.compute.features), spec, request)
     if stores:
         chosen = chooser.continued(stores[0])
     elif request.engine != AUTO:
@@ -255,7 +243,9 @@ def choose_engine(
     else:
         chosen = chooser.measured()
     if chosen.trials or chosen.embedder is not backbone:
-        progress.say(f"engine {chosen.embedder.spec().engine} for {backbone.id}: {chosen.why}")
+        context.progress.say(
+            f"engine {chosen.embedder.spec().engine} for {backbone.id}: {chosen.why}"
+        )
     return chosen
 
 
@@ -263,10 +253,9 @@ def choose_engine(
 class _Chooser:
     """The ways to choose; `rows` are those that will be extracted."""
 
-    catalog: Catalog
+    context: RunContext
     backbone: Backbone
     request: EngineRequest
-    loading: Loading
     rows: NDArray[np.intp]
 
     def continued(self, store: FeatureStore) -> ChosenEngine:
@@ -313,7 +302,7 @@ class _Chooser:
 
     def _has_new_images(self, store: FeatureStore) -> bool:
         known = store.known()
-        return any(i not in known for i in self.catalog.image_ids[self.rows].tolist())
+        return any(i not in known for i in self.context.catalog.image_ids[self.rows].tolist())
 
     def _check(self, name: EngineName, embedder: Embedder) -> None:
         """Refuse an engine whose embeddings of the sample are not those of eager float32."""
@@ -336,13 +325,12 @@ class _Chooser:
         places = np.linspace(0, len(self.rows) - 1, TRIAL_IMAGES).round().astype(np.intp)
         drawn = self.rows[np.unique(places)] if len(self.rows) else self.rows
         batches = load_batches(
-            self.catalog.images,
+            self.context.catalog.images,
             drawn,
             self.backbone.preprocess,
             batch_size=TRIAL_IMAGES,
-            workers=self.loading.workers,
-            max_pixels=self.loading.max_pixels,
-            allow_truncated=self.loading.allow_truncated,
+            workers=self.context.workers,
+            **self.context.limits,
         )
         found = [batch.pixels for batch in batches if len(batch)]
         empty = np.empty((0, 3, *self.backbone.preprocess.size), np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import DataError, UsageError
 from retailtag.extraction.costs import ExtractCost
 from retailtag.extraction.embed import Block, Loading, embed_blocks
@@ -24,16 +23,15 @@ from retailtag.extraction.forward import BATCH_SIZES, Forward
 from retailtag.extraction.shards import WHOLE, Shard
 from retailtag.extraction.updates import StoreUpdate, find_current, shared_blocks
 from retailtag.extraction.writer import Writer
-from retailtag.images.decode import MAX_PIXELS
-from retailtag.progress import SILENT, Advance, Progress
-from retailtag.store import DTYPES, FeatureStore
+from retailtag.progress import Advance, Progress
+from retailtag.settings import ExtractSettings
+from retailtag.store import FeatureStore
 
 # A block is committed whole, so its size is what a kill can cost: 1,024 images are about a minute
 # of a ViT on two CPU cores. Smaller blocks would mean more files: 100 million images make 100,000
 # segments already. A block of 768 float32 values per image takes 3 MB of memory and disk.
 IMAGES_PER_BLOCK = 1024
 MAX_NAMED_IMAGES = 20  # unreadable images listed in a message
-MAX_DEFAULT_WORKERS = 16
 RECORDED_VERSIONS = (
     "torch",
     "timm",
@@ -104,57 +102,31 @@ class ExtractSummary:
 
 
 def extract(
-    catalog: Catalog,
+    context: RunContext,
     backbone: Embedder,
-    features: Path,
+    settings: ExtractSettings | None = None,
     *,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    dtype: str = "float32",
     strict: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    allow_truncated: bool = False,
     recompute: bool = False,
     shard: Shard = WHOLE,
-    progress: Progress = SILENT,
 ) -> ExtractSummary:
-    """Bring the backbone's store under `features` up to date with a catalogue.
-
-    `extract_together` for one backbone; parameters and exceptions are explained there.
-    """
+    """Bring the backbone's store up to date with a catalogue; see `extract_together`."""
     (summary,) = extract_together(
-        catalog,
-        [backbone],
-        features,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype,
-        strict=strict,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        recompute=recompute,
-        shard=shard,
-        progress=progress,
+        context, [backbone], settings, strict=strict, recompute=recompute, shard=shard
     )
     return summary
 
 
 def extract_together(
-    catalog: Catalog,
+    context: RunContext,
     backbones: Sequence[Embedder],
-    features: Path,
+    settings: ExtractSettings | None = None,
     *,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    dtype: str = "float32",
     strict: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    allow_truncated: bool = False,
     recompute: bool = False,
     shard: Shard = WHOLE,
-    progress: Progress = SILENT,
 ) -> list[ExtractSummary]:
-    """Bring the stores of several backbones under `features` up to date with a catalogue.
+    """Bring the stores of several backbones up to date with a catalogue.
 
     An image is computed if its id is new or its bytes have changed. Every block of 1,024 images
     is committed when it is finished, so the same call continues an interrupted run and ends with
@@ -163,33 +135,19 @@ def extract_together(
 
     Parameters
     ----------
-    catalog : Catalog
-        Images of all splits are extracted.
+    context : RunContext
+        The catalogue, of which all splits are extracted; how images are read; the features folder.
     backbones : sequence of Embedder
         Such as `retailtag.backbones.Backbone`; each has one store.
-    features : Path
-        Folder of the feature stores.
-    batch_size : int or None
-        Images a forward pass, 1 to 1024; None: 32 on a CPU, 256 on CUDA. Halved where memory
-        runs out.
-    workers : int or None
-        Loading threads, each with a process that decodes; None: one per core, at most 16. 0: load
-        in the calling thread.
-    dtype : str
-        Stored dtype, ``float32`` or ``float16``; part of the identity.
+    settings : ExtractSettings, optional
+        Stored dtype and batch size; what computes the embeddings is decided by `backbones`.
     strict : bool
         Raise at the end if an image could not be read; everything readable is stored first.
-    max_pixels : int
-        Larger images count as unreadable.
-    allow_truncated : bool
-        Accept JPEG files that end early; part of the identity, so these have another store.
     recompute : bool
         Compute every image again and drop what that supersedes.
     shard : Shard
         Share of the catalogue to extract. One of several has stores of its own, in the folder
-        ``shard-I-of-N`` below `features`; `retailtag.store.maintenance.merge` joins them.
-    progress : Progress
-        Advances with every batch.
+        ``shard-I-of-N`` of the features; `retailtag.store.maintenance.merge` joins them.
 
     Returns
     -------
@@ -199,7 +157,7 @@ def extract_together(
     Raises
     ------
     UsageError
-        If `batch_size`, `workers` or `dtype` is out of range.
+        If a backbone is given twice.
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
@@ -213,13 +171,13 @@ def extract_together(
     Images that could not be read are tried again every time, since a file may have been repaired
     or a limit raised; their record is written only when it changes.
     """
-    check_extraction(batch_size, workers, dtype)
-    if batch_size is None:
-        batch_size = min(BATCH_SIZES.get(device_of(b), BATCH_SIZES["cpu"]) for b in backbones)
-    loading = Loading(batch_size, _threads(workers), max_pixels, allow_truncated)
+    settings = settings or ExtractSettings()
+    catalog, progress = context.catalog, context.progress
+    loading = Loading(_batch_size(settings, backbones), context.workers, **context.limits)
+    root = shard.root(context.compute.features)
     start = time.perf_counter()
     rows = shard.rows(len(catalog), IMAGES_PER_BLOCK)
-    updates = _updates(catalog, backbones, shard.root(features), dtype, loading, progress)
+    updates = _updates(context, backbones, root, settings.dtype, loading)
     stores = [update.store for update in updates]
     names = ", ".join(update.model.backbone.id for update in updates)
     unit = "images" if len(updates) == 1 else "embeddings"
@@ -246,13 +204,14 @@ def extract_together(
     return summaries
 
 
+def _batch_size(settings: ExtractSettings, backbones: Sequence[Embedder]) -> int:
+    """Images a forward pass: the backbones share the batches, so the smallest that suits one."""
+    default = min(BATCH_SIZES.get(device_of(b), BATCH_SIZES["cpu"]) for b in backbones)
+    return settings.batch_size or default
+
+
 def _updates(
-    catalog: Catalog,
-    backbones: Sequence[Embedder],
-    root: Path,
-    dtype: str,
-    loading: Loading,
-    progress: Progress,
+    context: RunContext, backbones: Sequence[Embedder], root: Path, dtype: str, loading: Loading
 ) -> list[StoreUpdate]:
     """Each backbone with its store, which is created if it is missing."""
     specs = [identity(b, dtype, allow_truncated=loading.allow_truncated) for b in backbones]
@@ -261,9 +220,9 @@ def _updates(
         raise UsageError(f"Backbone {twice[0]} is given twice; name each once.")
     return [
         StoreUpdate(
-            catalog,
+            context.catalog,
             FeatureStore.create_or_open(root, spec),
-            Forward(backbone, loading.batch_size, progress.say),
+            Forward(backbone, loading.batch_size, context.progress.say),
             _environment(backbone, loading),
         )
         for backbone, spec in zip(backbones, specs, strict=True)
@@ -312,21 +271,6 @@ def _note(cost: ExtractCost, n_unreadable: int) -> str:
     note = f"model {shares['model']:.0%}, images {shares['images']:.0%}, "
     note += f"writing {shares['writing']:.0%}"
     return f"{note}; {n_unreadable:,} unreadable" if n_unreadable else note
-
-
-def check_extraction(batch_size: int | None, workers: int | None, dtype: str) -> None:
-    """Raise `UsageError` naming the option that is out of range."""
-    if batch_size is not None and not 1 <= batch_size <= IMAGES_PER_BLOCK:
-        raise UsageError(f"--batch-size {batch_size} is out of range; use 1 to {IMAGES_PER_BLOCK}.")
-    if workers is not None and workers < 0:
-        raise UsageError(f"--workers {workers} is out of range; use 0 or more.")
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype} is unknown; use {' or '.join(DTYPES)}.")
-
-
-def _threads(workers: int | None) -> int:
-    """`workers`, by default one per core."""
-    return min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS) if workers is None else workers
 
 
 def _summary(ids: list[str], update: StoreUpdate, seconds: float) -> ExtractSummary:

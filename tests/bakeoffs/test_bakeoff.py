@@ -235,5 +235,6 @@ def test_a_relabelled_catalogue_reuses_its_embeddings(finished, tiny):
     root, _ = finished
     relabelled = read_catalog(tiny.path)
     relabelled.table.labels[0, 0] ^= 1
-    summary = extract(relabelled, load_backbone("demo:cnn"), root / "features")
+    compute = ComputeSettings(device="cpu", features=root / "features")
+    summary = extract(RunContext(relabelled, compute=compute), load_backbone("demo:cnn"))
     assert (summary.n_computed, summary.n_reused) == (0, len(tiny))

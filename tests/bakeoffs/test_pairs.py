@@ -99,7 +99,8 @@ def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(tiny_csv,
     with pytest.raises(DataError, match=r"None of the 34 test images.*is empty") as caught:
         run_bakeoff(catalog, settings)
     assert caught.value.exit_code == 3
-    store = extract(catalog, load_backbone("demo:cnn"), tmp_path / "features").store
+    compute = ComputeSettings(device="cpu", features=tmp_path / "features")
+    store = extract(RunContext(catalog, compute=compute), load_backbone("demo:cnn")).store
     with pytest.raises(DataError, match="None of the 34 test images"):
         load_rows(catalog, store, catalog.rows("test"), 0)
 

@@ -16,7 +16,6 @@ from retailtag.backbones.engines.trial import Bench
 from retailtag.context import RunContext
 from retailtag.errors import StaleFeatures, Unavailable, UsageError
 from retailtag.extraction import engines as engines_module
-from retailtag.extraction.embed import Loading
 from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import (
     EngineRequest,
@@ -29,12 +28,11 @@ from retailtag.extraction.shards import Shard
 from retailtag.progress import SILENT
 from retailtag.runs.embeddings import find_embeddings
 from retailtag.runs.probe import run_probe
-from retailtag.settings import ProbeSettings
+from retailtag.settings import ComputeSettings, ExtractSettings, ProbeSettings
 from retailtag.store import FeatureStore, JointSpec
 from retailtag.tagger.tagger import Tagger
 
 OPENVINO, HALF = EngineName("openvino"), EngineName("openvino", "bfloat16")
-HERE = Loading(workers=0)
 PROBE = ProbeSettings(sweep_C="0.1", folds=2, heads="logistic")
 
 
@@ -101,9 +99,15 @@ def filled(root, store, *engines):
     return made
 
 
-def choose(tiny, backbone, root, *args, **kwargs):
-    request = EngineRequest(*args)
-    return choose_engine(tiny, backbone, root, request, loading=HERE, **kwargs)
+def choose(tiny, backbone, root, *args, progress=SILENT, **kwargs):
+    engine, precision = (*args, *("auto", "exact")[len(args) :])
+    settings = ExtractSettings(engine=engine, precision=precision)
+    return choose_engine(run_context(tiny, root, progress), backbone, settings, **kwargs)
+
+
+def run_context(tiny, root, progress=SILENT):
+    compute = ComputeSettings(device="cpu", features=root, workers=0)
+    return RunContext(tiny, compute=compute, progress=progress)
 
 
 def test_few_images_are_computed_by_eager_without_a_trial(tiny, backbone, tmp_path, pretended):
@@ -157,7 +161,7 @@ def test_a_run_goes_on_with_the_engine_of_its_store(
     chosen = choose(tiny, backbone, tmp_path)
     assert chosen.embedder.spec().engine == "onnxruntime-float32"
     assert "is continued" in chosen.why
-    extract(tiny, chosen.embedder, tmp_path, workers=0)
+    extract(run_context(tiny, tmp_path), chosen.embedder)
     assert len(stores_of(tmp_path, backbone.spec())) == 1
     # a store of reduced precision is none that exact may continue
     filled(tmp_path / "half", tiny_store, "openvino-bfloat16")
@@ -223,8 +227,6 @@ def test_requests_that_cannot_be_followed(tiny, backbone, tmp_path):
         EngineRequest("tensorrt")
     with pytest.raises(UsageError, match="--precision half"):
         EngineRequest("auto", "half")
-    with pytest.raises(UsageError, match="--dtype int8"):
-        choose(tiny, backbone, tmp_path, dtype="int8")
 
 
 def test_stores_are_found_whatever_the_engine(tiny_store, backbone, tmp_path):
@@ -261,7 +263,7 @@ def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_
 @pytest.mark.skipif(not cpu.has_bfloat16(), reason="this CPU does not compute in bfloat16")
 def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypatch):
     fast = with_engine(load_backbone("demo:dino"), "eager", "fast")
-    store = extract(tiny, fast, tmp_path / "features", workers=0).store
+    store = extract(run_context(tiny, tmp_path / "features"), fast).store
     run = run_probe(RunContext(tiny), store, tmp_path / "probe", PROBE)
     assert run.probe.facts["stored_as"]["engine"] == "eager-bfloat16"
     images = [tiny.images.read(i) for i in tiny.rows("test")[:6].tolist()]
@@ -279,7 +281,7 @@ def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypa
 
 
 def test_a_tagger_runs_components_with_different_engines(tiny, tiny_store, tmp_path):
-    clip = extract(tiny, load_backbone("demo:clip"), tmp_path / "clip", workers=0).store
+    clip = extract(run_context(tiny, tmp_path / "clip"), load_backbone("demo:clip")).store
     filled(tmp_path / "features", clip, "openvino-float32")
     filled(tmp_path / "features", tiny_store, "eager-float32")
     store = find_embeddings(tmp_path / "features", "demo:cnn+demo:clip")

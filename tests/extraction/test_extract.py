@@ -23,12 +23,15 @@ from PIL import Image
 from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
+from retailtag.context import RunContext
 from retailtag.errors import DataError, StaleFeatures, Unavailable, UnreadableImage, UsageError
 from retailtag.extraction import extract as extract_module
 from retailtag.extraction.embed import Loading, embed_block
 from retailtag.extraction.extract import extract, extract_together
 from retailtag.extraction.shards import Shard
 from retailtag.images.decode import TRUNCATED_ACCEPTED
+from retailtag.progress import SILENT
+from retailtag.settings import ComputeSettings, ExtractSettings, ReadingSettings
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.maintenance import merge
 
@@ -121,8 +124,15 @@ def catalog(monkeypatch):
     return drawn_catalog(30)
 
 
-def run(catalog, features, backbone=None, **kwargs):
-    return extract(catalog, backbone or StandIn(), features, batch_size=4, workers=2, **kwargs)
+def run_context(catalog, features, *, workers=2, progress=SILENT, **reading):
+    compute = ComputeSettings(device="cpu", features=features, workers=workers)
+    return RunContext(catalog, ReadingSettings(**reading), compute, progress=progress)
+
+
+def run(catalog, features, backbone=None, *, dtype="float32", allow_truncated=False, **kwargs):
+    context = run_context(catalog, features, allow_truncated=allow_truncated)
+    settings = ExtractSettings(dtype=dtype, batch_size=4)
+    return extract(context, backbone or StandIn(), settings, **kwargs)
 
 
 def test_every_image_gets_the_embedding_of_its_own_pixels(catalog, tmp_path):
@@ -261,7 +271,8 @@ def test_what_the_writer_fails_at_ends_the_run_and_loses_nothing(catalog, tmp_pa
 def test_the_batch_size_changes_no_byte(catalog, tmp_path, batch_size):
     catalog.images.data = {11: None}
     one = run(catalog, tmp_path / "one", Exact())
-    other = extract(catalog, Exact(), tmp_path / "other", batch_size=batch_size, workers=1)
+    context = run_context(catalog, tmp_path / "other", workers=1)
+    other = extract(context, Exact(), ExtractSettings(batch_size=batch_size))
     assert_same_data(one.store, other.store)
 
 
@@ -269,7 +280,8 @@ def test_a_batch_that_finds_no_memory_is_halved_and_changes_no_byte(catalog, tmp
     said = Said()
     whole = run(catalog, tmp_path / "whole", Exact())
     backbone = Exact(most=3)
-    small = extract(catalog, backbone, tmp_path / "small", batch_size=8, workers=2, progress=said)
+    context = run_context(catalog, tmp_path / "small", progress=said)
+    small = extract(context, backbone, ExtractSettings(batch_size=8))
     assert_same_data(small.store, whole.store)
     assert backbone.batches[:3] == [8, 4, 2]
     assert set(backbone.batches[3:]) == {2}
@@ -312,9 +324,9 @@ def test_several_backbones_get_what_each_gets_alone_and_images_are_read_once(cat
     alone = [run(catalog, tmp_path / "alone", backbone).store for backbone in several()]
     catalog.images.reads.clear()
     said = Said()
-    options = {"batch_size": 4, "workers": 2, "progress": said}
     backbones = several()
-    together = extract_together(catalog, backbones, tmp_path / "together", **options)
+    context = run_context(catalog, tmp_path / "together", progress=said)
+    together = extract_together(context, backbones, ExtractSettings(batch_size=4))
     assert [len(backbone.resized) for backbone in backbones] == [28, 28, 0]
     assert sorted(catalog.images.reads) == list(range(30))
     for one, summary in zip(alone, together, strict=True):
@@ -346,8 +358,8 @@ def test_a_store_that_has_a_block_is_passed_over(catalog, tmp_path):
     run(catalog, tmp_path / "cut", wide)
     catalog.images.reads.clear()
     backbones = several()
-    options = {"batch_size": 4, "workers": 2}
-    cut = extract_together(catalog, backbones, tmp_path / "cut", **options)
+    context = run_context(catalog, tmp_path / "cut")
+    cut = extract_together(context, backbones, ExtractSettings(batch_size=4))
     assert [s.n_computed for s in cut] == [22, 0, 29]
     assert sum(backbones[1].batches) == 0
     for one, summary in zip(alone, cut, strict=True):
@@ -358,7 +370,7 @@ def test_a_store_that_has_a_block_is_passed_over(catalog, tmp_path):
 
 def test_a_backbone_given_twice_is_refused(catalog, tmp_path):
     with pytest.raises(UsageError, match="demo:exact is given twice"):
-        extract_together(catalog, [Exact(), Exact()], tmp_path)
+        extract_together(run_context(catalog, tmp_path), [Exact(), Exact()])
 
 
 def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
@@ -489,17 +501,6 @@ def test_a_deleted_segment_is_computed_again(catalog, tmp_path):
     again = run(catalog, tmp_path)
     assert (again.n_computed, again.n_reused) == (8, 22)
     assert again.store.digest_for(catalog.image_ids) == digest
-
-
-def test_options_out_of_range_are_named(catalog, tmp_path):
-    for options, sentence in (
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"batch_size": 5000}, "--batch-size 5000"),
-        ({"batch_size": 8, "workers": -1}, "--workers -1"),
-        ({"batch_size": 8, "dtype": "int8"}, "--dtype int8"),
-    ):
-        with pytest.raises(UsageError, match=sentence):
-            extract(catalog, StandIn(), tmp_path, **options)
 
 
 def test_an_empty_catalogue_makes_an_empty_store(tmp_path):

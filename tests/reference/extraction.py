@@ -14,7 +14,9 @@ from PIL import Image
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
+from retailtag.context import RunContext
 from retailtag.errors import DataError, UnreadableImage
+from retailtag.settings import ComputeSettings, ExtractSettings
 from retailtag.store import FeatureSpec, FeatureStore
 
 if TYPE_CHECKING:
@@ -80,9 +82,10 @@ def command(root: Path, number: int, stop_at: int = -1) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract_module, "IMAGES_PER_BLOCK", 4)
         backbone = StandIn(stop_at)
-        extract_module.extract(
-            catalog, backbone, root / "f", batch_size=4, workers=0, recompute=recompute
-        )
+        compute = ComputeSettings(device="cpu", features=root / "f", workers=0)
+        context = RunContext(catalog, compute=compute)
+        settings = ExtractSettings(batch_size=4)
+        extract_module.extract(context, backbone, settings, recompute=recompute)
 
 
 @dataclass(frozen=True)

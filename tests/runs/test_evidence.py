@@ -15,7 +15,7 @@ from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.probe import run_probe
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
-from retailtag.settings import ProbeSettings
+from retailtag.settings import ComputeSettings, ProbeSettings
 from retailtag.thresholds.tuning import Tuning
 
 
@@ -27,7 +27,8 @@ def copied(tiny_csv, tmp_path_factory):
     shutil.copy(root / "shop/images/p000-0.png", root / "shop/images/p003-0.png")
     catalog = read_catalog(root / "shop/catalogue.csv")
     backbone = load_backbone("demo:cnn")
-    return catalog, extract(catalog, backbone, root / "features").store
+    compute = ComputeSettings(device="cpu", features=root / "features")
+    return catalog, extract(RunContext(catalog, compute=compute), backbone).store
 
 
 def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):

@@ -31,7 +31,7 @@ from retailtag.runs.finetune_start import head_start
 from retailtag.runs.probe import NO_TEXTS, load_rows, run_probe
 from retailtag.runs.stage import read_record, why_stale
 from retailtag.runs.sweep import fit_at, strengths_around
-from retailtag.settings import ProbeSettings
+from retailtag.settings import ComputeSettings, ProbeSettings
 from retailtag.tagger.tagger import Tagger
 
 SETTINGS = ProbeSettings(sweep_C="1e-5:1e-2:4", folds=3)
@@ -196,7 +196,8 @@ def test_heads_compete_out_of_fold_and_the_better_is_handed_over(
 
 @pytest.fixture(scope="module")
 def clip_store(tiny, tmp_path_factory):
-    return extract(tiny, load_backbone("demo:clip"), tmp_path_factory.mktemp("clip")).store
+    compute = ComputeSettings(device="cpu", features=tmp_path_factory.mktemp("clip"))
+    return extract(RunContext(tiny, compute=compute), load_backbone("demo:clip")).store
 
 
 ALL = ProbeSettings(sweep_C="1e-3,1e-2", folds=2)
