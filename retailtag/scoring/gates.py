@@ -75,12 +75,12 @@ def parse_gate(text: str) -> Gate:
     Gate(name='tail_macro_f1', op='>=', bound=0.3)
     """
     match = _GATE.fullmatch(text)
+    name, op, bound = match.groups() if match else ("", "", "")
     try:
-        name, op, bound = match.groups() if match else ("", "", "nan")
         gate = Gate(name, op, float(bound))
     except ValueError:
-        gate = Gate("", "", math.nan)
-    if gate.name not in NAMES or math.isnan(gate.bound):
+        gate = None
+    if gate is None or name not in NAMES or math.isnan(gate.bound):
         raise UsageError(
             f'--gate "{text}" is not a gate; write NAME OP NUMBER such as "tail_macro_f1>=0.30", '
             f"with one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."

@@ -238,7 +238,7 @@ def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.i
     Returns
     -------
     ndarray of float64, shape (n_tags,)
-        See `average_precision`; NaN for a tag without positives.
+        NaN for a tag without positives.
 
     Raises
     ------
@@ -274,19 +274,7 @@ def columns(
 
 
 def macro(values: Floats, mask: NDArray[np.bool_] | None = None) -> float:
-    """Mean of a per-tag metric over the tags where it is defined.
-
-    Parameters
-    ----------
-    values : ndarray of float64, shape (n_tags,)
-        NaN where undefined.
-    mask : ndarray of bool, shape (n_tags,), optional
-        Tags to average over; all by default.
-
-    Returns
-    -------
-    float
-        NaN if no tag is left.
+    """Mean over the tags of `mask` (all by default) where `values` is not NaN; NaN if none is left.
 
     Notes
     -----
@@ -312,10 +300,7 @@ def macro(values: Floats, mask: NDArray[np.bool_] | None = None) -> float:
 def micro_f1(counts: TagCounts) -> float:
     """F1 of the pooled cells, 2ΣTP/(2ΣTP+ΣFP+ΣFN), false alarms of every tag included.
 
-    Returns
-    -------
-    float
-        In [0, 1], larger is better; NaN if no cell is positive or given.
+    In [0, 1], larger is better; NaN if no cell is positive or given.
 
     Examples
     --------

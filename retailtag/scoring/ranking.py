@@ -1,8 +1,8 @@
-"""Metrics of an image's tags as a whole: how well its own tags rank above the others.
+"""Per-image metrics: how well the tags of an image rank above the others.
 
-Sums run over the images that carry at least one known tag, the same set for every model; unknown
-labels (-1) are as if the tag did not exist for that image. Tags with equal scores count as ranked
-together, so that the order of the tag axis cannot matter.
+Means run over the images that carry at least one known tag, the same set for every model; unknown
+labels (-1) are left out. Tags with equal scores count as ranked together, so that the order of the
+tag axis cannot matter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.table import POSITIVE, UNKNOWN
 from retailtag.errors import DataError
-from retailtag.scoring.metrics import Floats, ratio
+from retailtag.scoring.metrics import Floats, macro, ratio
 
 BLOCK_CELLS = 1_000_000  # scores sorted at once: the working arrays stay near 50 MB
-AT = (1, 3, 5)
+CUTOFFS = (1, 3, 5)  # k of precision at k
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SampleScores:
     precision_at_5: float
 
 
-NO_SAMPLES = SampleScores(0, 0, *[float("nan")] * 6)
+NO_SAMPLES = SampleScores(0, 0, *[float("nan")] * 6)  # of a card without images
 
 
 def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
@@ -58,17 +58,8 @@ def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
 
     with :math:`Y_i` the known tags of image i and :math:`\hat Y_i` those it was given.
 
-    Parameters
-    ----------
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Whether the tag was given.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 (left out).
-
-    Returns
-    -------
-    ndarray of float64, shape (n_images,)
-        In [0, 1], larger is better; NaN for an image without a known tag.
+    `predicted` (bool) and `labels` (1, 0, -1) have shape (n_images, n_tags). Values of shape
+    (n_images,) in [0, 1], larger is better; NaN for an image without a known tag.
 
     Notes
     -----
@@ -87,9 +78,9 @@ def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
     """
     present = labels == POSITIVE
     both = (predicted & present).sum(axis=1)
-    own = present.sum(axis=1)
-    value = ratio(2 * both, own + (predicted & (labels != UNKNOWN)).sum(axis=1))
-    return np.where(own > 0, value, np.nan)
+    n_true = present.sum(axis=1)
+    n_given = (predicted & (labels != UNKNOWN)).sum(axis=1)
+    return np.where(n_true > 0, ratio(2 * both, n_true + n_given), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +109,16 @@ def _rank(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> _Ranked:
     keys = np.take_along_axis(keys, order, axis=1)
     present = np.take_along_axis(labels == POSITIVE, order, axis=1)
     place = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)
-    new = np.ones(keys.shape, bool)
-    new[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    # A run of equal scores begins where the score differs from the one before and ends before the
+    # next beginning. The first place of a run is carried forward by a running maximum, the last
+    # place backward by a running minimum.
+    begins = np.ones(keys.shape, bool)
+    begins[:, 1:] = keys[:, 1:] != keys[:, :-1]
     ends = np.ones(keys.shape, bool)
-    ends[:, :-1] = new[:, 1:]
-    first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
-    reverse = np.where(ends, place, keys.shape[1])[:, ::-1]
-    last = np.minimum.accumulate(reverse, axis=1)[:, ::-1]
+    ends[:, :-1] = begins[:, 1:]
+    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    backward = np.where(ends, place, keys.shape[1])[:, ::-1]
+    last = np.minimum.accumulate(backward, axis=1)[:, ::-1]
     return _Ranked(present, present.cumsum(axis=1), first, last, known.sum(axis=1))
 
 
@@ -141,6 +135,7 @@ def label_ranking(ranked: _Ranked) -> Floats:
     Schapire and Singer, "BoosTexter", 2000; scikit-learn's
     ``label_ranking_average_precision_score``, which gives 1 where this gives NaN.
     """
+    # N and TP of a tag's score count through the last tag of equal score, so that ties share them
     precision = ranked.found_through(ranked.last) / (ranked.last + 1)
     return ratio((precision * ranked.present).sum(axis=1), ranked.present.sum(axis=1))
 
@@ -176,7 +171,10 @@ def precision_at(ranked: _Ranked, k: int) -> Floats:
     n_images, n_tags = ranked.present.shape
     if n_tags < k:
         return np.full(n_images, np.nan)
-    first, last = ranked.first[:, k - 1 : k], ranked.last[:, k - 1 : k]
+    first = ranked.first[:, k - 1 : k]
+    last = ranked.last[:, k - 1 : k]
+    # Place k lies in a run of equal scores from `first` to `last`. All true tags above the run
+    # count; of those in it, the share (k - first) of (last - first + 1) that places up to k take.
     above = np.where(first > 0, ranked.found_through(np.maximum(first - 1, 0)), 0)
     tied = ranked.found_through(last) - above
     hits = above + (k - first) * tied / (last - first + 1)
@@ -187,7 +185,7 @@ def precision_at(ranked: _Ranked, k: int) -> Floats:
 def sample_scores(
     logits: NDArray[np.floating], predicted: NDArray[np.bool_], labels: NDArray[np.int8]
 ) -> SampleScores:
-    """All whole-image metrics in one sort of each image's scores.
+    """All per-image metrics from one sort of each image's scores.
 
     Parameters
     ----------
@@ -220,20 +218,26 @@ def sample_scores(
     if np.isnan(logits).any():
         raise DataError("Logits hold NaN; the model that made them diverged.")
     n_images, n_tags = labels.shape
-    values = np.full((2 + len(AT), n_images), np.nan)
+    lrap = np.full(n_images, np.nan)
+    depth = np.full(n_images, np.nan)
+    precision = np.full((len(CUTOFFS), n_images), np.nan)
     size = max(1, BLOCK_CELLS // max(n_tags, 1))
     for start in range(0, n_images, size):
         rows = slice(start, start + size)
         ranked = _rank(logits[rows], labels[rows])
-        values[0, rows], values[1, rows] = label_ranking(ranked), coverage(ranked)
-        for place, k in enumerate(AT, start=2):
-            values[place, rows] = precision_at(ranked, k)
+        lrap[rows] = label_ranking(ranked)
+        depth[rows] = coverage(ranked)
+        for row, k in zip(precision, CUTOFFS, strict=True):
+            row[rows] = precision_at(ranked, k)
     f1 = sample_f1(predicted, labels)
     n_averaged = int((~np.isnan(f1)).sum())
-    means = (_mean(row) for row in (f1, *values))
-    return SampleScores(n_averaged, n_images - n_averaged, *means)
-
-
-def _mean(values: Floats) -> float:
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if len(kept) else float("nan")
+    return SampleScores(
+        n_images=n_averaged,
+        n_without_tag=n_images - n_averaged,
+        sample_f1=macro(f1),
+        lrap=macro(lrap),
+        coverage_error=macro(depth),
+        precision_at_1=macro(precision[0]),
+        precision_at_3=macro(precision[1]),
+        precision_at_5=macro(precision[2]),
+    )
