@@ -1,4 +1,4 @@
-"""What a bake-off found, for people: the decision, terminal tables, figures and one page.
+"""Presentation of a bake-off: the decision, terminal tables, figures and one page.
 
 Figures need matplotlib, which is imported when the first one is drawn.
 """

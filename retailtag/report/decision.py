@@ -1,4 +1,4 @@
-"""The written rule that turns a bake-off into one recommendation, and says why."""
+"""The written rule that turns a bake-off into one recommendation with its reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retailtag.errors import DataError
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.scoring.compare import Comparison
 
-SAME_LATENCY = 1.10  # latencies within 10 % of the lowest are the same measurement
+SAME_LATENCY_RATIO = 1.10  # latencies within 10 % of the lowest count as equal
 
 RULE = (
     "(1) Pairs are ranked by macro-F1 over all tags with a positive in the held-out split. "
@@ -38,11 +38,11 @@ class Decision:
     rule : str
         The rule as written.
     reasons : tuple of str
-        What each part of the rule decided, in sentences with figures.
+        What each step of the rule decided, in sentences with figures.
     ranking : tuple of str
         All pairs by macro-F1, best first.
     ties : tuple of str
-        Pairs that the data do not tell from the leader, the leader included, in rank order.
+        The leader and the pairs that the data do not tell from it, in rank order.
     runner_ups : tuple of str
         The tied pairs that lost, in rank order; without ties, the second in rank.
     smallest_difference : dict of str to float
@@ -63,10 +63,7 @@ class Decision:
 def decide(result: BakeoffResult) -> Decision:
     """Recommend one pair by `RULE`.
 
-    Parameters
-    ----------
-    result : BakeoffResult
-        With a comparison of every two pairs over all tags, and over the tail where it is defined.
+    `result` needs a comparison of every two pairs over all tags, and over the tail if it has tags.
 
     Raises
     ------
@@ -78,7 +75,8 @@ def decide(result: BakeoffResult) -> Decision:
     ranking = result.ranking
     smallest = {s: _smallest_difference(result, ranking, s) for s in ("all", "tail")}
     tied, reasons = _tied_with_leader(result, ranking)
-    survivors, decided_by = tied, "macro-F1" if len(ranking) > 1 else "only pair"
+    survivors = tied
+    decided_by = "macro-F1" if len(ranking) > 1 else "only pair"
     if len(survivors) > 1:
         survivors, sentence = _best_on_tail(result, survivors)
         reasons.append(sentence)
@@ -151,25 +149,28 @@ def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Compar
 
 
 def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[PairResult], str]:
-    """Pairs that the tail does not rule out, the best first, and the sentence about it."""
+    """Pairs that the tail does not rule out, the best first, and a sentence on it."""
     summaries = {p.name: p.scorecard.summaries["tail"] for p in tied}
     if not summaries[tied[0].name].n_tags:
         return tied, "No tail tag has a positive in the held-out split: the tail decides nothing."
     best = max(tied, key=lambda p: summaries[p.name].macro_f1)
-    left = [best]
+    not_beaten = [best]
     for other in (p for p in tied if p is not best):
         c = result.comparison(best.name, other.name, "tail")
         if c is None or c.difference.is_tie:
-            left.append(other)
+            not_beaten.append(other)
     head = f"On the tail {best.name} is best with macro-F1 {_score(best, 'tail')}"
-    if len(left) == len(tied):
-        return left, f"{head}, but not clearly ahead of any of the tied: the tail decides nothing."
-    beaten = _listed([p.name for p in tied if p not in left])
-    return left, f"{head}, clearly ahead of {beaten}."
+    if len(not_beaten) == len(tied):
+        return (
+            not_beaten,
+            f"{head}, but not clearly ahead of any of the tied: the tail decides nothing.",
+        )
+    beaten = _listed([p.name for p in tied if p not in not_beaten])
+    return not_beaten, f"{head}, clearly ahead of {beaten}."
 
 
 def _without_twins(tied: list[PairResult]) -> tuple[list[PairResult], list[str]]:
-    """Pairs but for fine-tunes that kept a probe that is among them: one model, trained longer."""
+    """Pairs without fine-tunes that kept a probe among them, and sentences on those left out."""
     probed = {p.backbone for p in tied if p.strategy == "probe"}
     twins = [
         p
@@ -183,13 +184,13 @@ def _without_twins(tied: list[PairResult]) -> tuple[list[PairResult], list[str]]
 
 
 def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
-    """The cheapest of the tied, what made it so, and the sentence about it."""
+    """The cheapest of the tied pairs, what decided, and a sentence on it."""
 
     def latency(p: PairResult) -> float:
         return _or_inf(p.cost.latency_ms_p50)
 
     lowest = min(map(latency, tied))
-    fast = [p for p in tied if latency(p) <= SAME_LATENCY * lowest]
+    fast = [p for p in tied if latency(p) <= SAME_LATENCY_RATIO * lowest]
     if len(fast) == 1:
         rest = _listed([f"{p.name} ({latency(p):.3g} ms)" for p in tied if p is not fast[0]])
         return (
@@ -198,6 +199,7 @@ def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
             f"Of those still tied {fast[0].name} is the fastest at {lowest:.3g} ms an image, "
             f"against {rest}.",
         )
+    # latency and name break ties of training time, so that the order of the pairs cannot matter
     winner = min(fast, key=lambda p: (_or_inf(p.cost.train_seconds), latency(p), p.name))
     rest = _listed(
         [f"{p.name} ({_or_inf(p.cost.train_seconds):,.0f} s)" for p in fast if p is not winner]
@@ -212,6 +214,7 @@ def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
 
 
 def _or_inf(value: float) -> float:
+    """The value, or infinity where it was not measured: an unknown cost never wins."""
     return math.inf if math.isnan(value) else value
 
 

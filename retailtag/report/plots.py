@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BIN_EDGES = (0, 10, 20, 50, 100, 200, 500, 1000, 5000)
-LABEL_GAP = 17  # points from a bubble's centre to its label
-LABEL_ROOM = 0.115  # height of a label, as a share of the axis
-GAPS_SHOWN = 8  # tags on either side of the probe-against-fine-tune figure
+LABEL_DISTANCE = 17  # points from a bubble's centre to its label
+LABEL_HEIGHT = 0.115  # share of the axis
+N_GAINS_SHOWN = 8  # tags, and as many losses, in the probe-against-fine-tune figure
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -121,7 +121,7 @@ def _draw_interval(
 
 
 def _label_rows(axes: Axes, result: BakeoffResult, decision: Decision) -> None:
-    """Backbone in ink, strategy and standing under it in grey, left of the rows."""
+    """Write backbone, strategy and standing to the left of the rows."""
     short = short_backbones(result)
     axes.set_yticks(range(len(result.ranking)), [""] * len(result.ranking))
     for row, pair in enumerate(result.ranking):
@@ -223,10 +223,7 @@ def _label_bubbles(
     pairs: Sequence[PairResult],
     sizes: Sequence[float],
 ) -> None:
-    """Name and training time beside each bubble, on the side that has room, none over another.
-
-    A label may lie over another pair's bubble or interval; a halo keeps it legible.
-    """
+    """Name and training time beside each bubble, without overlap between labels."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import ScaledTranslation
 
@@ -236,14 +233,14 @@ def _label_bubbles(
     middle = math.sqrt(min(latencies) * max(latencies)) if latencies else 1.0
     low, high = axes.get_ylim()
     inch = axes.figure.dpi_scale_trans
-    aside = {side: ScaledTranslation(side * LABEL_GAP / 72, 0, inch) for side in (1, -1)}
-    places = spread(values, LABEL_ROOM * (high - low))
+    aside = {side: ScaledTranslation(side * LABEL_DISTANCE / 72, 0, inch) for side in (1, -1)}
+    places = spread(values, LABEL_HEIGHT * (high - low))
     axes.set_ylim(
-        min([low, *(y - LABEL_ROOM * (high - low) / 2 for y in places)]),
-        max([high, *(y + LABEL_ROOM * (high - low) / 2 for y in places)]),
+        min([low, *(y - LABEL_HEIGHT * (high - low) / 2 for y in places)]),
+        max([high, *(y + LABEL_HEIGHT * (high - low) / 2 for y in places)]),
     )
     for pair, x, value, y, size in zip(pairs, latencies, values, places, sizes, strict=True):
-        side = 1 if x <= middle else -1
+        side = 1 if x <= middle else -1  # towards the middle, where the room is
         best = pair.name == decision.winner
         cost = f"{strategy_name(pair)}, {duration(pair.cost.train_seconds)}"
         axes.annotate(
@@ -251,6 +248,7 @@ def _label_bubbles(
             textcoords=axes.transData + aside[side],
             va="center", ha="left" if side == 1 else "right", fontsize=7, linespacing=1.15,
             fontweight="bold" if best else "normal", color=INK if best else MUTED, zorder=4,
+            # a label may lie over another pair's bubble or interval: the halo keeps it legible
             path_effects=[withStroke(linewidth=2, foreground=PAPER)],
             arrowprops={
                 "arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2,
@@ -292,7 +290,7 @@ def count_bins(rows: Sequence[TagRow], cutoffs: Sequence[int]) -> list[Bin]:
 
 
 def tail_figure(result: BakeoffResult, decision: Decision) -> Figure:
-    """Mean F1 of the tags in each range of training images, a line a pair."""
+    """Mean F1 of the tags in each range of training images, one line per pair."""
     figure = _figure(8.0, 4.0)
     draw_tail(figure.subplots(), result, decision)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.155, top=0.8)
@@ -344,11 +342,14 @@ def spread(values: Sequence[float], apart: float) -> list[float]:
     order = sorted(range(len(values)), key=lambda k: (values[k], -k))
     groups: list[tuple[list[int], float]] = []  # members, mean of what they ask for
     for k in order:
+        # Pool adjacent groups until none overlap, as isotonic regression does: a group is centred
+        # on the mean of its members' values, which keeps the sum of squared moves smallest.
         groups.append(([k], values[k]))
         while len(groups) > 1 and _overlap(groups[-2], groups[-1], apart):
-            (members, mean), (more, other) = groups[-2], groups[-1]
-            n, m = len(members), len(more)
-            groups[-2:] = [(members + more, (n * mean + m * other) / (n + m))]
+            members, mean = groups[-2]
+            more, other = groups[-1]
+            total = len(members) * mean + len(more) * other
+            groups[-2:] = [(members + more, total / (len(members) + len(more)))]
     placed = list(values)
     for members, mean in groups:
         for rank, k in enumerate(members):
@@ -365,7 +366,7 @@ def _overlap(below: tuple[list[int], float], above: tuple[list[int], float], apa
 
 
 def rivals(result: BakeoffResult, decision: Decision) -> tuple[PairResult, PairResult] | None:
-    """Probe and fine-tune of one backbone, the winner's if it has both; None if none has."""
+    """Probe and fine-tune of one backbone, preferably the winner's; None if none has both."""
     winner = result.pair(decision.winner).backbone
     by_backbone: dict[str, dict[str, PairResult]] = {}
     for pair in sorted(result.ranking, key=lambda p: p.backbone != winner):
@@ -416,8 +417,8 @@ def widest_gaps(probe: PairResult, tuned: PairResult) -> list[tuple[TagRow, TagR
         if not a.low_support
     ]
     rows.sort(key=lambda ab: ab[0].f1 - ab[1].f1)
-    gains = [ab for ab in rows if ab[1].f1 > ab[0].f1][:GAPS_SHOWN]
-    losses = [ab for ab in rows if ab[1].f1 < ab[0].f1][-GAPS_SHOWN:]
+    gains = [ab for ab in rows if ab[1].f1 > ab[0].f1][:N_GAINS_SHOWN]
+    losses = [ab for ab in rows if ab[1].f1 < ab[0].f1][-N_GAINS_SHOWN:]
     return gains + losses
 
 

@@ -1,4 +1,4 @@
-"""What a bake-off found, as data: scorecards, costs, comparisons and how to repeat it."""
+"""The result of a bake-off: scorecards, costs, comparisons and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PairCost:
-    """What a pair costs on the machine of the bake-off; NaN where not measured.
+    """Costs of a pair on the machine of the bake-off; NaN where not measured.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ class PairCost:
     train_seconds : float
         Training cost, extraction of the training images included for a probe.
     peak_memory_mib : float
-        Most that training took at one time, model included: above what the process held before
-        it on a CPU, allocated on the device on CUDA; see `retailtag.runs.measure`.
+        Peak of training, model included: on a CPU above what the process held before, on CUDA
+        what was allocated on the device; see `retailtag.runs.measure`.
     latency_ms_p50, latency_ms_p95 : float
         One image, from its bytes to its tags.
     images_per_second : float
@@ -54,7 +54,7 @@ class PairCost:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One (backbone, strategy) pair: how well it tags and what it costs.
+    """One (backbone, strategy) pair with its scorecard and costs.
 
     Parameters
     ----------
@@ -65,7 +65,6 @@ class PairResult:
     scorecard : ScoreCard
         On the held-out split.
     cost : PairCost
-        On this machine.
     """
 
     backbone: str
@@ -81,7 +80,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class BakeoffResult:
-    """Everything the decision and the report are made from.
+    """Everything that the decision and the report read.
 
     Parameters
     ----------
@@ -98,7 +97,7 @@ class BakeoffResult:
     seed : int
         Of everything random.
     findings : tuple of Finding
-        About the bake-off as a whole; each scorecard has its own besides.
+        On the bake-off as a whole; each scorecard also has its own.
 
     Raises
     ------
@@ -130,10 +129,8 @@ class BakeoffResult:
 
     @property
     def ranking(self) -> tuple[PairResult, ...]:
-        """Pairs by macro-F1 over all tags, best first; of equals probes first, then by name.
-
-        A fine-tune that kept its probe equals it.
-        """
+        """Pairs by macro-F1 over all tags, best first; of equals probes first, then by name."""
+        # a fine-tune that kept its probe equals it and ranks after it
         return tuple(
             sorted(self.pairs, key=lambda p: (-_rankable(p), p.strategy != "probe", p.name))
         )
@@ -221,12 +218,13 @@ def _pair_from(value: dict[str, Any]) -> PairResult:
 
 
 def _rankable(pair: PairResult) -> float:
+    """Macro-F1, or -1 where it is undefined: NaN has no order."""
     value = pair.scorecard.summaries["all"].macro_f1
     return -1.0 if math.isnan(value) else value
 
 
 def describe_catalog(catalog: Catalog) -> dict[str, Any]:
-    """What the report says about a catalogue: name, digest, sizes, groups and cut-offs."""
+    """Facts on a catalogue for the report: name, digest, sizes, groups and cut-offs."""
     table = catalog.table
     return {
         "name": catalog.path.name,

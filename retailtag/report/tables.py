@@ -1,4 +1,4 @@
-"""Rich tables for the terminal; every figure is ×100 only here, when printed."""
+"""Rich tables for the terminal; fractions are multiplied by 100 only when printed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def points(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a reader would choose.
+    """Seconds in a readable unit.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     table = _table(
         "Ranking of the pairs (held-out macro-F1, 95 % interval)",
         "→ recommended; = not told apart from the leader by these images\n"
-        "memory: most that training took at one time, model included, libraries not",
+        "memory: peak of training, model included, libraries not",
         ("pair", "all tags", "tail", "latency", "training", "memory"),
     )
     for pair in result.ranking:
@@ -95,7 +95,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
 
 
 def samples_text(card: ScoreCard) -> str:
-    """Metrics of the images' tags as a whole, in one line."""
+    """Per-image metrics in one line."""
     s = card.samples
     at = " / ".join(points(v) for v in (s.precision_at_1, s.precision_at_3, s.precision_at_5))
     depth = "–" if math.isnan(s.coverage_error) else f"{s.coverage_error:.1f} tags"
@@ -132,7 +132,8 @@ def groups_table(cards: Iterable[ScoreCard]) -> Table:
 
 
 def comparison_table(comparisons: Iterable[Comparison]) -> Table:
-    """Paired differences in points, larger first model first, ties said to be ties."""
+    """Paired differences in points, the better model first, with verdicts."""
+    # turned around where negative, so that every difference reads "model is ahead by"
     rows = [c if c.difference.value >= 0 else c.reversed() for c in comparisons]
     caption = (
         "p: random swaps of the two models' images, Holm-adjusted within a scope; tie: p is 0.05 "

@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG for the page and PNG for other places."""
+"""Style of the figures, and their export as SVG for the page and as PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from retailtag.report.results import BakeoffResult, PairResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Stand-ins in the SVG that become the page's own colours, so that a figure follows its theme.
+# In the SVG these colours become the page's CSS variables, so that a figure follows its theme.
 INK, MUTED, GRID, BAND, PAPER = "#1c2430", "#66717f", "#d8dde4", "#eaf1fb", "#fffffe"
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "paper"}
 
-# One colour a backbone, readable on white and on near-black, apart for colour-blind readers.
+# One colour per backbone, readable on white and near-black and for colour-blind readers.
 PALETTE = ("#3b7dd8", "#e0862b", "#2f9e77", "#a561c9", "#c94f6d", "#7d8b3a", "#3aa0b5", "#8a6d5a")
 STRATEGY_NAMES = {"probe": "linear probe", "finetune": "fine-tune"}
 
@@ -41,7 +41,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "text.color": INK,
-    "text.parse_math": False,  # a tag named "$5" is no formula
+    "text.parse_math": False,  # a tag named "$5" is not a formula
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelsize": 8,
@@ -53,17 +53,17 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style(salt: str = "retailtag") -> Iterator[None]:
-    """Draw in retailtag's style; `salt` keeps the ids of several inline figures apart."""
+    """Draw in retailtag's style; a `salt` per figure keeps ids distinct on one page."""
     import matplotlib as mpl
 
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        # Tags in scripts that the drawing font lacks: the page's own font shows them.
+        # The drawing font lacks some scripts of tags; the page's own font shows them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def short_backbones(result: BakeoffResult) -> dict[str, str]:
-    """Backbone ids without library, weights tag and options, or whole where two would be one."""
+    """Backbone ids without library, weights tag and options; whole where two would be equal."""
     ids = list(dict.fromkeys(p.backbone for p in result.pairs))
     short = {i: "+".join(map(_short, re.split(r"\+(?=[a-z])", i))) for i in ids}
     names = list(short.values())
@@ -99,14 +99,14 @@ def to_svg(figure: Figure, title: str, description: str) -> str:
     figure : matplotlib Figure
         Drawn inside `style`.
     title, description : str
-        Text for readers who cannot see it; must be escaped already.
+        Alternative text, already escaped.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = text[text.index("<svg") :]  # without the XML declaration
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids of groups repeat from figure to figure
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--font)", text)
     for colour, name in VARIABLES.items():

@@ -1,4 +1,4 @@
-"""Write a report's files, each whole or not at all."""
+"""Write the files of a report, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_report(result: BakeoffResult, decision: Decision, out_dir: Path) -> Pa
     Returns
     -------
     Path
-        Of ``report.html``, which is written last and needs none of the others.
+        ``report.html``, which is written last and needs none of the others.
 
     Notes
     -----
