@@ -1,4 +1,4 @@
-"""Which head a probe takes: all tune their thresholds out of fold, and the best is handed over."""
+"""Which head a probe takes: all tune their thresholds out of fold, and the best is used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from retailtag.errors import UsageError
 from retailtag.probes.heads.head import Head
 from retailtag.probes.sweep import Pooled
 from retailtag.scoring.metrics import macro
+from retailtag.settings import ProbeSettings
 from retailtag.statistics.one_standard_error import one_standard_error
 from retailtag.thresholds.tuning import Tuned, Tuning
 
 HEADS = ("logistic", "ridge", "knn", "text")
-ALL_HEADS = ",".join(HEADS)
-MOST_VOTERS = 100_000  # training images up to which neighbours compete unasked
+ALL_HEADS = ProbeSettings.heads
+MAX_IMAGES_FOR_KNN = 100_000  # training images up to which neighbours compete by default
 
 
 def parse_heads(text: str) -> tuple[str, ...]:
@@ -35,19 +36,16 @@ def parse_heads(text: str) -> tuple[str, ...]:
     >>> parse_heads("logistic,ridge")
     ('logistic', 'ridge')
     """
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
     if names[:1] != HEADS[:1] or not set(names) <= set(HEADS) or len(set(names)) < len(names):
         raise UsageError(
-            f"--heads {text} is no list of heads; write logistic, then any of ridge, knn, text."
+            f"--heads {text} is not a list of heads; write logistic, then any of ridge, knn, text."
         )
     return names
 
 
 def competing(heads: str, n_images: int) -> tuple[str, ...]:
-    """Heads to try on so many training images: those asked for by name, or by default.
-
-    By default neighbours stay out above 100,000 images: comparing every two grows with the square
-    of their number, and every fold keeps a copy of the embeddings.
+    """Heads to try on so many training images; by default without neighbours above 100,000.
 
     Examples
     --------
@@ -55,14 +53,16 @@ def competing(heads: str, n_images: int) -> tuple[str, ...]:
     ('logistic', 'ridge', 'text')
     """
     names = parse_heads(heads)
-    if heads == ALL_HEADS and n_images > MOST_VOTERS:
+    # Comparing every two images grows with the square of their number, and every fold holds a copy
+    # of the embeddings.
+    if heads == ALL_HEADS and n_images > MAX_IMAGES_FOR_KNN:
         return tuple(name for name in names if name != "knn")
     return names
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredHead:
-    """A head with what its candidates earn out of fold, and the one that each tag takes.
+    """A head with what its candidates reach out of fold, and the one that each tag takes.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class ScoredHead:
         Out-of-fold AP of each; NaN for a tag without positives.
     pooled : Pooled
     index : ndarray of int, shape (n_tags,)
-        Candidate of each tag by number.
+        Candidate of each tag.
     head : Head or None
         Fits it again, to other images; None for logistic regression, which `fit_at` fits.
     """
@@ -103,7 +103,7 @@ class ScoredHead:
 
     @property
     def rank(self) -> float:
-        """Macro-AP as a number that compares, below all others where there is none."""
+        """Macro-AP as a number to compare by; -1 if there is none."""
         return -1.0 if self.macro_ap is None else self.macro_ap
 
     def logits(self) -> NDArray[np.float32]:
@@ -113,7 +113,7 @@ class ScoredHead:
 
 @dataclass(frozen=True, eq=False)
 class HeadChoice:
-    """The head that is handed over, with its thresholds.
+    """The head that is used, with its thresholds.
 
     Parameters
     ----------
@@ -148,7 +148,6 @@ def choose_head(
     heads : sequence of ScoredHead
         In the order of preference: of heads that the folds cannot tell apart the first is taken.
     tuning : Tuning
-        How the thresholds of each are tuned.
     labels : ndarray of int8, shape (n_images, n_tags)
     group : ndarray of str, shape (n_tags,)
     fold : ndarray of int, shape (n_images,)
@@ -156,29 +155,23 @@ def choose_head(
 
     Notes
     -----
-    Each head takes the threshold rule that suits its scores before they are compared, for what
-    counts is the tags that it will give: average precision, which sees only the order within a
-    tag, ranked a ridge head first that then gave rare tags to nearly every image. Under a
-    precision no F-beta is cross-fit, and the heads are compared by average precision.
-
-    References
-    ----------
-    Breiman, Friedman, Olshen & Stone (1984), Classification and Regression Trees, sec. 3.4.3, for
-    the rule of one standard error; the differences are paired by tag.
+    Each head takes the threshold rule that suits its scores before they are compared: what counts
+    is the tags that it will give. Average precision, which sees only the order within a tag,
+    ranked a ridge head first that then gave rare tags to nearly every image. Under a precision no
+    F-beta is cross-fit, and the heads are compared by average precision. The rule is that of
+    `retailtag.statistics.one_standard_error`.
     """
-    tried = []
-    for head in heads:
-        scores = head.logits()
-        tried.append((head, tuning.tune(scores, labels, group, fold), scores))
-    f = np.array([head.ap if tuned.f is None else tuned.f for head, tuned, _ in tried])
-    found = one_standard_error(f)
-    chosen = tried[0 if found is None else found.chosen]
-    facts = {head.name: _facts(head, tuned, group) for head, tuned, _ in tried}
-    if found is not None:
+    scores = [head.logits() for head in heads]
+    tuned = [tuning.tune(logits, labels, group, fold) for logits in scores]
+    f = [head.ap if at.f is None else at.f for head, at in zip(heads, tuned, strict=True)]
+    choice = one_standard_error(np.array(f))
+    facts = {head.name: _facts(head, at, group) for head, at in zip(heads, tuned, strict=True)}
+    if choice is not None:
         for k, row in enumerate(facts.values()):
-            row["behind"] = float(found.behind[k])
-            row["se"] = float(found.error[k])
-    return HeadChoice(*chosen, facts)
+            row["behind"] = float(choice.behind[k])
+            row["se"] = float(choice.error[k])
+    chosen = 0 if choice is None else choice.chosen
+    return HeadChoice(heads[chosen], tuned[chosen], scores[chosen], facts)
 
 
 def _facts(head: ScoredHead, tuned: Tuned, group: NDArray[np.str_]) -> dict[str, float | None]:
@@ -194,7 +187,7 @@ def _facts(head: ScoredHead, tuned: Tuned, group: NDArray[np.str_]) -> dict[str,
 def head_rows(
     heads: Sequence[ScoredHead], tags: tuple[str, ...], group: NDArray[np.str_]
 ) -> dict[str, NDArray[Any]]:
-    """Columns of the table of heads, one row a (head, candidate, tag): AP, and whether taken."""
+    """Columns of the table of heads, one row per (head, candidate, tag): AP, and whether taken."""
     n_tags = len(tags)
     columns: dict[str, list[NDArray[Any]]] = {}
     for head in heads:

@@ -24,14 +24,12 @@ from retailtag.probes.heads.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
-from retailtag.progress import Progress
 from retailtag.runs.checks import none_readable
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
     ScoredHead,
     choose_head,
-    competing,
     head_rows,
     parse_heads,
 )
@@ -41,7 +39,6 @@ from retailtag.runs.stage import StageRecord, write_record
 from retailtag.runs.sweep import (
     Chosen,
     FittedHead,
-    checkpoint_key,
     fit_at,
     run_checkpoints,
     sweep_and_choose,
@@ -129,7 +126,7 @@ def run_probe(
 ) -> ProbeRun:
     """Sweep C out of fold, choose C and thresholds, refit on all training images, predict.
 
-    Finished (fold, C) blocks are kept in the folder ``sweep`` of `out` until the stage is sealed:
+    Finished (fold, C) pairs are stored in the folder ``sweep`` of `out` until the stage is sealed:
     the same call after a kill fits only what is missing.
 
     Parameters
@@ -164,8 +161,8 @@ def run_probe(
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
-        blocks = _blocks(inputs, train, settings, device, out)
-        fitted = _fit(catalog, train, settings, blocks, device, progress, texts)
+        checkpoints = _checkpoints(inputs, train, settings, device, out)
+        fitted = _fit(context, train, settings, checkpoints, texts)
     facts = {
         **_provenance(catalog, store, settings, context.provenance),
         **fitted.facts(catalog),
@@ -184,7 +181,7 @@ def run_probe(
     cost.seconds += fitted.chosen.resumed_seconds
     files, machine = (*probe.files, *FILES), describe_machine(device)
     record = write_record(out, files, inputs, cost, facts=found, machine=machine)
-    blocks.clear()
+    checkpoints.clear()
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
 
@@ -222,31 +219,17 @@ class _Fitted:
 
 
 def _fit(
-    catalog: Catalog,
+    context: RunContext,
     train: Features,
     settings: ProbeSettings,
-    blocks: SweepCheckpoints,
-    device: str,
-    progress: Progress,
+    checkpoints: SweepCheckpoints,
     texts: NDArray[np.float32] | None,
 ) -> _Fitted:
-    labels, group = catalog.table.labels[train.rows], catalog.table.group
-    solver = make_solver(settings.solver, device)
+    table = context.catalog.table
+    labels, group = table.labels[train.rows], table.group
+    solver = make_solver(settings.solver, context.device)
     chosen = sweep_and_choose(
-        catalog,
-        train.rows,
-        train.X,
-        blocks,
-        grid=settings.sweep_C,
-        scales=parse_scales(settings.scale),
-        choose=settings.choose_C,
-        folds=settings.folds,
-        seed=settings.seed,
-        solver=solver,
-        heads=competing(settings.heads, len(train.rows)),
-        texts=texts,
-        device=device,
-        progress=progress,
+        context, train.rows, train.X, settings, checkpoints=checkpoints, texts=texts
     )
     taken = choose_head(chosen.heads, tuning_of(settings), labels, group, chosen.sweep.fold)
     logistic = fit_at(train.X, labels, chosen.C, solver, chosen.sweep.scale)
@@ -351,22 +334,21 @@ def load_rows(
     return Features(rows[view.found], view.X)
 
 
-def _blocks(
+def _checkpoints(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
 ) -> SweepCheckpoints:
-    """Where the sweep keeps its blocks; the same folder serves no other inputs."""
+    """Where the sweep stores its finished strengths; reused for the same inputs only."""
     no_matter = ("cutoffs", "settings", "texts")
     data = {name: value for name, value in inputs.items() if name not in no_matter}
-    key = checkpoint_key(
-        data,
-        settings.sweep_C,
-        folds=settings.folds,
-        seed=settings.seed,
-        solver=settings.solver,
-        device=device,
-        rows=train.rows.tolist(),
-    )
-    return run_checkpoints(out, key)
+    data |= {
+        "grid": parse_grid(settings.sweep_C).tolist(),
+        "folds": settings.folds,
+        "seed": settings.seed,
+        "solver": settings.solver,
+        "device": device,
+        "rows": train.rows.tolist(),
+    }
+    return run_checkpoints(out, data)
 
 
 def _out_of_fold_summary(

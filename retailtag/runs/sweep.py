@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import retailtag
-from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.folds import k_folds
+from retailtag.context import RunContext
 from retailtag.probes.checkpoints import SweepCheckpoints
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.grid import parse_grid
@@ -21,14 +21,15 @@ from retailtag.probes.heads.head import Head
 from retailtag.probes.heads.knn import KnnHead
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.heads.text_prior import TextPriorHead
-from retailtag.probes.scaling import Scaled, Scaler
+from retailtag.probes.scaling import Scaled, Scaler, parse_scales
+from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.interface import Solver
-from retailtag.probes.sweep import Pooled, Sweep, Sweeper, out_of_fold, sweep_rows
-from retailtag.progress import SILENT, Progress
-from retailtag.runs.heads import ScoredHead
+from retailtag.probes.sweep import Sweep, Sweeper, out_of_fold, sweep_rows
+from retailtag.runs.heads import ScoredHead, competing
 from retailtag.scoring.metrics import average_precision_per_tag
+from retailtag.settings import ProbeSettings
 
-BLOCKS = "sweep"  # folder of the finished blocks of a run that is not finished
+CHECKPOINTS = "sweep"  # folder of the finished strengths of a run that is not finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,12 @@ class Chosen:
     index : ndarray of int, shape (n_tags,)
         Into the grid of `sweep`.
     macro_ap : dict of str to float or None
-        Out-of-fold macro-AP of each scaling at its chosen C, in the order asked for; None where
-        no tag has a positive.
+        Out-of-fold macro-AP of each scaling at its chosen C, in the order asked for; None if no
+        tag has a positive.
     table : dict of str to ndarray
-        Columns of the sweep table, one row a fitted (scaling, fold, C, tag).
+        Columns of the sweep table, one row per fitted (scaling, fold, C, tag).
     resumed_seconds : float
-        Time that blocks taken over from an interrupted run had cost.
+        Time that fits reused from an interrupted run had cost.
     heads : tuple of ScoredHead
         Logistic regression under the chosen scaling first, then the others asked for.
     """
@@ -70,77 +71,85 @@ class Chosen:
 
 
 def sweep_and_choose(
-    catalog: Catalog,
+    context: RunContext,
     rows: NDArray[np.intp],
     X: NDArray[np.float32],
-    blocks: SweepCheckpoints | None,
+    settings: ProbeSettings,
     *,
-    grid: str,
-    scales: tuple[str, ...],
-    choose: str,
-    folds: int,
-    seed: int,
-    solver: Solver,
-    heads: tuple[str, ...] = ("logistic",),
+    checkpoints: SweepCheckpoints | None = None,
     texts: NDArray[np.float32] | None = None,
-    device: str = "cpu",
-    progress: Progress = SILENT,
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
 
     Parameters
     ----------
-    catalog : Catalog
+    context : RunContext
     rows : ndarray of int, shape (n,)
         Training images.
     X : ndarray of float32, shape (n, dim)
         Their raw embeddings.
-    blocks : SweepCheckpoints or None
-        Where finished blocks are kept.
-    grid, choose, folds, seed
-        As in `retailtag.runs.probe.ProbeSettings`.
-    scales : tuple of str
-        Of equal macro-AP the earlier is taken.
-    solver : Solver
-    heads : tuple of str
-        ``logistic``, then what is to compete with it; ``text`` is skipped without `texts`, or
-        without standardised embeddings among `scales`, whose strengths it takes.
+    settings : ProbeSettings
+        Of scalings with equal macro-AP the earlier is taken. Head ``text`` is skipped without
+        `texts`, or without standardised embeddings among the scalings, whose strengths it takes.
+    checkpoints : SweepCheckpoints, optional
+        Where finished strengths are stored.
     texts : ndarray of float32, shape (n_tags, dim), optional
         Directions of the tags' names; see `retailtag.probes.heads.text_prior.text_embeddings`.
-    device : str
-        Where neighbours are searched.
-    progress : Progress
     """
-    labels, group, tags = catalog.table.labels[rows], catalog.table.group, catalog.table.tags
-    fold = k_folds(labels, catalog.group[rows], catalog.image_ids[rows], folds, seed)
-    sweeper = Sweeper(X, labels, fold, solver, average_precision_per_tag, blocks, progress)
+    catalog = context.catalog
+    labels = catalog.table.labels[rows]
+    fold = k_folds(
+        labels, catalog.group[rows], catalog.image_ids[rows], settings.folds, settings.seed
+    )
+    solver = make_solver(settings.solver, context.device)
+    sweeper = Sweeper(
+        X, labels, fold, solver, average_precision_per_tag, checkpoints, context.progress
+    )
+    group = catalog.table.group
+    choose = settings.choose_C
     positives = (labels == 1).sum(axis=0)
     found: list[tuple[Sweep, ScoredHead]] = []
-    for scale in scales:
-        sweep = sweeper.widened(sweeper.sweep(parse_grid(grid), scale), group, choose)
+    for scale in parse_scales(settings.scale):
+        first = sweeper.sweep(parse_grid(settings.sweep_C), scale)
+        sweep = sweeper.widened(first, group, choose)
         index = choose_candidate(sweep.ap, group, choose, positives)
-        found.append((sweep, _logistic(sweep, index)))
-    reached = {sweep.scale: head.macro_ap for sweep, head in found}
-    tables = [sweep_rows(sweep, tags, group) for sweep, _ in found]
+        names = tuple(f"C={c:.3g}" for c in sweep.C)
+        found.append((sweep, ScoredHead("logistic", names, sweep.ap, sweep, index)))
+    tables = [sweep_rows(sweep, catalog.table.tags, group) for sweep, _ in found]
     sweep, head = max(found, key=lambda pair: pair[1].rank)
     others = []
-    rivals: dict[str, Head] = {"ridge": RidgeHead(), "knn": KnnHead(device=device)}
-    standardised = next((s for s, _ in found if s.scale == "standardise"), None)
-    if texts is not None and standardised is not None:
-        C = strengths_around(standardised.C, standardised.ap, group, choose)
-        rivals["text"] = TextPriorHead(texts, C, solver)
-    for other in (rivals[name] for name in heads if name in rivals):
-        pooled, ap = out_of_fold(other, X, labels, fold, average_precision_per_tag, progress)
+    for other in _rivals(settings, found, group, solver, context.device, texts, len(rows)):
+        pooled, ap = out_of_fold(
+            other, X, labels, fold, average_precision_per_tag, context.progress
+        )
         index = choose_candidate(ap, group, choose, positives)
         others.append(ScoredHead(other.name, other.candidates, ap, pooled, index, other))
     return Chosen(
         sweep=sweep,
         index=head.index,
-        macro_ap=reached,
+        macro_ap={sweep.scale: head.macro_ap for sweep, head in found},
         table={name: np.concatenate([t[name] for t in tables]) for name in tables[0]},
-        resumed_seconds=sum(fold.resumed_seconds for s, _ in found for fold in s.fits),
+        resumed_seconds=sum(fold.resumed_seconds for sweep, _ in found for fold in sweep.fits),
         heads=(head, *others),
     )
+
+
+def _rivals(
+    settings: ProbeSettings,
+    found: list[tuple[Sweep, ScoredHead]],
+    group: NDArray[np.str_],
+    solver: Solver,
+    device: str,
+    texts: NDArray[np.float32] | None,
+    n_images: int,
+) -> list[Head]:
+    """The heads that compete with logistic regression, in the order asked for."""
+    rivals: dict[str, Head] = {"ridge": RidgeHead(), "knn": KnnHead(device=device)}
+    standardised = next((sweep for sweep, _ in found if sweep.scale == "standardise"), None)
+    if texts is not None and standardised is not None:
+        C = strengths_around(standardised.C, standardised.ap, group, settings.choose_C)
+        rivals["text"] = TextPriorHead(texts, C, solver)
+    return [rivals[name] for name in competing(settings.heads, n_images) if name in rivals]
 
 
 def strengths_around(
@@ -149,28 +158,18 @@ def strengths_around(
     group: NDArray[np.str_],
     choose: str = "per-group",
 ) -> NDArray[np.float64]:
-    """Strengths that the groups choose (or all tags, for ``global``) and the next either side.
-
-    Per tag the choices would be too many: those of the groups stand for them.
-    """
+    """Strengths that the groups choose (or all tags, for ``global``) and the next either side."""
+    # Per tag the choices would be too many: those of the groups stand for them.
     chosen = choose_candidate(ap, group, "global" if choose == "global" else "per-group")
     near = np.unique(chosen + np.array([[-1], [0], [1]]))
     return C[near[(near >= 0) & (near < len(C))]]
 
 
-def _logistic(sweep: Sweep, index: NDArray[np.intp]) -> ScoredHead:
-    settings = tuple(f"C={c:.3g}" for c in sweep.C)
-    pooled = Pooled(sweep.X, sweep.fold, sweep.fits)
-    return ScoredHead("logistic", settings, sweep.ap, pooled, index)
-
-
-def checkpoint_key(inputs: dict[str, Any], grid: str, **more: Any) -> str:
-    """Digest of everything that the fits of a sweep depend on.
-
-    `inputs` are those of the stage without what is decided after the fits; `more` is the rest.
-    """
-    stated = {**inputs, "grid": parse_grid(grid).tolist(), "version": retailtag.__version__, **more}
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+def run_checkpoints(out: Path, inputs: dict[str, Any]) -> SweepCheckpoints:
+    """Where a run stores its finished strengths; `inputs` is all that the fits depend on."""
+    stated = {**inputs, "version": retailtag.__version__}
+    key = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    return SweepCheckpoints(out / CHECKPOINTS, key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,14 +205,13 @@ def fit_at(
 ) -> FittedHead:
     """Fit tags Y (n_images, n_tags) on raw embeddings X (n_images, dim) at C (n_tags,) of each."""
     scaler = Scaler.fit(X, scale)
+    # One warm-started path over the distinct strengths; each tag then takes its own.
     grid, index = np.unique(C, return_inverse=True)
     fits = solver(Scaled(X, scaler=scaler), Y, grid)
     tag = np.arange(Y.shape[1])
     return FittedHead(
-        scaler, fits.weight[index, tag], fits.bias[index, tag], fits.status[index, tag]
+        scaler=scaler,
+        weight=fits.weight[index, tag],
+        bias=fits.bias[index, tag],
+        status=fits.status[index, tag],
     )
-
-
-def run_checkpoints(out: Path, key: str) -> SweepCheckpoints:
-    """Where a run keeps its finished blocks."""
-    return SweepCheckpoints(out / BLOCKS, key)

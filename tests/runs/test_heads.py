@@ -9,7 +9,7 @@ from retailtag.errors import UsageError
 from retailtag.runs.heads import (
     ALL_HEADS,
     HEADS,
-    MOST_VOTERS,
+    MAX_IMAGES_FOR_KNN,
     ScoredHead,
     choose_head,
     competing,
@@ -122,13 +122,13 @@ def test_the_table_has_every_candidate_of_every_tag_once():
     assert not rows["chosen"][cells.index(("ridge", "weak", "t3"))]
 
 
-def test_neighbours_compete_unasked_while_every_two_images_can_be_compared():
-    assert competing(ALL_HEADS, MOST_VOTERS) == HEADS
-    assert competing(ALL_HEADS, MOST_VOTERS + 1) == ("logistic", "ridge", "text")
-    assert competing("logistic,knn", MOST_VOTERS + 1) == ("logistic", "knn")
+def test_neighbours_compete_by_default_while_every_two_images_can_be_compared():
+    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN) == HEADS
+    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN + 1) == ("logistic", "ridge", "text")
+    assert competing("logistic,knn", MAX_IMAGES_FOR_KNN + 1) == ("logistic", "knn")
 
 
 @pytest.mark.parametrize("heads", ["ridge", "logistic,forest", "logistic,knn,knn", ""])
-def test_what_is_no_list_of_heads_is_refused(heads):
+def test_bad_lists_of_heads_are_refused(heads):
     with pytest.raises(UsageError, match="write logistic, then any of ridge, knn, text"):
         parse_heads(heads)

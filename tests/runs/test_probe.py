@@ -73,7 +73,7 @@ def whole(tiny, tiny_store, tmp_path_factory):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not of this system")
-def test_a_killed_sweep_goes_on_after_its_finished_blocks(
+def test_a_killed_sweep_continues_after_its_finished_strengths(
     tiny_csv, tiny, tiny_store, whole, tmp_path, monkeypatch
 ):
     """Killed in the second fold: only the rest is fitted, and the choice is the same."""
@@ -108,8 +108,8 @@ def test_a_killed_sweep_goes_on_after_its_finished_blocks(
     assert not (out / "sweep").exists()
 
 
-def test_blocks_of_other_labels_or_folds_are_not_taken(tiny, tiny_store, tmp_path, monkeypatch):
-    """Each run finds the blocks of the one before; what is chosen after the fits is no matter."""
+def test_checkpoints_of_other_labels_or_folds_are_not_used(tiny, tiny_store, tmp_path, monkeypatch):
+    """Each run finds the checkpoints of the one before; later choices do not matter."""
     monkeypatch.setattr(SweepCheckpoints, "clear", lambda self: None)
     served = []
     load = FoldCheckpoints.load
