@@ -92,15 +92,12 @@ class Sweep(Pooled):
 
     Parameters
     ----------
-    X, fold
-        As for `Pooled`.
-    fits : tuple of LogisticFits, length n_folds
-    scale : str
-        Kind of scaling.
     ap : ndarray of float64, shape (n_C, n_tags)
         Average precision of the pooled out-of-fold logits; NaN for a tag without positives.
     asked : ndarray of float64
         The grid before it was widened.
+
+    The others are those of `Pooled`, and `scale`, the kind of scaling.
     """
 
     fits: tuple[LogisticFits, ...]

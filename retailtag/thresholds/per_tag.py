@@ -24,13 +24,7 @@ def lowest_own_threshold(
 ) -> float:
     """Lowest threshold of one tag at which the precision is reached, ``inf`` if it never is.
 
-    Parameters
-    ----------
-    tag : RankedTag
-        With a positive.
-    precision : float
-    prior : (ndarray of float64 (n_cuts,), ndarray of float64 (n_cuts,)), optional
-        Positives and cells that are added to those above each cut.
+    `prior` holds positives and cells, both (n_cuts,), that are added to those above each cut.
     """
     # Just below a positive: going on to the next positive through negatives alone would lower
     # the precision and not raise the recall.
@@ -42,12 +36,6 @@ def lowest_own_threshold(
 
 class Replicates:
     """Poisson bootstrap replicates of a ranking, the same weights on ranks for every tag.
-
-    Parameters
-    ----------
-    n_images : int
-        Longest ranking.
-    seed : int
 
     References
     ----------

@@ -85,16 +85,8 @@ def _sums(values: NDArray[np.float32], bounds: NDArray[np.int64]) -> Floats:
 def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Floats:
     r"""Threshold of each tag that maximises its expected F-beta under pooled probabilities.
 
-    Parameters
-    ----------
-    tags : sequence of RankedTag
-        Of one frequency group.
-    objective : Objective
-
-    Returns
-    -------
-    ndarray of float64, shape (n_tags,)
-        NaN if higher scores do not mean more positives here, or no tag has a positive.
+    The tags are of one frequency group. Float64 (n_tags,), NaN if higher scores do not mean more
+    positives here, or no tag has a positive.
 
     Notes
     -----

@@ -125,10 +125,6 @@ def rank_tags(logits: Logits, labels: Labels) -> tuple[RankedTag, ...]:
     labels : ndarray of int8, shape (n_images, n_tags)
         1 present, 0 absent, -1 unknown (left out).
 
-    Returns
-    -------
-    tuple of RankedTag, length n_tags
-
     Raises
     ------
     DataError

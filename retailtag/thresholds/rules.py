@@ -26,14 +26,8 @@ Floats = NDArray[np.float64]
 class ThresholdRules:
     """Thresholds of every rule for one set of ranked cells; what rules share is computed once.
 
-    Parameters
-    ----------
-    tags : sequence of RankedTag
-    group : ndarray of str, shape (n_tags,)
-        Frequency group of each tag.
-    objective : Objective
-    replicates : Replicates
-        Of rankings at least as long.
+    `group` (n_tags,) names the frequency group of each tag; the replicates are of rankings at least
+    as long as the longest.
     """
 
     def __init__(

@@ -21,17 +21,8 @@ Indices = NDArray[np.intp]
 def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> float:
     """Threshold with the largest mean F-beta over the tags that have a positive.
 
-    Parameters
-    ----------
-    tags : sequence of RankedTag
-    objective : Objective
-        Its F-beta.
-
-    Returns
-    -------
-    float
-        Midpoint between the last score taken and the next lower one of any tag; of equal means
-        the highest threshold; NaN if no tag has a positive.
+    Midpoint between the last score taken and the next lower one of any tag; of equal means the
+    highest threshold; NaN if no tag has a positive.
 
     Notes
     -----
@@ -47,7 +38,8 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
     scored = [tag for tag in tags if tag.positives]
     if not scored:
         return float("nan")
-    candidates = _distinct_hits(scored)  # negated, ascending: the highest threshold first
+    # Negated scores, ascending: the highest threshold first.
+    candidates = np.unique(np.concatenate([tag.negated_hits for tag in scored]))
     positives = np.array([tag.positives for tag in scored])[:, None, None]
     low = np.array([0])
     high = np.array([len(candidates) - 1])
@@ -73,17 +65,8 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
 def lowest_precise_threshold(tags: Sequence[RankedTag], precision: float) -> float:
     """Lowest threshold at which the cells that all tags are given hold enough positives.
 
-    Parameters
-    ----------
-    tags : sequence of RankedTag
-    precision : float
-        Least fraction of positives among the cells given, pooled over the tags.
-
-    Returns
-    -------
-    float
-        Just below a positive's score; ``inf`` if no threshold reaches the precision, NaN if no
-        tag has a positive.
+    `precision` is the least fraction of positives among the cells given, pooled over the tags.
+    ``inf`` if no threshold reaches it, NaN if no tag has a positive.
     """
     scored = [tag for tag in tags if tag.positives]
     if not scored:
@@ -99,10 +82,6 @@ def pooled_curve(tags: Sequence[RankedTag]) -> tuple[NDArray[np.float32], Counts
     candidates = np.unique(hits)
     given = reduce(np.add, (tag.negated.searchsorted(candidates, side="right") for tag in tags))
     return candidates, hits.searchsorted(candidates, side="right"), given
-
-
-def _distinct_hits(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
-    return np.unique(np.concatenate([tag.negated_hits for tag in tags]))
 
 
 def _divide(low: Indices, high: Indices) -> Indices:

@@ -1,28 +1,10 @@
 import numpy as np
 import pytest
-import reference_probes as reference
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from retailtag.errors import UsageError
 from retailtag.probes.choice import EVERY_TAG, choose_candidate, shared_choices
 
 TAIL2 = np.array(["tail", "tail"])
-
-
-@given(
-    arrays(
-        np.float64,
-        st.tuples(st.integers(1, 7), st.integers(1, 6)),
-        elements=st.floats(0, 1, width=16),
-    )
-)
-def test_choice_is_that_of_the_rule_written_out(ap):
-    group = np.full(ap.shape[1], "tail")
-    expected = reference.one_standard_error(ap.tolist())
-    assert choose_candidate(ap, group).tolist() == [expected] * ap.shape[1]
-    assert choose_candidate(ap, group, "global").tolist() == [expected] * ap.shape[1]
 
 
 def test_a_group_chooses_by_its_own_tags_and_a_tag_without_score_with_its_group():

@@ -63,13 +63,8 @@ class RotatedFeatures:
     ) -> RotatedFeatures:
         """Read X twice: for its moments, and to rotate it.
 
-        Parameters
-        ----------
-        X : FeatureRows of shape (n_images, dim)
-        sample_weight : Tensor or None, float64, shape (n_images,)
-        device : torch.device
-        memory : int
-            Bytes that Z may take; above, it goes to a scratch file.
+        `sample_weight` is float64 (n_images,); Z goes to a scratch file if it takes more than
+        `memory` bytes.
         """
         block_numbers = max(min(READ_NUMBERS, memory // 16), X.shape[1])
         dtype = torch.float32

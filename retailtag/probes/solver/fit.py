@@ -1,4 +1,4 @@
-"""The door to the solvers: features, labels and strengths in, linear heads out."""
+"""The way in to the solvers: features, labels and strengths in, linear heads out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fits import ProbeFits
 from retailtag.probes.solver.interface import Solver
 
-CHECKED = 8192  # rows looked through at once
+ROWS_CHECKED_AT_ONCE = 8192
 SOLVERS = ("torch", "cuml", "sklearn")
 
 
@@ -47,7 +47,8 @@ def fit_probes(
     """Fit one L2 logistic regression per (C, tag), on features as they are.
 
     Minimises ½‖w‖² + C·t·Σ_i m_i·log(1 + exp(-s_i(w·x_i + b))) with s_i = ±1, m_i the weight of
-    the image and t that of the tag; the intercept b is not penalised.
+    the image and t that of the tag, as ``sklearn.linear_model.LogisticRegression`` does; the
+    intercept b is not penalised.
 
     Parameters
     ----------
@@ -65,10 +66,6 @@ def fit_probes(
     device : {"cpu", "cuda"}
         For the torch solver.
 
-    Returns
-    -------
-    ProbeFits
-
     Raises
     ------
     DataError
@@ -76,11 +73,7 @@ def fit_probes(
     UsageError
         If a C is not positive or the solver is unknown.
     Unavailable
-        If the solver's library or device is not here.
-
-    References
-    ----------
-    The objective is that of ``sklearn.linear_model.LogisticRegression``.
+        If the solver's library or device is missing.
 
     Examples
     --------
@@ -110,8 +103,8 @@ def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) 
         raise DataError(
             f"X {X.shape} and Y {Y.shape} must be (n_images, dim) and (n_images, n_tags)."
         )
-    for start in range(0, len(X), CHECKED):
-        bad = ~np.isfinite(X[start : start + CHECKED]).all(axis=1)
+    for start in range(0, len(X), ROWS_CHECKED_AT_ONCE):
+        bad = ~np.isfinite(X[start : start + ROWS_CHECKED_AT_ONCE]).all(axis=1)
         if bad.any():
             row = start + int(np.flatnonzero(bad)[0])
             raise DataError(f"Row {row} of X holds NaN or infinity; extract that image again.")

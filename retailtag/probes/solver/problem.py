@@ -148,14 +148,7 @@ class Problem:
     def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
         """One pass: `du` becomes the logits of `d`, and the sums are of u + du.
 
-        Parameters
-        ----------
-        u : Tensor or None, shape (tags, n_images)
-            Logits to start from; None for 0.
-        d : Tensor, shape (tags, dim + 1)
-            Direction in the parameters.
-        du : Tensor, shape (tags, n_images)
-            Overwritten.
+        The logits u and du are (tags, n_images), None for 0; the direction d is (tags, dim + 1).
         """
         total = Sums.zero(len(d), d, d.shape[1] - 1)
         for at, Z in self.features.blocks(len(d)):

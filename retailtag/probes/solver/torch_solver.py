@@ -55,8 +55,8 @@ class TorchSolver:
     Notes
     -----
     The bound is that of `retailtag.probes.solver.descent.relative_gap`. Where C·mean(x²) is above
-    1e8, which standardised features never reach, the loss by float32 features and heads is added
-    as an estimate, and the truth may be up to 1e-3 above the bound.
+    1e8, which standardised features never reach, what float32 loses is added as an estimate, and
+    the truth may be up to 1e-3 above the bound.
 
     The cost of an iteration is two products of (n_images, dim) by (dim, n_tags). Features whose
     scales differ by more than a hundred are solved in float64.
