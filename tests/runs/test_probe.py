@@ -78,7 +78,7 @@ def test_a_killed_sweep_continues_after_its_finished_strengths(
 ):
     """Killed in the second fold: only the rest is fitted, and the choice is the same."""
     n_killed, out = 6, tmp_path / "run"
-    args = [tiny_csv, tiny_store.path, out, SETTINGS.grid, SETTINGS.folds, n_killed]
+    args = [tiny_csv, tiny_store.path, out, SETTINGS.sweep_C, SETTINGS.folds, n_killed]
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], check=False)
     assert done.returncode == -signal.SIGKILL
     blocks = sorted((out / "sweep").rglob("*.block"))
@@ -124,7 +124,7 @@ def test_checkpoints_of_other_labels_or_folds_are_not_used(tiny, tiny_store, tmp
     other = replace(tiny, table=replace(tiny.table, labels=labels))
     for catalog, settings, taken in (
         (tiny, SETTINGS, 0),
-        (tiny, replace(SETTINGS, choose="global", thresholds="fixed"), 12),
+        (tiny, replace(SETTINGS, choose_C="global", thresholds="fixed"), 12),
         (tiny, replace(SETTINGS, folds=2), 0),
         (tiny, replace(SETTINGS, seed=1), 0),
         (other, SETTINGS, 0),
