@@ -28,7 +28,7 @@ from retailtag.runs import heads
 from retailtag.runs import probe as stage
 from retailtag.runs.embeddings import find_texts
 from retailtag.runs.finetune_start import head_start
-from retailtag.runs.probe import NO_TEXTS, load_rows, run_probe
+from retailtag.runs.probe import NO_TEXTS, check_probe_settings, load_rows, run_probe, wants_text
 from retailtag.runs.stage import read_record, why_stale
 from retailtag.runs.sweep import fit_at, strengths_around
 from retailtag.settings import ComputeSettings, ProbeSettings
@@ -40,6 +40,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from retailtag.catalog.readers import read_catalog
+from retailtag.context import RunContext
 from retailtag.runs.probe import run_probe
 from retailtag.settings import ProbeSettings
 from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
@@ -57,7 +58,7 @@ def save_and_die(self, fits):
 
 FoldCheckpoints.save = save_and_die
 run_probe(
-    read_catalog(Path(catalogue)),
+    RunContext(read_catalog(Path(catalogue))),
     FeatureStore.open(Path(store)),
     Path(out),
     ProbeSettings(sweep_C=grid, folds=int(folds)),
@@ -248,11 +249,12 @@ def test_text_is_skipped_with_a_word_where_there_is_no_text_tower(tiny, tiny_sto
 
     texts = find_texts(ALL.heads, "demo:cnn", tiny.table.tags)
     assert texts is None
-    run = run_probe(RunContext(tiny), tiny_store, tmp_path, ALL, texts=texts, progress=Listening())
+    context = RunContext(tiny, progress=Listening())
+    run = run_probe(context, tiny_store, tmp_path, ALL, texts=texts)
     assert list(run.probe.facts["heads"]) == ["logistic", "ridge", "knn"]
     assert said == []  # text comes by default where it can be had
     asked = replace(ALL, heads="logistic,text")
-    run = run_probe(RunContext(tiny), tiny_store, tmp_path, asked, progress=Listening())
+    run = run_probe(context, tiny_store, tmp_path, asked)
     assert list(run.probe.facts["heads"]) == ["logistic"]
     assert said == [f"probe demo:cnn: {NO_TEXTS}"]
 
@@ -279,8 +281,8 @@ def test_text_takes_the_groups_strengths_and_their_neighbours():
 
 def test_text_wants_the_scaling_whose_strengths_it_takes(tiny, clip_store, tmp_path):
     with pytest.raises(UsageError, match="add standardise to --scale"):
-        replace(ALL, heads="logistic,text", scale="l2")
-    assert replace(ALL, heads="logistic,text", scale="l2,standardise").wants_text
+        check_probe_settings(replace(ALL, heads="logistic,text", scale="l2"))
+    assert wants_text(replace(ALL, heads="logistic,text", scale="l2,standardise"))
     texts = find_texts(ALL.heads, "demo:clip", tiny.table.tags)
     run = run_probe(RunContext(tiny), clip_store, tmp_path, replace(ALL, scale="l2"), texts=texts)
     assert list(run.probe.facts["heads"]) == ["logistic", "ridge", "knn"]
