@@ -25,7 +25,7 @@ class RetailtagError(Exception):
 
 
 class UsageError(RetailtagError):
-    """An option or argument that cannot be followed as given."""
+    """An option or argument that cannot be used as given."""
 
     exit_code = EXIT_USAGE
 
@@ -37,7 +37,7 @@ def check_seed(seed: int) -> None:
 
 
 class DataError(RetailtagError):
-    """Input data (a catalogue, an image, predictions) that cannot be used as it stands."""
+    """Input data (a catalogue, an image, predictions) that cannot be used as it is."""
 
     exit_code = EXIT_BAD_DATA
 
@@ -50,14 +50,14 @@ class BadCatalogue(DataError):
     source : str
         The manifest, as the user named it.
     problems : sequence of str
-        One sentence a row, each beginning with its row number (``row 17: ...``).
+        One sentence per row, each beginning with its row number (``row 17: ...``).
     """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
         self.problems = tuple(problems)
         n = len(self.problems)
-        head = f"{source} has {n} row{'' if n == 1 else 's'} that cannot be used; mend or drop them"
+        head = f"{source} has {n} row{'' if n == 1 else 's'} that cannot be used; fix or drop them"
         super().__init__("\n  ".join([head + ":", *self.problems]))
 
 
@@ -66,13 +66,13 @@ class UnreadableImage(DataError):
 
 
 class ArtefactError(RetailtagError):
-    """A file that retailtag wrote and that no longer fits what it is asked to serve."""
+    """A file that retailtag wrote and that does not fit what it is used for."""
 
     exit_code = EXIT_STALE
 
 
 class DamagedFile(ArtefactError):
-    """A file whose bytes are no longer those that retailtag wrote."""
+    """A file whose bytes are not those that retailtag wrote."""
 
 
 class StaleFeatures(ArtefactError):
@@ -84,7 +84,7 @@ class SplitOverlap(ArtefactError):
 
 
 class GateUnmet(RetailtagError):
-    """A score that misses a condition set on it; everything was written and printed before.
+    """A score that misses a condition; everything was written and printed before.
 
     Parameters
     ----------
@@ -100,6 +100,6 @@ class GateUnmet(RetailtagError):
 
 
 class Unavailable(RetailtagError):
-    """Something that is needed is not here: weights offline, an extra, a device."""
+    """Something that is needed is not available: weights, an extra, a device."""
 
     exit_code = EXIT_UNAVAILABLE

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading JSON that a user may have damaged."""
+"""Write files whole or not at all, and read JSON that a user may have damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary handle whose content appears under `path` only if the block succeeds.
 
     The bytes go to a temporary name in the same folder, reach the disk (fsync), and are renamed;
-    a kill, a full disk or an exception leaves whatever stood at `path` before.
+    a kill, a full disk or an exception leaves what was at `path` before.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -36,8 +36,11 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
             yield handle
             handle.flush()
             Path(temporary).chmod(0o644)
+            # The bytes must be on the disk before the name: a file system may write the rename
+            # first, and a power failure would then leave an empty file under the final name.
             os.fsync(handle.fileno())
-        Path(temporary).replace(path)
+        Path(temporary).replace(path)  # atomic: readers see the old file or the new one
+        # The name is data of the folder, which has an fsync of its own.
         sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):  # a failing disk must not hide what failed first
@@ -152,7 +155,7 @@ def read_artefact(
     header = _Keyed.of(header, f"{folder}/{name}.json", command)
     if not isinstance(header["tags"], list) or not isinstance(header["facts"], dict):
         raise ArtefactError(
-            f"{folder}/{name}.json is damaged (tags is no list or facts no object); "
+            f"{folder}/{name}.json is damaged (tags is not a list or facts not an object); "
             f"run {command} again."
         )
     header["facts"] = _Keyed.of(header["facts"], f"{folder}/{name}.json", command)

@@ -98,7 +98,7 @@ class Predictions:
         ArtefactError
             If it was written by a newer format.
         """
-        told = "is damaged or no predictions file of retailtag; run probe or finetune again"
+        problem = "is damaged or not a predictions file of retailtag; run probe or finetune again"
         try:
             with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
@@ -110,12 +110,12 @@ class Predictions:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         except KeyError as error:
-            raise DataError(f"{path} {told} (it lacks {error}).") from error
+            raise DataError(f"{path} {problem} (it lacks {error}).") from error
         except OSError as error:
-            raise DataError(f"{path} {told} ({error.strerror or 'it breaks off'}).") from error
+            raise DataError(f"{path} {problem} ({error.strerror or 'it ends early'}).") from error
         except (ValueError, TypeError, AttributeError, EOFError, *_DAMAGED) as error:
             # Not the reason: NumPy's is advice to allow pickled code.
-            raise DataError(f"{path} {told}.") from error
+            raise DataError(f"{path} {problem}.") from error
         raise ArtefactError(
             f"{path} has format {header['format']}, this version reads {FORMAT}; write it again."
         )

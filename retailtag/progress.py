@@ -1,4 +1,4 @@
-"""How a long computation tells how far it is, without knowing who listens.
+"""How a long computation reports its progress, without knowing who listens.
 
 Library calls take a ``Progress`` and default to `SILENT`; the command line passes one that draws
 bars on a terminal and writes plain lines elsewhere.
@@ -12,10 +12,10 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """What a task is told of its progress."""
+    """Reports the progress of a task."""
 
     def __call__(self, n: int, note: str = "", /) -> None:
-        """Count `n` more; a note says how it goes, in place of the last one."""
+        """Count `n` more; a note replaces the last one."""
         ...
 
 
@@ -33,7 +33,7 @@ class Progress(Protocol):
         ...
 
     def say(self, line: str) -> None:
-        """Tell one line of news that is neither an error nor the result."""
+        """Report one line that is neither an error nor the result."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Writing leaves the whole file or what stood there before, and names the user's file."""
+"""Writing leaves the whole file or what was there before, and names the user's file."""
 
 import errno
 import os

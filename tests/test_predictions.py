@@ -46,7 +46,7 @@ def test_round_trip(saved):
 )
 def test_other_files_are_refused_without_the_librarys_advice(saved, content):
     saved.write_bytes(content)
-    with pytest.raises(DataError, match=r"p\.npz is damaged or no predictions file") as caught:
+    with pytest.raises(DataError, match=r"p\.npz is damaged or not a predictions file") as caught:
         Predictions.load(saved)
     assert "pickle" not in str(caught.value)
 

@@ -61,7 +61,7 @@ class Catalog:
         if len(np.unique(self.image_ids)) != n:
             raise DataError("An image id appears twice in the catalogue.")
         if not np.isin(self.split, SPLITS).all():
-            raise DataError(f"A split is none of {', '.join(SPLITS)}.")
+            raise DataError(f"A split is not one of {', '.join(SPLITS)}.")
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -59,7 +59,7 @@ def encode_labels(
     n : int
         Number of rows.
     problems : Problems
-        Receives rows without tags and cells that are no tags.
+        Receives rows without tags and cells that cannot be parsed.
 
     Notes
     -----
@@ -127,5 +127,5 @@ def _parse(cell: Cell) -> tuple[list[str], str]:
     if "" in parts:
         return [], "holds an empty tag"
     if NO_TAGS in parts:
-        return [], f"{NO_TAGS} means no tags and cannot stand beside others"
+        return [], f"{NO_TAGS} means no tags and cannot be combined with other tags"
     return parts, ""

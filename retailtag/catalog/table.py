@@ -42,9 +42,9 @@ class GroupCutoffs:
         return np.array(GROUPS)[np.digitize(train_count, [self.tail, self.frequent])]
 
     def tail_bins(self) -> tuple[tuple[int, int], ...]:
-        """First and last training count of each part of the tail, rarest first.
+        """First and last training count of each range of the tail, rarest first.
 
-        None where the tail is too short to divide.
+        Empty if the tail is too short to divide.
 
         Examples
         --------
@@ -60,7 +60,7 @@ class GroupCutoffs:
     def scopes(self, train_count: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
         """Tags of every scope that scores are averaged over, each mask of shape (n_tags,).
 
-        ``all``, the groups, and the parts of the tail as ``tail 0-9`` and so on.
+        ``all``, the groups, and the ranges of the tail as ``tail 0-9`` and so on.
 
         Examples
         --------
@@ -116,7 +116,7 @@ class GroupCutoffs:
             parts[1]
         ):
             raise UsageError(
-                f"--cutoffs {text} are no two ascending numbers of training images; write for "
+                f"--cutoffs {text} are not two ascending numbers of training images; write for "
                 f"example 50,500, or one of {', '.join(CUTOFFS)}."
             )
         return cls(int(parts[0]), int(parts[1]))

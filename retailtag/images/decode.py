@@ -1,4 +1,10 @@
-"""Bytes to RGB pixels under one written policy, with every odd file given a reason."""
+"""Decode image files to RGB pixels under one policy, which is part of an embedding's identity.
+
+EXIF orientation is applied, because cameras store the sensor's rows and viewers turn them: models
+were trained on upright images. Transparent pixels are composited on white, the background of
+product photographs; dropping alpha would show whatever colour is stored under it. 16-bit grey is
+scaled; Pillow's own conversion clips everything above 255 to white.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +58,8 @@ def decode_image(
     max_pixels : int
         Width times height that is refused above this, before any pixel is decoded.
     allow_truncated : bool
-        Decode what there is of a JPEG that breaks off and leave the rest grey. Other formats
-        are refused all the same, and so is a progressive JPEG that breaks off between scans; a
+        Decode a JPEG that ends early and leave the missing rest grey. Other formats
+        are refused all the same, and so is a progressive JPEG that ends between scans; a
         PNG may lack what follows its pixels.
 
     Returns
@@ -64,7 +70,7 @@ def decode_image(
     Raises
     ------
     UnreadableImage
-        If the bytes are no image of these formats, are damaged, or exceed `max_pixels`; the
+        If the bytes are not an image of these formats, are damaged, or exceed `max_pixels`; the
         message is the reason and the remedy, without the name of the file.
 
     Notes
@@ -93,14 +99,14 @@ def decode_pixels(
 ) -> Pixels:
     """Pixels of `decode_image`, uint8 (h, w, 3), the same to the last bit and sooner.
 
-    `room` gives so many bytes of memory to put them in; they may lie elsewhere all the same.
+    `room` gives memory of a number of bytes to decode into; the pixels may still be elsewhere.
 
     Notes
     -----
     An upright RGB JPEG without a profile that moves colours, which nearly every photograph is,
     goes straight to libjpeg-turbo, where the package simplejpeg is installed: the library that
-    Pillow decodes with, without Pillow's own copies of the pixels. At the first doubt of that
-    decoder, which a damaged file raises, Pillow decodes and judges.
+    Pillow decodes with, without Pillow's own copies of the pixels. Where that
+    decoder warns or fails, as on a damaged file, Pillow decodes and gives the reason.
     """
     image = open_image(data, max_pixels)
     if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size, room)) is not None:
@@ -179,7 +185,7 @@ def _load_truncated(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where nothing sensible is said."""
+    """EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
         return 1
     try:
@@ -244,6 +250,7 @@ def _grey8(image: Image.Image) -> Image.Image:
         raise UnreadableImage(
             f"has {values.dtype} pixels, whose black and white are not known; convert it to 8 bits"
         )
+    # round(value * 255 / 65535) in integers; 65535 * 255 needs 24 bits, hence uint32.
     grey = ((values.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -309,6 +316,7 @@ def _transform(profile: bytes, mode: str) -> ImageCmsTransform | None:
         return None
     if mode != "RGB":
         return transform
+    # 18 steps per channel are 5,832 colours: enough, because profiles are smooth curves.
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     moved = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))

@@ -1,8 +1,8 @@
-"""Decode in processes of their own, so that a crash inside a codec costs one image.
+"""Decode in separate processes, so that a crash inside a codec costs one image.
 
-Image codecs are C code that reads strangers' bytes: one of them may crash, run out of memory or
-never return. Each thread that decodes talks to a process of its own, so the image at fault is
-known at once; the others are not touched, and neither is the run.
+Image codecs are C code that reads untrusted bytes: they may crash, run out of memory or never
+return. Each decoding thread has a process of its own, so the image at fault is known at once, and
+neither the other images nor the run are affected.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from retailtag.images.decode_worker import (
 
 Result = TypeVar("Result")
 
-# Seconds. Generous, for a machine may be busy: the largest image allowed takes a few, a start one.
-TIME_LIMIT = 300.0
-_START_LIMIT = 600.0
-_END_LIMIT = 5.0
-_LONGEST_MESSAGE = 1 << 20  # bytes
-_MOST_SHARED = 256 << 20  # bytes that a process may keep for the next image
+# Generous, because a machine may be busy: the largest image allowed takes a few seconds.
+TIME_LIMIT = 300.0  # seconds
+_START_SECONDS = 600.0
+_END_SECONDS = 5.0
+_MAX_MESSAGE_BYTES = 1 << 20
+_MAX_SHARED_BYTES = 256 << 20  # that a process may hold for the next image
 # Freed memory stays for the next image; nothing in a process would use more threads.
 _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -104,13 +104,13 @@ def decode_in_subprocess(
     UnreadableImage
         If `decode_pixels` refuses the image, or the process dies or takes longer than
         `TIME_LIMIT` seconds over it, twice: the second time in a fresh process, while no other
-        image is on its second attempt, since a want of memory may have been another's fault.
+        image is on its second attempt, because another image may have used up the memory.
     Unavailable
         If no process can be started.
 
     Notes
     -----
-    A process serves one thread at a time and is kept for the next image, up to a minute. The
+    A process serves one thread at a time and waits for the next image for up to a minute. The
     pixels are those of `decode_pixels` to the last bit.
     """
     job = Job(len(data), max_pixels, allow_truncated)
@@ -168,7 +168,7 @@ class _Decoder:
         except Unavailable:
             self._hang_up()
             raise
-        self._socket.settimeout(_START_LIMIT)
+        self._socket.settimeout(_START_SECONDS)
         if not self._is_ready():
             self._process.kill()
             self.end()
@@ -208,13 +208,13 @@ class _Decoder:
 
     def is_fit(self) -> bool:
         """Whether it lives, and holds no more memory than the next image may need."""
-        return self._process.poll() is None and self._shared_size <= _MOST_SHARED
+        return self._process.poll() is None and self._shared_size <= _MAX_SHARED_BYTES
 
     def end(self) -> None:
         """Hang up, which an idle process takes as its end."""
         self._hang_up()
         try:
-            self._process.wait(_END_LIMIT)
+            self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -246,13 +246,13 @@ def _is_possible(answer: Answer, max_pixels: int) -> bool:
     if answer.kind == PIXELS:
         is_rgb = min(answer.shape) > 0 and answer.shape[2] == 3
         return is_rgb and answer.size == prod(answer.shape) <= 3 * max_pixels
-    return answer.kind in (UNREADABLE, DEFECT) and answer.size <= _LONGEST_MESSAGE
+    return answer.kind in (UNREADABLE, DEFECT) and answer.size <= _MAX_MESSAGE_BYTES
 
 
 def _memory_file() -> tuple[int, bool]:
     """Descriptor of a file without a name, in memory where the system has that.
 
-    Also whether it is certain never to shrink: reading mapped bytes that are gone would end this
+    Also whether it is certain never to shrink: reading mapped bytes beyond the end would end this
     process, and the other one may be in the hands of a hostile file.
     """
     if not hasattr(os, "memfd_create"):  # Linux alone has it
@@ -279,7 +279,7 @@ def _borrow() -> _Decoder:
 
 
 def _on(decoder: _Decoder, job: Job, data: bytes, use: Callable[[Pixels], Result]) -> Result:
-    """What `use` makes of the pixels; the process is kept if it answered, ended if it did not."""
+    """What `use` makes of the pixels; the process is reused if it answered, ended if not."""
     try:
         answer, body = decoder.ask(job, data)
     except BaseException:

@@ -1,4 +1,4 @@
-"""What a decoding process does: take bytes, answer with pixels, until its owner is gone.
+"""The decoding process: takes bytes and answers with pixels until its owner ends.
 
 Owner and process share a file in memory for what is long and a socket for what is short. The
 answer holds no pickle: a codec that a hostile file took over can send wrong pixels, but nothing
@@ -77,7 +77,8 @@ def _receive(source: socket.socket, size: int) -> bytes:
 
 def put(shared: int, body: bytes | memoryview) -> int:
     """Write a body at the start of the shared file; its size in bytes."""
-    view, at = memoryview(body).cast("B"), 0
+    view = memoryview(body).cast("B")
+    at = 0
     while at < len(view):
         at += os.pwrite(shared, view[at:], at)
     return at
@@ -85,7 +86,8 @@ def put(shared: int, body: bytes | memoryview) -> int:
 
 def get(shared: int, size: int) -> bytes:
     """The first `size` bytes of the shared file, or fewer if there are fewer."""
-    parts, at = [], 0
+    parts = []
+    at = 0
     while at < size and (part := os.pread(shared, size - at, at)):
         parts.append(part)
         at += len(part)
@@ -93,7 +95,7 @@ def get(shared: int, size: int) -> bytes:
 
 
 class Room:
-    """The shared file as memory, for a decoder that writes where it is told to.
+    """The shared file as memory, for a decoder that writes to a given buffer.
 
     Parameters
     ----------
@@ -130,8 +132,9 @@ def serve(descriptor: int, shared: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
     _first_to_be_killed()
-    gone, room = (EOFError, ConnectionError, TimeoutError), Room(shared)
-    with socket.socket(fileno=descriptor) as owner, suppress(*gone):
+    room = Room(shared)
+    owner_ended = (EOFError, ConnectionError, TimeoutError)
+    with socket.socket(fileno=descriptor) as owner, suppress(*owner_ended):
         owner.settimeout(IDLE_SECONDS)
         Answer(READY).send(owner)
         while True:

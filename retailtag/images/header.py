@@ -1,4 +1,8 @@
-"""The header of an image file, read and judged before any pixel is decoded."""
+"""Check the header of an image file before any pixel is decoded.
+
+A few bytes can declare 65,535 x 65,535 pixels: size and format are refused from the header alone,
+before a decoder allocates memory for them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from retailtag.errors import UnreadableImage
 if TYPE_CHECKING:
     from PIL import Image
 
-# EPS and its like are absent on purpose: they run an interpreter. HEIF comes from pillow-heif.
+# EPS and its like are left out on purpose: they run an interpreter. HEIF needs pillow-heif.
 _FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM",
     "ICO",
@@ -61,7 +65,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises
     ------
     UnreadableImage
-        If the bytes are no image of the formats read, or declare more than `max_pixels` pixels,
+        If the bytes are not an image of the formats read, or declare more than `max_pixels` pixels,
         or more than Pillow's own guard allows.
     """
     from PIL import Image, UnidentifiedImageError

@@ -37,7 +37,7 @@ def clean_path(path: str) -> str:
 
 
 _PACK = "pack the archive again"
-_MEND = "mend the file or its permissions, or leave it out"
+_FIX = "fix the file or its permissions, or leave it out"
 
 
 class ImageSource(Protocol):
@@ -139,7 +139,7 @@ class FolderImages(PathImages):
             with os.scandir(f"{self._real}/{folder}") as entries:
                 return {entry.name: self._fault(entry, folder) for entry in entries}, MISSING
         except PermissionError:
-            return {}, "lies in a folder that may not be read; mend its permissions"
+            return {}, "lies in a folder that may not be read; fix its permissions"
         except (OSError, ValueError):
             return {}, MISSING
 
@@ -147,7 +147,7 @@ class FolderImages(PathImages):
         if entry.is_symlink() and not self._inside(f"{folder}/{entry.name}"):
             return LINK
         try:
-            return "" if entry.is_file() else "is no file"
+            return "" if entry.is_file() else "is not a file"
         except OSError as error:  # a link to itself, say
             return f"cannot be opened ({error.strerror})"
 
@@ -165,16 +165,16 @@ class FolderImages(PathImages):
         try:
             fd = os.open(f"{self._real}/{path}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise UnreadableImage(f"cannot be opened ({error.strerror}); {_MEND}") from error
+            raise UnreadableImage(f"cannot be opened ({error.strerror}); {_FIX}") from error
         with os.fdopen(fd, "rb") as handle:
             status = os.fstat(handle.fileno())
             if not S_ISREG(status.st_mode):
-                raise UnreadableImage("is no file; put an image there or leave it out")
+                raise UnreadableImage("is not a file; put an image there or leave it out")
             self._check_size(status.st_size)
             try:
                 data = handle.read(self.max_bytes + 1)  # it may grow meanwhile
             except OSError as error:
-                raise UnreadableImage(f"cannot be read ({error.strerror}); {_MEND}") from error
+                raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error
         self._check_size(len(data))
         return data
 
@@ -198,7 +198,7 @@ class _RandomAccess:
         try:
             data = os.pread(self._fd, size, offset)
         except OSError as error:
-            raise UnreadableImage(f"cannot be read ({error.strerror}); {_MEND}") from error
+            raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error
         if len(data) != size:
             raise UnreadableImage("breaks off: the archive ends inside it; fetch the archive again")
         return data
@@ -282,11 +282,11 @@ def _inflate(data: bytes, size: int) -> bytes:
 
 
 def _zip_fault(info: zipfile.ZipInfo) -> str:
-    """Why a member is not served; empty where it is."""
+    """Why a member cannot be served; empty if it can."""
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
         return "is a link inside the archive"
     if info.is_dir():
-        return "is no file"
+        return "is not a file"
     if info.flag_bits & 0x1:
         return "is encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -300,24 +300,24 @@ class ParquetImages(PathImages):
     Parameters
     ----------
     root : Path
-        The file, or the folder of shards; for messages.
+        The file or folder; for messages.
     paths : sequence of str
         Name of each image, by row.
     files : sequence of Path
-        The shards in row order.
+        Parquet files in row order.
     column : str
         Column of bytes, or of structs with a field ``bytes``.
     rows : sequence of int, optional
-        Row in the shards of each image; default: the first, the second and so on.
+        Row of each image in these files; default: the first, the second and so on.
 
     Notes
     -----
-    Parquet is read a row group at a time, and the last few are kept: reading in row order costs
-    one pass, reading at random costs a row group an image. For many passes in random order put
-    the images into a tar.
+    Parquet is read a row group at a time, and the last few are cached: reading in row order costs
+    one pass, reading in random order costs one row group per image. For many passes in random
+    order put the images into a tar.
     """
 
-    KEPT = 8
+    CACHED_ROW_GROUPS = 8
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ class ParquetImages(PathImages):
         return value
 
     def _group(self, number: int) -> Any:
-        """The image column of one row group, from the few that are kept."""
+        """The image column of one row group, from the few that are cached."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -371,7 +371,7 @@ class ParquetImages(PathImages):
                     ) from error
                 self._groups[number] = table.column(0).combine_chunks()
             self._groups.move_to_end(number)
-            while len(self._groups) > self.KEPT:
+            while len(self._groups) > self.CACHED_ROW_GROUPS:
                 self._groups.popitem(last=False)
             return self._groups[number]
 

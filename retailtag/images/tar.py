@@ -18,7 +18,7 @@ from retailtag.errors import DataError
 from retailtag.files import file_sha256, write_json, write_whole
 
 GIB = 1 << 30
-# Photographs hardly compress: a hundredfold expansion is no archive of images.
+# Photographs hardly compress: what unpacks to a hundred times its size does not hold images.
 MAX_EXPANSION = 100
 _OPENERS: dict[bytes, Callable[[Path, str], Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
@@ -59,7 +59,7 @@ def plain_tar(archive: Path, *, max_bytes: int | None = None) -> tuple[Path, Mem
     Parameters
     ----------
     archive : Path
-        A tar, plain or compressed with xz, gzip or bzip2 (told by its first bytes).
+        A tar, plain or compressed with xz, gzip or bzip2 (recognised by its first bytes).
     max_bytes : int, optional
         Largest unpacked size; default: a hundred times the archive's size, at least 1 GiB.
 

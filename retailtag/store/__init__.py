@@ -1,6 +1,6 @@
-"""Frozen embeddings in HDF5: identity, append, resume, verify."""
+"""Feature stores: frozen embeddings in immutable HDF5 files under one identity."""
 
-from retailtag.store.joint import EmbeddingSource, Identity, JointSpec, JointStore, join
+from retailtag.store.joint import EmbeddingSource, JointSpec, JointStore, join
 from retailtag.store.segment import MAX_ROWS, Absent
 from retailtag.store.spec import DTYPES, FeatureSpec
 from retailtag.store.store import NOT_EXTRACTED, FeatureStore, list_stores
@@ -15,7 +15,6 @@ __all__ = [
     "FeatureSpec",
     "FeatureStore",
     "FeatureView",
-    "Identity",
     "JointSpec",
     "JointStore",
     "join",

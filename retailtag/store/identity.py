@@ -37,9 +37,9 @@ def read_identity(path: Path) -> FeatureSpec:
     Raises
     ------
     DataError
-        If there is none.
+        If it is missing.
     DamagedFile
-        If its bytes are no longer those that were written.
+        If its bytes are not those that were written.
     ArtefactError
         If its format is another.
     """
@@ -89,7 +89,7 @@ def writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(
-            f"{path} could not be written ({error.strerror or error}); what stood there before is "
-            "kept. Make room, or choose another folder with --features, and run the same command "
-            "again."
+            f"{path} could not be written ({error.strerror or error}); what was there before is "
+            "unchanged. Make room, or choose another folder with --features, and run the same "
+            "command again."
         ) from error

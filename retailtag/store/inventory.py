@@ -1,4 +1,4 @@
-"""What feature stores there are: found by name, counted, and told from what is none."""
+"""List the feature stores of a folder, find one by name, and describe it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StoreFacts:
         Its path below the features folder.
     path : Path
     state : str
-        ``whole``; ``damaged``: its identity or a segment cannot be read; ``foreign``: no store.
+        ``whole``; ``damaged``: its identity or a segment cannot be read; ``foreign``: not a store.
     problem : str
         What is damaged and the remedy; empty for a whole store.
     spec : FeatureSpec or None
@@ -79,7 +79,7 @@ def survey(features: Path) -> list[StoreFacts]:
     Raises
     ------
     DataError
-        If `features` is no folder.
+        If `features` is not a folder.
 
     Notes
     -----
@@ -92,7 +92,7 @@ def survey(features: Path) -> list[StoreFacts]:
 def _folders(features: Path) -> Iterator[tuple[str, Path]]:
     """Name and path of every folder that should be a store."""
     if not Path(features).is_dir():
-        raise DataError(f"{features} is no folder; name the features folder with --features.")
+        raise DataError(f"{features} is not a folder; name the features folder with --features.")
     for path in sorted(p for p in Path(features).iterdir() if p.is_dir()):
         if _MACHINE_SHARD.fullmatch(path.name):
             for inner in sorted(p for p in path.iterdir() if p.is_dir()):
@@ -107,7 +107,7 @@ def store_folders(features: Path) -> list[Path]:
     Raises
     ------
     DataError
-        If `features` is no folder.
+        If `features` is not a folder.
     """
     return [path for _, path in _folders(features) if not _is_foreign(path)]
 
@@ -120,7 +120,7 @@ def examine(path: Path, name: str | None = None) -> StoreFacts:
     """Facts of one folder; damage is a value here, never an exception."""
     name = name or path.name
     if _is_foreign(path):
-        return StoreFacts(name, path, FOREIGN, "it has no spec.json, so it is no feature store")
+        return StoreFacts(name, path, FOREIGN, "it has no spec.json, so it is not a feature store")
     spec, store = None, None
     try:
         store = FeatureStore.identify(path)

@@ -1,4 +1,4 @@
-"""Several stores side by side: one embedding per image, the components' joined end to end."""
+"""Several stores read as one: the embeddings of an image are concatenated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,74 +18,9 @@ from retailtag.store.view import FeatureView
 OTHER_BYTES = "its bytes changed between two extractions; run extract again for every component"
 
 
-class Identity(Protocol):
-    """What must be equal for embeddings to be interchangeable; a `FeatureSpec` is one."""
-
-    @property
-    def backbone(self) -> str:
-        """Resolved id, or several joined by ``+``."""
-        ...
-
-    @property
-    def engine(self) -> str:
-        """Compute engine and precision."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Stored dtype."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Length of one embedding."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of every fact, hexadecimal."""
-        ...
-
-
-class EmbeddingSource(Protocol):
-    """What a probe reads: a `FeatureStore`, or several as a `JointStore`."""
-
-    @property
-    def spec(self) -> Identity:
-        """Identity of the embeddings."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Where they lie, for messages."""
-        ...
-
-    @property
-    def n_rows(self) -> int:
-        """Images with an embedding."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds that computing them took, over all runs."""
-        ...
-
-    def known(self) -> dict[str, str]:
-        """Image id to SHA-256 of its bytes, for every image with an embedding."""
-        ...
-
-    def load(self, image_ids: Sequence[str] | NDArray[np.str_]) -> FeatureView:
-        """Read the embeddings of `image_ids`, in that order."""
-        ...
-
-    def digest_for(self, image_ids: Sequence[str] | NDArray[np.str_]) -> str:
-        """SHA-256 over ids and embeddings."""
-        ...
-
-
 @dataclass(frozen=True)
 class JointSpec:
-    """Identities of components that stand side by side, in order.
+    """Identities of the components of ``A+B``, in order.
 
     Parameters
     ----------
@@ -135,7 +69,7 @@ class JointSpec:
 
 
 class JointStore:
-    """Embeddings of the images that every component holds, joined end to end; read only.
+    """Embeddings of the images that every component holds, concatenated; read only.
 
     Parameters
     ----------
@@ -198,8 +132,12 @@ class JointStore:
         )
 
 
+# What a probe reads.
+EmbeddingSource = FeatureStore | JointStore
+
+
 def join(stores: Sequence[FeatureStore]) -> EmbeddingSource:
-    """Stand several stores side by side; one store is itself.
+    """Read several stores as one, embeddings concatenated; a single store is returned as it is.
 
     Raises
     ------

@@ -1,7 +1,8 @@
-"""Stores made smaller and stores made one: segments are written anew, never changed in place.
+"""Garbage collection and merging: segments are written anew, never changed in place.
 
-Every step leaves a store that opens: a new segment is on the disk whole before an old one goes, and
-old ones go oldest first, so that no superseded entry comes back for want of its successor.
+Every step leaves a store that opens. A new segment is on the disk before an old one is deleted, and
+old ones are deleted oldest first: were a newer one deleted before, the entries that it superseded
+would count again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Index:
         return cls(latest, sizes)
 
     def by_segment(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
-        """Segment to those of `image_ids` whose entry in it counts; every segment has a set."""
+        """For every segment, those of `image_ids` whose entry in it counts."""
         ids: dict[str, set[str]] = {name: set() for name in self.sizes}
         for image_id in image_ids:
             ids[self.latest[image_id].segment].add(image_id)
@@ -105,11 +106,7 @@ class Waste:
 def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
     """Count what `collect` would drop; changes nothing.
 
-    Parameters
-    ----------
-    store : FeatureStore
-    is_used : callable
-        Whether an image of this id and these bytes is used.
+    `is_used` says whether an image of this id and these bytes is used.
 
     Raises
     ------
@@ -135,11 +132,7 @@ def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
 def collect(store: FeatureStore, is_used: IsUsed) -> int:
     """Drop what is not used, superseded entries and leftovers; returns the bytes freed.
 
-    Parameters
-    ----------
-    store : FeatureStore
-    is_used : callable
-        As for `find_waste`; asked again under the writer's lock.
+    Parameters are those of `find_waste`; `is_used` is asked again under the writer's lock.
 
     Raises
     ------
@@ -257,7 +250,7 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     ArtefactError
         If two stores hold an image with other bytes, or a segment is damaged; nothing is written.
     DataError
-        If an input is no store.
+        If an input is not a store.
     Unavailable
         If another process writes the store, or the disk is full or read-only.
 
@@ -332,12 +325,7 @@ def _other_bytes(image_id: str, first: FeatureStore, second: FeatureStore) -> Ar
 
 
 class _Copier:
-    """Copies entries of one store to another, or to new segments of its own.
-
-    Parameters
-    ----------
-    source, target : FeatureStore
-    """
+    """Copies entries of one store to another, or to new segments of its own."""
 
     def __init__(self, source: FeatureStore, target: FeatureStore) -> None:
         self._source, self._target = source, target

@@ -1,8 +1,13 @@
-"""One immutable file of up to 4,096 embeddings: how it is laid out, written and checked.
+"""Segments: immutable HDF5 files of up to 4,096 embeddings, encoded, decoded and checked.
 
-HDF5 never touches the disk here. A segment is built in memory and its bytes are written like any
-other file; it is read whole, its digest is compared, and only then is it opened, from memory. So
-neither a full disk nor a kill nor a damaged or hostile file meets HDF5's own file handling.
+On the disk a segment is called ``shard-000000.h5`` and its header says ``feature-shard``: names of
+format 1, from before *shard* meant one machine's share of the images.
+
+HDF5 never accesses the disk here. It updates a file in place, in many small writes, and its flush
+orders none of them: a kill between two of them leaves a file that does not open. So a segment is
+built in memory and written as plain bytes (see `retailtag.files.write_whole`), and it is read
+whole and compared with its SHA-256 before HDF5 parses it, from memory. A full disk, a kill or a
+damaged or hostile file never meets HDF5's own file handling.
 """
 
 from __future__ import annotations
@@ -96,7 +101,7 @@ class Segment:
 
 
 class Contents(NamedTuple):
-    """What a segment holds besides its embeddings; can be kept, for a segment never changes."""
+    """What a segment holds besides its embeddings; safe to cache, as segments never change."""
 
     rows: dict[str, str]  # image id to SHA-256 of its bytes
     absent: tuple[Absent, ...]
@@ -129,7 +134,7 @@ def _to_hashes(sha256: Sequence[str]) -> NDArray[np.uint8]:
     """Turn hexadecimal digests into bytes (n, 32)."""
     for digest in sha256:
         if _SHA256.fullmatch(digest) is None:
-            raise DataError(f"{digest[:70]!r} is no SHA-256; give 64 hexadecimal digits, a-f.")
+            raise DataError(f"{digest[:70]!r} is not a SHA-256; give 64 hexadecimal digits, a-f.")
     return np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
 
 
@@ -169,6 +174,8 @@ def encode(segment: Segment, spec: FeatureSpec) -> bytes:
             _write_dataset(f, name, array)
     body = buffer.getbuffer()[HEADER_BYTES:]
     digest = hashlib.sha256(body).hexdigest()
+    # The first 512 bytes are HDF5's user block, left empty for our header: a plain HDF5 reader
+    # skips it, and ours checks the rest of the file before any of it is parsed.
     return b"".join((_header(spec.digest, len(body), digest), body))
 
 
@@ -190,6 +197,7 @@ def _write_dataset(f: h5py.File, name: str, array: NDArray[Any]) -> None:
         f.create_dataset(name, data=array)  # nothing to protect, and no chunk of zero rows
         return
     rows = len(array) if array.ndim == 1 else min(len(array), _CHUNK_ROWS)
+    # Two checksums: fletcher32 serves plain HDF5 readers, the header's SHA-256 serves ours.
     f.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
 
 
@@ -221,7 +229,7 @@ def read_segment(path: Path, spec: FeatureSpec) -> Segment:
     try:
         with path.open("rb") as handle:
             n_bytes, digest = _check_header(path, handle.read(HEADER_BYTES), spec)
-            body = handle.read(n_bytes + 1)
+            body = handle.read(n_bytes + 1)  # one more than promised shows a longer file
     except OSError as error:
         raise _unreadable(path, error) from error
     if len(body) != n_bytes or hashlib.sha256(body).hexdigest() != digest:
@@ -283,7 +291,7 @@ def _damaged(path: Path, reason: str) -> DamagedFile:
 
 def _unreadable(path: Path, error: OSError) -> ArtefactError:
     return ArtefactError(  # and not a damaged file, which extract would set aside
-        f"{path} cannot be read ({error.strerror or error}); mend that and run the same command "
+        f"{path} cannot be read ({error.strerror or error}); fix that and run the same command "
         "again, or delete that file and run extract again."
     )
 

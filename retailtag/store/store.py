@@ -1,4 +1,10 @@
-"""The feature store: a folder of immutable segments under one identity."""
+"""The feature store: a folder of immutable segments under one identity.
+
+The commit protocol: one writer at a time holds the kernel's lock on ``.lock``. It writes a block as
+a segment under a temporary name, brings the bytes to the disk (fsync), renames the file, and brings
+the folder to the disk. Segments never change afterwards, so a reader needs no lock and any segment
+it sees is whole. An image is replaced by appending it again: the latest entry counts.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +104,7 @@ class FeatureStore:
         Raises
         ------
         DataError
-            If there is no store.
+            If there is no store at `path`.
         StaleFeatures
             If its identity is not `expected`; every differing fact is named with both values.
         ArtefactError
@@ -392,7 +398,7 @@ class FeatureStore:
 def list_stores(root: Path) -> list[FeatureStore]:
     """Every store under `root`, by name; a folder whose identity cannot be read is passed over.
 
-    Segments are not looked at before they are read, so that one damaged store hides no other.
+    Segments are not checked here, so that one damaged store does not hide the others.
     """
     stores = []
     for file in sorted(Path(root).glob("*/spec.json")):

@@ -251,8 +251,8 @@ def test_every_kind_of_bad_row_is_told_at_once(shop, tmp_path, picture):
         12: "has no path",
         13: "has 3 cells where the header has 5",
         14: "link that leaves",
-        15: "is no file",
-        16: "cannot stand beside others",
+        15: "is not a file",
+        16: "cannot be combined with other tags",
     }
     problems = caught.value.problems
     assert [int(p.split()[1].rstrip(":")) for p in problems] == list(expected)

@@ -237,7 +237,7 @@ def test_what_is_no_file_is_never_opened_for_long(tmp_path, picture):
     assert sorted(source.faults) == [0, 1, 2, 3]
     (tmp_path / "good.jpg").unlink()
     os.mkfifo(tmp_path / "good.jpg")  # after the folder was looked at
-    with pytest.raises(UnreadableImage, match="is no file; put an image there"):
+    with pytest.raises(UnreadableImage, match="is not a file; put an image there"):
         source.read(4)
 
 
@@ -245,7 +245,7 @@ def test_what_is_no_file_is_never_opened_for_long(tmp_path, picture):
 def test_a_file_without_permission_says_so(tmp_path, picture):
     (tmp_path / "x.jpg").write_bytes(picture())
     (tmp_path / "x.jpg").chmod(0)
-    with pytest.raises(UnreadableImage, match=r"Permission denied.*; mend the file"):
+    with pytest.raises(UnreadableImage, match=r"Permission denied.*; fix the file"):
         FolderImages(tmp_path, ["x.jpg"]).read(0)
 
 

@@ -366,7 +366,7 @@ def test_every_folder_is_listed_with_its_state(shelf, world):
     assert found["holiday"].state == "foreign"
     assert any(name.startswith("part-2-of-3/demo-part") for name in found)
     assert len(store_folders(shelf)) == 6
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         survey(shelf / "nowhere")
 
 
