@@ -62,15 +62,13 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable where the platform allows it.
+    """Make the names inside `folder` durable where the file system allows it.
 
     Notes
     -----
-    Windows has no such call, some network file systems refuse it (EINVAL), and a folder that may
-    not be listed cannot be opened for it: PostgreSQL (``fsync_fname_ext``) passes over the same.
+    Some network file systems refuse it (EINVAL), and a folder that may not be listed cannot be
+    opened for it; PostgreSQL (``fsync_fname_ext``) ignores the same.
     """
-    if os.name == "nt":
-        return
     try:
         fd = os.open(folder, os.O_RDONLY)
     except PermissionError:

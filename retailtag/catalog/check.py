@@ -1,4 +1,4 @@
-"""Decode every image once and say what a catalogue holds and what is odd about it."""
+"""Decode every image once and report what a catalogue holds and what is odd about it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.decode_pool import decode_in_subprocess
 from retailtag.progress import SILENT, Progress
 
-BATCH = 64  # images a task: enough to hide the hand-over between threads
-SMALLEST_SIDE = 32
-LONGEST_ASPECT = 8.0
+IMAGES_PER_TASK = 64  # enough to hide the cost of handing a task to a thread
+MIN_SIDE = 32  # pixels
+MAX_ASPECT_RATIO = 8.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class CatalogReport:
     without_positive : dict of str to tuple of str
         Tags without a positive image, by split.
     suspicious : tuple of ImageFinding
-        Rows worth a look: products in several splits, no tags, far more tags than usual,
+        Rows worth checking: products in several splits, no tags, far more tags than usual,
         tiny, long or blank images, equal images with different tags.
     tag_notes : tuple of str
         Tags that differ only in case or spacing, and tags that are always on.
@@ -110,7 +110,7 @@ class CatalogReport:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Inspection:
     """What one image showed: digest of its pixels, oddity, and the reason if it did not decode."""
 
     digest: bytes = b""
@@ -125,34 +125,26 @@ def check_catalog(
     progress: Progress = SILENT,
     max_pixels: int = MAX_PIXELS,
 ) -> CatalogReport:
-    """Decode every image and count, compare and question what the catalogue says.
+    """Decode every image, and report counts, duplicates and oddities of a catalogue.
 
     Parameters
     ----------
-    catalog : Catalog
-        As read.
     workers : int, optional
-        Threads, each with a process that decodes; default: one a core.
-    progress : Progress
-        Told of every batch of images.
+        Threads, each with a process that decodes; default: one per core.
     max_pixels : int
         Larger images count as unreadable.
-
-    Returns
-    -------
-    CatalogReport
 
     Notes
     -----
     Duplicates are images of equal size and equal pixels after decoding, so that another
     container or other metadata does not hide one. Near duplicates are not looked for.
     """
-    looks = _look_at_all(catalog, workers or os.cpu_count() or 1, progress, max_pixels)
+    inspections = _inspect_all(catalog, workers or os.cpu_count() or 1, progress, max_pixels)
     labels = catalog.table.labels
     per_image = (labels == POSITIVE).sum(axis=1)
     here = [s for s in SPLITS if (catalog.split == s).any()]
     positives = {s: (labels[catalog.split == s] == POSITIVE).sum(axis=0) for s in here}
-    across, n_within = _duplicates(catalog, looks)
+    across, n_within = _duplicates(catalog, inspections)
     group = catalog.table.group
     return CatalogReport(
         path=str(catalog.path),
@@ -161,42 +153,44 @@ def check_catalog(
         groups={name: int((group == name).sum()) for name in GROUPS},
         tags_per_image=_summary(per_image),
         products=len(np.unique(catalog.group)),
-        unreadable=tuple(_finding(catalog, i, x.error) for i, x in enumerate(looks) if x.error),
+        unreadable=tuple(
+            _finding(catalog, i, x.error) for i, x in enumerate(inspections) if x.error
+        ),
         duplicates_across=across,
         duplicates_within=n_within,
         without_positive={
             s: tuple(np.array(catalog.table.tags)[count == 0].tolist())
             for s, count in positives.items()
         },
-        suspicious=tuple(_suspicious(catalog, looks, per_image)),
+        suspicious=tuple(_suspicious(catalog, inspections, per_image)),
         tag_notes=tuple(_tag_notes(catalog)),
     )
 
 
-def _look_at_all(
+def _inspect_all(
     catalog: Catalog, workers: int, progress: Progress, max_pixels: int
-) -> list[_Look]:
-    """Look at every image in row order, a bounded number of batches ahead."""
-    looks: list[_Look] = []
+) -> list[_Inspection]:
+    """Inspect every image in row order, a bounded number of batches ahead."""
+    inspections: list[_Inspection] = []
     with (
         progress.task("decode", len(catalog)) as advance,
         ThreadPoolExecutor(workers) as pool,
     ):
         for batch in _ahead(catalog, pool, 4 * workers, max_pixels):
-            looks += batch
+            inspections += batch
             advance(len(batch))
-    return looks
+    return inspections
 
 
 def _ahead(
     catalog: Catalog, pool: ThreadPoolExecutor, depth: int, max_pixels: int
-) -> Iterator[list[_Look]]:
+) -> Iterator[list[_Inspection]]:
     """Results of the batches in order; at most `depth` of them wait at any time."""
-    waiting: deque[Future[list[_Look]]] = deque()
+    waiting: deque[Future[list[_Inspection]]] = deque()
     try:
-        for start in range(0, len(catalog), BATCH):
-            rows = range(start, min(start + BATCH, len(catalog)))
-            waiting.append(pool.submit(_look_at, catalog, rows, max_pixels))
+        for start in range(0, len(catalog), IMAGES_PER_TASK):
+            rows = range(start, min(start + IMAGES_PER_TASK, len(catalog)))
+            waiting.append(pool.submit(_inspect, catalog, rows, max_pixels))
             if len(waiting) >= depth:
                 yield waiting.popleft().result()
         while waiting:
@@ -206,25 +200,25 @@ def _ahead(
             future.cancel()
 
 
-def _look_at(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Look]:
-    looks = []
+def _inspect(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Inspection]:
+    inspections = []
     for row in rows:
         try:
             pixels = decode_in_subprocess(catalog.images.read(row), max_pixels=max_pixels)
         except UnreadableImage as error:
-            looks.append(_Look(error=str(error)))
+            inspections.append(_Inspection(error=str(error)))
             continue
         digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
-        looks.append(_Look(digest, _oddity(pixels)))
-    return looks
+        inspections.append(_Inspection(digest, _oddity(pixels)))
+    return inspections
 
 
 def _oddity(pixels: NDArray[np.uint8]) -> str:
     """What is odd about an image as such; empty where nothing is."""
     height, width = pixels.shape[:2]
-    if min(height, width) < SMALLEST_SIDE:
+    if min(height, width) < MIN_SIDE:
         return f"is tiny ({width} x {height} pixels)"
-    if max(height, width) > LONGEST_ASPECT * min(height, width):
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         return f"is very long ({width} x {height} pixels)"
     if (pixels == pixels[0, 0]).all():
         return "is blank (every pixel has one colour)"
@@ -252,19 +246,21 @@ def _tag_rows(catalog: Catalog, positives: dict[str, NDArray[np.int64]]) -> tupl
     )
 
 
-def _repeats(looks: Sequence[_Look]) -> Iterator[list[int]]:
+def _repeats(inspections: Sequence[_Inspection]) -> Iterator[list[int]]:
     """Rows of identical pixels, two or more together."""
     seen: dict[bytes, list[int]] = {}
-    for row, look in enumerate(looks):
-        if look.digest:
-            seen.setdefault(look.digest, []).append(row)
+    for row, one in enumerate(inspections):
+        if one.digest:
+            seen.setdefault(one.digest, []).append(row)
     return (rows for rows in seen.values() if len(rows) > 1)
 
 
-def _duplicates(catalog: Catalog, looks: Sequence[_Look]) -> tuple[tuple[Duplicate, ...], int]:
+def _duplicates(
+    catalog: Catalog, inspections: Sequence[_Inspection]
+) -> tuple[tuple[Duplicate, ...], int]:
     """Duplicates that cross splits, and the number of repeats inside one."""
     across, within = [], 0
-    for rows in _repeats(looks):
+    for rows in _repeats(inspections):
         splits = catalog.split[rows]
         within += len(rows) - len(np.unique(splits))
         if len(np.unique(splits)) > 1:
@@ -283,26 +279,26 @@ def _finding(catalog: Catalog, row: int, reason: str) -> ImageFinding:
 
 
 def _suspicious(
-    catalog: Catalog, looks: Sequence[_Look], per_image: NDArray[np.int64]
+    catalog: Catalog, inspections: Sequence[_Inspection], per_image: NDArray[np.int64]
 ) -> Iterator[ImageFinding]:
     median = float(np.median(per_image)) if len(per_image) else 0.0
     for row in np.flatnonzero(per_image == 0).tolist():
         yield _finding(catalog, row, "has no tags")
     for row in np.flatnonzero(per_image > max(10.0, 4 * median)).tolist():
         yield _finding(catalog, row, f"has {per_image[row]} tags; the median image has {median:g}")
-    for row, splits in _torn_products(catalog):
+    for row, splits in _divided_products(catalog):
         reason = f"belongs to product '{catalog.group[row]}', which is in {' and '.join(splits)}"
         yield _finding(catalog, row, reason)
-    for row, look in enumerate(looks):
-        if look.oddity:
-            yield _finding(catalog, row, look.oddity)
-    for rows in _repeats(looks):
+    for row, one in enumerate(inspections):
+        if one.oddity:
+            yield _finding(catalog, row, one.oddity)
+    for rows in _repeats(inspections):
         if not _same_labels(catalog, rows):
             others = ", ".join(catalog.image_ids[rows[1:]].tolist())
             yield _finding(catalog, rows[0], f"has the pixels but not the tags of {others}")
 
 
-def _torn_products(catalog: Catalog) -> Iterator[tuple[int, list[str]]]:
+def _divided_products(catalog: Catalog) -> Iterator[tuple[int, list[str]]]:
     """First row and splits of each product that a split separates."""
     _, first, code = np.unique(catalog.group, return_index=True, return_inverse=True)
     inside = np.stack([np.bincount(code[catalog.split == s], minlength=len(first)) for s in SPLITS])

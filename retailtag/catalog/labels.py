@@ -75,6 +75,7 @@ def encode_labels(
     for column, one, own in zip(columns, laid, owned, strict=True):
         if column.prefix:
             labels[np.ix_(~one.said, own)] = UNKNOWN
+    # Positives last: a tag that two columns share is known if one of them names it.
     for one in laid:
         labels[one.rows, one.tags] = POSITIVE
     names = np.array(list(index), dtype=object)
@@ -102,6 +103,8 @@ def _lay(column: TagColumn, index: dict[str, int], problems: Problems) -> _Laid:
             for row in np.flatnonzero(codes == number):
                 problems.add(int(row), f"{column.name}: {fault}")
         pieces.append([index.setdefault(column.prefix + t, len(index)) for t in tags])
+    # Row r gets the tags flat[starts[c] : starts[c] + lengths[c]] of its cell c = codes[r].
+    # `rows` repeats each row number by its count of tags; `within` counts 0, 1, ... in each row.
     lengths = np.array([len(p) for p in pieces], np.intp)
     flat = np.array([t for p in pieces for t in p], np.intp)
     starts = np.cumsum(lengths) - lengths

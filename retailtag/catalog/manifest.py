@@ -112,6 +112,8 @@ def read_csv(path: Path) -> Manifest:
         If there is no header, it repeats a column, or the quoting never closes.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # Not pyarrow's reader: it names no line numbers, guesses types and refuses a whole file for
+    # one cell that is not UTF-8.
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     numbers, rows = [], []
     try:
@@ -130,7 +132,7 @@ def read_csv(path: Path) -> Manifest:
     for i, row in enumerate(rows):
         if len(row) != width:
             problems.add(i, f"has {len(row)} cells where the header has {width}", broken=True)
-            rows[i] = (row + [""] * width)[:width]
+            rows[i] = (row + [""] * width)[:width]  # the other checks need a full row
     columns: dict[str, list[Cell]] = {
         name: [row[i].strip() for row in rows] for i, name in enumerate(header)
     }

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from math import prod
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -62,21 +62,9 @@ _idle: dict[int, list[_Decoder]] = {}
 _alone = threading.Lock()
 
 
-@overload
-def decode_in_subprocess(
-    data: bytes, use: None = None, *, max_pixels: int = ..., allow_truncated: bool = ...
-) -> Pixels: ...
-@overload
 def decode_in_subprocess(
     data: bytes,
-    use: Callable[[Pixels], Result],
-    *,
-    max_pixels: int = ...,
-    allow_truncated: bool = ...,
-) -> Result: ...
-def decode_in_subprocess(
-    data: bytes,
-    use: Callable[[Pixels], Any] | None = None,
+    use: Callable[[Pixels], Any] = np.array,
     *,
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
@@ -90,14 +78,14 @@ def decode_in_subprocess(
     use : callable, optional
         What to do with the pixels, RGB, uint8 (h, w, 3). They lie in memory shared with the
         process and serve the next image after the call: keep no view of them, change nothing.
-        Default: copy them.
+        By default they are copied.
     max_pixels, allow_truncated
         As for `decode_pixels`.
 
     Returns
     -------
     object
-        What `use` returned; without it the pixels.
+        What `use` returns.
 
     Raises
     ------
@@ -114,10 +102,11 @@ def decode_in_subprocess(
     pixels are those of `decode_pixels` to the last bit.
     """
     job = Job(len(data), max_pixels, allow_truncated)
-    use = np.array if use is None else use
     try:
         return _on(_borrow(), job, data, use)
     except _Died:
+        # Once more in a fresh process, and no two second attempts at the same time: the first
+        # process may have died for memory that another image used up.
         with _alone:
             try:
                 return _on(_Decoder(), job, data, use)
@@ -189,7 +178,7 @@ class _Decoder:
             raise _Died(f"crashed its decoder ({self._how()})") from None
         except OSError as error:
             raise _Died(f"found no memory to be decoded in ({error.strerror})") from None
-        # A codec that was taken over must not make its owner trust its word.
+        # A hostile file may have taken over the codec: check the answer, never trust it.
         if not _is_possible(answer, job.max_pixels) or answer.size > self._shared_size:
             raise _Died("crashed its decoder (a wrong answer)")
         return answer, self._body(answer.size)

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
-import sys
 import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from retailtag.errors import Unavailable
 
-if sys.platform == "win32":
-    import msvcrt
-
-    _LOCKED_BYTE = 1 << 20  # beyond the text, which others must stay able to read
-
-    def _try_lock(handle: io.FileIO) -> None:
-        handle.seek(_LOCKED_BYTE)
-        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _try_lock(handle: io.FileIO) -> None:
-        # flock, not lockf: it belongs to the open file, so that a second store object in the
-        # same process is refused too.
-        fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-# What the locking calls of Linux, the BSDs and Windows say of a lock that another one holds.
+# What the locking calls of Linux and the BSDs say of a lock that another process holds.
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 class WriterLock:
-    """An exclusive lock on `path`; the file stays behind, empty of meaning without its holder.
-
-    Parameters
-    ----------
-    path : Path
-        Lock file, made when missing.
-    """
+    """An exclusive lock on the file `path`, which is made if missing and never deleted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,7 +46,10 @@ class WriterLock:
                 "choose another folder with --features."
             ) from error
         try:
-            _try_lock(handle)
+            # flock, not lockf: it belongs to the open file, so that a second store object in the
+            # same process is refused too. The kernel releases it however the process ends; a
+            # lock that is a file would stay behind after a kill.
+            fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = _holder(handle)
             _close(handle)
@@ -92,7 +72,7 @@ _HOLDING: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """Close a forked child's copies: a worker that outlives a killed writer must not hold on."""
+    """Close a forked child's copies: a worker that outlives a killed writer must not hold it."""
     for lock in list(_HOLDING):
         lock.release()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from retailtag.errors import ArtefactError, StaleFeatures
 from retailtag.progress import SILENT, Progress
-from retailtag.store.segment import Segment, read_segment
+from retailtag.store.segment import Contents, read_segment
 from retailtag.store.spec import explain_differences
 from retailtag.store.store import FeatureStore
 
@@ -53,13 +53,12 @@ class Index:
         latest: dict[str, Entry] = {}
         sizes: dict[str, int] = {}
         for path in store.segment_paths():
-            segment = read_segment(path, store.spec)
-            hashes = _hexadecimal(segment)
-            for image_id, sha256 in zip(segment.image_ids, hashes, strict=True):
+            contents = Contents.of(read_segment(path, store.spec))
+            for image_id, sha256 in contents.rows.items():
                 latest[image_id] = Entry(path.name, sha256, True)
-            for gone in segment.absent:
-                latest[gone.image_id] = Entry(path.name, gone.sha256, False)
-            sizes[path.name] = len(segment.image_ids) + len(segment.absent)
+            for absent in contents.absent:
+                latest[absent.image_id] = Entry(path.name, absent.sha256, False)
+            sizes[path.name] = len(contents.rows) + len(contents.absent)
         return cls(latest, sizes)
 
     def by_segment(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
@@ -150,11 +149,12 @@ def collect(store: FeatureStore, is_used: IsUsed) -> int:
     before = store.nbytes + _n_bytes(leftovers)
     with store.writing():
         index, copier = Index.of(store), _Copier(store, store)
-        for name, ids in _kept(index, is_used).items():  # oldest first
+        # Oldest first: an entry is deleted only after every entry that it superseded.
+        for name, ids in _kept(index, is_used).items():
             if len(ids) == index.sizes[name]:
                 continue
             if ids:
-                copier.copy(name, ids)
+                copier.copy(name, ids)  # on the disk before the old segment is removed
             store.remove([name])
         for path in leftovers:
             path.unlink(missing_ok=True)
@@ -336,18 +336,14 @@ class _Copier:
         """Append the entries `ids` of the segment `name`, and their share of its seconds."""
         segment = read_segment(self._source.path / name, self._source.spec)
         rows = [row for row, image_id in enumerate(segment.image_ids) if image_id in ids]
-        hashes = _hexadecimal(segment)
+        hashes = Contents.of(segment).rows
         new = self._target.append(
             [segment.image_ids[row] for row in rows],
-            [hashes[row] for row in rows],
+            [hashes[segment.image_ids[row]] for row in rows],
             segment.embedding[np.array(rows, np.intp)],
-            [gone for gone in segment.absent if gone.image_id in ids],
+            [absent for absent in segment.absent if absent.image_id in ids],
         )
         if name in self._costs:
             share = len(ids) / (len(segment.image_ids) + len(segment.absent))
             seconds = share * float(self._costs[name]["seconds"])
             self._target.journal.append({**self._costs[name], "shard": new, "seconds": seconds})
-
-
-def _hexadecimal(segment: Segment) -> list[str]:
-    return [row.tobytes().hex() for row in segment.sha256]

@@ -276,6 +276,7 @@ def _check_header(path: Path, header: bytes, spec: FeatureSpec) -> tuple[int, st
 
 def _largest_body(spec: FeatureSpec) -> int:
     """Bound on a body's bytes, so that a hostile header cannot make us allocate at will."""
+    # Every row has an embedding, a hash and an id of at most the longest length.
     row = spec.dim * _stored_dtype(spec).itemsize + 32 + _MAX_ID_BYTES
     # ASCII JSON spends up to twelve characters on one code point of an id or a reason.
     gone = 12 * (_MAX_ID_BYTES + _MAX_REASON) + 128
@@ -298,6 +299,7 @@ def _unreadable(path: Path, error: OSError) -> ArtefactError:
 
 def _read_checked(f: h5py.File, spec: FeatureSpec) -> Segment:
     """Read the rows; anything but the known layout is a ValueError, before it is allocated."""
+    # Shapes and types are compared before reading, because reading allocates what they declare.
     if set(f) != _DATASETS or set(f.attrs) != _ATTRIBUTES:
         raise ValueError("it holds other datasets or attributes than a feature segment")
     if _text_attribute(f, "identity") != spec.digest:
@@ -372,5 +374,5 @@ def _is_stored_in_full(dataset: h5py.Dataset) -> bool:
     if plist.get_nfilters() != 1 or plist.get_filter(0)[0] != h5py.h5z.FILTER_FLETCHER32:
         return False
     n_chunks = -(-dataset.shape[0] // chunk[0])
-    n_bytes = int(np.prod(chunk)) * dataset.dtype.itemsize + 4
+    n_bytes = int(np.prod(chunk)) * dataset.dtype.itemsize + 4  # fletcher32 adds 4 bytes
     return bool(dataset.id.get_storage_size() == n_chunks * n_bytes)

@@ -206,6 +206,7 @@ class FeatureStore:
             try:
                 yield damaged
             finally:
+                # Not cached any longer: a reader of this object must find the damage again.
                 for name in damaged:
                     del self._contents[name]
             self._set_aside(damaged)
@@ -262,6 +263,7 @@ class FeatureStore:
         Unavailable
             If another process is writing, or the disk is full or read-only.
         """
+        # Checked and encoded before the lock is taken and the disk is touched.
         segment = Segment.build(self.spec, image_ids, sha256, embeddings, absent)
         with self.writing():
             name = f"shard-{_next_number(self.path):06d}.h5"
@@ -299,6 +301,7 @@ class FeatureStore:
         with self.writing(), writable(self.path):
             for name in segments:
                 (self.path / name).unlink()
+                # Without this a power failure may undo deletions in any order.
                 sync_folder(self.path)
 
     # Reading
@@ -338,6 +341,7 @@ class FeatureStore:
         X = np.empty((len(ids), self.spec.dim), np.float32)
         found = np.zeros(len(ids), bool)
         reasons = dict.fromkeys(position, NOT_EXTRACTED)
+        # Oldest segment first, so that a later entry of an image overwrites an earlier one.
         for path in _segment_paths(self.path):
             segment = self._read(path)
             asked = [(r, position[i]) for r, i in enumerate(segment.image_ids) if i in position]
