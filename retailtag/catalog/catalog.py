@@ -80,6 +80,7 @@ class Catalog:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over ids, splits, groups, tags and labels (not image bytes), hexadecimal."""
+        # Unit and record separators, which no sensible text holds, keep cells and columns apart.
         h = hashlib.sha256()
         for column in (self.image_ids, self.split, self.group, np.array(self.table.tags)):
             h.update("\x1f".join(column.tolist()).encode())

@@ -208,6 +208,7 @@ def _inspect(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_In
         except UnreadableImage as error:
             inspections.append(_Inspection(error=str(error)))
             continue
+        # The shape too: a 2 x 8 and a 4 x 4 image can have the same bytes.
         digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
         inspections.append(_Inspection(digest, _oddity(pixels)))
     return inspections
@@ -301,6 +302,7 @@ def _suspicious(
 def _divided_products(catalog: Catalog) -> Iterator[tuple[int, list[str]]]:
     """First row and splits of each product that a split separates."""
     _, first, code = np.unique(catalog.group, return_index=True, return_inverse=True)
+    # inside[s, p]: images of product p in split s; more than one positive row: divided.
     inside = np.stack([np.bincount(code[catalog.split == s], minlength=len(first)) for s in SPLITS])
     for product in np.flatnonzero((inside > 0).sum(axis=0) > 1).tolist():
         yield int(first[product]), np.array(SPLITS)[inside[:, product] > 0].tolist()

@@ -39,6 +39,7 @@ class GroupCutoffs:
 
     def group_of(self, train_count: NDArray[np.int64]) -> NDArray[np.str_]:
         """Name the group of each tag; `train_count` (n_tags,) to names (n_tags,)."""
+        # digitize gives 0 below `tail`, 1 below `frequent`, else 2: the index into GROUPS.
         return np.array(GROUPS)[np.digitize(train_count, [self.tail, self.frequent])]
 
     def tail_bins(self) -> tuple[tuple[int, int], ...]:

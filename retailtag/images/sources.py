@@ -120,6 +120,8 @@ class FolderImages(PathImages):
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         super().__init__(root, paths)
+        # Links are resolved once here and again at every read: a manifest is not trusted, and a
+        # link out of the folder would serve any file of this machine.
         self._real = os.path.realpath(self.root)
         listings: dict[str, tuple[dict[str, str], str]] = {}
         for i, path in enumerate(self.paths):
@@ -163,6 +165,7 @@ class FolderImages(PathImages):
         if not self._inside(path):
             raise UnreadableImage(LINK)
         try:
+            # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
             fd = os.open(f"{self._real}/{path}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UnreadableImage(f"cannot be opened ({error.strerror}); {_FIX}") from error
@@ -196,6 +199,7 @@ class _RandomAccess:
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at `offset`; raises `UnreadableImage` if there are fewer than `size`."""
         try:
+            # pread has no file position to share, so that threads need no lock.
             data = os.pread(self._fd, size, offset)
         except OSError as error:
             raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error

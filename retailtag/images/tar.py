@@ -141,6 +141,7 @@ def scan_tar(path: Path, *, named: Path | None = None) -> Members:
                 name = PurePosixPath(info.name)
                 if name.is_absolute() or ".." in name.parts:
                     continue
+                # As in unpacking, the last member of a name counts.
                 if info.isreg() and not info.issparse():
                     members.spans[str(name)] = (info.offset_data, info.size)
                     members.refused.pop(str(name), None)

@@ -22,6 +22,7 @@ def store_folder(root: Path, spec: FeatureSpec) -> Path:
 def write_identity(path: Path, spec: FeatureSpec) -> None:
     """Make the store's folder and its identity, each on the disk before the next."""
     with writable(path):
+        # Identity before the first row: segments without one would say nothing of what they are.
         make_folder(path)
         # A killed process may have made the folders and not brought them to the disk.
         sync_folder(path.parent)

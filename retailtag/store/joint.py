@@ -100,11 +100,13 @@ class JointStore:
         X = np.empty((int(found.sum()), self.spec.dim), np.float32)
         start = 0
         for component in self.components:
+            # Rows (n_found, dim of this component) into its columns: no copy of the whole.
             X[:, start : start + component.spec.dim] = component.load(ids[found]).X
             start += component.spec.dim
         return FeatureView(ids, X, found, self._reasons(ids[~found].tolist()))
 
     def _reasons(self, image_ids: list[str]) -> dict[str, str]:
+        # From the last component to the first, so that the first one's reason remains.
         reasons = dict.fromkeys(image_ids, OTHER_BYTES)
         for component in reversed(self.components):
             known, absent = component.known(), component.absent()

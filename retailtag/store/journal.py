@@ -38,6 +38,7 @@ class Journal:
         line = json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
             with self._path.open("ab+") as handle:
+                # A line cut short by a kill must not swallow the next one.
                 if handle.tell() and not self._ends_with_newline():
                     line = b"\n" + line
                 handle.write(line)

@@ -90,17 +90,14 @@ def explain_differences(
 ) -> str:
     """Name the facts that differ with both values, those inside JSON fields one by one.
 
-    Parameters
-    ----------
-    stored, asked : FeatureSpec
-    names : (str, str)
-        What the two values are called.
+    `names` is what the two values are called.
     """
-    facts = open_facts(stored), open_facts(asked)
+    mine = open_facts(stored)
+    theirs = open_facts(asked)
     return "; ".join(
-        f"{key}: {names[0]} {_short(facts[0].get(key))}, {names[1]} {_short(facts[1].get(key))}"
-        for key in dict.fromkeys([*facts[0], *facts[1]])
-        if facts[0].get(key) != facts[1].get(key)
+        f"{key}: {names[0]} {_short(mine.get(key))}, {names[1]} {_short(theirs.get(key))}"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key) != theirs.get(key)
     )
 
 

@@ -37,6 +37,7 @@ class FeatureView:
         """SHA-256 over ids, presence and embeddings (as float32), hexadecimal."""
         h = hashlib.sha256()
         for image_id in self.image_ids.tolist():
+            # With its length, so that ["ab", "c"] and ["a", "bc"] differ.
             h.update(f"{len(image_id)}:{image_id}".encode())
         h.update(np.packbits(self.found).tobytes())
         h.update(

@@ -117,7 +117,7 @@ def test_a_process_serves_one_image_after_another(picture):
 def test_a_process_that_holds_much_memory_makes_room(picture, monkeypatch):
     decode_in_subprocess(picture(1))
     (first,) = module._idle[os.getpid()]
-    monkeypatch.setattr(module, "_MOST_SHARED", 48 * 40 * 3 - 1)
+    monkeypatch.setattr(module, "_MAX_SHARED_BYTES", 48 * 40 * 3 - 1)
     decode_in_subprocess(picture(2))
     (second,) = module._idle[os.getpid()]
     assert second is not first

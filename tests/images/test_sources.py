@@ -37,7 +37,7 @@ def test_parquet_keeps_few_row_groups_and_pickles(tmp_path, picture):
     source = pickle.loads(pickle.dumps(source))  # noqa: S301
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(source.read, range(20))) == [picture(i) for i in range(20)]
-    assert len(source._groups) == source.KEPT
+    assert len(source._groups) == source.CACHED_ROW_GROUPS
 
 
 def test_a_link_out_of_the_folder_is_not_followed(shop, tmp_path, picture):
