@@ -91,7 +91,7 @@ def _table(run: FinetuneRun) -> Table:
         shown = ["-" if row[k] is None else f"{100 * row[k]:.2f}" for k in COLUMNS]
         speed = f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "-"
         table.add_row(f"{row['epoch']}{mark}", loss, *shown, speed, f"{row['seconds']:.1f}")
-    table.caption = "validation part, %; *: kept, -: loses the tail; images per s"
+    table.caption = "validation set, %; *: kept, -: loses the tail; images per s"
     return table
 
 
@@ -114,7 +114,7 @@ def _spread_line(runs: Sequence[FinetuneRun], out: Path) -> str:
         for name, v in _spread(runs).items()
     ]
     return (
-        f"{len(runs)} seeds, validation part, mean ± standard deviation: {', '.join(said)}. On the "
+        f"{len(runs)} seeds, validation set, mean ± standard deviation: {', '.join(said)}. On the "
         f"test split: retailtag compare {out} and another model."
     )
 
