@@ -479,6 +479,12 @@ def option_of(key: str) -> Option:
     return options_of(kind)[name]
 
 
+def default_of(key: str) -> Any:
+    """Default of a dotted key."""
+    kind, name = section_of(key)
+    return getattr(kind, name)
+
+
 def build(values: Mapping[str, Any]) -> BakeoffSettings:
     """Settings with the given values by dotted key, defaults elsewhere.
 

@@ -66,8 +66,16 @@ USES: dict[str, tuple[str, ...]] = {
 
 
 RARE = {
-    "bakeoff": ("--weights", "--batch-size", "--folds", "--blocks", "--lr", "--augment"),
-    "finetune": ("--weights", "--batch-size"),
+    "bakeoff": (
+        "--images",
+        "--weights",
+        "--batch-size",
+        "--folds",
+        "--blocks",
+        "--lr",
+        "--augment",
+    ),
+    "finetune": ("--images", "--features", "--weights", "--batch-size"),
 }
 """Options that are advanced in a verb although they are basic elsewhere."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 20  # rows of a list printed to a person; --json gives all
 PLOT_WIDTH, PLOT_HEIGHT = 60, 10
 
-app = typer.Typer(help="Check a catalogue, or split it.", no_args_is_help=True)
+app = typer.Typer(name="catalog", help="Check a catalogue, or split it.", no_args_is_help=True)
 
 
 @command(app, "check")

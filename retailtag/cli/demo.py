@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from retailtag.cli.options import JsonOption, QuietOption, SeedOption
-from retailtag.cli.output import Output
+from retailtag.cli.app import app
+from retailtag.cli.verb import Call, command
 
 
+@command(app, "demo", catalogue=False)
 def demo(
+    call: Call,
     out: Annotated[Path, typer.Option("--out", help="Folder to write the catalogue to.")],
     n_images: Annotated[
         int, typer.Option("--n-images", help="Images to draw, at least 150.")
@@ -19,16 +21,13 @@ def demo(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")
     ] = None,
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Draw a synthetic retail catalogue: images, tags, products, titles and a test split."""
     from dataclasses import asdict
 
     from retailtag.backbones.registry import load_demo
 
-    output = Output(json, quiet)
+    output, seed = call.output, call.settings.probe.seed
     with output.progress.task("draw", n_images) as advance:
         summary = load_demo()(out, n_images=n_images, seed=seed, workers=workers, progress=advance)
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(summary).items()}

@@ -43,9 +43,10 @@ def extract(
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag import api
 
+    catalogue = call.catalogue
     call.require("backbones")
     extracted = api.extract(
-        call.catalogue,
+        catalogue,
         settings=call.settings,
         strict=strict,
         recompute=recompute,

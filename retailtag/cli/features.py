@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 SAMPLE = 64
 SHORT = 8  # digits of a digest shown to a person
 
-app = typer.Typer(help="List, show, verify, tidy and join feature stores.", no_args_is_help=True)
+app = typer.Typer(
+    name="features", help="List, show, verify, tidy and join feature stores.", no_args_is_help=True
+)
 
 NAME = "Store: its folder, its backbone, or the beginning of its digest."
 CatalogueOption = Annotated[

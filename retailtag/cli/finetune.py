@@ -56,9 +56,10 @@ def finetune(
     """Retrain the last blocks, choose epoch and thresholds on a validation set, predict."""
     from retailtag import api
 
+    catalogue = call.catalogue
     call.require("backbones")
     runs, ranking = api.finetune(
-        call.catalogue,
+        catalogue,
         settings=call.settings,
         probe=probe,
         search=search,

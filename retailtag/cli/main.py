@@ -19,6 +19,7 @@ from retailtag.cli import (  # each registers its command
     bakeoff,
     catalog,
     compare,
+    demo,
     extract,
     features,
     finetune,
@@ -29,7 +30,6 @@ from retailtag.cli import (  # each registers its command
     score,
 )
 from retailtag.cli.app import app
-from retailtag.cli.demo import demo
 from retailtag.cli.options import with_bare_sweep
 from retailtag.cli.verb import reveal_advanced
 from retailtag.errors import (
@@ -47,8 +47,7 @@ INTERRUPTED = "interrupted; everything finished so far is kept, and the same com
 
 __all__ = ["app", "main", "run"]
 
-COMMANDS = (bakeoff, compare, extract, finetune, init, predict, probe, score)
-app.command("demo")(demo)
+COMMANDS = (bakeoff, compare, demo, extract, finetune, init, predict, probe, score)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")

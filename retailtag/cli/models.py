@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from retailtag.cli.options import DeviceOption, JsonOption, QuietOption
-from retailtag.cli.output import Output
+from retailtag.cli.verb import Call, command
 from retailtag.errors import ArtefactError
 
-app = typer.Typer(help="List, download and check backbones.", no_args_is_help=True)
+app = typer.Typer(name="models", help="List, download and check backbones.", no_args_is_help=True)
 
 IdArgument = Annotated[
     str,
@@ -22,25 +21,25 @@ IdArgument = Annotated[
 ]
 
 
-@app.command("list")
-def list_models(json: JsonOption = False, quiet: QuietOption = False) -> None:
+@command(app, "models", "list", catalogue=False)
+def list_models(call: Call) -> None:
     """Show presets and demo models with their cost, and whether their weights are downloaded."""
     from retailtag.backbones.registry import FAMILIES, PRESETS
 
-    output = Output(json, quiet)
+    output = call.output
     demos = {f"demo:{model}": f"demo:{model}" for model in FAMILIES["demo"].models}
     rows = [_facts(name, backbone_id) for name, backbone_id in (PRESETS | demos).items()]
     output.print(_table(rows))
     output.result({"models": rows})
 
 
-@app.command("pull")
-def pull(backbone: IdArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+@command(app, "models", "pull", catalogue=False)
+def pull(call: Call, backbone: IdArgument) -> None:
     """Download a backbone's weights to the hub cache, for work without a network."""
     from retailtag.backbones import resolve_id
     from retailtag.backbones.factory import published
 
-    output = Output(json, quiet)
+    output = call.output
     parsed = resolve_id(backbone)
     place = published(parsed)
     path = place.fetch() if place else None
@@ -48,8 +47,9 @@ def pull(backbone: IdArgument, json: JsonOption = False, quiet: QuietOption = Fa
     output.result({"id": str(parsed), "path": str(path) if path else None})
 
 
-@app.command("verify")
+@command(app, "models-verify", "verify", catalogue=False)
 def verify(
+    call: Call,
     backbone: IdArgument,
     weights: Annotated[
         Path | None,
@@ -59,9 +59,6 @@ def verify(
         str | None,
         typer.Option("--expect", metavar="SHA256", help="Fail unless the weights have this hash."),
     ] = None,
-    device: DeviceOption = "cpu",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Load a backbone, embed one image, and print the hash of its weights.
 
@@ -71,8 +68,10 @@ def verify(
     from retailtag.backbones import load_backbone
     from retailtag.compute import resolve_device
 
-    output = Output(json, quiet)
-    loaded = load_backbone(backbone, weights=weights, device=resolve_device(device))
+    output = call.output
+    loaded = load_backbone(
+        backbone, weights=weights, device=resolve_device(call.settings.compute.device)
+    )
     if expect is not None and expect.lower() != loaded.weights_sha256:
         raise ArtefactError(
             f"The weights of {loaded.id} have SHA-256 {loaded.weights_sha256}, not {expect}; use "

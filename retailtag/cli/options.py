@@ -1,25 +1,11 @@
-"""Options of the commands that use no settings, and words of the command line made regular."""
+"""Words of the command line made regular before they are parsed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from retailtag.settings import FULL_C_GRID, MAX_SEED
-
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")
-]
+from retailtag.settings import FULL_C_GRID
 
 
 def with_bare_sweep(args: Sequence[str]) -> list[str]:

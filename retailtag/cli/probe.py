@@ -20,8 +20,9 @@ def probe(call: Call) -> None:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag import api
 
+    catalogue = call.catalogue
     call.require("backbones")
-    run = api.probe(call.catalogue, settings=call.settings, progress=call.output.progress)
+    run = api.probe(catalogue, settings=call.settings, progress=call.output.progress)
     output, folder = call.output, api.folder_of("probe", call.settings)
     output.print(_table(run))
     if len(run.probe.facts["heads"]) > 1:

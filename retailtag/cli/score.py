@@ -11,7 +11,7 @@ import typer
 
 from retailtag.cli.app import app
 from retailtag.cli.output import Output
-from retailtag.cli.verb import Call, RunsArgument, command
+from retailtag.cli.verb import ADVANCED, Call, RunsArgument, command
 from retailtag.errors import GateUnmet, UsageError
 
 if TYPE_CHECKING:
@@ -52,10 +52,22 @@ def score(
         typer.Option("--tune", help=f"{FOREIGN}: rule that tunes the thresholds instead."),
     ] = None,
     tune_split: Annotated[
-        str, typer.Option("--tune-split", help="Split that --tune sees, not the scored one.")
+        str,
+        typer.Option(
+            "--tune-split",
+            help="Split that --tune sees, not the scored one.",
+            rich_help_panel=ADVANCED,
+            hidden=True,
+        ),
     ] = "val",
     fitted_split: Annotated[
-        str, typer.Option("--fitted-split", help=f"{FOREIGN}: split the model was fitted on.")
+        str,
+        typer.Option(
+            "--fitted-split",
+            help=f"{FOREIGN}: split the model was fitted on.",
+            rich_help_panel=ADVANCED,
+            hidden=True,
+        ),
     ] = "train",
 ) -> None:
     """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.

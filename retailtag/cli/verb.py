@@ -13,11 +13,12 @@ import typer
 from retailtag.cli.output import Output
 from retailtag.errors import UsageError
 from retailtag.fields import Option, plain, types_of
-from retailtag.settings import BakeoffSettings, build, option_of, section_of
+from retailtag.settings import BakeoffSettings, default_of, option_of, section_of, values_of
 from retailtag.settings_file import read_settings
 from retailtag.verbs import RARE, flags_of, resolve
 
 ADVANCED = "Advanced options"
+LISTS = ("weights",)  # options that are repeated, not comma-separated
 RunsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Predictions files, or folders of runs or bake-offs."),
@@ -69,17 +70,20 @@ class Call:
     given : set of str
         Settings that the user gave, by dotted key.
     output : Output
+    path : str
+        The command itself, such as ``retailtag probe``.
     """
 
     settings: BakeoffSettings
     given: set[str]
     output: Output
+    path: str
 
     @property
     def catalogue(self) -> Path:
         """The catalogue; `UsageError` if none was named."""
         if self.settings.catalog.path is None:
-            raise UsageError("CATALOGUE is missing; name a manifest or a folder.")
+            raise UsageError(f"CATALOGUE is missing; see {self.path} --help.")
         return self.settings.catalog.path
 
     @property
@@ -90,7 +94,9 @@ class Call:
     def require(self, key: str) -> None:
         """Raise `UsageError` unless the user gave a setting."""
         if key not in self.given:
-            raise UsageError(f"--{key} is missing; name at least one, such as demo:cnn.")
+            raise UsageError(
+                f"--{key} is missing; name one, such as demo:cnn; see {self.path} --help."
+            )
 
 
 def command(
@@ -113,13 +119,18 @@ def command(
     The function's first parameter is the `Call`; its other ones are options of the command alone.
     typer reads a signature, so one is put together from both: no option is written twice.
     """
+    words = ("retailtag", app.info.name, name or verb)
+    path = " ".join(dict.fromkeys(map(str, words)))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         flags = flags_of(verb)
 
         def called(**values: Any) -> None:
-            call = _call(verb, flags, values)
+            try:
+                call = _call(verb, path, values, has_catalogue=catalogue)
+            except UsageError as error:
+                raise UsageError(f"{str(error).rstrip('.')}; see {path} --help.") from None
             function(call, **{p.name: values[p.name] for p in own})
 
         positional = [p for p in own if _is_argument(p)]
@@ -150,32 +161,36 @@ def reveal_advanced(command: Any) -> None:
         reveal_advanced(child)
 
 
-def _call(verb: str, flags: Mapping[str, Sequence[str]], values: Mapping[str, Any]) -> Call:
+def _call(
+    verb: str,
+    path: str,
+    values: Mapping[str, Any],
+    *,
+    has_catalogue: bool,
+) -> Call:
     """Settings and output from what the command line gave."""
-    options = {}
-    for flag, keys in flags.items():
-        name = _identifier(flag)
-        found = values[name]
-        for i, _ in enumerate(option_of(keys[0]).aliases):
-            alias = values[f"{name}_alias_{i}"]
-            found = found or (",".join(alias) if isinstance(alias, list) else alias)
-        options[name] = found or None
-    file = dict(read_settings(values["config"])) if values["config"] else {}
-    sets = values["set"] or []
+    named = ((_identifier(flag), keys) for flag, keys in flags_of(verb).items())
+    options = {name: _given(name, keys, values) for name, keys in named}
+    file = read_settings(values["config"]) if values["config"] else {}
+    sets = list(values["set"] or ())
+    if has_catalogue and values["catalogue"] is not None:
+        sets.append(f"catalog.path={values['catalogue']}")
     settings, given = resolve(verb, None, options, file=file, sets=sets)
-    if values.get("catalogue") is not None:
-        settings = build({**_flat(settings), "catalog.path": values["catalogue"]})
     output = Output(values["json"], values["quiet"], log_file=values["log_file"])
     if values["verbose"]:
+        in_force = dict(values_of(settings))
         for key in sorted(given):
-            output.progress.say(f"{key} = {plain(_flat(settings)[key])}")
-    return Call(settings, given, output)
+            output.progress.say(f"{key} = {plain(in_force[key])}")
+    return Call(settings, given, output, path)
 
 
-def _flat(settings: BakeoffSettings) -> dict[str, Any]:
-    from retailtag.settings import values_of
-
-    return dict(values_of(settings))
+def _given(name: str, keys: Sequence[str], values: Mapping[str, Any]) -> Any:
+    """Value of an option under its own or an earlier spelling; None if it was not given."""
+    spellings = [name, *(f"{name}_alias_{i}" for i in range(len(option_of(keys[0]).aliases)))]
+    given = [values[s] for s in spellings if values[s] not in (None, False, [])]
+    if given and name not in LISTS and any(isinstance(value, list) for value in given):
+        return ",".join(v if isinstance(v, str) else ",".join(v) for v in given)
+    return given[0] if given else None
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
@@ -221,10 +236,9 @@ def _declared(
     more["metavar"] = option.metavar or choices or METAVARS.get(types[0], "TEXT")
     if option.choices:
         more["autocompletion"] = lambda: list(option.choices)
-    section, name = section_of(keys[0])
-    default = section.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    default = default_of(keys[0])
     if default not in (None, ()):
         shown = plain(default)
         more["show_default"] = ",".join(shown) if isinstance(shown, list) else str(shown)
-    kind: Any = list[str] if flag == "--weights" else str
+    kind: Any = list[str] if _identifier(flag) in LISTS else str
     return Annotated[kind | None, typer.Option(flag, **more)], None

@@ -72,7 +72,7 @@ def test_without_arguments_the_help_is_shown(here, capsys):
         (["bakeoff", "x.csv", "--seed", "-1"], "--seed"),
         (["demo", "--out", "d", "--seed", "99999999999999999999999"], "--seed"),
         (["nonsense"], "nonsense"),
-        (["catalog", "split", "x.csv", "--seed", "two"], "--seed"),
+        (["catalog", "split", "x.csv", "--out", "o.csv", "--test", "5", "--seed", "two"], "--seed"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence_and_one_object(here, capsys, command, said):

@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 import retailtag.backbones
-from retailtag.cli.extract import extract
+from retailtag.cli.main import app
 from retailtag.errors import DataError, UsageError
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
 
@@ -49,12 +48,10 @@ def call(tmp_path, monkeypatch):
     lines = [f"{i}.png,red,{'test' if i == 5 else 'train'}" for i in range(6)]
     (folder / "catalogue.csv").write_text("\n".join(["path,tags,split", *lines]))
     monkeypatch.setattr(retailtag.backbones, "load_backbone", StandIn, raising=False)
-    app = typer.Typer()
-    app.command()(extract)
 
     def run(*options):
-        command = [str(folder), "--features", str(tmp_path / "features"), "--device", "cpu"]
-        result = CliRunner().invoke(app, [*command, *options])
+        command = ["extract", str(folder), "--features", str(tmp_path / "features")]
+        result = CliRunner().invoke(app, [*command, "--device", "cpu", *options])
         if result.exception is not None:
             raise result.exception
         return result.stdout
@@ -87,11 +84,11 @@ def test_the_table_names_backbone_and_store(call, tmp_path):
 
 def test_several_backbones_are_named_in_one_option_or_in_many(call):
     ids = [ID, "demo:other", "demo:third"]
-    out = call("--backbones", ",".join(ids[:2]), "--backbone", ids[2], "--backbone", ID, "--json")
+    out = call("--backbones", ",".join(ids[:2]), "--backbone", ids[2], "--json")
     stores = json.loads(out)["stores"]
     assert sorted(s["backbone"] for s in stores) == sorted(ids)
     assert all(s["limit"] in ("model", "decoding", "reading", "disk") for s in stores)
-    with pytest.raises(UsageError, match="--backbone is missing"):
+    with pytest.raises(UsageError, match="--backbones is missing"):
         call("--quiet")
 
 

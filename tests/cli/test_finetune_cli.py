@@ -62,7 +62,7 @@ def test_what_is_shown_has_the_tail_and_the_speed(tune, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--blocks", "some"), "is not a whole number or all or scratch"),
+        (("--blocks", "some"), "'some' is not a whole number or all or scratch"),
         (("--cache-gb", "-1"), "--cache-gb -1"),
         (("--cache-dtype", "int4"), "--cache-dtype int4"),
         (("--checkpoint-minutes", "0"), "--checkpoint-minutes"),

@@ -4,17 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from retailtag.catalog.readers import read_catalog
-from retailtag.cli.score import score
+from retailtag.cli.main import app
 from retailtag.errors import SplitOverlap
 from retailtag.predictions import Predictions
-
-app = typer.Typer()
-app.command()(score)
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def folder(tmp_path):
 
 
 def invoke(*args):
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(a) for a in args])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["score", *map(str, args)])
 
 
 def test_scorecards_are_written_and_shown(folder):
@@ -91,9 +87,8 @@ def test_scoring_what_was_fitted_is_refused(folder):
 def test_scoring_imports_no_heavy_library(folder):
     code = (
         "import sys\n"
-        "from pathlib import Path\n"
-        "from retailtag.cli.score import score\n"
-        f"score([Path({str(folder / 'probe.npz')!r})], replicates=100)\n"
+        "from retailtag.cli.main import run\n"
+        f"assert run(['score', {str(folder / 'probe.npz')!r}, '--replicates', '100']) == 0\n"
         "heavy = {'torch', 'timm', 'open_clip', 'sklearn', 'matplotlib', 'h5py', 'pyarrow'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)\n"
     )
