@@ -12,8 +12,15 @@ from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli import features as features_command
 from retailtag.cli.main import run
+from retailtag.context import RunContext
 from retailtag.extraction.extract import extract
+from retailtag.settings import ComputeSettings, ExtractSettings
 from retailtag.store import FeatureStore, list_stores
+
+
+def _extract(shop, features, dtype="float32"):
+    context = RunContext(read_catalog(shop), compute=ComputeSettings(features=features))
+    extract(context, load_backbone("demo:cnn"), ExtractSettings(dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def made(tmp_path_factory):
         Image.new("RGB", (70, 66), (40 * i, 90, 255 - 40 * i)).save(root / "shop" / f"{i}.png")
     lines = [f"{i}.png,red,{'test' if i == 5 else 'train'}" for i in range(6)]
     (root / "shop" / "catalogue.csv").write_text("\n".join(["path,tags,split", *lines]))
-    extract(read_catalog(root / "shop"), load_backbone("demo:cnn"), root / "features")
+    _extract(root / "shop", root / "features")
     return root
 
 
@@ -234,9 +241,7 @@ def test_an_impossible_shard_is_one_sentence(call, place, text):
 
 
 def test_merge_names_what_differs(call, store, place):
-    extract(
-        read_catalog(place / "shop"), load_backbone("demo:cnn"), place / "half", dtype="float16"
-    )
+    _extract(place / "shop", place / "half", dtype="float16")
     (half,) = list_stores(place / "half")
     code, _, err = call("features", "merge", "out", store.path, half.path)
     assert code == 4
