@@ -72,7 +72,7 @@ class ComputeSettings(Section):
 
     device: str = setting(
         AUTO,
-        "auto, cpu or cuda.",
+        "Where to compute; auto: on the GPU if there is one.",
         choices=(AUTO, "cpu", "cuda"),
         recorded=False,
         environment="RETAILTAG_DEVICE",
@@ -175,7 +175,7 @@ class ProbeSettings(Section):
     )
     solver: str = setting(
         "torch",
-        "torch, cuml or sklearn.",
+        "What fits logistic regression: the batched solver, cuML, or scikit-learn as reference.",
         choices=("torch", "cuml", "sklearn"),
         advanced=True,
     )

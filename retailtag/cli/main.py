@@ -94,7 +94,7 @@ def _abandon_stdout() -> None:
 
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; mend that and run the same command again."
+    return f"{where}{error.strerror or error}; fix this and run the same command again."
 
 
 def run(args: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from retailtag.settings_file import read_settings
 from retailtag.verbs import RARE, flags_of, resolve
 
 ADVANCED = "Advanced options"
+ONE_BACKBONE = ("extract", "probe", "finetune")  # verbs that have no default backbone
 LISTS = ("weights",)  # options that are repeated, not comma-separated
 RunsArgument = Annotated[
     list[Path],
@@ -25,39 +26,29 @@ RunsArgument = Annotated[
 ]
 SHOWN_CHOICES = 3  # listed instead of a metavar; more would widen the column
 METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-CATALOGUE = "Manifest (CSV, Parquet, JSON lines) or folder; may come from --config."
-SHARED = {
-    "config": Annotated[
-        Path | None,
-        typer.Option("--config", metavar="TOML", help="File of settings; options override it."),
-    ],
-    "set": Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as finetune.layer_decay=0.8; repeatable.",
-        ),
-    ],
-    "json": Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ],
-    "quiet": Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")
-    ],
-    "verbose": Annotated[
-        bool,
-        typer.Option(
-            "--verbose", help="Also print the settings in force.", rich_help_panel=ADVANCED
-        ),
-    ],
-    "log_file": Annotated[
-        Path | None,
-        typer.Option(
-            "--log-file", help="Append news and progress to a file.", rich_help_panel=ADVANCED
-        ),
-    ],
-}
+CATALOGUE = "catalogue"  # parameter of the commands whose first argument is the catalogue
+EPILOG = "--help-all lists the advanced options; retailtag init writes all settings to a file."
+
+
+def _shared() -> Iterator[inspect.Parameter]:
+    """Options of every command."""
+    hidden: dict[str, Any] = {"rich_help_panel": ADVANCED, "hidden": True}
+    config = typer.Option("--config", metavar="TOML", help="File of settings; options override it.")
+    one = typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, such as finetune.layer_decay=0.8; repeatable.",
+    )
+    as_json = typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+    quiet = typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")
+    verbose = typer.Option("--verbose", help="Also print the settings in force.", **hidden)
+    log = typer.Option("--log-file", help="Append news and progress to a file.", **hidden)
+    yield _parameter("config", Annotated[Path | None, config], None)
+    yield _parameter("set", Annotated[list[str] | None, one], None)
+    yield _parameter("json", Annotated[bool, as_json], False)
+    yield _parameter("quiet", Annotated[bool, quiet], False)
+    yield _parameter("verbose", Annotated[bool, verbose], False)
+    yield _parameter("log_file", Annotated[Path | None, log], None)
 
 
 @dataclass(frozen=True)
@@ -126,19 +117,27 @@ def command(
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         flags = flags_of(verb)
 
-        def called(**values: Any) -> None:
+        def called(context: typer.Context, **values: Any) -> None:
+            # an option that was not given has its default only for the help: what is in force
+            # may come from --config
+            given = {
+                name: value
+                for name, value in values.items()
+                if context.get_parameter_source(name).name not in ("DEFAULT", "DEFAULT_MAP")
+            }
             try:
-                call = _call(verb, path, values, has_catalogue=catalogue)
+                call = _call(verb, path, given)
             except UsageError as error:
                 raise UsageError(f"{str(error).rstrip('.')}; see {path} --help.") from None
             function(call, **{p.name: values[p.name] for p in own})
 
         positional = [p for p in own if _is_argument(p)]
         options = [p for p in own if not _is_argument(p)]
-        first = [_parameter("catalogue", _argument(), None)] if catalogue else []
-        shared = [_parameter(n, a, None if "None" in str(a) else False) for n, a in SHARED.items()]
+        first = [_parameter("context", typer.Context, inspect.Parameter.empty)]
+        if catalogue:
+            first.append(_parameter(CATALOGUE, _argument(), None))
         generated = [p for flag, keys in flags.items() for p in _options(verb, flag, keys)]
-        parameters = [*first, *positional, *options, *generated, *shared]
+        parameters = [*first, *positional, *options, *generated, *_shared()]
         ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         called.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
         called.__doc__ = function.__doc__
@@ -147,9 +146,6 @@ def command(
         return function
 
     return register
-
-
-EPILOG = "--help-all lists the advanced options; retailtag init writes all settings to a file."
 
 
 def reveal_advanced(command: Any) -> None:
@@ -161,36 +157,38 @@ def reveal_advanced(command: Any) -> None:
         reveal_advanced(child)
 
 
-def _call(
-    verb: str,
-    path: str,
-    values: Mapping[str, Any],
-    *,
-    has_catalogue: bool,
-) -> Call:
-    """Settings and output from what the command line gave."""
-    named = ((_identifier(flag), keys) for flag, keys in flags_of(verb).items())
-    options = {name: _given(name, keys, values) for name, keys in named}
-    file = read_settings(values["config"]) if values["config"] else {}
-    sets = list(values["set"] or ())
-    if has_catalogue and values["catalogue"] is not None:
-        sets.append(f"catalog.path={values['catalogue']}")
-    settings, given = resolve(verb, None, options, file=file, sets=sets)
-    output = Output(values["json"], values["quiet"], log_file=values["log_file"])
-    if values["verbose"]:
+def _call(verb: str, path: str, given: Mapping[str, Any]) -> Call:
+    """Settings and output from the options that the command line gave."""
+    options = {name: _value(name, keys, given) for name, keys in _identifiers(verb).items()}
+    file = read_settings(given["config"]) if "config" in given else {}
+    sets = list(given.get("set", ()))
+    if CATALOGUE in given and CATALOGUE not in options:
+        sets.append(f"catalog.path={given[CATALOGUE]}")
+    settings, named = resolve(verb, None, options, file=file, sets=sets)
+    output = Output(
+        json=given.get("json", False),
+        quiet=given.get("quiet", False),
+        log_file=given.get("log_file"),
+    )
+    if given.get("verbose"):
         in_force = dict(values_of(settings))
-        for key in sorted(given):
+        for key in sorted(named):
             output.progress.say(f"{key} = {plain(in_force[key])}")
-    return Call(settings, given, output, path)
+    return Call(settings, named, output, path)
 
 
-def _given(name: str, keys: Sequence[str], values: Mapping[str, Any]) -> Any:
+def _identifiers(verb: str) -> dict[str, tuple[str, ...]]:
+    """Settings of a verb by the name of the parameter that gives them."""
+    return {_identifier(flag): keys for flag, keys in flags_of(verb).items()}
+
+
+def _value(name: str, keys: Sequence[str], given: Mapping[str, Any]) -> Any:
     """Value of an option under its own or an earlier spelling; None if it was not given."""
-    spellings = [name, *(f"{name}_alias_{i}" for i in range(len(option_of(keys[0]).aliases)))]
-    given = [values[s] for s in spellings if values[s] not in (None, False, [])]
-    if given and name not in LISTS and any(isinstance(value, list) for value in given):
-        return ",".join(v if isinstance(v, str) else ",".join(v) for v in given)
-    return given[0] if given else None
+    aliases = range(len(option_of(keys[0]).aliases))
+    values = [given[n] for n in (name, *(f"{name}_alias_{i}" for i in aliases)) if n in given]
+    if values and name not in LISTS and any(isinstance(value, list) for value in values):
+        return ",".join(v if isinstance(v, str) else ",".join(v) for v in values)
+    return values[0] if values else None
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
@@ -199,7 +197,8 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 
 
 def _argument() -> Any:
-    return Annotated[Path | None, typer.Argument(metavar="CATALOGUE", help=CATALOGUE)]
+    text = "Manifest (CSV, Parquet, JSON lines) or folder; may come from --config."
+    return Annotated[Path | None, typer.Argument(metavar="CATALOGUE", help=text)]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -215,8 +214,7 @@ def _options(verb: str, flag: str, keys: Sequence[str]) -> Iterator[inspect.Para
     """The option of a setting, and a hidden one for each earlier spelling."""
     option = option_of(keys[0])
     types = types_of(*section_of(keys[0]))
-    advanced = flag in RARE.get(verb, ()) or all(option_of(key).advanced for key in keys)
-    yield _parameter(_identifier(flag), *_declared(flag, option, types, keys, hidden=advanced))
+    yield _parameter(_identifier(flag), *_declared(verb, flag, option, types, keys))
     for i, alias in enumerate(option.aliases):
         kind: Any = bool if bool in types else list[str]
         annotation = Annotated[kind | None, typer.Option(alias, hidden=True)]
@@ -224,9 +222,10 @@ def _options(verb: str, flag: str, keys: Sequence[str]) -> Iterator[inspect.Para
 
 
 def _declared(
-    flag: str, option: Option, types: tuple[Any, ...], keys: Sequence[str], *, hidden: bool
+    verb: str, flag: str, option: Option, types: tuple[Any, ...], keys: Sequence[str]
 ) -> tuple[Any, Any]:
     """Annotation and default of an option."""
+    hidden = flag in RARE.get(verb, ()) or all(option_of(key).advanced for key in keys)
     more: dict[str, Any] = {"help": option.help, "hidden": hidden}
     if hidden:
         more["rich_help_panel"] = ADVANCED
@@ -236,9 +235,14 @@ def _declared(
     more["metavar"] = option.metavar or choices or METAVARS.get(types[0], "TEXT")
     if option.choices:
         more["autocompletion"] = lambda: list(option.choices)
-    default = default_of(keys[0])
-    if default not in (None, ()):
-        shown = plain(default)
-        more["show_default"] = ",".join(shown) if isinstance(shown, list) else str(shown)
     kind: Any = list[str] if _identifier(flag) in LISTS else str
-    return Annotated[kind | None, typer.Option(flag, **more)], None
+    shown = "" if verb in ONE_BACKBONE and flag == "--backbones" else default_text(keys[0])
+    return Annotated[kind | None, typer.Option(flag, **more)], shown or None
+
+
+def default_text(key: str) -> str:
+    """Default of a setting as it would be given on the command line; empty: none."""
+    value = plain(default_of(key))
+    if isinstance(value, list):
+        return ",".join(value)
+    return "" if value is None else str(value)
