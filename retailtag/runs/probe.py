@@ -1,4 +1,4 @@
-"""The probe stage: a feature store and labels in; probe, sweep table and predictions out."""
+"""A probe run: from stored embeddings and labels to a probe, its sweep and its predictions."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.thresholds.tuning import Tuning
 
-FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # beside those of the probe
-
+FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # besides those of the probe
 
 NO_TEXTS = "head text skipped; only a single image-text model, such as clip, embeds tag names."
 
@@ -60,7 +59,7 @@ def tuning_of(settings: ProbeSettings) -> Tuning:
 
 
 def wants_text(settings: ProbeSettings) -> bool:
-    """Whether the head ``text`` was asked for by name."""
+    """Whether the head ``text`` was requested by name, not only by default."""
     return "text" in parse_heads(settings.heads) and settings.heads != ProbeSettings.heads
 
 
@@ -78,17 +77,20 @@ def check_probe_settings(settings: ProbeSettings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ProbeRun:
-    """What a probe run made.
+    """Result of a probe run.
 
     Parameters
     ----------
     probe : Probe
+        The artefact.
     predictions : Predictions
         Of every image outside the training split that has an embedding.
     findings : list of (code, sentence, remedy)
+        Warnings about the sweep.
     n_absent : int
-        Images of the catalogue that have no embedding and took no part.
+        Images of the catalogue that have no embedding and were left out.
     record : StageRecord
+        Inputs, outputs and cost.
     """
 
     probe: Probe
@@ -104,7 +106,7 @@ def probe_inputs(
     settings: ProbeSettings,
     texts: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the outputs of a probe run depend on; ``texts`` only where they are given."""
+    """Everything that the outputs of a probe run depend on; ``texts`` only if they are given."""
     read = {} if texts is None else {"texts": hashlib.sha256(texts.tobytes()).hexdigest()}
     return {
         **read,
@@ -126,24 +128,22 @@ def run_probe(
 ) -> ProbeRun:
     """Sweep C out of fold, choose C and thresholds, refit on all training images, predict.
 
-    Finished (fold, C) pairs are stored in the folder ``sweep`` of `out` until the stage is sealed:
-    the same call after a kill fits only what is missing.
+    Finished fits are stored in the folder ``sweep`` of `out` until the run is complete: after a
+    kill, the same call computes only what is missing.
 
     Parameters
     ----------
     context : RunContext
+        Catalogue, device and provenance.
     store : EmbeddingSource
         Embeddings of the catalogue's images.
     out : Path
         Folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
-        ``predictions.npz`` and ``stage.json``; what stands there is replaced file by file.
+        ``predictions.npz`` and ``stage.json``; existing files are replaced one by one.
     settings : ProbeSettings, optional
+        Grid of C, folds, heads, thresholds.
     texts : ndarray of float32, shape (n_tags, dim), optional
-        What `retailtag.runs.embeddings.find_texts` gives, for the head ``text``.
-
-    Returns
-    -------
-    ProbeRun
+        Tag names embedded by `retailtag.runs.embeddings.find_texts`, for the head ``text``.
 
     Raises
     ------
@@ -160,6 +160,7 @@ def run_probe(
         progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
+        # Every choice below sees training images alone; val and test are only predicted.
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         checkpoints = _checkpoints(inputs, train, settings, device, out)
         fitted = _fit(context, train, settings, checkpoints, texts)
@@ -178,8 +179,10 @@ def run_probe(
     findings = grid_findings(sweep, group, settings.choose_C)
     findings += status_findings(sweep, facts["unconverged"])
     found = {"findings": findings, "n_fits": fitted.chosen.n_fits}
+    # A continued run costs what its interrupted part cost too.
     cost.seconds += fitted.chosen.resumed_seconds
-    files, machine = (*probe.files, *FILES), describe_machine(device)
+    files = (*probe.files, *FILES)
+    machine = describe_machine(device)
     record = write_record(out, files, inputs, cost, facts=found, machine=machine)
     checkpoints.clear()
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
@@ -188,7 +191,7 @@ def run_probe(
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """A sweep, the head taken of it, and that head on all training images."""
+    """A sweep, the head chosen from it, and that head fitted on all training images."""
 
     chosen: Chosen
     taken: HeadChoice
@@ -198,7 +201,7 @@ class _Fitted:
     vote: KnnVote | None
 
     def facts(self, catalog: Catalog) -> dict[str, Any]:
-        """What was chosen, what it earns out of fold, and which fits went wrong."""
+        """What was chosen, its out-of-fold scores, and which fits have not converged."""
         chosen, head = self.chosen, self.taken.head
         status, tags = self.logistic.status, catalog.table.tags
         return {
@@ -213,9 +216,17 @@ class _Fitted:
 
     def probe(self, catalog: Catalog, facts: dict[str, Any]) -> Probe:
         """The artefact."""
-        scale, head, thresholds = self.chosen.sweep.scale, self.taken.head, self.taken.tuned
-        made = (self.chosen.C, facts, scale, head.name, self.vote)
-        return Probe(catalog.table.tags, self.weight, self.bias, thresholds.thresholds, *made)
+        return Probe(
+            catalog.table.tags,
+            self.weight,
+            self.bias,
+            self.taken.tuned.thresholds,
+            self.chosen.C,
+            facts,
+            self.chosen.sweep.scale,
+            self.taken.head.name,
+            self.vote,
+        )
 
 
 def _fit(
@@ -225,6 +236,7 @@ def _fit(
     checkpoints: SweepCheckpoints,
     texts: NDArray[np.float32] | None,
 ) -> _Fitted:
+    """Sweep, choose the head, and fit it again on all training images."""
     table = context.catalog.table
     labels, group = table.labels[train.rows], table.group
     solver = make_solver(settings.solver, context.device)
@@ -245,25 +257,30 @@ def _evidence(
     fitted: _Fitted,
     tuning: Tuning,
 ) -> dict[str, Any]:
-    """What the scorer warns by: copies of training images, and optimism of the thresholds."""
-    ids, taken = catalog.image_ids, fitted.taken
-    scored = (taken.scores, taken.tuned.thresholds, tuning, fitted.chosen.sweep.fold)
+    """Evidence for the scorer: copies of training images, and optimism of the thresholds."""
+    ids = catalog.image_ids
+    taken = fitted.taken
+    thresholds = taken.tuned.thresholds
+    fold = fitted.chosen.sweep.fold
     return {
         "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
-        "threshold_f1": threshold_f1(catalog, train.rows, *scored),
+        "threshold_f1": threshold_f1(catalog, train.rows, taken.scores, thresholds, tuning, fold),
     }
 
 
 def _final_head(
     head: ScoredHead, fitted: FittedHead, X: NDArray[np.float32], labels: NDArray[np.int8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], KnnVote | None]:
-    """Weight and bias of the chosen head on all training images, or its vote."""
-    (weight, bias), vote = fitted.raw(), None
+    """Weight (n_tags, dim) and bias (n_tags,) of the chosen head, or its vote."""
+    weight, bias = fitted.raw()
+    vote = None
     refit = head.head.fit(X, labels) if head.head else None
     if isinstance(refit, LinearFits):
         weight, bias = refit.linear(head.index)
     elif isinstance(refit, KnnFits):
-        weight, bias = weight[:, :0], np.zeros_like(bias)
+        # Neighbours have no weights: the artefact stores an empty matrix and the vote.
+        weight = weight[:, :0]
+        bias = np.zeros_like(bias)
         vote = refit.at(head.index)
     return weight, bias, vote
 
@@ -285,7 +302,7 @@ def _provenance(
     settings: ProbeSettings,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Where a probe comes from; no dates or timings, so that equal runs give equal files."""
+    """Where a probe comes from, without dates and times: equal runs give equal files."""
     return {
         "strategy": "probe",
         "backbone": store.spec.backbone,
@@ -308,14 +325,14 @@ class Features:
 def load_rows(
     catalog: Catalog, store: EmbeddingSource, rows: NDArray[np.intp], at_least: int
 ) -> Features:
-    """Embeddings of `rows`, without the images that have none.
+    """Embeddings of those of `rows` that have one.
 
     Raises
     ------
     ArtefactError
-        If rows were asked for and the store has none of them.
+        If the store has none of them.
     DataError
-        If none of them could be read, or fewer than `at_least` are left.
+        If none of them could be read, or fewer than `at_least` remain.
     """
     view = store.load(catalog.image_ids[rows].tolist())
     if len(rows) and not view.found.any() and NOT_EXTRACTED not in view.absent.values():
@@ -337,9 +354,10 @@ def load_rows(
 def _checkpoints(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
 ) -> SweepCheckpoints:
-    """Where the sweep stores its finished strengths; reused for the same inputs only."""
-    no_matter = ("cutoffs", "settings", "texts")
-    data = {name: value for name, value in inputs.items() if name not in no_matter}
+    """Where the sweep stores finished fits, under a key of everything that they depend on."""
+    # Cut-offs, texts and most settings come in after the fits: changing them reuses the sweep.
+    later = ("cutoffs", "settings", "texts")
+    data = {name: value for name, value in inputs.items() if name not in later}
     data |= {
         "grid": parse_grid(settings.sweep_C).tolist(),
         "folds": settings.folds,
@@ -355,16 +373,14 @@ def _out_of_fold_summary(
     C: NDArray[np.float64], head: ScoredHead, group: NDArray[np.str_]
 ) -> dict[str, Any]:
     """Macro-AP and chosen C, over all tags and per group; None for a group without a score."""
-    ap, setting = head.ap, head.setting
     summary: dict[str, Any] = {}
     for name in ("all", *np.unique(group).tolist()):
-        inside = np.isfinite(ap) & ((group == name) | (name == "all"))
-        value = macro(ap, inside) if inside.any() else None
         members = (group == name) | (name == "all")
+        scored = members & np.isfinite(head.ap)
         summary[name] = {
-            "macro_ap": value,
+            "macro_ap": macro(head.ap, scored) if scored.any() else None,
             "C": np.unique(C[members]).tolist(),
-            "setting": np.unique(setting[members]).tolist(),
+            "setting": np.unique(head.setting[members]).tolist(),
         }
     return summary
 
