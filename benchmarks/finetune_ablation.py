@@ -46,7 +46,7 @@ from retailtag.catalog.readers import read_catalog
 from retailtag.cli.main import run as command
 from retailtag.context import RunContext
 from retailtag.extraction.embedder import identity
-from retailtag.extraction.engines import find_store
+from retailtag.extraction.stores import find_store
 from retailtag.files import slug
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe

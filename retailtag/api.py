@@ -70,7 +70,7 @@ def probe(
 ) -> ProbeRun:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag.backbones.ids import local_weights
-    from retailtag.extraction.engines import EngineRequest
+    from retailtag.extraction.stores import EngineRequest
     from retailtag.runs.embeddings import find_embeddings, find_texts
     from retailtag.runs.probe import check_probe_settings, run_probe
 
@@ -113,7 +113,7 @@ def finetune(
     from retailtag.backbones.ids import local_weights
     from retailtag.bakeoffs.request import pair_folder
     from retailtag.extraction.embedder import identity
-    from retailtag.extraction.engines import EngineRequest, find_store
+    from retailtag.extraction.stores import EngineRequest, find_store
     from retailtag.finetuning.checks import check_finetune_settings
     from retailtag.probes.artefact import Probe
     from retailtag.runs.finetune import run_finetune, run_seeds

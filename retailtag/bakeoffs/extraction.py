@@ -14,8 +14,9 @@ from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.bakeoffs.checks import check_readable
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.request import Request
-from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL, EngineRequest, choose_engine
+from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL, choose_engine
 from retailtag.extraction.extract import ExtractSummary, extract_together
+from retailtag.extraction.stores import EngineRequest
 from retailtag.runs.stage import Estimate, Stage, read_record
 from retailtag.store import EmbeddingSource, FeatureSpec, FeatureStore, join, list_stores
 

@@ -1,4 +1,4 @@
-"""Which engine computes a catalogue's embeddings, and which of several stores is read.
+"""Which engine computes a catalogue's embeddings.
 
 An extraction that continues a store uses that store's engine; a new one tries the engines on a
 sample of its images. Later stages choose no engine: they read the store that exists.
@@ -7,8 +7,7 @@ sample of its images. Later stages choose no engine: they read the store that ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 
 from retailtag.backbones.engines import AUTO, EAGER, EngineName, embedder_of, with_engine
 from retailtag.backbones.engines.build import candidates, why_unavailable
-from retailtag.backbones.engines.names import check_engine
 from retailtag.backbones.engines.trial import Bench, Trial, fastest
 from retailtag.context import RunContext
-from retailtag.errors import StaleFeatures, Unavailable
+from retailtag.errors import Unavailable
 from retailtag.extraction.embedder import Embedder, identity
 from retailtag.extraction.extract import IMAGES_PER_BLOCK
 from retailtag.extraction.shards import WHOLE, Shard
+from retailtag.extraction.stores import EngineRequest, stores_of
 from retailtag.images.loader import load_batches
-from retailtag.progress import SILENT, Progress
 from retailtag.settings import ExtractSettings
-from retailtag.store import FeatureSpec, FeatureStore, list_stores
+from retailtag.store import FeatureStore
 
 if TYPE_CHECKING:
     import torch
@@ -37,54 +35,6 @@ TRIAL_IMAGES = 32  # images that engines are timed and compared on
 # Building an engine takes 1 to 8 s (results/LOG.md): eager computes fewer images than this in
 # about the time that the trials take.
 MIN_IMAGES_FOR_TRIAL = 256
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """What a user asks of the engine.
-
-    Parameters
-    ----------
-    engine : str
-        ``auto``, or one of `retailtag.backbones.engines.ENGINES`.
-    precision : str or None
-        ``exact``: float32. ``fast``: reduced arithmetic too. None, where a store is looked for:
-        either, exact first.
-
-    Raises
-    ------
-    UsageError
-        If one is unknown.
-    """
-
-    engine: str = AUTO
-    precision: str | None = "exact"
-
-    def __post_init__(self) -> None:
-        check_engine(self.engine, self.precision or "exact")
-
-    @classmethod
-    def to_extract(cls, settings: ExtractSettings) -> EngineRequest:
-        """What an extraction asks for: exact features by default."""
-        return cls(settings.engine, "exact" if settings.precision == AUTO else settings.precision)
-
-    @classmethod
-    def to_read(cls, settings: ExtractSettings) -> EngineRequest:
-        """What later stages ask for: features of either precision by default, exact ones first."""
-        return cls(settings.engine, None if settings.precision == AUTO else settings.precision)
-
-    def allows(self, name: EngineName) -> bool:
-        """Whether embeddings of this engine serve the request."""
-        asked = self.engine in (AUTO, name.engine)
-        return asked and (name.exact or self.precision != "exact")
-
-    def order(self, spec: FeatureSpec) -> tuple[bool, bool, str]:
-        """Sort key of allowed identities: exact before reduced (``fast``: after), eager first."""
-        name = EngineName.parse(spec.engine)
-        return name.exact == (self.precision == "fast"), name.engine != EAGER.engine, spec.engine
-
-
-ANY = EngineRequest(precision=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,82 +62,6 @@ class ChosenEngine:
             "why_engine": self.why,
             "engines_tried": [trial.to_json() for trial in self.trials],
         }
-
-
-def stores_of(
-    features: Path, spec: FeatureSpec, request: EngineRequest = ANY
-) -> list[FeatureStore]:
-    """Stores in `features` with rows whose identity differs from `spec` at most in the engine.
-
-    Only those that the request allows, the preferred one first: exact before reduced arithmetic
-    (the other way round under ``fast``), then eager, then by name.
-    """
-    found = [
-        store
-        for store in list_stores(features)
-        if replace(store.spec, engine=spec.engine) == spec
-        and request.allows(EngineName.parse(store.spec.engine))
-        and store.segment_paths()
-    ]
-    return sorted(found, key=lambda store: request.order(store.spec))
-
-
-def find_store(
-    features: Path,
-    spec: FeatureSpec,
-    request: EngineRequest = ANY,
-    *,
-    fitted: str | None = None,
-    progress: Progress = SILENT,
-) -> FeatureStore:
-    """Open the store of `spec`, whichever engine filled it.
-
-    Parameters
-    ----------
-    features : Path
-        Folder of the feature stores.
-    spec : FeatureSpec
-        Identity of the store; its engine is ignored.
-    request : EngineRequest
-        Which engines are allowed.
-    fitted : str, optional
-        Digest of the identity that a probe was fitted on; that store is preferred.
-    progress : Progress
-        Says which store is read if there are several.
-
-    Raises
-    ------
-    DataError
-        If the backbone has no store.
-    StaleFeatures
-        If its stores have another identity, or another engine than requested.
-    ArtefactError
-        If the store is damaged.
-    """
-    stores = stores_of(features, spec, request)
-    if not stores:
-        _refuse_other_engines(features, spec, request)
-        return FeatureStore.find(features, spec)
-    taken = next((store for store in stores if store.spec.digest == fitted), stores[0])
-    if len(stores) > 1:
-        others = ", ".join(s.spec.engine for s in stores if s is not taken)
-        progress.say(
-            f"{spec.backbone}: reading the embeddings of {taken.spec.engine} (also stored: "
-            f"{others}; choose with --engine and --precision)."
-        )
-    return FeatureStore.open(taken.path, taken.spec)
-
-
-def _refuse_other_engines(features: Path, spec: FeatureSpec, request: EngineRequest) -> None:
-    others = [store.spec.engine for store in stores_of(features, spec)]
-    if others:
-        asked = f"--engine {request.engine}" + (
-            f" --precision {request.precision}" if request.precision else ""
-        )
-        raise StaleFeatures(
-            f"{features} holds features of {spec.backbone} computed by {', '.join(others)}, which "
-            f"{asked} excludes; drop these options, or run extract with them."
-        )
 
 
 def choose_engine(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retailtag.backbones import components_of, load_backbone
 from retailtag.backbones.ids import resolve_id
 from retailtag.extraction.embedder import identity
-from retailtag.extraction.engines import ANY, EngineRequest, find_store
+from retailtag.extraction.stores import ANY, EngineRequest, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
 from retailtag.progress import SILENT, Progress
 from retailtag.runs.heads import parse_heads
@@ -46,7 +46,7 @@ def find_embeddings(
     allow_truncated : bool
         Whether files that end early were accepted in the extraction.
     request : EngineRequest
-        Which engines are allowed; see `retailtag.extraction.engines.find_store`.
+        Which engines are allowed; see `retailtag.extraction.stores.find_store`.
     progress : Progress
         Says which store is read if there are several.
 

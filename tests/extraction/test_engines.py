@@ -17,14 +17,10 @@ from retailtag.context import RunContext
 from retailtag.errors import StaleFeatures, Unavailable, UsageError
 from retailtag.extraction import engines as engines_module
 from retailtag.extraction.embedder import identity
-from retailtag.extraction.engines import (
-    EngineRequest,
-    choose_engine,
-    find_store,
-    stores_of,
-)
+from retailtag.extraction.engines import choose_engine
 from retailtag.extraction.extract import extract
 from retailtag.extraction.shards import Shard
+from retailtag.extraction.stores import EngineRequest, find_store, stores_of
 from retailtag.progress import SILENT
 from retailtag.runs.embeddings import find_embeddings
 from retailtag.runs.probe import run_probe
