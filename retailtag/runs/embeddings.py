@@ -61,6 +61,7 @@ def find_embeddings(
     stores = []
     for component in components_of(backbone):
         model = load_backbone(component, weights=local.get(component), device=device)
+        # The identity holds the weights' hash: features of other weights are refused, not read.
         spec = identity(model, dtype, allow_truncated=allow_truncated)
         stores.append(find_store(features, spec, request, progress=progress))
     return join(stores)
@@ -100,4 +101,5 @@ def find_texts(
     if not model.has_text:
         return None
     texts = text_embeddings(tags, lambda asked: model.encode_text(asked).cpu().numpy())
+    # A tower without the joint projection embeds texts elsewhere than images: no common space.
     return texts if texts.shape[1] == model.dim else None

@@ -85,6 +85,7 @@ def foreign_predictions(
     scale = str(declared.scores)
     found = read_foreign(path)
     check_scale(found, scale)
+    # Tuning sees the labels of its split, so the scorer must treat that split as fitted too.
     fitted = [declared.fitted_split] + ([declared.tune_split] if declared.tune else [])
     undecided = Predictions(
         image_ids=found.image_ids,
@@ -152,6 +153,7 @@ def _thresholds(
             f"{catalog.path} has no image in its {declared.tune_split} split to tune thresholds "
             "on; choose another --tune-split."
         )
+    # Only images with a score and a label count; the rest of the file is not tuned on.
     seen = align(undecided, catalog, declared.tune_split)
     tuned = Tuning(declared.tune).tune(seen.logits, seen.labels, catalog.table.group)
     # The file may have its tags in another order than the catalogue, which the rule follows.

@@ -53,6 +53,7 @@ def measured(device: str, held: int = 0) -> Iterator[StageCost]:
         weights. Added on a CPU, where only growth is measured.
     """
     cost = StageCost()
+    # Cycles of earlier stages would otherwise be freed inside the block and hide its growth.
     gc.collect()
     with _cuda_peak(cost) if device == "cuda" else _resident_peak(cost, held):
         start = time.perf_counter()
@@ -79,6 +80,7 @@ class _KernelPeak:
     def reset() -> bool:
         """Reset the peak; False where the system has none or forbids it."""
         try:
+            # "5" resets the peak to the present size, for this process alone.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:
             return False

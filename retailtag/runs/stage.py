@@ -75,6 +75,7 @@ def read_record(folder: Path) -> StageRecord | None:
         record = StageRecord(**value)
     except (DataError, KeyError, TypeError, AttributeError):
         return None
+    # A record with values of other kinds is as good as none: the stage runs again.
     objects = (record.inputs, record.outputs, record.facts, record.machine)
     numbers = (record.seconds, record.peak_memory_mib)
     valid = all(isinstance(o, dict) for o in objects)
@@ -93,6 +94,7 @@ def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
     differing = [name for name in inputs if record.inputs.get(name) != inputs[name]]
     if differing:
         return f"{', '.join(differing)} changed"
+    # Existence is not enough: a file that was replaced or cut short would feed later stages.
     for name, digest in record.outputs.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != digest:
             return f"{name} is missing or damaged"
