@@ -26,6 +26,7 @@ from retailtag.extraction.writer import Writer
 from retailtag.progress import Advance, Progress
 from retailtag.settings import ExtractSettings
 from retailtag.store import FeatureStore
+from retailtag.store.maintenance import prune
 
 # A block is committed whole, so its size is what a kill can cost: 1,024 images are about a minute
 # of a ViT on two CPU cores. Smaller blocks would mean more files: 100 million images make 100,000
@@ -197,7 +198,7 @@ def extract_together(
         _fill(updates, loading, advance)
         if recompute:
             for store in stores:
-                store.prune()
+                prune(store)
     ids = catalog.image_ids[rows].tolist()
     summaries = [_summary(ids, update, time.perf_counter() - start) for update in updates]
     _report_unreadable(summaries, len(ids), catalog.path, strict, progress)

@@ -35,14 +35,8 @@ def write_identity(path: Path, spec: FeatureSpec) -> None:
 def read_identity(path: Path) -> FeatureSpec:
     """Read the identity of the store at `path`, checked against its own digest.
 
-    Raises
-    ------
-    DataError
-        If it is missing.
-    DamagedFile
-        If its bytes are not those that were written.
-    ArtefactError
-        If its format is another.
+    Raises `DataError` if it is missing, `DamagedFile` if it is not as it was written, and
+    `ArtefactError` if its format is another.
     """
     file = path / "spec.json"
     if not file.is_file():

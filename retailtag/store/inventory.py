@@ -4,56 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.store.segment import read_segment
 from retailtag.store.spec import FeatureSpec, open_facts
 from retailtag.store.store import FeatureStore
 
-FOREIGN = "foreign"
-DAMAGED = "damaged"
-WHOLE = "whole"
-SHORT_DIGEST = 12  # digits of a digest in a folder's name
 _MACHINE_SHARD = re.compile(r"(shard|part)-\d+-of-\d+")  # part-: the name until November 2026
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """One folder of a features folder, as far as it could be read.
+    """One folder of a features folder, as far as it could be read."""
 
-    Parameters
-    ----------
-    name : str
-        Its path below the features folder.
-    path : Path
-    state : str
-        ``whole``; ``damaged``: its identity or a segment cannot be read; ``foreign``: not a store.
-    problem : str
-        What is damaged and the remedy; empty for a whole store.
-    spec : FeatureSpec or None
-        Its identity, where that could be read.
-    n_segments, n_bytes : int
-        Segments, and their bytes on the disk.
-    n_rows, n_absent : int or None
-        Images with an embedding, and images that could not be read; None unless it is whole.
-    last_written : str or None
-        When the newest segment was written, UTC in ISO 8601; None without segments.
-    """
-
-    name: str
+    name: str  # its path below the features folder
     path: Path
-    state: str
-    problem: str = ""
+    state: str  # whole; damaged: its identity or a segment cannot be read; foreign: not a store
+    problem: str = ""  # what is damaged and the remedy; empty for a whole store
     spec: FeatureSpec | None = None
     n_segments: int = 0
-    n_bytes: int = 0
-    n_rows: int | None = None
-    n_absent: int | None = None
-    last_written: str | None = None
+    n_bytes: int = 0  # of the segments
+    n_rows: int | None = None  # images with an embedding; None unless the store is whole
+    n_absent: int | None = None  # images that could not be read; None unless it is whole
+    last_written: str | None = None  # the newest segment, UTC in ISO 8601
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
@@ -76,15 +52,8 @@ class StoreFacts:
 def survey(features: Path) -> list[StoreFacts]:
     """Facts of every folder under `features`, by name; every segment is read and checked.
 
-    Raises
-    ------
-    DataError
-        If `features` is not a folder.
-
-    Notes
-    -----
-    Rows are counted from the segments themselves, superseded entries left out, so the cost is one
-    reading of all bytes. Shards of an extraction (``shard-I-of-N``) are looked into.
+    Shards of an extraction (``shard-I-of-N``) are looked into. Raises `DataError` if `features` is
+    not a folder.
     """
     return [examine(path, name) for name, path in _folders(features)]
 
@@ -102,13 +71,7 @@ def _folders(features: Path) -> Iterator[tuple[str, Path]]:
 
 
 def store_folders(features: Path) -> list[Path]:
-    """Folders under `features` that are stores, damaged ones included, by name.
-
-    Raises
-    ------
-    DataError
-        If `features` is not a folder.
-    """
+    """Folders under `features` that are stores, damaged ones included, by name."""
     return [path for _, path in _folders(features) if not _is_foreign(path)]
 
 
@@ -120,51 +83,44 @@ def examine(path: Path, name: str | None = None) -> StoreFacts:
     """Facts of one folder; damage is a value here, never an exception."""
     name = name or path.name
     if _is_foreign(path):
-        return StoreFacts(name, path, FOREIGN, "it has no spec.json, so it is not a feature store")
-    spec, store = None, None
+        return StoreFacts(name, path, "foreign", "it has no spec.json, so it is no feature store")
+    found = StoreFacts(name, path, "damaged")
     try:
         store = FeatureStore.identify(path)
-        spec = store.spec
-        rows, absent = len(store.known()), len(store.absent())
+        found = _with_sizes(found, store)
+        n_rows, n_absent = len(store.known()), len(store.absent())
     except (DataError, ArtefactError) as error:
-        size = _size(store) if store else (0, 0, None)
-        return StoreFacts(name, path, DAMAGED, str(error), spec, *size[:2], last_written=size[2])
-    segments, n_bytes, written = _size(store)
-    return StoreFacts(name, path, WHOLE, "", spec, segments, n_bytes, rows, absent, written)
+        return replace(found, problem=str(error))
+    return replace(found, state="whole", n_rows=n_rows, n_absent=n_absent)
 
 
-def _size(store: FeatureStore) -> tuple[int, int, str | None]:
-    """Segments, their bytes, and when the newest was written."""
+def _with_sizes(facts: StoreFacts, store: FeatureStore) -> StoreFacts:
+    """Add identity, number and bytes of the segments, and when the newest was written."""
     stats = [path.stat() for path in store.segment_paths()]
-    newest = max((stat.st_mtime for stat in stats), default=None)
-    written = None
-    if newest is not None:
-        written = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
-    return len(stats), sum(stat.st_size for stat in stats), written
+    times = [datetime.fromtimestamp(stat.st_mtime, UTC) for stat in stats]
+    return replace(
+        facts,
+        spec=store.spec,
+        n_segments=len(stats),
+        n_bytes=sum(stat.st_size for stat in stats),
+        last_written=max(times).isoformat(timespec="seconds") if times else None,
+    )
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
-    """Everything that is known of a store, JSON-able: identity, segments, cost, versions.
-
-    Raises
-    ------
-    ArtefactError
-        If a segment is damaged.
-    """
+    """Everything that is known of a store, JSON-able; raises `ArtefactError` for a damaged one."""
     journal = {e.get("shard"): e for e in store.journal.entries() if e.get("kind") == "shard"}
-    segments = []
-    for path in store.segment_paths():
-        segment, entry = read_segment(path, store.spec), journal.get(path.name, {})
-        segments.append(
-            {
-                "name": path.name,
-                "rows": len(segment.image_ids),
-                "absent": len(segment.absent),
-                "bytes": path.stat().st_size,
-                "seconds": entry.get("seconds"),
-                "run": entry.get("run"),
-            }
-        )
+    segments = [
+        {
+            "name": name,
+            "rows": len(contents.rows),
+            "absent": len(contents.absent),
+            "bytes": (store.path / name).stat().st_size,
+            "seconds": journal.get(name, {}).get("seconds"),
+            "run": journal.get(name, {}).get("run"),
+        }
+        for name, contents in store.contents().items()
+    ]
     return {
         **examine(store.path).to_json(),
         "spec": open_facts(store.spec),
@@ -185,14 +141,7 @@ def _versions(entries: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def find_named(features: Path, name: str) -> Path:
-    """Folder of the one store that `name` means.
-
-    Parameters
-    ----------
-    features : Path
-        Folder of the feature stores.
-    name : str
-        Name of the store's folder, the id of its backbone, or the beginning of its digest.
+    """Folder of the one store that `name` means: its folder's name, backbone or digest's beginning.
 
     Raises
     ------

@@ -20,12 +20,7 @@ OTHER_BYTES = "its bytes changed between two extractions; run extract again for 
 
 @dataclass(frozen=True)
 class JointSpec:
-    """Identities of the components of ``A+B``, in order.
-
-    Parameters
-    ----------
-    components : tuple of FeatureSpec
-        Two or more, of one dtype.
+    """Identities of the components of ``A+B``, two or more, in order.
 
     Raises
     ------
@@ -69,13 +64,7 @@ class JointSpec:
 
 
 class JointStore:
-    """Embeddings of the images that every component holds, concatenated; read only.
-
-    Parameters
-    ----------
-    components : sequence of FeatureStore
-        Two or more, in the order of the columns.
-    """
+    """Embeddings of the images that every component holds, concatenated; read only."""
 
     def __init__(self, components: Sequence[FeatureStore]) -> None:
         self.components = tuple(components)
@@ -118,7 +107,7 @@ class JointStore:
         return reasons
 
     def digest_for(self, image_ids: Sequence[str] | NDArray[np.str_]) -> str:
-        """SHA-256 over ids and joined embeddings, for provenance."""
+        """`FeatureView.digest` of these images, for provenance."""
         return self.load(image_ids).digest
 
     @property
@@ -139,11 +128,5 @@ EmbeddingSource = FeatureStore | JointStore
 
 
 def join(stores: Sequence[FeatureStore]) -> EmbeddingSource:
-    """Read several stores as one, embeddings concatenated; a single store is returned as it is.
-
-    Raises
-    ------
-    UsageError
-        If they differ in dtype.
-    """
+    """Read several stores as one, see `JointStore`; a single store is returned as it is."""
     return stores[0] if len(stores) == 1 else JointStore(stores)

@@ -12,43 +12,25 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from retailtag.errors import Unavailable
+from retailtag.store.identity import writable
 
 
 class Journal:
-    """Append-only JSON lines; a line cut short by a kill is skipped when reading.
-
-    Parameters
-    ----------
-    path : Path
-        The file; made with the first entry.
-    """
+    """Append-only JSON lines; a line cut short by a kill is skipped when reading."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one entry and bring it to the disk.
-
-        Raises
-        ------
-        Unavailable
-            If the disk is full or read-only; segments that were committed stay.
-        """
+        """Add one entry and bring it to the disk; raises `Unavailable` where that is full."""
         line = json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n"
-        try:
-            with self._path.open("ab+") as handle:
-                # A line cut short by a kill must not swallow the next one.
-                if handle.tell() and not self._ends_with_newline():
-                    line = b"\n" + line
-                handle.write(line)
-                handle.flush()
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise Unavailable(
-                f"{self._path} could not be written ({error.strerror or error}); the features "
-                "stored so far are kept. Make room and run the same command again."
-            ) from error
+        with writable(self._path), self._path.open("ab+") as handle:
+            # A line cut short by a kill must not swallow the next one.
+            if handle.tell() and not self._ends_with_newline():
+                line = b"\n" + line
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
 
     def _ends_with_newline(self) -> bool:
         with self._path.open("rb") as handle:
@@ -61,7 +43,7 @@ class Journal:
             lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        return [entry for entry in map(_parse, lines) if entry is not None]
+        return [entry for entry in map(_parse, lines) if entry]
 
     def segment_seconds(self, segments: Collection[str]) -> float:
         """Wall seconds spent on these segments; one that was written twice counts its last time."""
@@ -79,9 +61,10 @@ def _is_cost(entry: dict[str, Any]) -> bool:
     return isinstance(entry.get("shard"), str) and type(seconds) in (int, float)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any]:
+    """Entry on a line; empty if it was cut short."""
     try:
         entry = json.loads(line)
     except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        return {}
+    return entry if isinstance(entry, dict) else {}

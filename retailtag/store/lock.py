@@ -29,13 +29,7 @@ class WriterLock:
         return self._handle is not None
 
     def acquire(self) -> None:
-        """Take the lock or fail at once.
-
-        Raises
-        ------
-        Unavailable
-            If another writer holds it, or the folder cannot be written.
-        """
+        """Take the lock or raise `Unavailable` at once."""
         store = self._path.parent
         try:
             # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
@@ -51,9 +45,10 @@ class WriterLock:
             # lock that is a file would stay behind after a kill.
             fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _holder(handle)
+            handle.seek(0)
+            pid = handle.read(20).strip().decode("ascii", "replace")
             _close(handle)
-            raise Unavailable(_refusal(store, error, holder)) from None
+            raise Unavailable(_refusal(store, error, pid)) from None
         self._handle = handle
         _HOLDING.add(self)
         with suppress(OSError):  # the pid is for people; a full disk may refuse it
@@ -86,8 +81,9 @@ def _close(handle: io.FileIO) -> None:
         handle.close()
 
 
-def _refusal(store: Path, error: OSError, holder: str) -> str:
+def _refusal(store: Path, error: OSError, pid: str) -> str:
     if error.errno in _HELD:
+        holder = f" (pid {pid})" if pid.isdigit() else ""
         return (
             f"{store} is being written by another process{holder}; wait for it, or stop it, "
             "and run the same command again."
@@ -96,9 +92,3 @@ def _refusal(store: Path, error: OSError, holder: str) -> str:
         f"{store} cannot be locked ({error.strerror or error}), so two writers could not be kept "
         "apart; choose a folder on a file system with locks with --features."
     )
-
-
-def _holder(handle: io.FileIO) -> str:
-    handle.seek(0)
-    pid = handle.read(20).strip().decode("ascii", "replace")
-    return f" (pid {pid})" if pid.isdigit() else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,33 +33,23 @@ class Entry(NamedTuple):
     embedded: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Entries of a store, from one reading of its segments.
+class Index(NamedTuple):
+    """Entries of a store, from one reading of its segments."""
 
-    Parameters
-    ----------
-    latest : dict of str to Entry
-        Image id to the entry that counts.
-    sizes : dict of str to int
-        Segment to the number of its entries, superseded ones included; oldest first.
-    """
-
-    latest: dict[str, Entry]
-    sizes: dict[str, int]
+    latest: dict[str, Entry]  # image id to the entry that counts
+    sizes: dict[str, int]  # segment to its entries, superseded ones included; oldest first
 
     @classmethod
     def of(cls, store: FeatureStore) -> Index:
         """Read every segment; raises `ArtefactError` where one is damaged."""
         latest: dict[str, Entry] = {}
         sizes: dict[str, int] = {}
-        for path in store.segment_paths():
-            contents = Contents.of(read_segment(path, store.spec))
+        for name, contents in store.contents().items():
             for image_id, sha256 in contents.rows.items():
-                latest[image_id] = Entry(path.name, sha256, True)
+                latest[image_id] = Entry(name, sha256, True)
             for absent in contents.absent:
-                latest[absent.image_id] = Entry(path.name, absent.sha256, False)
-            sizes[path.name] = len(contents.rows) + len(contents.absent)
+                latest[absent.image_id] = Entry(name, absent.sha256, False)
+            sizes[name] = len(contents.rows) + len(contents.absent)
         return cls(latest, sizes)
 
     def by_segment(self, image_ids: Iterable[str]) -> dict[str, set[str]]:
@@ -71,28 +62,12 @@ class Index:
 
 @dataclass(frozen=True)
 class Waste:
-    """What can go from a store.
+    """What can go from a store."""
 
-    Parameters
-    ----------
-    n_unused : int
-        Images that are not used any more.
-    n_superseded : int
-        Entries that a later one of the same image replaces.
-    n_leftovers : int
-        Temporary files of killed writers, and damaged files that were set aside.
-    n_rewritten, n_removed : int
-        Segments that lose some of their entries, and segments that lose all.
-    n_bytes : int
-        Bytes on the disk that this frees; of a rewritten segment, in proportion to its entries.
-    """
-
-    n_unused: int = 0
-    n_superseded: int = 0
-    n_leftovers: int = 0
-    n_rewritten: int = 0
-    n_removed: int = 0
-    n_bytes: int = 0
+    n_unused: int  # images that are not used any more
+    n_superseded: int  # entries that a later one of the same image replaces
+    n_leftovers: int  # temporary files of killed writers, damaged files that were set aside
+    n_bytes: int  # on the disk; of a rewritten segment, in proportion to its entries
 
     def __bool__(self) -> bool:
         return bool(self.n_unused or self.n_superseded or self.n_leftovers)
@@ -103,15 +78,7 @@ class Waste:
 
 
 def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
-    """Count what `collect` would drop; changes nothing.
-
-    `is_used` says whether an image of this id and these bytes is used.
-
-    Raises
-    ------
-    ArtefactError
-        If a segment is damaged.
-    """
+    """Count what `collect` would drop; raises `ArtefactError` where a segment is damaged."""
     index = Index.of(store)
     kept = _kept(index, is_used)
     n_kept = sum(map(len, kept.values()))
@@ -122,8 +89,6 @@ def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
         n_unused=len(index.latest) - n_kept,
         n_superseded=sum(index.sizes.values()) - len(index.latest),
         n_leftovers=len(leftovers),
-        n_rewritten=sum(0 < len(kept[s]) < n for s, n in index.sizes.items()),
-        n_removed=sum(not ids for ids in kept.values()),
         n_bytes=freed + _n_bytes(leftovers),
     )
 
@@ -131,7 +96,7 @@ def find_waste(store: FeatureStore, is_used: IsUsed) -> Waste:
 def collect(store: FeatureStore, is_used: IsUsed) -> int:
     """Drop what is not used, superseded entries and leftovers; returns the bytes freed.
 
-    Parameters are those of `find_waste`; `is_used` is asked again under the writer's lock.
+    `is_used` says whether an image of this id and these bytes is used.
 
     Raises
     ------
@@ -148,7 +113,10 @@ def collect(store: FeatureStore, is_used: IsUsed) -> int:
     leftovers = _leftovers(store)
     before = store.nbytes + _n_bytes(leftovers)
     with store.writing():
-        index, copier = Index.of(store), _Copier(store, store)
+        # Read anew under the lock: since the store object cached a segment's contents, another
+        # process may have deleted it and given its name to a new one.
+        index = Index.of(FeatureStore(store.path, store.spec))
+        copier = _Copier(store, store)
         # Oldest first: an entry is deleted only after every entry that it superseded.
         for name, ids in _kept(index, is_used).items():
             if len(ids) == index.sizes[name]:
@@ -165,8 +133,21 @@ def _kept(index: Index, is_used: IsUsed) -> dict[str, set[str]]:
     return index.by_segment(i for i, entry in index.latest.items() if is_used(i, entry.sha256))
 
 
+def prune(store: FeatureStore) -> None:
+    """Delete the segments of which every entry has been superseded.
+
+    Raises
+    ------
+    Unavailable
+        If another process is writing, or the folder cannot be written.
+    """
+    with store.writing():
+        index = Index.of(store)
+        live = {entry.segment for entry in index.latest.values()}
+        store.remove([name for name in index.sizes if name not in live])
+
+
 def _leftovers(store: FeatureStore) -> list[Path]:
-    """Temporary files that a killed writer left behind, and damaged ones that were set aside."""
     return sorted([*store.path.glob(".*.part"), *store.path.glob("*.damaged")])
 
 
@@ -196,23 +177,12 @@ def delete_store(store: FeatureStore) -> None:
         store.path.rmdir()
 
 
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """What one merge did.
+class Merged(NamedTuple):
+    """What one merge did."""
 
-    Parameters
-    ----------
-    store : FeatureStore
-        Where everything now is.
-    n_added : int
-        Images that were not there before, or had no embedding there.
-    n_present : int
-        Images of the inputs that were there already, or came from an earlier input.
-    """
-
-    store: FeatureStore
-    n_added: int
-    n_present: int
+    store: FeatureStore  # where everything now is
+    n_added: int  # images that were not there before, or had no embedding there
+    n_present: int  # images of the inputs that were there, or came from an earlier input
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
@@ -236,12 +206,6 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
         Folder of feature stores; the store is made there, or added to.
     inputs : sequence of Path
         Stores to join, or folders of such stores; one at least. They are only read.
-    progress : Progress
-        Told of every segment.
-
-    Returns
-    -------
-    Merged
 
     Raises
     ------
@@ -259,10 +223,10 @@ def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT
     Of each store the entries that count are joined. An image that several hold with the same
     bytes is taken from the first, the store under `features` before all; an embedding goes before
     an absence. Segments are added in the order of the inputs, each whole, so a killed merge
-    is continued by the same call, and the parts 1 to N of an extraction give the segments that one
+    is continued by the same call, and shards 1 to N of an extraction give the segments that one
     process would have written.
     """
-    stores = [store for path in inputs for store in _open_all(path)]
+    stores = list(chain.from_iterable(map(_open_all, inputs)))
     for other in stores[1:]:
         _check_same(stores[0], other)
     read = [(store, Index.of(store)) for store in stores]
@@ -311,17 +275,14 @@ def _choose(stores: Sequence[tuple[FeatureStore, Index]]) -> dict[str, int]:
             first, held_by = stores[owners.setdefault(image_id, i)]
             held = held_by.latest[image_id]
             if entry.sha256 and held.sha256 and entry.sha256 != held.sha256:
-                raise _other_bytes(image_id, first, store)
+                raise ArtefactError(
+                    f"Image {image_id} has other bytes in {store.path} than in {first.path}; run "
+                    "extract again where the image is out of date, or leave that store out, and "
+                    "merge again."
+                )
             if entry.embedded and not held.embedded:
                 owners[image_id] = i
     return owners
-
-
-def _other_bytes(image_id: str, first: FeatureStore, second: FeatureStore) -> ArtefactError:
-    return ArtefactError(
-        f"Image {image_id} has other bytes in {second.path} than in {first.path}; run extract "
-        "again where the image is out of date, or leave that store out, and merge again."
-    )
 
 
 class _Copier:

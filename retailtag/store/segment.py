@@ -53,24 +53,12 @@ class Absent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows of one segment; `build` checks them.
+    """Rows of one segment; `build` checks them."""
 
-    Parameters
-    ----------
-    image_ids : tuple of str, length n
-        Distinct ids.
-    sha256 : ndarray of uint8, shape (n, 32)
-        SHA-256 of each image's bytes.
-    embedding : ndarray of float32 or float16, shape (n, dim)
-        Finite, in the stored dtype.
-    absent : tuple of Absent
-        Images of the same block that could not be read.
-    """
-
-    image_ids: tuple[str, ...]
-    sha256: NDArray[np.uint8]
-    embedding: NDArray[np.floating[Any]]
-    absent: tuple[Absent, ...] = ()
+    image_ids: tuple[str, ...]  # n distinct ids
+    sha256: NDArray[np.uint8]  # (n, 32), of each image's bytes
+    embedding: NDArray[np.floating[Any]]  # (n, dim), finite, in the stored dtype
+    absent: tuple[Absent, ...]  # images of the same block that could not be read
 
     @classmethod
     def build(
@@ -147,14 +135,9 @@ def _to_stored(
     finite = np.isfinite(stored).all(axis=1)
     if not finite.all():
         worst = ids[int(np.argmin(finite))]
-        raise DataError(
-            f"The embedding of image {worst} is not finite as {spec.dtype}; "
-            + (
-                "use --dtype float32."
-                if spec.dtype == "float16"
-                else "check the backbone's weights."
-            )
-        )
+        half = spec.dtype == "float16"
+        remedy = "use --dtype float32" if half else "check the backbone's weights"
+        raise DataError(f"The embedding of image {worst} is not finite as {spec.dtype}; {remedy}.")
     return stored
 
 
@@ -176,7 +159,11 @@ def encode(segment: Segment, spec: FeatureSpec) -> bytes:
     digest = hashlib.sha256(body).hexdigest()
     # The first 512 bytes are HDF5's user block, left empty for our header: a plain HDF5 reader
     # skips it, and ours checks the rest of the file before any of it is parsed.
-    return b"".join((_header(spec.digest, len(body), digest), body))
+    header = (
+        f"retailtag-feature-shard {FORMAT}\nidentity {spec.digest}\n"
+        f"body {len(body)}\nsha256 {digest}\n"
+    )
+    return b"".join((header.encode().ljust(HEADER_BYTES, b"\0"), body))
 
 
 def _arrays(segment: Segment) -> dict[str, NDArray[Any]]:
@@ -207,13 +194,6 @@ def _data_sha256(arrays: dict[str, NDArray[Any]]) -> str:
     for array in arrays.values():
         h.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
     return h.hexdigest()
-
-
-def _header(identity: str, n_bytes: int, digest: str) -> bytes:
-    text = (
-        f"retailtag-feature-shard {FORMAT}\nidentity {identity}\nbody {n_bytes}\nsha256 {digest}\n"
-    )
-    return text.encode().ljust(HEADER_BYTES, b"\0")
 
 
 def read_segment(path: Path, spec: FeatureSpec) -> Segment:
@@ -336,10 +316,9 @@ def _text_attribute(f: h5py.File, name: str) -> str:
 
 def _read_absent(entry: Any) -> Absent:
     image_id, sha256, reason = entry
-    if not (isinstance(image_id, str) and isinstance(reason, str)):
+    is_text = isinstance(image_id, str) and isinstance(reason, str)
+    if not (is_text and isinstance(sha256, str | None)):
         raise ValueError("its list of absent images is malformed")
-    if not (sha256 is None or isinstance(sha256, str)):
-        raise ValueError("its list of absent images has a malformed hash")
     return Absent(image_id, sha256, reason)
 
 

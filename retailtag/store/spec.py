@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -33,8 +34,7 @@ class FeatureSpec:
     dim : int
         Length of one embedding.
     preprocessing : str
-        Fully resolved preprocessing as canonical JSON: size, resize mode, crop, interpolation,
-        antialias, mean, std, EXIF policy, transparency policy, decoder family.
+        Fully resolved preprocessing and decoding policy as canonical JSON.
     engine : str
         Compute engine and precision, e.g. ``eager-float32``.
     dtype : str
@@ -79,11 +79,6 @@ class FeatureSpec:
         """SHA-256 of the canonical JSON of all fields, hexadecimal."""
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
-    def differences(self, other: FeatureSpec) -> list[tuple[str, Any, Any]]:
-        """Fields that differ, as (name, value here, value there)."""
-        mine, theirs = self.to_json(), other.to_json()
-        return [(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
-
 
 def explain_differences(
     stored: FeatureSpec, asked: FeatureSpec, names: tuple[str, str] = ("stored", "asked")
@@ -110,19 +105,13 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Facts by dotted name; dictionaries, and JSON text that holds one, are opened."""
     flat: dict[str, Any] = {}
     for name, fact in value.items():
-        opened = _open_json(fact)
-        flat |= {f"{prefix}{name}": fact} if opened is None else _flat(opened, f"{prefix}{name}.")
+        opened = fact
+        if isinstance(fact, str):
+            with suppress(ValueError):
+                opened = json.loads(fact)
+        is_open = isinstance(opened, dict)
+        flat |= _flat(opened, f"{prefix}{name}.") if is_open else {f"{prefix}{name}": fact}
     return flat
-
-
-def _open_json(value: Any) -> dict[str, Any] | None:
-    """Return the dictionary that a fact is or that its text holds, None for any other value."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, dict) else None
 
 
 def _short(value: Any) -> str:

@@ -33,22 +33,11 @@ from retailtag.store.spec import FeatureSpec
 from retailtag.store.view import FeatureView
 
 NOT_EXTRACTED = "not extracted yet"
-_SEGMENT_NAME = re.compile(r"shard-(\d{6,12})\.h5")
+_SEGMENT_NAME = re.compile(r"shard-\d{6,12}\.h5")
 
 
 class FeatureStore:
-    """Embeddings of one identity, by image id.
-
-    Made by `create_or_open`, `open` or `find`. Rows are only ever added, one whole segment at a
-    time; where an id appears again, the latest entry counts (a row, or that it is absent).
-
-    Parameters
-    ----------
-    path : Path
-        The store's folder.
-    spec : FeatureSpec
-        Its identity, as read from ``spec.json``.
-    """
+    """Embeddings of one identity, by image id; made by `create_or_open`, `open` or `find`."""
 
     def __init__(self, path: Path, spec: FeatureSpec) -> None:
         self.path = path
@@ -78,7 +67,7 @@ class FeatureStore:
         FeatureSpec.from_json(spec.to_json())
         path = store_folder(root, spec)
         if not (path / "spec.json").exists():
-            if path.is_dir() and _segment_paths(path):
+            if path.is_dir() and cls(path, spec).segment_paths():
                 raise DataError(
                     f"{path} holds segments but no spec.json, so nothing says what they are; "
                     "delete that folder and run extract again."
@@ -94,13 +83,6 @@ class FeatureStore:
     def open(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
         """Open a store for reading after checking its identity and every segment's header.
 
-        Parameters
-        ----------
-        path : Path
-            The store's folder.
-        expected : FeatureSpec or None
-            Identity that it must have.
-
         Raises
         ------
         DataError
@@ -111,19 +93,13 @@ class FeatureStore:
             If the format is newer, or the identity or a segment is damaged or cannot be read.
         """
         store = cls.identify(path, expected)
-        for segment in _segment_paths(store.path):
+        for segment in store.segment_paths():
             check_segment(segment, store.spec)
         return store
 
     @classmethod
     def identify(cls, path: Path, expected: FeatureSpec | None = None) -> FeatureStore:
-        """Open the store at `path` by its identity alone; segments are checked when they are read.
-
-        Raises
-        ------
-        DataError, StaleFeatures, ArtefactError
-            As `open`, for ``spec.json``.
-        """
+        """As `open`, by the identity alone; segments are checked when they are read."""
         spec = read_identity(Path(path))
         if expected is not None and expected.digest != spec.digest:
             raise StaleFeatures(explain_stale(Path(path), spec, expected))
@@ -202,29 +178,24 @@ class FeatureStore:
         """
         with self.writing():
             damaged = self._damaged_segments()
-            self._contents.update(dict.fromkeys(damaged, Contents({}, ())))
+            self._contents |= dict.fromkeys(damaged, Contents({}, ()))
             try:
                 yield damaged
             finally:
                 # Not cached any longer: a reader of this object must find the damage again.
                 for name in damaged:
                     del self._contents[name]
-            self._set_aside(damaged)
-
-    def _set_aside(self, segments: list[str]) -> None:
-        """Rename segments to ``*.damaged``."""
-        if not segments:
-            return
-        with writable(self.path):
-            for name in segments:
-                with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
-                    (self.path / name).replace(self.path / f"{name}.damaged")
-            sync_folder(self.path)
+            with writable(self.path):
+                for name in damaged:
+                    with suppress(FileNotFoundError):  # `prune` deletes what serves nothing
+                        (self.path / name).replace(self.path / f"{name}.damaged")
+                if damaged:
+                    sync_folder(self.path)
 
     def _damaged_segments(self) -> list[str]:
         """Names of the segments that cannot be served."""
         damaged = []
-        for path in _segment_paths(self.path):
+        for path in self.segment_paths():
             try:
                 self._read(path)
             except (DamagedFile, StaleFeatures):
@@ -254,7 +225,7 @@ class FeatureStore:
         Returns
         -------
         str
-            Name of the new segment.
+            File name of the new segment.
 
         Raises
         ------
@@ -266,38 +237,16 @@ class FeatureStore:
         # Checked and encoded before the lock is taken and the disk is touched.
         segment = Segment.build(self.spec, image_ids, sha256, embeddings, absent)
         with self.writing():
-            name = f"shard-{_next_number(self.path):06d}.h5"
+            last = self.segment_paths()[-1:]
+            number = 1 + _number(last[0]) if last else 0
+            name = f"shard-{number:06d}.h5"
             with writable(self.path), write_whole(self.path / name) as handle:
                 handle.write(encode(segment, self.spec))
         self._contents[name] = Contents.of(segment)
         return name
 
-    def prune(self) -> list[str]:
-        """Delete the segments of which every entry has been superseded; returns their names.
-
-        Raises
-        ------
-        Unavailable
-            As `append`.
-        """
-        with self.writing():
-            owner: dict[str, str] = {}
-            for name, contents in self._all_contents().items():
-                owner.update(dict.fromkeys(contents.rows, name))
-                owner.update({a.image_id: name for a in contents.absent})
-            live = set(owner.values())
-            dead = [path for path in _segment_paths(self.path) if path.name not in live]
-            self.remove([path.name for path in dead])
-        return [path.name for path in dead]
-
     def remove(self, segments: Sequence[str]) -> None:
-        """Delete segments in the order given; each deletion is on the disk before the next.
-
-        Raises
-        ------
-        Unavailable
-            As `append`.
-        """
+        """Delete segments in the order given; each deletion is on the disk before the next."""
         with self.writing(), writable(self.path):
             for name in segments:
                 (self.path / name).unlink()
@@ -307,8 +256,8 @@ class FeatureStore:
     # Reading
 
     def segment_paths(self) -> list[Path]:
-        """Files of all segments, oldest first."""
-        return _segment_paths(self.path)
+        """Files of all segments by number, which is the order they were written in."""
+        return sorted(filter(_is_segment, self.path.iterdir()), key=_number)
 
     def known(self) -> dict[str, str]:
         """Image id to SHA-256 of its bytes, hexadecimal, for every image with an embedding."""
@@ -327,12 +276,6 @@ class FeatureStore:
             If an id is asked for twice.
         ArtefactError
             If a segment is damaged; the message names it.
-
-        Notes
-        -----
-        Every segment is read whole and indexed in memory: 3-6 times as fast as HDF5's fancy
-        indexing, and the checksum needs all bytes anyway. Memory: the result, one segment, and a
-        second copy of the result only where an image is absent.
         """
         ids = np.asarray(image_ids, dtype=np.str_)
         position = {image_id: i for i, image_id in enumerate(ids.tolist())}
@@ -341,8 +284,10 @@ class FeatureStore:
         X = np.empty((len(ids), self.spec.dim), np.float32)
         found = np.zeros(len(ids), bool)
         reasons = dict.fromkeys(position, NOT_EXTRACTED)
-        # Oldest segment first, so that a later entry of an image overwrites an earlier one.
-        for path in _segment_paths(self.path):
+        # Oldest segment first, so that a later entry of an image overwrites an earlier one. Each
+        # is read whole and indexed in memory: 3-6 times as fast as HDF5's fancy indexing, and the
+        # checksum needs all bytes anyway.
+        for path in self.segment_paths():
             segment = self._read(path)
             asked = [(r, position[i]) for r, i in enumerate(segment.image_ids) if i in position]
             rows, places = np.array(asked, np.intp).reshape(-1, 2).T
@@ -355,7 +300,7 @@ class FeatureStore:
         return FeatureView(ids, X if found.all() else X[found], found, absent)
 
     def digest_for(self, image_ids: Sequence[str] | NDArray[np.str_]) -> str:
-        """SHA-256 over ids and embeddings, for provenance; `FeatureView.digest` where loaded."""
+        """`FeatureView.digest` of these images, for provenance."""
         return self.load(image_ids).digest
 
     @property
@@ -366,21 +311,21 @@ class FeatureStore:
     @property
     def nbytes(self) -> int:
         """Bytes of all segments on the disk."""
-        return sum(path.stat().st_size for path in _segment_paths(self.path))
+        return sum(path.stat().st_size for path in self.segment_paths())
 
     @property
     def seconds(self) -> float:
         """Wall seconds that computing the segments now here took, over all runs."""
-        return self.journal.segment_seconds({path.name for path in _segment_paths(self.path)})
+        return self.journal.segment_seconds({path.name for path in self.segment_paths()})
 
     def _read(self, path: Path) -> Segment:
         segment = read_segment(path, self.spec)
         self._contents[path.name] = Contents.of(segment)
         return segment
 
-    def _all_contents(self) -> dict[str, Contents]:
+    def contents(self) -> dict[str, Contents]:
         """Contents of every segment, oldest first; each file is read once per store object."""
-        paths = _segment_paths(self.path)
+        paths = self.segment_paths()
         for path in paths:
             if path.name not in self._contents:
                 self._read(path)
@@ -389,7 +334,7 @@ class FeatureStore:
     def _current(self) -> tuple[dict[str, str], dict[str, Absent]]:
         rows: dict[str, str] = {}
         absent: dict[str, Absent] = {}
-        for contents in self._all_contents().values():
+        for contents in self.contents().values():
             for image_id in contents.rows:
                 absent.pop(image_id, None)
             rows.update(contents.rows)
@@ -413,12 +358,9 @@ def list_stores(root: Path) -> list[FeatureStore]:
     return stores
 
 
-def _segment_paths(path: Path) -> list[Path]:
-    """Segments by number, which is the order they were written in."""
-    numbered = [(_SEGMENT_NAME.fullmatch(p.name), p) for p in path.iterdir()]
-    return [p for _, p in sorted((int(m[1]), p) for m, p in numbered if m)]
+def _is_segment(path: Path) -> bool:
+    return _SEGMENT_NAME.fullmatch(path.name) is not None
 
 
-def _next_number(path: Path) -> int:
-    segments = _segment_paths(path)
-    return 1 + int(segments[-1].stem.removeprefix("shard-")) if segments else 0
+def _number(segment: Path) -> int:
+    return int(segment.stem.removeprefix("shard-"))

@@ -12,25 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class FeatureView:
-    """Embeddings of the images that were asked for, in the order asked.
+    """Embeddings of the images that were asked for, in the order asked."""
 
-    Parameters
-    ----------
-    image_ids : ndarray of str, shape (n_asked,)
-        What was asked for.
-    X : ndarray of float32, shape (n_found, dim)
-        Embeddings of the images where `found` is true, in order.
-    found : ndarray of bool, shape (n_asked,)
-        Which images have an embedding.
-    absent : dict of str to str
-        Why each other image has none: the reason it could not be read, or that it was not
-        extracted yet.
-    """
-
-    image_ids: NDArray[np.str_]
-    X: NDArray[np.float32]
-    found: NDArray[np.bool_]
-    absent: dict[str, str]
+    image_ids: NDArray[np.str_]  # (n_asked,)
+    X: NDArray[np.float32]  # (n_found, dim), where `found` is true
+    found: NDArray[np.bool_]  # (n_asked,), whether the image has an embedding
+    absent: dict[str, str]  # image id to why it has none
 
     @cached_property
     def digest(self) -> str:
