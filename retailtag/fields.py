@@ -66,6 +66,7 @@ class Section:
     """Base of the groups of settings: converts and checks every field when it is made."""
 
     def __post_init__(self) -> None:
+        # frozen: the converted value goes in past the dataclass's own __setattr__
         for name, option in options_of(type(self)).items():
             value = convert(
                 getattr(self, name), types_of(type(self), name), option, flag(name, option)
@@ -122,12 +123,14 @@ def convert(value: Any, allowed: tuple[Any, ...], option: Option, name: str) -> 
     """
     if value is None and type(None) in allowed:
         return None
+    # in the order of the annotation: "int | Literal['all']" tries the number first
     converted = (_CONVERT[typing.get_origin(kind) or kind](value, kind) for kind in allowed)
     result = next((c for c in converted if c is not None), None)
     if result is None:
         raise UsageError(f"{name} {value!r} is not {_described(allowed)}.")
     if option.choices and result not in option.choices:
         raise UsageError(f"{name} {result} is unknown; use one of {', '.join(option.choices)}.")
+    # written so that NaN, which every comparison denies, is out of range as well
     if _is_number(result) and not (
         option.at_least <= result <= option.at_most and option.above < result < option.below
     ):
@@ -136,6 +139,7 @@ def convert(value: Any, allowed: tuple[Any, ...], option: Option, name: str) -> 
 
 
 def _is_number(value: Any) -> bool:
+    # bool is a subclass of int, and True images per batch is a mistake
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -493,6 +493,7 @@ def build(values: Mapping[str, Any]) -> BakeoffSettings:
     >>> build({"backbones": "demo:cnn", "probe.folds": "3"}).probe.folds
     3
     """
+    # a section is made only where a value is given, so that defaults stay those of its class
     own: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for key, value in values.items():

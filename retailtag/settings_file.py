@@ -52,7 +52,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         for key in values:
             section_of(key)
-        build(values)
+        build(values)  # refuses bad values now, while the file can be named
     except UsageError as error:
         raise UsageError(f"--config {path}: {error}") from None
     return values

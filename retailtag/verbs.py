@@ -130,6 +130,7 @@ def resolve(
     UsageError
         If a name is unknown or a value cannot be used.
     """
+    # later sources overwrite earlier ones: environment, file, --set, options
     values: dict[str, Any] = {}
     for key in keys():
         variable = option_of(key).environment

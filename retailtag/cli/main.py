@@ -101,7 +101,7 @@ def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
     words = with_bare_sweep(sys.argv[1:] if args is None else args) or ["--help"]
     as_json = "--json" in words
-    program = typer.main.get_command(app)
+    program = typer.main.get_command(app)  # made anew for every call: --help-all changes it
     if HELP_ALL in words:
         words = ["--help" if word == HELP_ALL else word for word in words]
         reveal_advanced(program)

@@ -118,12 +118,12 @@ def command(
         flags = flags_of(verb)
 
         def called(context: typer.Context, **values: Any) -> None:
-            # an option that was not given has its default only for the help: what is in force
-            # may come from --config
+            # Defaults are declared for the help alone: the value in force may come from --set,
+            # --config or the environment, so only what the user typed counts as given.
             given = {
                 name: value
                 for name, value in values.items()
-                if context.get_parameter_source(name).name not in ("DEFAULT", "DEFAULT_MAP")
+                if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
             }
             try:
                 call = _call(verb, path, given)
@@ -139,9 +139,10 @@ def command(
         generated = [p for flag, keys in flags.items() for p in _options(verb, flag, keys)]
         parameters = [*first, *positional, *options, *generated, *_shared()]
         ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        # typer asks for the signature, not for the code: this one lists both kinds of options.
         called.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
         called.__doc__ = function.__doc__
-        called.__annotations__ = {}
+        called.__annotations__ = {}  # typer evaluates these, and **values has none of its own
         app.command(name or verb, epilog=EPILOG)(called)
         return function
 
@@ -151,6 +152,7 @@ def command(
 def reveal_advanced(command: Any) -> None:
     """Let the help of a command and of all below it list the advanced options."""
     for parameter in command.params:
+        # earlier spellings are hidden too, but in no panel: they stay unlisted
         if getattr(parameter, "rich_help_panel", None) == ADVANCED:
             parameter.hidden = False
     for child in getattr(command, "commands", {}).values():
@@ -162,6 +164,7 @@ def _call(verb: str, path: str, given: Mapping[str, Any]) -> Call:
     options = {name: _value(name, keys, given) for name, keys in _identifiers(verb).items()}
     file = read_settings(given["config"]) if "config" in given else {}
     sets = list(given.get("set", ()))
+    # score and compare have --catalogue among their settings; elsewhere it is the argument
     if CATALOGUE in given and CATALOGUE not in options:
         sets.append(f"catalog.path={given[CATALOGUE]}")
     settings, named = resolve(verb, None, options, file=file, sets=sets)
@@ -186,6 +189,7 @@ def _value(name: str, keys: Sequence[str], given: Mapping[str, Any]) -> Any:
     """Value of an option under its own or an earlier spelling; None if it was not given."""
     aliases = range(len(option_of(keys[0]).aliases))
     values = [given[n] for n in (name, *(f"{name}_alias_{i}" for i in aliases)) if n in given]
+    # A list of names may be given as one text, by repeating an earlier spelling, or both ways.
     if values and name not in LISTS and any(isinstance(value, list) for value in values):
         return ",".join(v if isinstance(v, str) else ",".join(v) for v in values)
     return values[0] if values else None
@@ -229,8 +233,10 @@ def _declared(
     more: dict[str, Any] = {"help": option.help, "hidden": hidden}
     if hidden:
         more["rich_help_panel"] = ADVANCED
-    if bool in types:
+    if bool in types:  # a flag switches on; --set KEY=false switches off what a file has on
         return Annotated[bool, typer.Option(flag, **more)], False
+    # Everything else arrives as text: the settings convert it, so that a bad value gets the same
+    # sentence here, in a file and from Python.
     choices = "|".join(option.choices) if len(option.choices) <= SHOWN_CHOICES else "NAME"
     more["metavar"] = option.metavar or choices or METAVARS.get(types[0], "TEXT")
     if option.choices:
