@@ -88,6 +88,7 @@ def _sentences(found: SplitCatalog, out: Path) -> Text:
 
     lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)]
     lines += found.unsatisfied or ["Every size is exact, and every tag is in every split."]
+    # Paths in the new manifest are relative to the images' root, not to the manifest.
     root = getattr(found.catalog.images, "root", out.parent)
     if out.parent.resolve() not in (root.resolve(), root.resolve().parent):
         lines.append(f"The images stay where they are: read it with --images {root}")
@@ -151,6 +152,8 @@ def _frequency_plot(report: CatalogReport) -> str:
     counts = np.sort([row.positives.get("train", 0) for row in report.tags])[::-1]
     if not len(counts) or counts[0] == 0:
         return "No tag has a training image."
+    # Hundreds of tags share columns: each shows the median of its tags. log10(count + 1) keeps
+    # tags with one image apart from tags with none.
     width = min(PLOT_WIDTH, len(counts))
     shown = np.array([np.median(bin_) for bin_ in np.array_split(counts, width)])
     top = int(np.ceil(np.log10(counts[0] + 1)))

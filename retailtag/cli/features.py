@@ -140,6 +140,7 @@ def gc(
     output.print(_freed(plan))
     for sentence in plan.skipped.values():
         typer.echo(f"Left as it is: {sentence}", err=True)
+    # An empty plan asks nothing: a cron job without --yes then ends quietly.
     done = bool(plan) and (yes or _confirmed())
     freed = plan.apply() if done else 0
     if done:
@@ -181,6 +182,7 @@ def _backbones(paths: Sequence[Path]) -> list[str]:
     from retailtag.errors import ArtefactError, DataError
     from retailtag.store import FeatureStore
 
+    # A store whose identity is damaged gets its own verdict later; here it only names no backbone.
     found = []
     for path in paths:
         with suppress(DataError, ArtefactError):
@@ -201,6 +203,7 @@ def _end(verdicts: Sequence[Verdict]) -> None:
     """Say every problem on stderr, and end with the exit code of the worst."""
     for problem in (p for verdict in verdicts for p in verdict.problems):
         typer.echo(problem, err=True)
+    # What is known to be wrong outweighs what could not be checked.
     found = {verdict.verdict for verdict in verdicts}
     if found & {"damaged", "drifted", "stale"}:
         raise typer.Exit(EXIT_STALE)

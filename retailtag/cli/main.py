@@ -47,6 +47,7 @@ INTERRUPTED = "interrupted; everything finished so far is kept, and the same com
 
 __all__ = ["app", "main", "run"]
 
+# Importing a module registers its command; the names keep a linter from dropping the imports.
 COMMANDS = (bakeoff, compare, demo, extract, finetune, init, predict, probe, score)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")
@@ -101,22 +102,27 @@ def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
     words = with_bare_sweep(sys.argv[1:] if args is None else args) or ["--help"]
     as_json = "--json" in words
-    program = typer.main.get_command(app)  # made anew for every call: --help-all changes it
+    # Made anew for every call, because --help-all changes it.
+    program = typer.main.get_command(app)
     if HELP_ALL in words:
         words = ["--help" if word == HELP_ALL else word for word in words]
         reveal_advanced(program)
     try:
         code = program(words, prog_name="retailtag", standalone_mode=False) or EXIT_DONE
-    except SystemExit as stop:  # a broken pipe
+    except SystemExit as stop:
+        # typer turns a broken pipe, as of `| head`, into an exit of its own
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except TyperException as error:  # what the parser raises
         return _fail(_usage(error), EXIT_USAGE, as_json=as_json)
     except RetailtagError as error:
         more = {"problems": error.problems} if isinstance(error, BadCatalogue) else {}
-        answered = isinstance(error, GateUnmet)  # the result, gates included, was printed
+        # With --json a program reads exactly one object: after an unmet gate the result, gates
+        # included, has been printed already.
+        answered = isinstance(error, GateUnmet)
         return _fail(str(error), error.exit_code, as_json=as_json and not answered, **more)
     except OSError as error:
-        if error.filename is None:  # stdout itself
+        # Without a file name it is stdout itself that failed, for example on a full disk.
+        if error.filename is None:
             _abandon_stdout()
         return _fail(_os_error(error), EXIT_BAD_DATA, as_json=as_json)
     return _fail(INTERRUPTED, code, as_json=as_json) if code == EXIT_INTERRUPTED else code
@@ -132,8 +138,11 @@ def _usage(error: TyperException) -> str:
 def main() -> None:
     """Entry point of the console script."""
     keep_freed_memory()
+    # A terminal that lacks a character shows its escape; the default is a UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
+            stream.reconfigure(errors="backslashreplace")
+    # By default SIGTERM ends Python without running `finally`: locks and temporary files would
+    # stay. As KeyboardInterrupt it unwinds like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run())

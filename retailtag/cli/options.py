@@ -21,6 +21,7 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
     >>> with_bare_sweep(["probe", "--sweep-C", "0.1,1", "shop.csv"])
     ['probe', '--sweep-C', '0.1,1', 'shop.csv']
     """
+    # The parser knows no option with an optional value: the value is filled in before it runs.
     given: list[str] = []
     for word, following in zip(args, [*args, ""][1:], strict=True):
         given.append(word)

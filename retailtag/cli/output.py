@@ -40,7 +40,7 @@ class Output:
     json: bool = False
     quiet: bool = False
     log_file: Path | None = None
-    # Ids, tags and paths are shown as they are: what looks like markup in them is none.
+    # Ids, tags and paths are shown as they are, even where they look like markup.
     _stdout: Console = field(default_factory=lambda: Console(markup=False, highlight=False))
     _stderr: Console = field(
         default_factory=lambda: Console(stderr=True, markup=False, highlight=False)
@@ -66,11 +66,14 @@ class Output:
 
         Text is never broken into lines, so that a pipe gets what was said.
         """
+        # rich breaks long lines at the width of the terminal; a path or id cut in two cannot be
+        # copied, nor read by the next program of a pipe.
         if not (self.json or self.quiet):
             self._stdout.print(renderable, soft_wrap=isinstance(renderable, str | Text))
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one object of ``--json``; silent without it."""
+        # allow_nan=False: NaN is not JSON, and a strict parser would fail on the whole object.
         if self.json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
