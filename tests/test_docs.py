@@ -96,7 +96,7 @@ def _leaf(words):
     return command, name, words
 
 
-@pytest.mark.parametrize("words", _command_lines())
+@pytest.mark.parametrize("words", list(_command_lines()))
 def test_commands_use_options_that_exist(words):
     assert not {word.partition("=")[0] for word in words} & EARLIER_SPELLINGS
     command, name, rest = _leaf(words)
