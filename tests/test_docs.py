@@ -105,3 +105,32 @@ def test_commands_use_options_that_exist(words):
     options = {flag[2:].replace("-", "_") for flag in flags_of(verb)}
     given = {k: v for k, v in context.params.items() if k in options and v not in (None, False)}
     resolve(verb, None, given, sets=context.params.get("set") or ())
+
+
+def test_findings_page_lists_every_code():
+    sources = (
+        ROOT / "retailtag" / "scoring" / "findings.py",
+        *(ROOT / "retailtag").glob("bake*/*.py"),
+    )
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    codes = set(re.findall(r"Finding\(\s*\"([a-z-]+)\"", text))
+    assert len(codes) > 10
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+
+
+def test_map_names_every_package_and_module():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "retailtag").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert {name for name in names - {"__main__.py"} if f"`{name}`" not in page} == set()
+
+
+@by_written
+def test_modules_named_on_a_page_exist(page):
+    for name in re.findall(r"`([\w/]+\.py)`", _prose(page)):
+        places = (ROOT / name, ROOT / "retailtag" / name, page.parent / name)
+        assert any(place.exists() for place in places), f"{page}: {name}"
