@@ -12,23 +12,14 @@ LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator not to hand freed blocks back to the system.
+    """Tell glibc's allocator not to hand freed blocks back to the system; whether it was done.
 
     By default glibc maps every block above a threshold afresh and unmaps it when freed. Each
     activation of a network is such a block, so that the system zeroes the same pages again and
-    again; ``benchmarks/allocator.py`` measures what that costs. PyTorch caches device memory for
-    the same reason, but not main memory.
-
-    Returns
-    -------
-    bool
-        Whether it was done: not on systems without glibc, nor where the environment already
-        tunes the allocator (a ``MALLOC_`` variable).
-
-    Notes
-    -----
-    A policy for the whole process, hence for the program to choose: `retailtag.cli.main` calls
-    it, library functions never do. The process keeps its peak memory until it ends.
+    again; ``benchmarks/allocator.py`` measures what that costs. A policy for the whole process,
+    which then keeps its peak memory until it ends: `retailtag.cli.main` calls this, library
+    functions never do. It is not done without glibc, nor where a ``MALLOC_`` variable of the
+    environment already tunes the allocator.
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ)
     if tuned or not sys.platform.startswith("linux"):
@@ -41,13 +32,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Give the memory that was freed so far back to the system, whatever the policy.
-
-    Returns
-    -------
-    bool
-        Whether any was given back; always False without glibc.
-    """
+    """Give freed memory back to the system, whatever the policy; whether there was any."""
     if not sys.platform.startswith("linux"):
         return False
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -43,15 +43,7 @@ class DataError(RetailtagError):
 
 
 class BadCatalogue(DataError):
-    """A catalogue with rows that cannot be used; lists all of them at once.
-
-    Parameters
-    ----------
-    source : str
-        The manifest, as the user named it.
-    problems : sequence of str
-        One sentence per row, each beginning with its row number (``row 17: ...``).
-    """
+    """A catalogue with rows that cannot be used; lists all of them at once (``row 17: ...``)."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
@@ -84,13 +76,7 @@ class SplitOverlap(ArtefactError):
 
 
 class GateUnmet(RetailtagError):
-    """A score that misses a condition; everything was written and printed before.
-
-    Parameters
-    ----------
-    sentences : sequence of str
-        One for each condition and model that misses it.
-    """
+    """A score that misses a condition; everything was written and printed before."""
 
     exit_code = EXIT_GATE
 

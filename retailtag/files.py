@@ -62,13 +62,9 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable where the file system allows it.
-
-    Notes
-    -----
-    Some network file systems refuse it (EINVAL), and a folder that may not be listed cannot be
-    opened for it; PostgreSQL (``fsync_fname_ext``) ignores the same.
-    """
+    """Make the names inside `folder` durable where the file system allows it."""
+    # Some network file systems refuse it (EINVAL), and a folder that may not be listed cannot be
+    # opened for it; PostgreSQL (fsync_fname_ext) ignores the same.
     try:
         fd = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -97,13 +93,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or is not JSON; the message names it.
-    """
+    """Read JSON; raises `DataError` if the file is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -121,17 +111,8 @@ def read_artefact(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read ``NAME.json`` and the tensors of ``NAME.safetensors``, as retailtag writes them.
 
-    Parameters
-    ----------
-    folder : Path
-    name : str
-        Stem of both files.
-    versions : sequence of int
-        Values of ``format`` that the caller reads.
-    command : str
-        Command that writes them again, for messages.
-    parse : callable
-        ``safetensors.numpy.load`` or ``safetensors.torch.load``.
+    The caller reads the `versions` of the format; `command` writes the files again; `parse` is
+    ``safetensors.numpy.load`` or ``safetensors.torch.load``.
 
     Raises
     ------

@@ -16,6 +16,7 @@ from retailtag.errors import ArtefactError, DataError
 from retailtag.files import write_whole
 
 FORMAT = 1
+# What NumPy raises on a damaged archive, besides ValueError and OSError.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -100,11 +101,19 @@ class Predictions:
         """
         problem = "is damaged or not a predictions file of retailtag; run probe or finetune again"
         try:
+            # The file may come from anybody, and a pickle runs code when it is loaded.
             with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
             header = json.loads(arrays["header"].tobytes())
             if header["format"] == FORMAT:
-                return cls._of(header, arrays)
+                return cls(
+                    image_ids=arrays["image_ids"],
+                    tags=tuple(header["tags"]),
+                    logits=arrays["logits"],
+                    thresholds=arrays["thresholds"],
+                    fitted_ids=arrays["fitted_ids"],
+                    provenance=dict(header["provenance"]),
+                )
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; run probe or finetune first.") from None
         except DataError as error:
@@ -118,16 +127,4 @@ class Predictions:
             raise DataError(f"{path} {problem}.") from error
         raise ArtefactError(
             f"{path} has format {header['format']}, this version reads {FORMAT}; write it again."
-        )
-
-    @classmethod
-    def _of(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Predictions:
-        """From the parts of the file; whatever they lack or mistake raises."""
-        return cls(
-            image_ids=arrays["image_ids"],
-            tags=tuple(header["tags"]),
-            logits=arrays["logits"],
-            thresholds=arrays["thresholds"],
-            fitted_ids=arrays["fitted_ids"],
-            provenance=dict(header["provenance"]),
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 def allot(
     product_sizes: Sequence[int], counts: Sequence[int], fold_sizes: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Slots by fold and product size.
+    """Products of each size for each fold (n_folds, n_product_sizes), about in proportion.
 
     Parameters
     ----------
@@ -25,11 +25,6 @@ def allot(
         Number of products of each size.
     fold_sizes : sequence of int
         Wanted size of each fold in images; they sum to all images.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_folds, n_product_sizes)
-        Columns sum to `counts`. Each size is spread over the folds about in proportion.
 
     Notes
     -----

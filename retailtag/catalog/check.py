@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +16,10 @@ from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.decode_pool import decode_in_subprocess
+from retailtag.images.loader import map_in_order
 from retailtag.progress import SILENT, Progress
 
-IMAGES_PER_TASK = 64  # enough to hide the cost of handing a task to a thread
+IMAGES_AHEAD = 256
 MIN_SIDE = 32  # pixels
 MAX_ASPECT_RATIO = 8.0
 
@@ -55,47 +54,18 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class CatalogReport:
-    """What `check_catalog` found.
-
-    Parameters
-    ----------
-    path : str
-        The catalogue.
-    splits : dict of str to int
-        Images in each split that has any.
-    tags : tuple of TagRow
-        In the catalogue's tag order.
-    groups : dict of str to int
-        Number of tail, common and frequent tags.
-    tags_per_image : dict of str to float
-        ``min``, ``median``, ``mean`` and ``max``.
-    products : int
-        Number of groups.
-    unreadable : tuple of ImageFinding
-        Images that do not decode.
-    duplicates_across : tuple of Duplicate
-        Identical pixels in more than one split: they leak.
-    duplicates_within : int
-        Images that repeat another of the same split.
-    without_positive : dict of str to tuple of str
-        Tags without a positive image, by split.
-    suspicious : tuple of ImageFinding
-        Rows worth checking: products in several splits, no tags, far more tags than usual,
-        tiny, long or blank images, equal images with different tags.
-    tag_notes : tuple of str
-        Tags that differ only in case or spacing, and tags that are always on.
-    """
+    """What `check_catalog` found."""
 
     path: str
-    splits: dict[str, int]
+    splits: dict[str, int]  # images in each split that has any
     tags: tuple[TagRow, ...]
-    groups: dict[str, int]
-    tags_per_image: dict[str, float]
+    groups: dict[str, int]  # number of tail, common and frequent tags
+    tags_per_image: dict[str, float]  # min, median, mean, max
     products: int
     unreadable: tuple[ImageFinding, ...]
-    duplicates_across: tuple[Duplicate, ...]
-    duplicates_within: int
-    without_positive: dict[str, tuple[str, ...]]
+    duplicates_across: tuple[Duplicate, ...]  # in more than one split: they leak
+    duplicates_within: int  # images that repeat another of the same split
+    without_positive: dict[str, tuple[str, ...]]  # tags without a positive image, by split
     suspicious: tuple[ImageFinding, ...]
     tag_notes: tuple[str, ...]
 
@@ -109,8 +79,7 @@ class CatalogReport:
         return {"images": self.n_images, **asdict(self)}
 
 
-@dataclass(frozen=True)
-class _Inspection:
+class _Inspection(NamedTuple):
     """What one image showed: digest of its pixels, oddity, and the reason if it did not decode."""
 
     digest: bytes = b""
@@ -127,17 +96,8 @@ def check_catalog(
 ) -> CatalogReport:
     """Decode every image, and report counts, duplicates and oddities of a catalogue.
 
-    Parameters
-    ----------
-    workers : int, optional
-        Threads, each with a process that decodes; default: one per core.
-    max_pixels : int
-        Larger images count as unreadable.
-
-    Notes
-    -----
-    Duplicates are images of equal size and equal pixels after decoding, so that another
-    container or other metadata does not hide one. Near duplicates are not looked for.
+    Duplicates are images of equal size and equal pixels after decoding, so that another container
+    or other metadata does not hide one. Images of over `max_pixels` count as unreadable.
     """
     inspections = _inspect_all(catalog, workers or os.cpu_count() or 1, progress, max_pixels)
     labels = catalog.table.labels
@@ -170,48 +130,28 @@ def check_catalog(
 def _inspect_all(
     catalog: Catalog, workers: int, progress: Progress, max_pixels: int
 ) -> list[_Inspection]:
-    """Inspect every image in row order, a bounded number of batches ahead."""
-    inspections: list[_Inspection] = []
-    with (
-        progress.task("decode", len(catalog)) as advance,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        for batch in _ahead(catalog, pool, 4 * workers, max_pixels):
-            inspections += batch
-            advance(len(batch))
-    return inspections
+    """Inspect every image, in row order."""
 
-
-def _ahead(
-    catalog: Catalog, pool: ThreadPoolExecutor, depth: int, max_pixels: int
-) -> Iterator[list[_Inspection]]:
-    """Results of the batches in order; at most `depth` of them wait at any time."""
-    waiting: deque[Future[list[_Inspection]]] = deque()
-    try:
-        for start in range(0, len(catalog), IMAGES_PER_TASK):
-            rows = range(start, min(start + IMAGES_PER_TASK, len(catalog)))
-            waiting.append(pool.submit(_inspect, catalog, rows, max_pixels))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _inspect(catalog: Catalog, rows: Sequence[int], max_pixels: int) -> list[_Inspection]:
-    inspections = []
-    for row in rows:
+    def inspect(row: int) -> _Inspection:
         try:
-            pixels = decode_in_subprocess(catalog.images.read(row), max_pixels=max_pixels)
+            data = catalog.images.read(row)
+            found: _Inspection = decode_in_subprocess(data, _inspect, max_pixels=max_pixels)
         except UnreadableImage as error:
-            inspections.append(_Inspection(error=str(error)))
-            continue
-        # The shape too: a 2 x 8 and a 4 x 4 image can have the same bytes.
-        digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
-        inspections.append(_Inspection(digest, _oddity(pixels)))
+            return _Inspection(error=str(error))
+        return found
+
+    inspections = []
+    with progress.task("decode", len(catalog)) as advance:
+        for inspection in map_in_order(inspect, range(len(catalog)), workers, IMAGES_AHEAD):
+            inspections.append(inspection)
+            advance(1)
     return inspections
+
+
+def _inspect(pixels: NDArray[np.uint8]) -> _Inspection:
+    # The shape too: a 2 x 8 and a 4 x 4 image can have the same bytes.
+    digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
+    return _Inspection(digest, _oddity(pixels))
 
 
 def _oddity(pixels: NDArray[np.uint8]) -> str:
@@ -227,14 +167,8 @@ def _oddity(pixels: NDArray[np.uint8]) -> str:
 
 
 def _summary(values: NDArray[np.int64]) -> dict[str, float]:
-    if not len(values):
-        return dict.fromkeys(("min", "median", "mean", "max"), 0.0)
-    return {
-        "min": float(values.min()),
-        "median": float(np.median(values)),
-        "mean": float(values.mean()),
-        "max": float(values.max()),
-    }
+    statistics = {"min": np.min, "median": np.median, "mean": np.mean, "max": np.max}
+    return {name: float(of(values)) for name, of in statistics.items()}
 
 
 def _tag_rows(catalog: Catalog, positives: dict[str, NDArray[np.int64]]) -> tuple[TagRow, ...]:
@@ -282,7 +216,7 @@ def _finding(catalog: Catalog, row: int, reason: str) -> ImageFinding:
 def _suspicious(
     catalog: Catalog, inspections: Sequence[_Inspection], per_image: NDArray[np.int64]
 ) -> Iterator[ImageFinding]:
-    median = float(np.median(per_image)) if len(per_image) else 0.0
+    median = float(np.median(per_image))
     for row in np.flatnonzero(per_image == 0).tolist():
         yield _finding(catalog, row, "has no tags")
     for row in np.flatnonzero(per_image > max(10.0, 4 * median)).tolist():

@@ -16,19 +16,10 @@ from retailtag.errors import DataError, UsageError
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Which fold each image is in, and what was asked for but is not possible.
+    """Which fold each image is in, and what was asked for but is not possible."""
 
-    Parameters
-    ----------
-    fold : ndarray of int64, shape (n_images,)
-        Index into the sizes asked for.
-    unsatisfied : tuple of str
-        One sentence each: a fold of another size than asked for, a tag without a positive image
-        in a fold.
-    """
-
-    fold: NDArray[np.int64]
-    unsatisfied: tuple[str, ...]
+    fold: NDArray[np.int64]  # (n_images,), index into the sizes asked for
+    unsatisfied: tuple[str, ...]  # a sentence for each wrong size, each tag that a fold lacks
 
 
 def stratified_folds(
@@ -112,12 +103,8 @@ def k_folds(
 ) -> NDArray[np.int64]:
     """Fold (n_images,) of each image: `k` stratified folds of nearly equal size.
 
-    Parameters are those of `stratified_folds`.
-
-    Raises
-    ------
-    UsageError
-        If `k` is below 2 or above the number of products.
+    Parameters are those of `stratified_folds`; raises `UsageError` if `k` is below 2 or above the
+    number of products.
     """
     n = len(ids)
     n_products = len(np.unique(groups))
@@ -129,18 +116,13 @@ def k_folds(
 
 @dataclass(frozen=True, eq=False)
 class _Products:
-    """Products in canonical order, and the tags on their images.
+    """Products in canonical order, and the tags on their images."""
 
-    ``of_image`` (n_images,) is each image's product, ``size`` (n_products,) its images, ``has``
-    (n_products, n_tags) whether it carries a tag; ``tags_of`` and ``counts_of`` list the tags of
-    each product and the number of its images with each.
-    """
-
-    of_image: NDArray[np.intp]
-    size: NDArray[np.int64]
-    has: NDArray[np.bool_]
-    tags_of: list[NDArray[np.intp]]
-    counts_of: list[NDArray[np.float64]]
+    of_image: NDArray[np.intp]  # (n_images,), product of each image
+    size: NDArray[np.int64]  # (n_products,), in images
+    has: NDArray[np.bool_]  # (n_products, n_tags), whether any of its images carries the tag
+    tags_of: list[NDArray[np.intp]]  # tags of each product
+    counts_of: list[NDArray[np.float64]]  # number of its images with each of these
 
     @classmethod
     def build(

@@ -1,13 +1,10 @@
-"""From tag cells to the label matrix.
-
-Cells repeat (a catalogue has far fewer distinct tag lists than images), so each distinct cell is
-parsed once and its tags are laid out over the rows by index arithmetic.
-"""
+"""From tag cells to the label matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,28 +13,15 @@ from retailtag.catalog.manifest import NO_TAGS, SEPARATOR, Cell, Problems
 from retailtag.catalog.table import NEGATIVE, POSITIVE, UNKNOWN
 
 
-@dataclass(frozen=True)
-class TagColumn:
-    """A column of tags.
-
-    Parameters
-    ----------
-    name : str
-        Its name, for messages.
-    cells : sequence of (str or tuple of str)
-        One a row: tags joined by ``|``, or a tuple of them.
-    prefix : str
-        Put before each tag, e.g. ``gender:``; then an empty cell leaves the column's tags
-        unknown in that row.
-    """
+class TagColumn(NamedTuple):
+    """A column of tags."""
 
     name: str
-    cells: Sequence[Cell]
-    prefix: str = ""
+    cells: Sequence[Cell]  # one a row: tags joined by |, or a tuple of them
+    prefix: str = ""  # put before each tag; an empty cell then leaves the column's tags unknown
 
 
-@dataclass(frozen=True)
-class _Laid:
+class _Laid(NamedTuple):
     """A column's (row, tag) pairs, and which rows say anything at all (n,)."""
 
     rows: NDArray[np.intp]
@@ -48,24 +32,12 @@ class _Laid:
 def encode_labels(
     columns: Sequence[TagColumn], unknown: TagColumn | None, n: int, problems: Problems
 ) -> tuple[tuple[str, ...], NDArray[np.int8]]:
-    """Sorted tags and labels (n, n_tags) of 1, 0 and -1.
+    """Sorted tags and labels (n, n_tags) of 1, 0 and -1; `unknown` lists tags not annotated.
 
-    Parameters
-    ----------
-    columns : sequence of TagColumn
-        Where the tags are.
-    unknown : TagColumn, optional
-        Tags that nobody annotated in a row.
-    n : int
-        Number of rows.
-    problems : Problems
-        Receives rows without tags and cells that cannot be parsed.
-
-    Notes
-    -----
     A row must say something: an empty cell is more often an oversight than an image without
     tags, and that is written ``-`` (or an empty list in a list column). In an attribute column
     an empty cell means "not annotated" (-1 for the tags of that column), ``-`` "none of them".
+    Rows without tags and cells that cannot be parsed are added to `problems`.
     """
     index: dict[str, int] = {}
     laid = [_lay(column, index, problems) for column in columns]
@@ -93,7 +65,8 @@ def encode_labels(
 
 
 def _lay(column: TagColumn, index: dict[str, int], problems: Problems) -> _Laid:
-    """Parse each distinct cell once, number its tags in `index`, and spread them over the rows."""
+    """Parse the cells, number their tags in `index`, and spread them over the rows."""
+    # A catalogue has far fewer distinct tag lists than images: each is parsed once.
     distinct: dict[Cell, int] = {}
     codes = np.array([distinct.setdefault(c, len(distinct)) for c in column.cells], np.intp)
     pieces: list[list[int]] = []
@@ -103,17 +76,15 @@ def _lay(column: TagColumn, index: dict[str, int], problems: Problems) -> _Laid:
             for row in np.flatnonzero(codes == number):
                 problems.add(int(row), f"{column.name}: {fault}")
         pieces.append([index.setdefault(column.prefix + t, len(index)) for t in tags])
-    # Row r gets the tags flat[starts[c] : starts[c] + lengths[c]] of its cell c = codes[r].
-    # `rows` repeats each row number by its count of tags; `within` counts 0, 1, ... in each row.
-    lengths = np.array([len(p) for p in pieces], np.intp)
-    flat = np.array([t for p in pieces for t in p], np.intp)
-    starts = np.cumsum(lengths) - lengths
-    per_row = lengths[codes] if pieces else np.zeros(0, np.intp)
-    rows = np.repeat(np.arange(len(codes)), per_row)
-    within = np.arange(len(rows)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
-    tags_of = flat[np.repeat(starts[codes], per_row) + within] if len(rows) else flat[:0]
-    empty = np.array([c == "" for c in distinct], bool)
-    return _Laid(rows, tags_of, ~empty[codes] if pieces else np.zeros(0, bool))
+    # Row r gets the tags of its cell, pieces[codes[r]]: repeat r by their number, join them.
+    lengths = np.array([len(piece) for piece in pieces], np.intp)
+    said = np.array([cell != "" for cell in distinct], bool)
+    tags_of = chain.from_iterable(pieces[code] for code in codes.tolist())
+    return _Laid(
+        rows=np.repeat(np.arange(len(codes)), lengths[codes]),
+        tags=np.fromiter(tags_of, np.intp),
+        said=said[codes],
+    )
 
 
 def _parse(cell: Cell) -> tuple[list[str], str]:

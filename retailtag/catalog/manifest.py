@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -18,20 +17,16 @@ from retailtag.errors import DataError
 Cell = str | tuple[str, ...]
 SEPARATOR = "|"
 NO_TAGS = "-"
+NESTED = "\0nested"  # cell of an object, or of lists within a list; no text that is taken has a NUL
 COLUMNS = ("path", "tags", "image_id", "split", "group", "title", "tags_unknown")
 
 
 @dataclass
 class Problems:
-    """Complaints about rows, gathered so that all of them are told at once.
+    """Complaints about rows, gathered so that all of them are told at once."""
 
-    Parameters
-    ----------
-    row_numbers : sequence of int
-        What the user calls each row: line of a CSV or JSON-lines file (a CSV's header is row 1,
-        as a spreadsheet shows it), 1, 2, ... in Parquet files and folders.
-    """
-
+    # What the user calls each row: the line of a CSV or JSON-lines file (a CSV's header is row 1,
+    # as a spreadsheet shows it), 1, 2, ... elsewhere.
     row_numbers: Sequence[int]
     _by_row: dict[int, list[str]] = field(default_factory=dict)
     _broken: set[int] = field(default_factory=set)
@@ -53,50 +48,32 @@ class Problems:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's cells by column, before anything is made of them.
+    """A manifest's cells by column, before anything is made of them."""
 
-    Parameters
-    ----------
-    path : Path
-        The file or folder; of a table in memory what it is called in messages.
-    columns : dict of str to list of (str or tuple of str)
-        Stripped cells of each column; a list is a tuple, a missing value ''.
-    problems : Problems
-        Rows that could not be parsed; more is added while the rows are understood.
-    files : tuple of Path
-        Parquet files in row order; empty for other manifests.
-    image_column : str
-        Parquet column of image bytes; empty where there is none.
-    nested : dict of str to list of int
-        Rows of each column that hold an object, or lists within a list, instead of text.
-    in_memory : bool
-        Whether it is a table or a list of records.
-    images : list
-        Bytes or PIL image of each row where a table in memory holds them.
-    """
-
-    path: Path
+    path: Path  # of a table in memory what it is called in messages
     columns: dict[str, list[Cell]]
-    problems: Problems
-    files: tuple[Path, ...] = ()
-    image_column: str = ""
-    nested: dict[str, list[int]] = field(default_factory=dict)
-    in_memory: bool = False
-    images: list[Any] = field(default_factory=list)
+    problems: Problems  # rows that could not be parsed; more is added while they are understood
+    files: tuple[Path, ...] = ()  # of Parquet, in row order
+    image_column: str = ""  # Parquet column of image bytes, if there is one
+    in_memory: bool = False  # whether it is a table or a list of records
+    images: list[Any] = field(default_factory=list)  # bytes or PIL images of a table in memory
 
     def __len__(self) -> int:
         return len(self.problems.row_numbers)
 
 
 def cell(value: Any) -> Cell:
-    """Text of a value: null is '', a whole float loses its point, a list becomes a tuple."""
+    """Stripped text of a value: null is '', a whole float loses its point, a list is a tuple."""
     if isinstance(value, str):
         return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
-    if isinstance(value, list | tuple):
+    is_list = isinstance(value, list | tuple)
+    if isinstance(value, dict) or (is_list and any(isinstance(v, list | dict) for v in value)):
+        return NESTED
+    if is_list:
         return tuple(str(cell(v)) for v in value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -104,13 +81,7 @@ def cell(value: Any) -> Cell:
 
 
 def read_csv(path: Path) -> Manifest:
-    """Read a CSV (``.tsv``: tab-separated) with a header, UTF-8.
-
-    Raises
-    ------
-    DataError
-        If there is no header, it repeats a column, or the quoting never closes.
-    """
+    """Read a CSV (``.tsv``: tab-separated) with a header, UTF-8; `DataError` if it is none."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # Not pyarrow's reader: it names no line numbers, guesses types and refuses a whole file for
     # one cell that is not UTF-8.
@@ -154,15 +125,11 @@ def read_json_lines(path: Path) -> Manifest:
             value = {}
             problems.add(i, "is not a JSON object", broken=True)
         records.append(value)
-    columns, nested = _columns(records)
-    return Manifest(path, columns, problems, nested=nested)
+    return Manifest(path, _columns(records), problems)
 
 
 def read_records(records: Sequence[Any]) -> Manifest:
-    """Understand a list of dictionaries, each with ``image`` or ``path``, and ``tags``.
-
-    An ``image`` that is a path counts as ``path``.
-    """
+    """Understand a list of dictionaries; an ``image`` that is a path counts as ``path``."""
     problems = Problems(range(1, len(records) + 1))
     rows: list[dict[str, Any]] = []
     images: list[Any] = []
@@ -178,8 +145,7 @@ def read_records(records: Sequence[Any]) -> Manifest:
             image = None
         rows.append(row)
         images.append(image)
-    columns, nested = _columns(rows)
-    manifest = Manifest(Path("records"), columns, problems, nested=nested, in_memory=True)
+    manifest = Manifest(Path("records"), _columns(rows), problems, in_memory=True)
     return _with_images(manifest, images)
 
 
@@ -189,12 +155,12 @@ def read_table(table: Any, what: str, images: Sequence[Any] | None = None) -> Ma
     if image:
         images = [v.get("bytes") if isinstance(v, dict) else v for v in table[image].to_pylist()]
     table = table.drop_columns([image]) if image else table
-    columns, nested = _arrow_columns(table)
+    columns = _arrow_columns(table)
     problems = Problems(range(1, len(table) + 1))
     if images and all(isinstance(v, str | PurePath) for v in images):
         columns.setdefault("path", [str(v) for v in images])
         images = None
-    manifest = Manifest(Path(what), columns, problems, nested=nested, in_memory=True)
+    manifest = Manifest(Path(what), columns, problems, in_memory=True)
     return _with_images(manifest, images or [])
 
 
@@ -230,12 +196,7 @@ def _names(given: Sequence[str]) -> list[Cell]:
 def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
     """Read Parquet files as one table, all columns but the image bytes.
 
-    Class labels that Hugging Face datasets store as numbers become their names.
-
-    Raises
-    ------
-    DataError
-        If a file is not Parquet or the files' columns differ.
+    Raises `DataError` if a file is not Parquet or the files' columns differ.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -244,7 +205,9 @@ def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
         schema = pq.read_schema(files[0])
         image = next((f.name for f in schema if _holds_bytes(f.type)), "")
         plain = [f.name for f in schema if f.name != image]
-        stored_path = [f"{image}.path"] if image and _has_path(schema.field(image).type) else []
+        kind = schema.field(image).type if image else pa.null()
+        has_path = pa.types.is_struct(kind) and any(f.name == "path" for f in kind)
+        stored_path = [f"{image}.path"] if has_path else []
         # Not pq.read_table: it flattens a nested column, and guesses partitions from folders.
         table = pa.concat_tables(
             [pq.ParquetFile(file).read(columns=plain + stored_path) for file in files]
@@ -252,60 +215,37 @@ def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     n = table.num_rows
-    columns, nested = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))
+    columns = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))
     if image and "path" not in columns:
         stored = table.column(image).to_pylist() if stored_path else [None] * n
         columns["path"] = _names([str(cell(v["path"])) if v else "" for v in stored])
-    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(files), image, nested)
+    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(files), image)
 
 
-def _columns(
-    records: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, list[Cell]], dict[str, list[int]]]:
-    """Cells of each column, and the rows that hold an object instead of text."""
+def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {n: [cell(r.get(n)) for r in records] for n in names}
-    return columns, {n: _nested_rows([r.get(n) for r in records]) for n in names}
+    return {name: [cell(record.get(name)) for record in records] for name in names}
 
 
-def _arrow_columns(table: Any) -> tuple[dict[str, list[Cell]], dict[str, list[int]]]:
-    """As `_columns`, of a pyarrow table whose class numbers become names."""
+def _arrow_columns(table: Any) -> dict[str, list[Cell]]:
+    """Cells of a pyarrow table by column; class numbers become names."""
     columns: dict[str, list[Cell]] = {}
-    nested: dict[str, list[int]] = {}
     class_names = _class_names(table.schema.metadata or {})
     for name in table.column_names:
         values = table.column(name).to_pylist()
-        nested[name] = _nested_rows(values)
         if name in class_names:
             values = [_named(value, class_names[name]) for value in values]
         columns[name] = [cell(value) for value in values]
-    return columns, nested
-
-
-def _nested_rows(values: Sequence[Any]) -> list[int]:
-    """Rows whose value is neither text, number, nothing, nor a list of these."""
-    return [
-        row
-        for row, value in enumerate(values)
-        if isinstance(value, dict)
-        or (isinstance(value, list | tuple) and any(isinstance(v, list | dict) for v in value))
-    ]
+    return columns
 
 
 def _text(path: Path) -> str:
-    """Content of a text file; bytes that are not UTF-8 become lone surrogates.
-
-    Surrogates name their rows later on; a file that as a whole is UTF-16 or UTF-32 is refused.
-    """
+    """Content of a text file; bytes that are not UTF-8 become surrogates, reported by row later."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    # UTF-32's little-endian mark begins with UTF-16's.
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        raise DataError(f"{path} is UTF-32; save it as UTF-8.")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path} is UTF-16; save it as UTF-8.")
+    # UTF-16 and UTF-32, with or without a byte order mark, spell every ASCII character with NULs.
     if b"\0" in data.partition(b"\n")[0]:
         raise DataError(
             f"{path} has NUL bytes in its first line, as UTF-16 and UTF-32 have; save it as UTF-8."
@@ -332,12 +272,6 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _has_path(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_struct(kind) and any(f.name == "path" for f in kind))
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.labels import TagColumn, encode_labels
 from retailtag.catalog.manifest import (
+    NESTED,
     NO_TAGS,
     SEPARATOR,
     Cell,
@@ -35,8 +36,8 @@ from retailtag.images.memory import MemoryImages
 from retailtag.images.sources import (
     MAX_BYTES,
     MISSING,
+    ImageSource,
     ParquetImages,
-    PathImages,
     archives_beside,
     open_images,
 )
@@ -108,11 +109,10 @@ def read_catalog(
     Notes
     -----
     Without a ``split`` column everything is ``train``; ``validation``, ``valid`` and ``dev`` are
-    other words for ``val``; an id defaults to the path without its
-    suffix; an image without ``group`` is a product of its own. An image without any tag is
-    written ``-``, since an empty cell is more often an oversight; in an attribute column an
-    empty cell means that this attribute was not annotated. ``tags_unknown`` names the tags that
-    nobody annotated in that image (-1).
+    other words for ``val``; an id defaults to the path without its suffix; an image without
+    ``group`` is a product of its own. An image without any tag is written ``-``; in an attribute
+    column an empty cell means that this attribute was not annotated. ``tags_unknown`` names the
+    tags that nobody annotated in that image (-1).
 
     Examples
     --------
@@ -159,15 +159,10 @@ def read_catalog(
 def write_catalogue(catalog: Catalog, path: Path) -> None:
     """Write the canonical CSV manifest, from which `read_catalog` makes an equal catalogue.
 
-    Image paths are as in the catalogue's own source: relative to the folder or archive it was
-    read from.
-
-    Raises
-    ------
-    DataError
-        If the catalogue's images have no paths.
+    Image paths are relative to the folder or archive that the catalogue was read from; raises
+    `DataError` if its images have none.
     """
-    if not isinstance(catalog.images, PathImages) or isinstance(catalog.images, MemoryImages):
+    if isinstance(catalog.images, MemoryImages):
         raise DataError(f"The images of {catalog.path} have no paths that a manifest could name.")
     tags = np.array(catalog.table.tags, dtype=object)
     labels = catalog.table.labels
@@ -274,7 +269,8 @@ def _read_tag_folders(root: Path) -> Manifest:
             )
         inner = Path(folder).relative_to(root).as_posix()
         if inner.count("/") >= has_splits and inner != ".":
-            paths += [f"{inner}/{name}" for name in sorted(files) if _looks_like_image(name)]
+            names = sorted(f for f in files if f.lower().endswith(IMAGE_SUFFIXES))
+            paths += [f"{inner}/{name}" for name in names if not name.startswith(".")]
     if not paths:
         raise DataError(
             f"{root} holds neither {FOLDER_MANIFEST} nor folders of images, one per tag."
@@ -291,10 +287,6 @@ def _refuse(error: OSError) -> None:
     raise DataError(
         f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
     ) from error
-
-
-def _looks_like_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _column(manifest: Manifest, name: str) -> Sequence[Cell]:
@@ -325,8 +317,6 @@ def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
     used = {"path", "tags", "image_id", "split", "group", "title", "tags_unknown", *attributes}
     for name in manifest.columns.keys() & used:
         cells = manifest.columns[name]
-        for row in manifest.nested.get(name, ()):
-            manifest.problems.add(row, f"{name} holds an object instead of text or a list")
         # One check of the whole column first: nearly always it is clean, and a check per cell
         # takes seconds for a million rows.
         if _is_clean("".join("".join(c) for c in cells)):
@@ -334,11 +324,11 @@ def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
         for row, value in enumerate(cells):
             text = "".join(value)
             if not _is_clean(text):
-                fault = (
-                    "holds a NUL character; remove it"
-                    if "\0" in text
-                    else "has the wrong encoding (not UTF-8 text)"
-                )
+                fault = "has the wrong encoding (not UTF-8 text)"
+                if value == NESTED:
+                    fault = "holds an object instead of text or a list"
+                elif "\0" in text:
+                    fault = "holds a NUL character; remove it"
                 manifest.problems.add(row, f"{name} {fault}")
 
 
@@ -367,7 +357,7 @@ def _check_paths(paths: Sequence[str], problems: Problems) -> list[str]:
     return safe
 
 
-def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> PathImages:
+def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> ImageSource:
     """Find the images where `read_catalog` says."""
     if images is not None:
         return _source_at(images, paths)
@@ -385,7 +375,7 @@ def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> Pa
     return next((a for a in archives if len(a.faults) < len(paths)), source)
 
 
-def _source_at(images: Path, paths: Sequence[str]) -> PathImages:
+def _source_at(images: Path, paths: Sequence[str]) -> ImageSource:
     """Open the folder, archive or Parquet that holds the images."""
     if images.suffix.lower() in (".parquet", ".pq"):
         return _parquet_source(images, [images], paths)
@@ -397,7 +387,7 @@ def _source_at(images: Path, paths: Sequence[str]) -> PathImages:
     return source
 
 
-def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> PathImages:
+def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> ImageSource:
     """Serve a manifest's paths from the image bytes of Parquet files."""
     stored = read_parquet(path, files)
     if not stored.image_column:
@@ -414,7 +404,7 @@ def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> 
 
 
 def _check_files(
-    source: PathImages, paths: Sequence[str], manifest: Manifest, problems: Problems
+    source: ImageSource, paths: Sequence[str], manifest: Manifest, problems: Problems
 ) -> None:
     faults = {row: why for row, why in source.faults.items() if paths[row]}
     if len(faults) == len(paths) > MIN_ROWS_FOR_ONE_MESSAGE:

@@ -19,18 +19,9 @@ Exchange = tuple[list[int], list[int]]  # products that go to the fold, products
 class Repair:
     """Local search for exchanges that give a tag its positive and cost no other tag one.
 
-    Parameters
-    ----------
-    has : ndarray of bool, shape (n_products, n_tags)
-        Which product carries which tag.
-    size : ndarray of int64, shape (n_products,)
-        Images of each product.
-    fold : ndarray of int64, shape (n_products,)
-        Fold of each product; changed in place.
-    required : ndarray of bool, shape (n_folds, n_tags)
-        Whether the tag must have a positive in the fold.
-    rng : numpy.random.Generator
-        Decides which products are tried first.
+    ``size[p]`` is the number of images of product p, ``fold[p]`` its fold, changed in place;
+    ``required[k, t]`` says whether tag t must have a positive in fold k. `rng` decides which
+    products are tried first.
     """
 
     def __init__(

@@ -17,24 +17,12 @@ from retailtag.errors import UsageError, check_seed
 
 @dataclass(frozen=True, eq=False)
 class SplitCatalog:
-    """A catalogue under its new split.
-
-    Parameters
-    ----------
-    catalog : Catalog
-        The images with their new splits.
-    unsatisfied : tuple of str
-        One sentence for each size or tag that could not be satisfied.
-    seed : int
-        The seed that gives this split again.
-    out : Path or None
-        The manifest that was written.
-    """
+    """A catalogue under its new split."""
 
     catalog: Catalog
-    unsatisfied: tuple[str, ...]
+    unsatisfied: tuple[str, ...]  # a sentence for each size or tag that could not be satisfied
     seed: int
-    out: Path | None = None
+    out: Path | None = None  # the manifest that was written
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -79,10 +67,6 @@ def split(
         CSV manifest to write.
     force : bool
         Overwrite `out`, even if it is the input itself.
-
-    Returns
-    -------
-    SplitCatalog
 
     Raises
     ------

@@ -21,13 +21,6 @@ TAIL_EDGES = (10, 20)  # training images at which the tail is divided for a clos
 class GroupCutoffs:
     """Where a tag's training count puts it: tail < `tail` <= common < `frequent` <= frequent.
 
-    Parameters
-    ----------
-    tail : int
-        A tag with fewer positive training images than this is a tail tag.
-    frequent : int
-        A tag with at least this many is a frequent tag.
-
     Examples
     --------
     >>> GroupCutoffs().group_of(np.array([3, 49, 50, 499, 500])).tolist()

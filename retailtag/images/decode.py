@@ -48,7 +48,7 @@ _NO_CACHE = 0x0040  # cmsFLAGS_NOCACHE: one transform may then serve several thr
 def decode_image(
     data: bytes, *, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False
 ) -> Image.Image:
-    """Upright sRGB pixels of an encoded image, as `DECODE_POLICY` says.
+    """Upright sRGB pixels (mode RGB) of an encoded image, as `DECODE_POLICY` says.
 
     Parameters
     ----------
@@ -56,29 +56,18 @@ def decode_image(
         A whole file: JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM or ICO; HEIF where the
         package pillow-heif is installed.
     max_pixels : int
-        Width times height that is refused above this, before any pixel is decoded.
+        Width times height that is refused above this, before any pixel is decoded. Pillow's own
+        guard, twice ``PIL.Image.MAX_IMAGE_PIXELS``, stays in force above a larger one.
     allow_truncated : bool
-        Decode a JPEG that ends early and leave the missing rest grey. Other formats
-        are refused all the same, and so is a progressive JPEG that ends between scans; a
-        PNG may lack what follows its pixels.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB.
+        Decode a JPEG that ends early and leave the missing rest grey. Other formats are refused
+        all the same, and so is a progressive JPEG that ends between scans; a PNG may lack what
+        follows its pixels.
 
     Raises
     ------
     UnreadableImage
         If the bytes are not an image of these formats, are damaged, or exceed `max_pixels`; the
         message is the reason and the remedy, without the name of the file.
-
-    Notes
-    -----
-    An upright RGB JPEG without profile is returned as decoded, without a further pass. Pillow's
-    own guard, twice ``PIL.Image.MAX_IMAGE_PIXELS``, stays in force above a larger `max_pixels`.
-    Bytes behind the end of the image, and frames behind the first, are not looked at.
-    Safe to call from several threads; decoding releases the interpreter lock.
 
     Examples
     --------
@@ -100,28 +89,18 @@ def decode_pixels(
     """Pixels of `decode_image`, uint8 (h, w, 3), the same to the last bit and sooner.
 
     `room` gives memory of a number of bytes to decode into; the pixels may still be elsewhere.
-
-    Notes
-    -----
-    An upright RGB JPEG without a profile that moves colours, which nearly every photograph is,
-    goes straight to libjpeg-turbo, where the package simplejpeg is installed: the library that
-    Pillow decodes with, without Pillow's own copies of the pixels. Where that
-    decoder warns or fails, as on a damaged file, Pillow decodes and gives the reason.
     """
     image = open_image(data, max_pixels)
+    # An upright RGB JPEG without a profile that moves colours, which nearly every photograph is,
+    # goes straight to libjpeg-turbo: the library that Pillow decodes with, without Pillow's own
+    # copies of the pixels. Where it warns or fails, Pillow decodes and gives the reason.
     if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size, room)) is not None:
         return pixels
     return np.asarray(_decoded(image, data, allow_truncated))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright sRGB pixels of an image that Pillow has opened or made, as `DECODE_POLICY` says.
-
-    Raises
-    ------
-    UnreadableImage
-        If its pixels cannot be loaded or converted.
-    """
+    """Upright sRGB pixels of an image that Pillow has opened or made; raises `UnreadableImage`."""
     try:
         image.load()
         return _to_rgb(_upright(image))
@@ -197,21 +176,21 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; TIFF has already done so on loading."""
-    from PIL import Image
+    from PIL.Image import Transpose
 
-    methods = (
-        Image.Transpose.FLIP_LEFT_RIGHT,
-        Image.Transpose.ROTATE_180,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSVERSE,
-        Image.Transpose.ROTATE_90,
-    )
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
     orientation = _orientation(image)
     if orientation == 1:
         return image
-    turned = image.transpose(methods[orientation - 2])
+    turned = image.transpose(methods[orientation])
     turned.info = image.info
     return turned
 

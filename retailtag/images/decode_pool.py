@@ -28,7 +28,6 @@ from retailtag.images.decode import MAX_PIXELS, Pixels, decode_pixels
 from retailtag.images.decode_worker import (
     DEFECT,
     PIXELS,
-    READY,
     UNREADABLE,
     Answer,
     Job,
@@ -69,37 +68,19 @@ def decode_in_subprocess(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
 ) -> Any:
-    """Decode an image as `decode_pixels` does, in another process.
+    """Decode an image in another process, and return what `use` makes of its pixels.
 
-    Parameters
-    ----------
-    data : bytes
-        A whole file.
-    use : callable, optional
-        What to do with the pixels, RGB, uint8 (h, w, 3). They lie in memory shared with the
-        process and serve the next image after the call: keep no view of them, change nothing.
-        By default they are copied.
-    max_pixels, allow_truncated
-        As for `decode_pixels`.
-
-    Returns
-    -------
-    object
-        What `use` returns.
+    The pixels are those of `decode_pixels` to the last bit. They lie in memory shared with the
+    process and serve the next image after the call: `use` must keep no view of them and change
+    nothing. By default they are copied.
 
     Raises
     ------
     UnreadableImage
-        If `decode_pixels` refuses the image, or the process dies or takes longer than
-        `TIME_LIMIT` seconds over it, twice: the second time in a fresh process, while no other
-        image is on its second attempt, because another image may have used up the memory.
+        If `decode_pixels` refuses the image, or a process dies or takes longer than `TIME_LIMIT`
+        seconds over it, twice.
     Unavailable
         If no process can be started.
-
-    Notes
-    -----
-    A process serves one thread at a time and waits for the next image for up to a minute. The
-    pixels are those of `decode_pixels` to the last bit.
     """
     job = Job(len(data), max_pixels, allow_truncated)
     try:
@@ -158,10 +139,12 @@ class _Decoder:
             self._hang_up()
             raise
         self._socket.settimeout(_START_SECONDS)
-        if not self._is_ready():
+        try:
+            Answer.receive(self._socket)  # READY
+        except (EOFError, OSError):
             self._process.kill()
             self.end()
-            raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}"))
+            raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}")) from None
         self._socket.settimeout(TIME_LIMIT)
 
     def ask(self, job: Job, data: bytes) -> tuple[Answer, Pixels]:
@@ -213,12 +196,6 @@ class _Decoder:
             self._socket.close()
             os.close(self._shared)
             self._mapped = None
-
-    def _is_ready(self) -> bool:
-        try:
-            return Answer.receive(self._socket).kind == READY
-        except (EOFError, OSError):
-            return False
 
     def _how(self) -> str:
         """How the process ended: a signal by name, or its exit code."""

@@ -66,12 +66,9 @@ class Answer(NamedTuple):
 
 
 def _receive(source: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = source.recv(size - len(data))
-        if not part:
-            raise EOFError
-        data += part
+    data = source.recv(size, socket.MSG_WAITALL)  # so short a message is never divided
+    if len(data) < size:
+        raise EOFError
     return data
 
 
@@ -86,22 +83,14 @@ def put(shared: int, body: bytes | memoryview) -> int:
 
 def get(shared: int, size: int) -> bytes:
     """The first `size` bytes of the shared file, or fewer if there are fewer."""
-    parts = []
-    at = 0
-    while at < size and (part := os.pread(shared, size - at, at)):
-        parts.append(part)
-        at += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    data = os.pread(shared, size, 0)
+    while len(data) < size and (more := os.pread(shared, size - len(data), len(data))):
+        data += more  # above 2 GiB, which is all that one call reads
+    return data
 
 
 class Room:
-    """The shared file as memory, for a decoder that writes to a given buffer.
-
-    Parameters
-    ----------
-    shared : int
-        Descriptor of the file.
-    """
+    """The shared file as memory, for a decoder that writes to a given buffer."""
 
     def __init__(self, shared: int) -> None:
         self._shared = shared
@@ -124,14 +113,13 @@ class Room:
 def serve(descriptor: int, shared: int) -> None:
     """Answer jobs until the socket closes or nothing comes for `IDLE_SECONDS`.
 
-    Parameters
-    ----------
-    descriptor, shared : int
-        File descriptors of this process's end of the socket and of the shared file.
+    The arguments are the file descriptors of this process's end of the socket and of the shared
+    file.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     warnings.simplefilter("ignore")  # of Pillow, about what it can read all the same
-    _first_to_be_killed()
+    with suppress(OSError):  # when memory runs out, Linux is to kill this process, not the run
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     room = Room(shared)
     owner_ended = (EOFError, ConnectionError, TimeoutError)
     with socket.socket(fileno=descriptor) as owner, suppress(*owner_ended):
@@ -139,12 +127,6 @@ def serve(descriptor: int, shared: int) -> None:
         Answer(READY).send(owner)
         while True:
             _answer(Job.receive(owner), shared, room).send(owner)
-
-
-def _first_to_be_killed() -> None:
-    """Have Linux, when memory runs out, kill this process and not the run that owns it."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def _answer(job: Job, shared: int, room: Room) -> Answer:

@@ -62,11 +62,8 @@ _OR_ACCEPT = "or accept what there is with --allow-truncated"
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Image whose header was read and whose pixels were not.
 
-    Raises
-    ------
-    UnreadableImage
-        If the bytes are not an image of the formats read, or declare more than `max_pixels` pixels,
-        or more than Pillow's own guard allows.
+    Raises `UnreadableImage` if the bytes are not an image of the formats read, or declare more
+    pixels than `max_pixels` or Pillow's own guard allow.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -157,13 +154,8 @@ def damage(error: BaseException, data: bytes) -> str:
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether a PNG or WebP ends before the end that its own structure declares.
-
-    Notes
-    -----
-    Pillow decodes a PNG that breaks off behind its last pixels. Chunk lengths are walked, chunk
-    bodies are not read: microseconds an image.
-    """
+    """Whether a PNG or WebP ends before the end that its own structure declares."""
+    # Pillow decodes a PNG that breaks off behind its last pixels. Only chunk lengths are read.
     if _is_webp(data):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if not data.startswith(_PNG):

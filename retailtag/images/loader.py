@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UnreadableImage
-from retailtag.images.decode import MAX_PIXELS
+from retailtag.images.decode import MAX_PIXELS, Pixels
 from retailtag.images.decode_pool import decode_in_process, decode_in_subprocess
 from retailtag.images.sources import ImageSource
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Pixels = NDArray[np.uint8]
 PreprocessFn = Callable[["Image.Image"], Pixels]
 
 _HASHES_AHEAD = 256
@@ -47,29 +46,14 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images of consecutive rows, as far as they could be read.
+    """Images of consecutive rows, as far as they could be read."""
 
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n,)
-        Rows of the catalogue, in the order asked for.
-    pixels : ndarray of uint8, shape (n, 3, h, w)
-        Preprocessed, not normalised; ``(0, 3, 0, 0)`` if no image could be read.
-    sha256 : list of str, length n
-        SHA-256 of each image's bytes, hexadecimal.
-    failures : list of Failure
-        The other rows of this batch.
-    read_seconds, decode_seconds : float
-        Time that the threads spent on reading and hashing this batch, and on decoding and
-        preprocessing it, summed over threads.
-    """
-
-    rows: NDArray[np.intp]
-    pixels: Pixels
-    sha256: list[str]
-    failures: list[Failure]
-    read_seconds: float
-    decode_seconds: float
+    rows: NDArray[np.intp]  # (n,), of the catalogue, in the order asked for
+    pixels: Pixels  # (n, 3, h, w), preprocessed, not normalised; (0, 3, 0, 0) if none was read
+    sha256: list[str]  # of each image's bytes, hexadecimal
+    failures: list[Failure]  # the other rows
+    read_seconds: float  # on reading and hashing, summed over threads
+    decode_seconds: float  # on decoding and preprocessing, summed over threads
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,24 +87,9 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Yield the images of `rows` in order, `batch_size` rows at a time, failures included.
 
-    Parameters
-    ----------
-    images : ImageSource
-        Gives the bytes of a row.
-    rows : sequence of int
-        Rows to load.
-    preprocess : callable
-        PIL image (RGB) to uint8 (3, h, w); the same shape for every image.
-    batch_size : int
-        Rows of a batch; the last may have fewer. Rows that fail leave their batch smaller, so a
-        batch depends on its rows alone, never on timing.
-    workers, max_pixels, allow_truncated
-        As for `load_views`.
-
-    Yields
-    ------
-    Batch
-        One for every `batch_size` rows.
+    `preprocess` makes uint8 (3, h, w) of a PIL image (RGB), of the same shape for every image.
+    Rows that fail leave their batch smaller, so a batch depends on its rows alone, never on timing.
+    The other parameters are those of `load_views`.
     """
     requests = (
         Request(rows[at : at + batch_size], (preprocess,)) for at in range(0, len(rows), batch_size)
@@ -186,24 +155,20 @@ def load_views(
 
     coming, requests = tee(requests)
     items = ((row, request.steps) for request in coming for row in request.rows)
-    loaded = _map_in_order(load, items, workers, ahead)
+    loaded = map_in_order(load, items, workers, ahead)
     for request in requests:
         yield _collate(list(islice(loaded, len(request.rows))), len(request.steps))
 
 
 def _views(steps: tuple[PreprocessFn, ...], pixels: Pixels) -> tuple[Pixels, ...]:
     """Apply each step to decoded pixels (h, w, 3), which are valid no longer than this call."""
-    return tuple(_view(step, pixels) for step in steps)
-
-
-def _view(step: PreprocessFn, pixels: Pixels) -> Pixels:
-    of_pixels = getattr(step, "of_pixels", None)  # spares the way through Pillow
-    if of_pixels is not None:
-        result: Pixels = of_pixels(pixels)
-        return result
     from PIL import Image
 
-    return step(Image.fromarray(pixels))
+    return tuple(
+        # Our own steps take the array and spare the way through Pillow.
+        step.of_pixels(pixels) if hasattr(step, "of_pixels") else step(Image.fromarray(pixels))
+        for step in steps
+    )
 
 
 def hash_images(
@@ -217,7 +182,7 @@ def hash_images(
         except UnreadableImage:
             return None
 
-    return _map_in_order(digest, iter(rows), workers, ahead=_HASHES_AHEAD)
+    return map_in_order(digest, rows, workers, ahead=_HASHES_AHEAD)
 
 
 def _load_one(
@@ -256,10 +221,10 @@ def _collate(part: list[_Loaded], n_steps: int) -> tuple[Batch, ...]:
     )
 
 
-def _map_in_order(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int
 ) -> Iterator[Result]:
-    """Map in threads, results in the items' order, at most `ahead` of them waiting."""
+    """Map in threads (0: in the calling one), in order, at most `ahead` results waiting."""
     if workers == 0:
         yield from map(function, items)
         return

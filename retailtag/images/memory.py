@@ -11,21 +11,14 @@ import numpy as np
 
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import to_rgb
-from retailtag.images.sources import PathImages
+from retailtag.images.sources import ImageSource
 
 
-class MemoryImages(PathImages):
+class MemoryImages(ImageSource):
     """Image bytes by row.
 
-    Parameters
-    ----------
-    root : Path
-        What the images belong to; for messages.
-    paths : sequence of str
-        Name of each image, by row.
-    images : sequence of (bytes or PIL.Image.Image or None)
-        A whole file each, or an opened image, which is encoded once as PNG without loss; None
-        counts as missing.
+    Each of `images` is the bytes of a file, an opened PIL image, which is encoded once as PNG
+    without loss, or None, which counts as missing; `root` and `paths` are for messages.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], images: Sequence[Any]) -> None:

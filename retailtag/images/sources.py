@@ -7,19 +7,19 @@ any thread. What it cannot serve is a fault with a reason, known before the firs
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import weakref
 import zipfile
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
-from typing import Any, Protocol
+from stat import S_ISLNK, S_ISREG
+from typing import Any
 
 from retailtag.errors import DataError, UnreadableImage
-from retailtag.images.tar import Members, plain_tar
+from retailtag.images.tar import plain_tar
 
 MAX_BYTES = 256 << 20
 MISSING = "is missing"
@@ -40,26 +40,8 @@ _PACK = "pack the archive again"
 _FIX = "fix the file or its permissions, or leave it out"
 
 
-class ImageSource(Protocol):
-    """Where the bytes of a catalogue's images lie; safe to read from several threads."""
-
-    def read(self, index: int) -> bytes:
-        """Bytes of image `index` (row of the catalogue), undecoded.
-
-        Raises
-        ------
-        UnreadableImage
-            If they cannot be read; the message is the reason.
-        """
-        ...
-
-    def name(self, index: int) -> str:
-        """Name of image `index` for messages: a path, or archive and member."""
-        ...
-
-
-class PathImages:
-    """What the sources share: paths by row, and faults known beforehand.
+class ImageSource:
+    """Where the bytes of a catalogue's images lie; safe to read from several threads.
 
     Parameters
     ----------
@@ -70,6 +52,8 @@ class PathImages:
 
     Attributes
     ----------
+    faults : dict of int to str
+        Rows that cannot be served, as far as that is known beforehand, and why.
     max_bytes : int
         Larger files are refused before they are read; `MAX_BYTES` until another is set.
     """
@@ -80,15 +64,12 @@ class PathImages:
         self.faults: dict[int, str] = {}
         self.max_bytes = MAX_BYTES
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def name(self, index: int) -> str:
         """Root and path of image `index`, for messages."""
         return f"{self.root}/{self.paths[index]}"
 
     def read(self, index: int) -> bytes:
-        """Bytes of image `index`.
+        """Bytes of image `index` (row of the catalogue), undecoded.
 
         Raises
         ------
@@ -110,19 +91,15 @@ class PathImages:
             )
 
 
-class FolderImages(PathImages):
-    """Files under a folder; a symbolic link that leaves it is never followed.
-
-    Notes
-    -----
-    Existence is settled by one scan of each folder that the paths name, not by a call per file.
-    """
+class FolderImages(ImageSource):
+    """Files under a folder; a symbolic link that leaves it is never followed."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         super().__init__(root, paths)
         # Links are resolved once here and again at every read: a manifest is not trusted, and a
         # link out of the folder would serve any file of this machine.
         self._real = os.path.realpath(self.root)
+        # One scan of each folder that the paths name, not a call per file.
         listings: dict[str, tuple[dict[str, str], str]] = {}
         for i, path in enumerate(self.paths):
             folder, _, name = path.rpartition("/")
@@ -182,22 +159,26 @@ class FolderImages(PathImages):
         return data
 
 
-class _RandomAccess:
-    """A file read by offset from any thread; pickles as its path."""
+class TarImages(ImageSource):
+    """Members of a tar archive, plain or compressed (xz, gz, bz2).
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path} cannot be opened: {error.strerror}.") from error
+    A compressed tar has no random access: it is unpacked once into the cache folder (see
+    `retailtag.images.tar.plain_tar`) and read by offset there.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        super().__init__(root, paths)
+        plain, members = plain_tar(self.root)
+        self._fd = os.open(plain, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
+        self._spans = [members.spans.get(path, (0, 0)) for path in self.paths]
+        for i, path in enumerate(self.paths):
+            if path not in members.spans:
+                self.faults[i] = members.refused.get(path, MISSING)
 
-    def __reduce__(self) -> tuple[type[_RandomAccess], tuple[Path]]:
-        return type(self), (self.path,)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes at `offset`; raises `UnreadableImage` if there are fewer than `size`."""
+    def _read(self, index: int) -> bytes:
+        offset, size = self._spans[index]
+        self._check_size(size)
         try:
             # pread has no file position to share, so that threads need no lock.
             data = os.pread(self._fd, size, offset)
@@ -208,86 +189,52 @@ class _RandomAccess:
         return data
 
 
-class TarImages(PathImages):
-    """Members of a tar archive, plain or compressed (xz, gz, bz2).
-
-    Notes
-    -----
-    A compressed tar has no random access: it is unpacked once into the cache folder (see
-    `retailtag.images.tar.plain_tar`) and read by offset there. Links and members that are
-    absolute or hold ``..`` are refused.
-    """
-
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        super().__init__(root, paths)
-        plain, members = plain_tar(self.root)
-        self._file = _RandomAccess(plain)
-        self._spans, self.faults = _locate(self.paths, members)
-
-    def _read(self, index: int) -> bytes:
-        offset, size = self._spans[index]
-        self._check_size(size)
-        return self._file.read(offset, size)
-
-
-def _locate(paths: Sequence[str], members: Members) -> tuple[list[tuple[int, int]], dict[int, str]]:
-    """Offset and size of each path, and the reason for each that has none."""
-    spans, faults = [], {}
-    for i, path in enumerate(paths):
-        span = members.spans.get(path)
-        if span is None:
-            faults[i] = members.refused.get(path, MISSING)
-        spans.append(span or (0, 0))
-    return spans, faults
-
-
-class ZipImages(PathImages):
+class ZipImages(ImageSource):
     """Members of a zip archive, stored or deflated, checked against their CRC."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         super().__init__(root, paths)
         try:
-            with zipfile.ZipFile(self.root) as archive:
-                infos = {clean_path(info.filename): info for info in archive.infolist()}
+            handle = self.root.open("rb")
+            weakref.finalize(self, handle.close)
+            # Threads take turns at reading the file, and inflate side by side.
+            self._archive = zipfile.ZipFile(handle)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"{self.root} cannot be read as a zip archive: {error}.") from error
-        self._file = _RandomAccess(self.root)
-        self._infos: dict[int, zipfile.ZipInfo] = {}
-        for i, path in enumerate(self.paths):
-            info = infos.get(path)
-            fault = MISSING if info is None else _zip_fault(info)
-            if fault:
+        infos = {clean_path(info.filename): info for info in self._archive.infolist()}
+        self._infos = [infos.get(path) for path in self.paths]
+        for i, info in enumerate(self._infos):
+            if fault := _zip_fault(info):
                 self.faults[i] = fault
-            elif info is not None:
-                self._infos[i] = info
 
     def _read(self, index: int) -> bytes:
         info = self._infos[index]
+        assert info is not None  # else it is among the faults
         self._check_size(max(info.file_size, info.compress_size))
-        header = self._file.read(info.header_offset, 30)
-        if header[:4] != b"PK\x03\x04":
-            raise UnreadableImage(f"is damaged (no local header in the archive); {_PACK}")
-        # The local header repeats the name and has its own extra field, of its own length.
-        name, extra = struct.unpack("<HH", header[26:30])
-        data = self._file.read(info.header_offset + 30 + name + extra, info.compress_size)
-        if info.compress_type == zipfile.ZIP_DEFLATED:
-            data = _inflate(data, info.file_size)
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise UnreadableImage(f"is damaged (checksum of the archive differs); {_PACK}")
+        try:
+            with self._archive.open(info) as member:
+                # No more than declared is inflated, so that a lie costs nothing.
+                data = member.read(info.file_size)
+                member.read(1)  # the end, where the checksum is compared
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise UnreadableImage(f"is damaged in the archive ({error}); {_PACK}") from error
+        if len(data) != info.file_size:
+            raise UnreadableImage(f"is damaged in the archive (it ends early); {_PACK}")
         return data
 
 
-def _inflate(data: bytes, size: int) -> bytes:
-    """Inflate to at most one byte more than declared, so that a lie costs nothing."""
-    try:
-        return zlib.decompressobj(-15).decompress(data, size + 1)
-    except zlib.error as error:
-        raise UnreadableImage(f"is damaged ({error}); {_PACK}") from error
-
-
-def _zip_fault(info: zipfile.ZipInfo) -> str:
+def _zip_fault(info: zipfile.ZipInfo | None) -> str:
     """Why a member cannot be served; empty if it can."""
-    if (info.external_attr >> 16) & 0o170000 == 0o120000:
+    if info is None:
+        return MISSING
+    if S_ISLNK(info.external_attr >> 16):
         return "is a link inside the archive"
     if info.is_dir():
         return "is not a file"
@@ -298,7 +245,7 @@ def _zip_fault(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-class ParquetImages(PathImages):
+class ParquetImages(ImageSource):
     """Image bytes in a column of Parquet files, as Hugging Face datasets write them.
 
     Parameters
@@ -332,23 +279,14 @@ class ParquetImages(PathImages):
         rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(root, paths)
-        self.files = tuple(files)
-        self.column = column
-        self.rows = tuple(range(len(paths)) if rows is None else rows)
-        self._starts, self._places = _row_groups(self.files)
+        self._column = column
+        self._rows = range(len(paths)) if rows is None else rows
+        self._starts, self._places = _row_groups(files)
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_groups", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _groups=OrderedDict(), _lock=threading.Lock())
-
     def _read(self, index: int) -> bytes:
-        from bisect import bisect_right
-
-        row = self.rows[index]
+        row = self._rows[index]
         group = bisect_right(self._starts, row) - 1
         value = self._group(group)[row - self._starts[group]].as_py()
         if isinstance(value, dict):
@@ -368,7 +306,7 @@ class ParquetImages(PathImages):
                 path, group = self._places[number]
                 try:
                     with pq.ParquetFile(path) as file:
-                        table = file.read_row_group(group, columns=[self.column])
+                        table = file.read_row_group(group, columns=[self._column])
                 except (OSError, pa.ArrowException) as error:
                     raise UnreadableImage(
                         f"cannot be read from {path.name} ({error}); fetch that file again"
@@ -394,14 +332,8 @@ def _row_groups(files: Sequence[Path]) -> tuple[list[int], list[tuple[Path, int]
     return starts, places
 
 
-def open_images(place: Path, paths: Sequence[str]) -> PathImages:
-    """The source that serves `paths` out of a folder, a tar or a zip.
-
-    Raises
-    ------
-    DataError
-        If `place` does not exist or is none of these.
-    """
+def open_images(place: Path, paths: Sequence[str]) -> ImageSource:
+    """The source that serves `paths` out of a folder, a tar or a zip; `DataError` for all else."""
     place = Path(place)
     if place.is_dir():
         return FolderImages(place, paths)

@@ -10,14 +10,13 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from retailtag.errors import DataError
 from retailtag.files import file_sha256, write_json, write_whole
 
-GIB = 1 << 30
+MIN_LIMIT = 1 << 30  # bytes that an archive may unpack to however small it is
 # Photographs hardly compress: what unpacks to a hundred times its size does not hold images.
 MAX_EXPANSION = 100
 _OPENERS: dict[bytes, Callable[[Path, str], Any]] = {
@@ -28,20 +27,11 @@ _OPENERS: dict[bytes, Callable[[Path, str], Any]] = {
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 
-@dataclass(frozen=True)
-class Members:
-    """What a plain tar holds.
+class Members(NamedTuple):
+    """What a plain tar holds, by clean name."""
 
-    Parameters
-    ----------
-    spans : dict of str to (int, int)
-        Offset and size in bytes of each regular file, by clean name.
-    refused : dict of str to str
-        Why a named member is not served: links, devices, sparse files.
-    """
-
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]]  # offset and size in bytes of each regular file
+    refused: dict[str, str]  # why a member is not served: links, devices, sparse files
 
 
 def cache_folder() -> Path:
@@ -53,26 +43,17 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "retailtag"
 
 
-def plain_tar(archive: Path, *, max_bytes: int | None = None) -> tuple[Path, Members]:
+def plain_tar(archive: Path) -> tuple[Path, Members]:
     """A tar with random access to the members of `archive`, and where each lies.
 
-    Parameters
-    ----------
-    archive : Path
-        A tar, plain or compressed with xz, gzip or bzip2 (recognised by its first bytes).
-    max_bytes : int, optional
-        Largest unpacked size; default: a hundred times the archive's size, at least 1 GiB.
-
-    Returns
-    -------
-    tuple of Path and Members
-        `archive` itself where it is plain; else a copy in `cache_folder`, named by the archive's
-        SHA-256 and therefore never stale, written whole or not at all.
+    It is `archive` itself where that is plain; else (xz, gzip or bzip2, recognised by the first
+    bytes) a copy in `cache_folder`, named by the archive's SHA-256 and therefore never stale,
+    written whole or not at all.
 
     Raises
     ------
     DataError
-        If the archive cannot be read, or unpacks to more than `max_bytes`.
+        If the archive cannot be read, or unpacks to far more than images do.
     """
     try:
         with archive.open("rb") as handle:
@@ -87,7 +68,7 @@ def plain_tar(archive: Path, *, max_bytes: int | None = None) -> tuple[Path, Mem
     members = _read_index(plain, index)
     if members is not None:
         return plain, members
-    limit = max_bytes or max(GIB, MAX_EXPANSION * archive.stat().st_size)
+    limit = max(MIN_LIMIT, MAX_EXPANSION * archive.stat().st_size)
     try:
         with opener(archive, "rb") as stream, write_whole(plain) as out:
             _copy(stream, out, limit, archive)
@@ -108,7 +89,7 @@ def _copy(stream: IO[bytes], out: IO[bytes], limit: int, archive: Path) -> None:
         done += len(block)
         if done > limit:
             raise DataError(
-                f"{archive} unpacks to over {limit / GIB:.1f} GiB, far more than images do; "
+                f"{archive} unpacks to over {limit / 2**30:.1f} GiB, far more than images do; "
                 "if that is right, unpack it yourself and give the folder as --images."
             )
         out.write(block)
@@ -116,6 +97,7 @@ def _copy(stream: IO[bytes], out: IO[bytes], limit: int, archive: Path) -> None:
 
 def _read_index(plain: Path, index: Path) -> Members | None:
     """The index written beside an unpacked tar; None where either is missing or damaged."""
+    # Worth its file: reading the headers of 44,000 members takes seconds in every command.
     try:
         value = json.loads(index.read_bytes())
         if value["bytes"] != plain.stat().st_size:
@@ -127,14 +109,8 @@ def _read_index(plain: Path, index: Path) -> Members | None:
 
 
 def scan_tar(path: Path, *, named: Path | None = None) -> Members:
-    """Find the members of a plain tar by reading its headers.
-
-    Raises
-    ------
-    DataError
-        If it is not a tar; the message names `named` or `path`.
-    """
-    members = Members()
+    """Find the members of a plain tar by its headers; raises `DataError` if it is not a tar."""
+    members = Members({}, {})
     try:
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None:

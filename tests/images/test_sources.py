@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ PATHS = [f"images/{i}.jpg" for i in range(4)]
 @pytest.mark.parametrize("name", [None, "images.tar", "images.tar.xz", "images.zip"])
 def test_every_source_gives_the_bytes_from_any_thread(shop, pack, picture, name):
     place = pack(shop, name) if name else shop
-    source = pickle.loads(pickle.dumps(open_images(place, PATHS)))  # noqa: S301
+    source = open_images(place, PATHS)
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(source.read, [i % 4 for i in range(80)]))
     assert got == [picture(40 * (i % 4)) for i in range(80)]
@@ -29,12 +28,11 @@ def test_every_source_gives_the_bytes_from_any_thread(shop, pack, picture, name)
     assert not source.faults
 
 
-def test_parquet_keeps_few_row_groups_and_pickles(tmp_path, picture):
+def test_parquet_keeps_few_row_groups(tmp_path, picture):
     table = pa.table({"image": [picture(i) for i in range(20)]})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=1)
     paths = [str(i) for i in range(20)]
     source = ParquetImages(tmp_path, paths, [tmp_path / "x.parquet"], "image")
-    source = pickle.loads(pickle.dumps(source))  # noqa: S301
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(source.read, range(20))) == [picture(i) for i in range(20)]
     assert len(source._groups) == source.CACHED_ROW_GROUPS
@@ -105,10 +103,12 @@ def test_a_compressed_tar_is_unpacked_once_and_repaired(shop, pack, cache, monke
     assert TarImages(archive, PATHS).read(0)[:2] == b"\xff\xd8"
 
 
-def test_a_bomb_leaves_nothing_behind(tmp_path, cache, shop, pack):
+def test_a_bomb_leaves_nothing_behind(tmp_path, cache, shop, pack, monkeypatch):
     archive = pack(shop, "images.tar.xz")
+    monkeypatch.setattr(tar, "MIN_LIMIT", 1000)
+    monkeypatch.setattr(tar, "MAX_EXPANSION", 1)
     with pytest.raises(DataError, match="unpack it yourself"):
-        tar.plain_tar(archive, max_bytes=1000)
+        tar.plain_tar(archive)
     assert not [p for p in cache.rglob("*") if p.is_file()]
 
 
@@ -147,5 +147,5 @@ def test_zip_members_are_checked(tmp_path, picture):
     data = bytearray(path.read_bytes())
     data[60] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UnreadableImage, match="checksum"):
+    with pytest.raises(UnreadableImage, match="CRC"):
         ZipImages(path, ["stored.jpg"]).read(0)
