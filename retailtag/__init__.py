@@ -1,3 +1,75 @@
-"""Find which pretrained backbone, and linear probe or fine-tune, for a long-tailed tag taxonomy."""
+"""Find which pretrained backbone, and linear probe or fine-tune, for a long-tailed tag taxonomy.
 
-__version__ = "0.1.0"
+The functions below are what the commands of the same names call. They are loaded on first use, so
+that ``import retailtag`` needs neither NumPy nor PyTorch.
+
+Examples
+--------
+>>> import retailtag as rt
+>>> rt.ProbeSettings(folds=3).folds
+3
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from retailtag.version import __version__
+
+if TYPE_CHECKING:
+    from retailtag.api import (
+        bakeoff,
+        compare,
+        extract,
+        finetune,
+        fit_probes,
+        load,
+        probe,
+        read_catalog,
+        score,
+        split,
+    )
+    from retailtag.settings import (
+        BakeoffSettings,
+        CatalogSettings,
+        ComputeSettings,
+        ExtractSettings,
+        FinetuneSettings,
+        ProbeSettings,
+        ReadingSettings,
+        ScoreSettings,
+    )
+
+__all__ = [
+    "BakeoffSettings",
+    "CatalogSettings",
+    "ComputeSettings",
+    "ExtractSettings",
+    "FinetuneSettings",
+    "ProbeSettings",
+    "ReadingSettings",
+    "ScoreSettings",
+    "__version__",
+    "bakeoff",
+    "compare",
+    "extract",
+    "finetune",
+    "fit_probes",
+    "load",
+    "probe",
+    "read_catalog",
+    "score",
+    "split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'retailtag' has no attribute {name!r}")
+    home = "retailtag.settings" if name.endswith("Settings") else "retailtag.api"
+    value = getattr(import_module(home), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,54 +1,135 @@
-"""The verbs as functions: what every command calls, and what ``import retailtag`` offers."""
+"""The verbs as functions: what every command calls, and what ``import retailtag`` offers.
+
+Every function takes the options of its command as keywords, with underscores (``sweep_C``,
+``allow_truncated``), and ``settings``: `BakeoffSettings`, one of its sections, or the path of a
+TOML file. Options override settings. A catalogue is a path, a pandas or PyArrow table, a list of
+records or a `Catalog`. `progress` hears how far a call is; by default nothing is shown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retailtag.errors import UsageError
+from retailtag.fields import Section
 from retailtag.progress import SILENT, Progress
-from retailtag.settings import BakeoffSettings
-from retailtag.settings_file import SETTINGS_FILE, write_settings
+from retailtag.settings import BakeoffSettings, ProbeSettings
+from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
 from retailtag.verbs import USES, resolve
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from retailtag.backbones.backbone import Backbone
     from retailtag.bakeoffs.plan import PlannedStage
-    from retailtag.bakeoffs.run import BakeoffRun
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.catalog.split import SplitCatalog
     from retailtag.context import RunContext
-    from retailtag.extraction.engines import ChosenEngine
-    from retailtag.extraction.extract import ExtractSummary
-    from retailtag.fields import Section
-    from retailtag.finetuning.search import Ranking
-    from retailtag.runs.finetune import FinetuneRun
-    from retailtag.runs.probe import ProbeRun
+    from retailtag.outcomes import (
+        BakeoffOutcome,
+        CompareOutcome,
+        ExtractOutcome,
+        FinetuneOutcome,
+        ProbeOutcome,
+        ScoreOutcome,
+    )
+    from retailtag.predictions import Predictions
+    from retailtag.probes.solver.fits import ProbeFits
+    from retailtag.scoring.files import ReadCatalog
+    from retailtag.tagger.tagger import Tagger
 
+Settings = BakeoffSettings | Section | str | Path | None
 RUNS = Path("runs")  # where probes and fine-tunes go by default
 
 
+def read_catalog(source: Any = None, *, settings: Settings = None, **options: Any) -> Catalog:
+    """Read a catalogue of images and tags.
+
+    Parameters
+    ----------
+    source : path, table, list of records or Catalog
+        A manifest (CSV, Parquet, JSON lines) or a folder, or rows with the columns ``path`` and
+        ``tags``; see `retailtag.catalog.readers.read_catalog`.
+    **options
+        ``attributes``, ``images``, ``cutoffs``, ``max_bytes``.
+    """
+    return _read(source, _resolve("check", settings, options))[0]
+
+
+def split(
+    source: Any,
+    *,
+    test: float,
+    val: float = 0,
+    out: str | Path | None = None,
+    force: bool = False,
+    settings: Settings = None,
+    **options: Any,
+) -> SplitCatalog:
+    """Stratify a catalogue over tags into train, val and test, with no product separated.
+
+    Parameters
+    ----------
+    source : path, table, list of records or Catalog
+    test, val : int or float
+        Images held out: a number (int), or a fraction below 1 (float).
+    out : str or Path, optional
+        CSV manifest to write.
+    force : bool
+        Overwrite `out`.
+    **options
+        ``attributes``, ``images``, ``seed``.
+    """
+    from retailtag.catalog.split import split as split_catalog
+
+    s = _resolve("split", settings, options)
+    return split_catalog(
+        source,
+        test=test,
+        val=val,
+        seed=s.probe.seed,
+        attributes=s.catalog.attributes,
+        images=s.catalog.images,
+        out=out,
+        force=force,
+    )
+
+
 def extract(
-    catalog: Any,
+    catalog: Any = None,
     backbones: str | Sequence[str] | None = None,
     *,
-    settings: BakeoffSettings | Section | None = None,
+    settings: Settings = None,
     strict: bool = False,
     recompute: bool = False,
     shard: str | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     **options: Any,
-) -> list[tuple[ExtractSummary, ChosenEngine]]:
-    """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
+) -> ExtractOutcome:
+    """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped.
+
+    Parameters
+    ----------
+    strict : bool
+        Raise at the end if an image could not be read.
+    recompute : bool
+        Compute every image again.
+    shard : str, optional
+        ``I/N``: extract shard I of N, into a folder of its own.
+    """
     from retailtag.backbones import load_backbone
     from retailtag.backbones.ids import local_weights
     from retailtag.extraction.engines import choose_engine
     from retailtag.extraction.extract import extract_together
     from retailtag.extraction.shards import WHOLE, Shard
+    from retailtag.outcomes import ExtractOutcome
 
-    s = _settings("extract", settings, options, backbones)
+    s = _resolve("extract", settings, {**options, "backbones": backbones})
     context = _context(catalog, s, progress)
-    rows = WHOLE if shard is None else Shard.parse(shard)
+    rows = WHOLE if shard is None else Shard.parse(str(shard))
     ids = list(dict.fromkeys(s.backbones))
     local = local_weights(s.compute.weights, ids)
     models = [load_backbone(i, weights=local.get(i), device=context.device) for i in ids]
@@ -57,24 +138,25 @@ def extract(
     summaries = extract_together(
         context, embedders, s.extract, strict=strict, recompute=recompute, shard=rows
     )
-    return list(zip(summaries, engines, strict=True))
+    return ExtractOutcome(tuple(summaries), tuple(engines))
 
 
 def probe(
-    catalog: Any,
+    catalog: Any = None,
     backbone: str | None = None,
     *,
-    settings: BakeoffSettings | Section | None = None,
-    progress: Progress = SILENT,
+    settings: Settings = None,
+    progress: Progress | None = None,
     **options: Any,
-) -> ProbeRun:
+) -> ProbeOutcome:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag.backbones.ids import local_weights
     from retailtag.extraction.stores import EngineRequest
+    from retailtag.outcomes import ProbeOutcome
     from retailtag.runs.embeddings import find_embeddings, find_texts
     from retailtag.runs.probe import check_probe_settings, run_probe
 
-    s = _settings("probe", settings, options, backbone)
+    s = _resolve("probe", settings, {**options, "backbones": backbone})
     backbone = only_backbone("probe", s)
     check_probe_settings(s.probe)
     context = _context(catalog, s, progress)
@@ -89,41 +171,52 @@ def probe(
         dtype=s.extract.dtype,
         allow_truncated=s.reading.allow_truncated,
         request=EngineRequest.to_read(s.extract),
-        progress=progress,
+        progress=context.progress,
     )
     out = folder_of("probe", s)
-    run = run_probe(context, store, out, s.probe, texts=texts)
     _keep_settings("probe", out, s, catalog)
-    return run
+    run = run_probe(context, store, out, s.probe, texts=texts)
+    return ProbeOutcome(run, out, context.catalog, s.compute)
 
 
 def finetune(
-    catalog: Any,
+    catalog: Any = None,
     backbone: str | None = None,
     *,
-    settings: BakeoffSettings | Section | None = None,
-    probe: Path | str | None = None,
+    settings: Settings = None,
+    probe: Path | str | ProbeOutcome | None = None,
     search: int = 0,
     seeds: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     **options: Any,
-) -> tuple[list[FinetuneRun], Ranking | None]:
-    """Retrain the last blocks, choose epoch and thresholds on a validation set, predict."""
+) -> FinetuneOutcome:
+    """Retrain the last blocks, choose epoch and thresholds on a validation set, predict.
+
+    Parameters
+    ----------
+    probe : path or ProbeOutcome, optional
+        The fitted probe; by default that in ``runs/BACKBONE/probe``.
+    search : int
+        Settings of loss, sampler, rate and layer decay to try first.
+    seeds : int
+        Runs that differ in their seed alone.
+    """
     from retailtag.backbones import load_backbone, resolve_id
     from retailtag.backbones.ids import local_weights
     from retailtag.bakeoffs.request import pair_folder
     from retailtag.extraction.embedder import identity
     from retailtag.extraction.stores import EngineRequest, find_store
     from retailtag.finetuning.checks import check_finetune_settings
+    from retailtag.outcomes import FinetuneOutcome
     from retailtag.probes.artefact import Probe
     from retailtag.runs.finetune import run_finetune, run_seeds
     from retailtag.runs.finetune_search import search_settings
 
-    s = _settings("finetune", settings, options, backbone)
+    s = _resolve("finetune", settings, {**options, "backbones": backbone})
     backbone = only_backbone("finetune", s)
     check_finetune_settings(s.finetune)
     resolve_id(backbone)  # refuses A+B before its probe is missed
-    fitted = Probe.load(Path(probe) if probe else pair_folder(RUNS, backbone, "probe"))
+    fitted = Probe.load(_path(probe) if probe else pair_folder(RUNS, backbone, "probe"))
     context = _context(catalog, s, progress)
     weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
@@ -136,42 +229,215 @@ def finetune(
         identity(model, s.extract.dtype, allow_truncated=s.reading.allow_truncated),
         EngineRequest.to_read(s.extract),
         fitted=fitted.facts.get("features"),
-        progress=progress,
+        progress=context.progress,
     )
     out, config, ranking = folder_of("finetune", s), s.finetune, None
+    _keep_settings("finetune", out, s, catalog)
     if search:
         config, ranking = search_settings(context, store, load, fitted, out, config, search)
+        _keep_settings("finetune", out, replace(s, finetune=config), catalog)
     if seeds > 1:
         runs = run_seeds(context, store, load, fitted, out, config, seeds)
     else:
         runs = [run_finetune(context, store, model, fitted, out, config)]
-    _keep_settings("finetune", out, replace(s, finetune=config), catalog)
-    return runs, ranking
+    return FinetuneOutcome(tuple(runs), out, s.compute, ranking)
+
+
+def score(
+    runs: Any,
+    *,
+    catalog: Any = None,
+    settings: Settings = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> ScoreOutcome:
+    """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.
+
+    Parameters
+    ----------
+    runs : path, outcome of `probe`, `finetune` or `bakeoff`, or a sequence of these
+        Predictions files, folders of runs or bake-offs, or other tools' files of scores.
+    catalog : path, table, list of records or Catalog, optional
+        By default the one that the predictions record.
+    out : str or Path, optional
+        Folder for the scorecards; by default each lies beside its predictions.
+    **options
+        ``split``, ``replicates``, ``allow_missing``, ``seed``, ``attributes``, ``cutoffs``. For
+        other tools' scores also those of `retailtag.runs.foreign.Declared`: ``scores`` (logits
+        or probabilities), ``thresholds`` (CSV), ``tune``, ``tune_split``, ``fitted_split``.
+    """
+    from retailtag.outcomes import ScoreOutcome
+    from retailtag.runs.foreign import Declared, foreign_predictions
+    from retailtag.scoring.files import find_predictions, score_files
+    from retailtag.scoring.foreign import is_foreign
+    from retailtag.scoring.ledger import reused_split
+
+    names = [f.name for f in fields(Declared)]
+    declared = {name: options.pop(name) for name in names if name in options}
+    paths = find_predictions(_paths(runs))
+    s, read, shared = _to_score("score", catalog, settings, options)
+    foreign = [path for path in paths if is_foreign(path)]
+    if not foreign and any(declared.get(name) is not None for name in names[:3]):
+        raise UsageError(
+            "--scores, --thresholds and --tune are for other tools' files, and all files named "
+            "are retailtag's own; leave them out."
+        )
+    if foreign and shared["catalog"] is None:
+        raise UsageError(f"{foreign[0]} does not record its catalogue; name it with --catalogue.")
+    loaded: dict[Path, Predictions] = {}
+    for path in foreign:
+        shop = read(shared["catalog"], **(shared["catalog_args"] or {}))
+        stated = Declared(**{"scores": None, **declared})
+        loaded[path] = foreign_predictions(path, shop, stated, s.score.split)
+    where = None if out is None else _path(out)
+    scored = score_files(paths, read, out=where, loaded=loaded, **shared)
+    return ScoreOutcome(scored, tuple(reused_split(scored.digests, s.score.split)))
+
+
+def compare(
+    runs: Any,
+    *,
+    catalog: Any = None,
+    settings: Settings = None,
+    out: str | Path = "pairs.csv",
+    **options: Any,
+) -> CompareOutcome:
+    """Rank models on the same images and compare every two: difference, interval, p, verdict.
+
+    Runs that differ in their seed alone count as one model, whose seeds add to the uncertainty.
+
+    Parameters
+    ----------
+    runs, catalog
+        As for `score`; two models or more.
+    out : str or Path
+        CSV of the pairs.
+    **options
+        ``split``, ``replicates``, ``permutations``, ``allow_missing``, ``seed``, ``attributes``,
+        ``cutoffs``.
+    """
+    from retailtag.outcomes import CompareOutcome
+    from retailtag.scoring.files import compare_files
+    from retailtag.scoring.ledger import reused_split
+
+    paths = _paths(runs)
+    s, read, shared = _to_score("compare", catalog, settings, options)
+    where = _path(out)
+    compared = compare_files(paths, read, out=where, n_permutations=s.score.permutations, **shared)
+    findings = reused_split(compared.digests, s.score.split)
+    return CompareOutcome(compared, tuple(findings), where)
 
 
 def bakeoff(
-    catalog: Any,
+    catalog: Any = None,
     backbones: str | Sequence[str] | None = None,
     *,
-    settings: BakeoffSettings | Section | None = None,
+    settings: Settings = None,
     command: str = "",
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     **options: Any,
-) -> BakeoffRun:
-    """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes."""
-    from retailtag.bakeoffs.run import run_bakeoff
+) -> BakeoffOutcome:
+    """Extract, probe, fine-tune, measure, score, decide and report; a second run resumes.
 
-    s = _settings("bakeoff", settings, options, backbones)
+    Parameters
+    ----------
+    command : str
+        Shown in the report as what repeats the run.
+    """
+    from retailtag.bakeoffs.run import run_bakeoff
+    from retailtag.outcomes import BakeoffOutcome
+
+    s = _resolve("bakeoff", settings, {**options, "backbones": backbones})
     context = _context(catalog, s, progress)
+    out = folder_of("bakeoff", s)
     run = run_bakeoff(
         context.catalog,
         s,
         provenance=dict(context.provenance),
         command=command,
-        progress=progress,
+        progress=context.progress,
     )
-    _keep_settings("bakeoff", folder_of("bakeoff", s), s, catalog)
-    return run
+    _keep_settings("bakeoff", out, s, catalog)
+    return BakeoffOutcome(run, out, s.compute)
+
+
+def load(
+    folder: Any,
+    *,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Tagger:
+    """Load a fitted model, ready to tag images.
+
+    Parameters
+    ----------
+    folder : path or outcome
+        Of a probe or a fine-tune; or of a bake-off, whose recommended pair is loaded.
+    **options
+        ``device``, ``weights``.
+    """
+    from retailtag.outcomes import load_tagger
+
+    s = _resolve("predict", settings, options)
+    return load_tagger(_path(folder), s.compute, progress=progress or SILENT)
+
+
+def fit_probes(
+    X: Any,
+    Y: Any,
+    *,
+    C: str | float | Sequence[float] = ProbeSettings.sweep_C,
+    sample_weight: Any = None,
+    tag_weight: Any = None,
+    solver: str = ProbeSettings.solver,
+    device: str = "auto",
+) -> ProbeFits:
+    """Fit one L2 logistic regression per tag and C on arrays, without catalogue or store.
+
+    Parameters
+    ----------
+    X : array of float, shape (n_images, dim)
+        Features, best standardised; finite.
+    Y : array of int, shape (n_images, n_tags)
+        1 present, 0 absent, -1 not annotated (left out for that tag).
+    C : str, float or sequence of float
+        Inverse L2 strengths: ``START:STOP:N`` (logarithmically spaced), or numbers.
+    sample_weight : array of shape (n_images,), optional
+        Not negative.
+    tag_weight : array of shape (n_tags,), optional
+        Positive.
+    solver : {"torch", "cuml", "sklearn"}
+    device : {"auto", "cpu", "cuda"}
+
+    Returns
+    -------
+    ProbeFits
+        Weights, objective, its bound and status of every (C, tag); ``.table`` has a row for each.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 3))
+    >>> fits = fit_probes(X, X[:, :2] > 0.5, C=[0.1, 1.0], device="cpu")
+    >>> fits.weight.shape, fits.table.num_rows
+    ((2, 2, 3), 4)
+    """
+    import numpy as np
+
+    from retailtag.compute import resolve_device
+    from retailtag.probes.grid import parse_grid
+    from retailtag.probes.solver.fit import fit_probes as fit
+
+    return fit(
+        _numbers("X", X),
+        _numbers("Y", Y),
+        (parse_grid(C) if isinstance(C, str) else np.atleast_1d(_numbers("C", C))).tolist(),
+        sample_weight=sample_weight,
+        tag_weight=tag_weight,
+        solver=solver,
+        device=resolve_device(device),
+    )
 
 
 def plan(catalog: Any, *, settings: BakeoffSettings) -> list[PlannedStage]:
@@ -206,44 +472,122 @@ def only_backbone(verb: str, settings: BakeoffSettings) -> str:
     return settings.backbones[0]
 
 
-def _settings(
-    verb: str,
-    settings: BakeoffSettings | Section | None,
-    options: Mapping[str, Any],
-    backbones: str | Sequence[str] | None,
-) -> BakeoffSettings:
-    found, _ = resolve(verb, settings, {**options, "backbones": backbones})
+def _resolve(verb: str, settings: Settings, options: Mapping[str, Any]) -> BakeoffSettings:
+    found, _ = _given(verb, settings, options)
     return found
 
 
-def _context(catalog: Any, settings: BakeoffSettings, progress: Progress) -> RunContext:
-    """Read the catalogue, unless it is one, with what the runs over it share."""
-    from retailtag.catalog.catalog import Catalog
-    from retailtag.catalog.readers import read_catalog
-    from retailtag.catalog.table import GroupCutoffs
+def _given(
+    verb: str, settings: Settings, options: Mapping[str, Any]
+) -> tuple[BakeoffSettings, set[str]]:
+    """Settings of a call, and the keys that options or a file gave."""
+    if isinstance(settings, str | Path):
+        return resolve(verb, None, options, file=read_settings(Path(settings)))
+    return resolve(verb, settings, options)
+
+
+def _context(catalog: Any, settings: BakeoffSettings, progress: Progress | None) -> RunContext:
+    """Read the catalogue, with what the runs over it share."""
     from retailtag.context import RunContext
 
+    found, provenance = _read(catalog, settings)
+    return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
+
+
+def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, Any]]:
+    """The catalogue, unless it is one already, and where it was read from if that is a path."""
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.catalog.readers import read_catalog as read
+    from retailtag.catalog.table import GroupCutoffs
+
     s = settings.catalog
+    source = s.path if source is None else source
+    if source is None:
+        raise UsageError("CATALOGUE is missing; name a manifest or a folder.")
+    if isinstance(source, Catalog):
+        return source, {}
     provenance = {}
-    if not isinstance(catalog, Catalog):
-        if isinstance(catalog, str | Path):
-            provenance = {
-                "catalog": str(catalog),
-                "catalog_args": {
-                    "attributes": list(s.attributes),
-                    "images": None if s.images is None else str(s.images),
-                    "cutoffs": s.cutoffs,
-                },
-            }
-            catalog = Path(catalog)
-        catalog = read_catalog(
-            catalog,
-            attributes=s.attributes,
-            images=s.images,
-            cutoffs=GroupCutoffs.parse(s.cutoffs),
-            max_bytes=settings.reading.max_bytes,
-        )
-    return RunContext(catalog, settings.reading, settings.compute, provenance, progress)
+    if isinstance(source, str | Path):
+        source = Path(source)
+        provenance = {
+            "catalog": str(source),
+            "catalog_args": {
+                "attributes": list(s.attributes),
+                "images": None if s.images is None else str(s.images),
+                "cutoffs": s.cutoffs,
+            },
+        }
+    catalog = read(
+        source,
+        attributes=s.attributes,
+        images=s.images,
+        cutoffs=GroupCutoffs.parse(s.cutoffs),
+        max_bytes=settings.reading.max_bytes,
+    )
+    return catalog, provenance
+
+
+def _to_score(
+    verb: str, catalog: Any, settings: Settings, options: Mapping[str, Any]
+) -> tuple[BakeoffSettings, ReadCatalog, dict[str, Any]]:
+    """Settings of a scoring call, its reader of catalogues, and what scoring and comparing share.
+
+    Catalogues are read as the predictions record them, but by the attributes and cut-offs given.
+    """
+    s, given = _given(verb, settings, options)
+    source = s.catalog.path if catalog is None else catalog
+    is_path = isinstance(source, str | Path)
+    new_cutoffs = "catalog.cutoffs" in given or s.catalog.cutoffs != type(s.catalog).cutoffs
+
+    def read(path: Path, *, attributes: Sequence[str] = (), **recorded: Any) -> Catalog:
+        if source is not None and not is_path:
+            return _read(source, s)[0]
+        if not path.exists():
+            raise UsageError(f"The catalogue {path} is not there; name it with --catalogue.")
+        how = replace(s.catalog, attributes=tuple(attributes), images=recorded.get("images"))
+        if not new_cutoffs and "cutoffs" in recorded:
+            how = replace(how, cutoffs=recorded["cutoffs"])
+        return _read(path, replace(s, catalog=how))[0]
+
+    from retailtag.scoring.files import once
+
+    attributes = list(s.catalog.attributes)
+    shared = {
+        "catalog": source if source is None else Path(source if is_path else "."),
+        "catalog_args": {"attributes": attributes} if attributes else None,
+        "split": s.score.split,
+        "n_bootstrap": s.score.replicates,
+        "seed": s.score.seed,
+        "allow_missing": s.score.allow_missing,
+    }
+    return s, once(read), shared
+
+
+def _numbers(name: str, values: Any) -> NDArray[Any]:
+    """Array of numbers or booleans; anything else is refused in a sentence."""
+    import numpy as np
+
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        array = np.array("")
+    if array.dtype.kind not in "fiub":
+        raise UsageError(f"{name} must be an array of numbers, not {type(values).__name__}.")
+    return array
+
+
+def _path(place: Any) -> Path:
+    """Path of a text, a path or an outcome."""
+    found = getattr(place, "folder", place)
+    if isinstance(found, str | Path):
+        return Path(found)
+    raise UsageError(f"Give a path or what a run returned, not {type(place).__name__}.")
+
+
+def _paths(runs: Any) -> list[Path]:
+    """Paths of one run or of several."""
+    several = isinstance(runs, Sequence) and not isinstance(runs, str | bytes)
+    return [_path(run) for run in (runs if several else [runs])]
 
 
 def _keep_settings(verb: str, out: Path, settings: BakeoffSettings, catalog: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retailtag.errors import UsageError
-from retailtag.fields import Section, flag
+from retailtag.fields import Section, flag, options_of
 from retailtag.settings import (
     SECTIONS,
     BakeoffSettings,
@@ -130,11 +131,12 @@ def resolve(
     UsageError
         If a name is unknown or a value cannot be used.
     """
+    start = _given_by(settings)
     # later sources overwrite earlier ones: environment, file, --set, options
     values: dict[str, Any] = {}
     for key in keys():
         variable = option_of(key).environment
-        if variable and os.environ.get(variable):
+        if variable and key not in start and os.environ.get(variable):
             values[key] = os.environ[variable]
     values.update(file or {})
     for text in sets:
@@ -143,17 +145,18 @@ def resolve(
             raise UsageError(f"--set {text} is not KEY=VALUE, such as finetune.layer_decay=0.8.")
         values[key.strip()] = value.strip()
     values.update(_by_key(verb, options or {}))
-    start = dict(values_of(_whole(settings))) if settings is not None else {}
     return build({**start, **values}), set(values)
 
 
-def _whole(settings: BakeoffSettings | Section) -> BakeoffSettings:
-    """A single section as part of settings that are otherwise the defaults."""
+def _given_by(settings: BakeoffSettings | Section | None) -> dict[str, Any]:
+    """Values of whole settings, or of one section, by dotted key."""
+    if settings is None:
+        return {}
     if isinstance(settings, BakeoffSettings):
-        return settings
-    for name, kind in SECTIONS.items():
+        return dict(values_of(settings))
+    for section, kind in SECTIONS.items():
         if isinstance(settings, kind):
-            return BakeoffSettings(**{name: settings})  # type: ignore[arg-type]
+            return {f"{section}.{name}": getattr(settings, name) for name in options_of(kind)}
     raise UsageError(
         f"settings takes BakeoffSettings or one of its sections, not {type(settings).__name__}."
     )
@@ -165,9 +168,9 @@ def _by_key(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name not in by_name:
-            raise UsageError(
-                f"{name} is not an option of {verb}; it takes {', '.join(sorted(by_name))}."
-            )
+            near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(by_name))}."
+            raise UsageError(f"{name} is not an option of {verb}; {hint}")
         if value is not None:
             values |= dict.fromkeys(by_name[name], value)
     return values

@@ -10,11 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "retailtag"
 
 # A package may import itself and the packages named here; everything may import the base.
-BASE = {"errors", "progress", "files", "statistics", "fields", "settings", ""}
+BASE = {"errors", "progress", "files", "statistics", "fields", "settings", "version", "display"}
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "allocator": set(),
+    "version": set(),
+    "display": set(),
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
@@ -40,10 +42,11 @@ MAY_IMPORT = {
     "extraction": DATA | {"backbones", "compute", "context"},
 }
 # the demo is found by a registry; what a verb uses is known to the API and the command line
-LOWER = (set(MAY_IMPORT) | {""}) - {"__main__", "demo", "verbs", "settings_file"}
+LOWER = set(MAY_IMPORT) - {"__main__", "demo", "verbs", "settings_file"}
 MAY_IMPORT["runs"] = LOWER
 MAY_IMPORT["bakeoffs"] = LOWER | {"runs"}
-MAY_IMPORT["api"] = LOWER | {"runs", "bakeoffs", "verbs", "settings_file"}
+MAY_IMPORT["outcomes"] = LOWER | {"runs", "bakeoffs"}
+MAY_IMPORT["api"] = LOWER | {"runs", "bakeoffs", "outcomes", "verbs", "settings_file"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 ONLY_IN = {"typer": {"cli"}, "rich": {"cli", "report"}, "matplotlib": {"report"}}
 
@@ -64,9 +67,10 @@ def _imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
             if node.module == "retailtag":
                 yield from (f"retailtag.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -78,8 +82,6 @@ def test_imports_follow_the_one_direction(path):
             assert package in ONLY_IN[top], f"{path} imports {name}"
         if top == "retailtag" and package:
             other = rest.split(".")[0]
-            if other.startswith("__"):
-                other = ""
             assert other == package or other in MAY_IMPORT[package], (
                 f"{package} must not import {other}"
             )
@@ -135,6 +137,21 @@ def _loaded_by(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
+def test_the_package_offers_its_api_and_nothing_shadows_it():
+    import retailtag
+
+    names = dir(retailtag)
+    assert len(names) == len(set(names)) == 19
+    assert all(getattr(retailtag, name) is not None for name in names)
+    submodules = {path.stem for path in PACKAGE.iterdir()}
+    assert not submodules & set(names)
+
+
+def test_importing_the_package_loads_no_library():
+    heavy = {"torch", "numpy", "pyarrow", "PIL", "rich", "typer"}
+    assert not _loaded_by("import retailtag; retailtag.ProbeSettings(); dir(retailtag)") & heavy
+
+
 def test_help_of_every_command_starts_without_heavy_imports():
     loaded = _loaded_by(
         "from retailtag.cli.main import run\n"
@@ -150,5 +167,5 @@ def test_help_of_every_command_starts_without_heavy_imports():
 def test_scoring_needs_no_torch(tmp_path):
     assert "torch" not in _loaded_by(
         "import retailtag.scoring.files, retailtag.catalog.readers, retailtag.cli.score, "
-        "retailtag.cli.compare, retailtag.runs.foreign"
+        "retailtag.cli.compare, retailtag.runs.foreign, retailtag.api, retailtag.outcomes"
     )

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import retailtag
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.errors import UnreadableImage
@@ -22,6 +21,7 @@ from retailtag.scoring.finding import Finding
 from retailtag.scoring.score import predictions_digest
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import EmbeddingSource
+from retailtag.version import __version__
 
 LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
 
@@ -157,7 +157,7 @@ def report_inputs(
         "costs": {p.name: asdict(p.cost) for p in pairs},
         "machines": {p.name: p.machines for p in pairs},
         "bootstrap": [n_bootstrap, seed],
-        "retailtag": retailtag.__version__,
+        "retailtag": __version__,
         "scorecard": SCORECARD_FORMAT,
     }
 

@@ -33,14 +33,14 @@ def bakeoff(
     if plan:
         _show_plan(output, api.plan(call.catalogue, settings=call.settings))
         return
-    run = api.bakeoff(
+    made = api.bakeoff(
         call.catalogue,
         settings=call.settings,
         command=shlex.join(["retailtag", *sys.argv[1:]]),
         progress=output.progress,
     )
-    _show(output, run)
-    output.result(_summary(run))
+    _show(output, made.run)
+    output.result(_summary(made.run))
 
 
 def _show_plan(output: Output, stages: list[PlannedStage]) -> None:

@@ -22,40 +22,30 @@ def compare(
 
     Runs that differ in their seed alone count as one model, whose seeds add to the uncertainty.
     """
-    from retailtag.cli.catalogs import reader
-    from retailtag.scoring.files import compare_files
-    from retailtag.scoring.ledger import reused_split
+    from retailtag import api
     from retailtag.scoring.strict_json import plain
 
-    s, attributes = call.settings.score, call.settings.catalog.attributes
-    compared = compare_files(
+    made = api.compare(
         predictions,
-        reader(call.new_cutoffs),
+        settings=call.settings,
         out=out,
-        catalog=call.settings.catalog.path,
-        catalog_args={"attributes": list(attributes)} if attributes else None,
-        split=s.split,
-        n_bootstrap=s.replicates,
-        n_permutations=s.permutations,
-        seed=s.seed,
-        allow_missing=s.allow_missing,
+        cutoffs=call.new_cutoffs,
     )
-    contest, reused = compared.contest, reused_split(compared.digests, s.split)
-    output = call.output
+    contest, output = made.compared.contest, call.output
     if not (output.json or output.quiet):
         from rich.text import Text
 
         from retailtag.report.tables import comparison_table, findings_text, standings_table
 
-        output.print(standings_table(contest.standings, s.split))
+        output.print(standings_table(contest.standings, call.settings.score.split))
         output.print(comparison_table(contest.comparisons))
-        output.print(findings_text(reused))
+        output.print(findings_text(made.findings))
         output.print(Text(f"pairs: {out}", no_wrap=True, overflow="ignore"))
     output.result(
         {
             "standings": plain([asdict(s) for s in contest.standings]),
             "comparisons": [c.to_json() for c in contest.comparisons],
-            "findings": [asdict(f) for f in reused],
+            "findings": [asdict(f) for f in made.findings],
             "pairs": str(out),
         }
     )

@@ -13,6 +13,8 @@ from retailtag.cli.app import app
 from retailtag.cli.verb import Call, command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from retailtag.extraction.extract import ExtractSummary
@@ -53,7 +55,7 @@ def extract(
         shard=shard,
         progress=call.output.progress,
     )
-    summaries = [summary for summary, _ in extracted]
+    summaries = extracted.summaries
     output = call.output
     output.print(_table(summaries))
     output.print(_stages(summaries))
@@ -62,11 +64,12 @@ def extract(
     if shard is not None:
         output.print(_how_to_join(call.settings.compute.features, summaries))
     n_images = summaries[0].n_computed + summaries[0].n_reused + len(summaries[0].absent)
-    stores = [{**s.to_json(), **chosen.to_json()} for s, chosen in extracted]
+    engines = zip(summaries, extracted.engines, strict=True)
+    stores = [{**s.to_json(), **chosen.to_json()} for s, chosen in engines]
     output.result({"n_images": n_images, "stores": stores})
 
 
-def _table(summaries: list[ExtractSummary]) -> Table:
+def _table(summaries: Sequence[ExtractSummary]) -> Table:
     """One row a backbone: what was computed, and what it cost."""
     from rich.table import Table
 
@@ -86,7 +89,7 @@ def _table(summaries: list[ExtractSummary]) -> Table:
     return table
 
 
-def _stages(summaries: list[ExtractSummary]) -> Table:
+def _stages(summaries: Sequence[ExtractSummary]) -> Table:
     """One row a backbone: its engine, which stage was the limit, and where the time went."""
     from rich.table import Table
 
@@ -101,7 +104,7 @@ def _stages(summaries: list[ExtractSummary]) -> Table:
     return table
 
 
-def _how_to_join(features: Path, summaries: list[ExtractSummary]) -> Text:
+def _how_to_join(features: Path, summaries: Sequence[ExtractSummary]) -> Text:
     """Commands that merge the shards, once all are there."""
     shard = f"{features}/{summaries[0].store.path.parent.name}"
     every = re.sub(r"shard-\d+-of-", "shard-*-of-", shard)

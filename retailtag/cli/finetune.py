@@ -58,7 +58,7 @@ def finetune(
 
     catalogue = call.catalogue
     call.require("backbones")
-    runs, ranking = api.finetune(
+    made = api.finetune(
         catalogue,
         settings=call.settings,
         probe=probe,
@@ -66,12 +66,13 @@ def finetune(
         seeds=seeds,
         progress=call.output.progress,
     )
-    output, folder = call.output, api.folder_of("finetune", call.settings)
+    output, runs = call.output, made.runs
     for run in runs:
         output.print(_table(run))
     if len(runs) > 1:
-        output.print(_spread_line(runs, folder))
-    output.result(_summary(runs, folder) | ({"search": ranking.to_json()} if ranking else {}))
+        output.print(_spread_line(runs, made.folder))
+    tried = {"search": made.search.to_json()} if made.search else {}
+    output.result(_summary(runs, made.folder) | tried)
 
 
 def _table(run: FinetuneRun) -> Table:

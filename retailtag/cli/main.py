@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-import retailtag
 from retailtag.allocator import keep_freed_memory
 from retailtag.cli import (  # each registers its command
     bakeoff,
@@ -41,6 +40,7 @@ from retailtag.errors import (
     GateUnmet,
     RetailtagError,
 )
+from retailtag.version import __version__
 
 HELP_ALL = "--help-all"
 INTERRUPTED = "interrupted; everything finished so far is kept, and the same command continues."
@@ -56,7 +56,7 @@ app.add_typer(models.app, name="models")
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"retailtag {retailtag.__version__}")
+        typer.echo(f"retailtag {__version__}")
         raise typer.Exit
 
 

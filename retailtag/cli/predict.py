@@ -17,20 +17,15 @@ from retailtag.errors import EXIT_BAD_DATA, UnreadableImage
 def predict(
     call: Call,
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder that probe or finetune wrote.")
+        Path, typer.Argument(metavar="MODEL", help="Folder of a probe, fine-tune or bake-off.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
 ) -> None:
     """Tag image files with a fitted pair: the tags above their thresholds, likeliest first."""
-    from retailtag.backbones.ids import local_weights
-    from retailtag.compute import resolve_device
-    from retailtag.tagger.tagger import Tagger, backbones_of
+    from retailtag import api
 
-    output, compute = call.output, call.settings.compute
-    ids = list(backbones_of(model))
-    local = local_weights(compute.weights if ids else (), ids)
-    device = resolve_device(compute.device)
-    tagger = Tagger.load(model, weights=local, device=device, progress=output.progress)
+    output = call.output
+    tagger = api.load(model, settings=call.settings, progress=output.progress)
     tagged: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     with output.progress.task("predict", len(images)) as advance:

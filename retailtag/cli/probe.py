@@ -22,8 +22,8 @@ def probe(call: Call) -> None:
 
     catalogue = call.catalogue
     call.require("backbones")
-    run = api.probe(catalogue, settings=call.settings, progress=call.output.progress)
-    output, folder = call.output, api.folder_of("probe", call.settings)
+    made = api.probe(catalogue, settings=call.settings, progress=call.output.progress)
+    output, run = call.output, made.run
     output.print(_table(run))
     if len(run.probe.facts["heads"]) > 1:
         output.print(_heads(run.probe))
@@ -31,7 +31,7 @@ def probe(call: Call) -> None:
         output.print(_rules(run.probe.facts["thresholds"]))
     for _, sentence, remedy in run.findings:
         output.print(f"Finding: {sentence} {remedy}")
-    output.result(_summary(run, folder))
+    output.result(_summary(run, made.folder))
 
 
 def _table(run: ProbeRun) -> Table:

@@ -12,12 +12,10 @@ import typer
 from retailtag.cli.app import app
 from retailtag.cli.output import Output
 from retailtag.cli.verb import ADVANCED, Call, RunsArgument, command
-from retailtag.errors import GateUnmet, UsageError
+from retailtag.errors import GateUnmet
 
 if TYPE_CHECKING:
-    from retailtag.predictions import Predictions
-    from retailtag.scoring.files import ReadCatalog, ScoredFiles
-    from retailtag.scoring.finding import Finding
+    from retailtag.outcomes import ScoreOutcome
     from retailtag.scoring.gates import Gate
 
 FOREIGN = "Another tool's scores"
@@ -75,70 +73,33 @@ def score(
     A RUN is a predictions file, the folder of a run or of a bake-off, or another tool's CSV,
     Parquet or NPZ of scores (with --catalogue and --scores).
     """
-    from retailtag.cli.catalogs import reader
-    from retailtag.scoring.files import find_predictions, score_files
+    from retailtag import api
     from retailtag.scoring.gates import parse_gate, unmet_gates
-    from retailtag.scoring.ledger import reused_split
 
     gates = [parse_gate(text) for text in gate or []]
-    paths = find_predictions(predictions)
-    s, catalog = call.settings.score, call.settings.catalog.path
-    read = reader(call.new_cutoffs)
-    attributes = call.settings.catalog.attributes
-    how = {"attributes": list(attributes)} if attributes else None
-    declared = (scores, thresholds, tune, tune_split, fitted_split)
-    scored = score_files(
-        paths,
-        read,
-        catalog=catalog,
-        catalog_args=how,
-        split=s.split,
+    made = api.score(
+        predictions,
+        settings=call.settings,
         out=out,
-        n_bootstrap=s.replicates,
-        seed=s.seed,
-        allow_missing=s.allow_missing,
-        loaded=_foreign(paths, read, catalog, how, s.split, declared),
+        cutoffs=call.new_cutoffs,
+        scores=scores,
+        thresholds=thresholds,
+        tune=tune,
+        tune_split=tune_split,
+        fitted_split=fitted_split,
     )
-    reused = reused_split(scored.digests, s.split)
-    output = call.output
-    _show(output, scored, reused)
-    output.result(_summary(scored, reused, gates))
-    if unmet := unmet_gates(gates, scored.cards):
+    _show(call.output, made)
+    call.output.result(_summary(made, gates))
+    if unmet := unmet_gates(gates, made.scorecards):
         raise GateUnmet(unmet)
 
 
-def _foreign(
-    paths: Sequence[Path],
-    read: ReadCatalog,
-    catalog: Path | None,
-    catalog_args: dict[str, Any] | None,
-    split: str,
-    declared: tuple[str | None, Path | None, str | None, str, str],
-) -> dict[Path, Predictions]:
-    """Predictions made from the files of other tools among `paths`."""
-    from retailtag.scoring.foreign import is_foreign
-
-    found = [path for path in paths if is_foreign(path)]
-    if not found:
-        if any(value is not None for value in declared[:3]):
-            raise UsageError(
-                "--scores, --thresholds and --tune are for other tools' files, and all files named "
-                "are retailtag's own; leave them out."
-            )
-        return {}
-    if catalog is None:
-        raise UsageError(f"{found[0]} does not record its catalogue; name it with --catalogue.")
-    from retailtag.runs.foreign import Declared, foreign_predictions
-
-    shop = read(catalog, **(catalog_args or {}))
-    return {path: foreign_predictions(path, shop, Declared(*declared), split) for path in found}
-
-
-def _show(output: Output, scored: ScoredFiles, reused: Sequence[Finding]) -> None:
+def _show(output: Output, made: ScoreOutcome) -> None:
     from rich.text import Text
 
     from retailtag.report.tables import comparison_table, findings_text, groups_table
 
+    scored = made.scored
     output.print(groups_table(scored.cards))
     if scored.comparisons:
         output.print(comparison_table(scored.comparisons))
@@ -148,15 +109,15 @@ def _show(output: Output, scored: ScoredFiles, reused: Sequence[Finding]) -> Non
             output.print(findings_text(card.findings))
         where = f"{card.model}: {folder / 'scorecard.json'}"
         output.print(Text(where, no_wrap=True, overflow="ignore"))
-    if reused:
+    if made.findings:
         output.print(Text("\nFindings for this split"))
-        output.print(findings_text(reused))
+        output.print(findings_text(made.findings))
 
 
-def _summary(
-    scored: ScoredFiles, reused: Sequence[Finding], gates: Sequence[Gate]
-) -> dict[str, Any]:
+def _summary(made: ScoreOutcome, gates: Sequence[Gate]) -> dict[str, Any]:
     from retailtag.scoring.strict_json import plain
+
+    scored = made.scored
 
     cards = [
         {
@@ -177,5 +138,5 @@ def _summary(
     return {
         "scorecards": plain(cards),
         "comparisons": [c.to_json() for c in scored.comparisons],
-        "findings": [asdict(f) for f in reused],
+        "findings": [asdict(f) for f in made.findings],
     }

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import retailtag
 from retailtag.catalog.folds import k_folds
 from retailtag.context import RunContext
 from retailtag.probes.checkpoints import SweepCheckpoints
@@ -28,6 +27,7 @@ from retailtag.probes.sweep import Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.runs.heads import ScoredHead, competing
 from retailtag.scoring.metrics import average_precision_per_tag
 from retailtag.settings import ProbeSettings
+from retailtag.version import __version__
 
 CHECKPOINTS = "sweep"  # folder of the finished strengths of a run that is not finished
 
@@ -167,7 +167,7 @@ def strengths_around(
 
 def run_checkpoints(out: Path, inputs: dict[str, Any]) -> SweepCheckpoints:
     """Where a run stores its finished strengths; `inputs` is all that the fits depend on."""
-    stated = {**inputs, "version": retailtag.__version__}
+    stated = {**inputs, "version": __version__}
     key = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
     return SweepCheckpoints(out / CHECKPOINTS, key)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import retailtag
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.errors import SplitOverlap, UsageError
 from retailtag.predictions import Predictions
@@ -20,6 +19,7 @@ from retailtag.scoring.metrics import micro_f1, tag_counts
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.summaries import group_summaries, measure, tag_rows, threshold_rules
+from retailtag.version import __version__
 
 
 def model_name(provenance: dict[str, Any], fallback: str = "predictions") -> str:
@@ -111,7 +111,7 @@ def refuse_overlap(predictions: Predictions, catalog: Catalog, split: str) -> No
 def _provenance(predictions: Predictions, catalog: Catalog) -> dict[str, Any]:
     cutoffs = catalog.table.cutoffs
     return {
-        "retailtag": retailtag.__version__,
+        "retailtag": __version__,
         "catalogue": {"name": catalog.path.name, "digest": catalog.digest},
         "predictions": {"digest": predictions_digest(predictions), **predictions.provenance},
         "cutoffs": {"tail": cutoffs.tail, "frequent": cutoffs.frequent},

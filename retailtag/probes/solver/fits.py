@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from retailtag.display import Displayed, View
 
 CONVERGED = "converged"
 STEP_LIMIT = "step limit"
@@ -34,8 +38,8 @@ STATUS_REMEDY = {
 """What to do about fits that are not to be trusted, by status."""
 
 
-@dataclass(frozen=True, eq=False)
-class ProbeFits:
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeFits(Displayed):
     """Linear heads of every (C, tag) on the features as given, and how each fit went.
 
     Parameters
@@ -71,6 +75,25 @@ class ProbeFits:
         tag = np.arange(self.bias.shape[1])
         chosen = np.broadcast_to(c, tag.shape)
         return X @ self.weight[chosen, tag].T + self.bias[chosen, tag]
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per C and tag (by its column of Y): status, objective, gap, iterations."""
+        n_C, n_tags = self.bias.shape
+        return pa.table(
+            {
+                "C": np.repeat(self.C, n_tags),
+                "tag": np.tile(np.arange(n_tags), n_C),
+                "status": self.status.ravel().tolist(),
+                "objective": self.objective.ravel(),
+                "gap": self.gap.ravel(),
+                "iterations": self.iterations.ravel(),
+            }
+        )
+
+    def views(self) -> Iterable[View]:
+        """The table."""
+        yield View(f"Probes on {self.weight.shape[2]} features", self.table)
 
     @classmethod
     def empty(cls, C: NDArray[np.float64], n_tags: int, dim: int) -> ProbeFits:

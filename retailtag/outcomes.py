@@ -1,0 +1,397 @@
+"""What each verb returns: tables, the objects behind them, and fitted models ready to tag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retailtag.display import Displayed, View, table_of
+from retailtag.progress import SILENT, Progress
+from retailtag.scoring.files import Row
+
+if TYPE_CHECKING:  # scoring starts without PyTorch
+    from retailtag.bakeoffs.run import BakeoffRun
+    from retailtag.catalog.catalog import Catalog
+    from retailtag.extraction.engines import ChosenEngine
+    from retailtag.extraction.extract import ExtractSummary
+    from retailtag.finetuning.search import Ranking
+    from retailtag.predictions import Predictions
+    from retailtag.report.decision import Decision
+    from retailtag.report.results import BakeoffResult
+    from retailtag.runs.finetune import FinetuneRun
+    from retailtag.runs.probe import ProbeRun
+    from retailtag.scoring.compare import Comparison
+    from retailtag.scoring.files import ComparedFiles, ScoredFiles
+    from retailtag.scoring.finding import Finding
+    from retailtag.scoring.scorecard import ScoreCard
+    from retailtag.settings import ComputeSettings
+    from retailtag.store import FeatureStore
+    from retailtag.tagger.tagger import Tagger
+
+
+def load_tagger(
+    folder: Path, compute: ComputeSettings, *, progress: Progress = SILENT, **limits: Any
+) -> Tagger:
+    """Load the model in a folder: a probe, a fine-tune, or the recommended pair of a bake-off.
+
+    Parameters
+    ----------
+    folder : Path
+    compute : ComputeSettings
+        Gives the device and local weights.
+    **limits
+        ``max_pixels`` and ``allow_truncated``, as `Tagger.load` takes them.
+    """
+    from retailtag.backbones.ids import local_weights
+    from retailtag.compute import resolve_device
+    from retailtag.report.decision import decide
+    from retailtag.report.results import BakeoffResult
+    from retailtag.tagger.tagger import Tagger, backbones_of
+
+    if (folder / "bakeoff.json").is_file():
+        result = BakeoffResult.load(folder / "bakeoff.json")
+        folder = recommended_folder(folder, result, decide(result))
+    ids = list(backbones_of(folder))
+    local = local_weights(compute.weights if ids else (), ids)
+    device = resolve_device(compute.device)
+    return Tagger.load(folder, weights=local, device=device, progress=progress, **limits)
+
+
+def recommended_folder(run: Path, result: BakeoffResult, decision: Decision) -> Path:
+    """Folder of the pair that a bake-off recommends."""
+    from retailtag.bakeoffs.request import pair_folder
+
+    pair = result.pair(decision.winner)
+    return pair_folder(run, pair.backbone, pair.strategy)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExtractOutcome(Displayed):
+    """What an extraction did, backbone by backbone.
+
+    Parameters
+    ----------
+    summaries : tuple of ExtractSummary
+        In the order of the backbones.
+    engines : tuple of ChosenEngine
+        What computed the embeddings of each, and why.
+    """
+
+    summaries: tuple[ExtractSummary, ...]
+    engines: tuple[ChosenEngine, ...]
+
+    @property
+    def stores(self) -> dict[str, FeatureStore]:
+        """Feature store of each backbone."""
+        return {s.store.spec.backbone: s.store for s in self.summaries}
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per backbone: counts of images, seconds, size and place of its store."""
+        return table_of(
+            {
+                "backbone": s.store.spec.backbone,
+                "engine": s.store.spec.engine,
+                "dim": s.store.spec.dim,
+                "computed": s.n_computed,
+                "reused": s.n_reused,
+                "absent": len(s.absent),
+                "seconds": s.seconds,
+                "images_per_second": s.images_per_second,
+                "bytes": s.store.nbytes,
+                "store": str(s.store.path),
+            }
+            for s in self.summaries
+        )
+
+    def views(self) -> Iterable[View]:
+        """The table."""
+        yield View("Features", self.table)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeOutcome(Displayed):
+    """A fitted probe, its choices and its predictions.
+
+    Parameters
+    ----------
+    run : ProbeRun
+    folder : Path
+        Where its files are.
+    catalog : Catalog
+    compute : ComputeSettings
+        Gives device and local weights to `tagger`.
+    """
+
+    run: ProbeRun
+    folder: Path
+    catalog: Catalog
+    compute: ComputeSettings
+
+    @property
+    def predictions(self) -> Predictions:
+        """Logits of the val and test images."""
+        return self.run.predictions
+
+    @cached_property
+    def tagger(self) -> Tagger:
+        """The model, ready to tag images; loaded on first use."""
+        return load_tagger(self.folder, self.compute)
+
+    @cached_property
+    def per_tag(self) -> pa.Table:
+        """One row per tag: group, support in training, out-of-fold AP, C, threshold (a logit)."""
+        probe, table = self.run.probe, self.catalog.table
+        heads = pq.read_table(self.folder / "heads.parquet").to_pylist()
+        taken = [row for row in heads if row["head"] == probe.head and row["chosen"]]
+        ap = {row["tag"]: row["out_of_fold_ap"] for row in taken}
+        return pa.table(
+            {
+                "tag": list(probe.tags),
+                "group": table.group.tolist(),
+                "support": table.train_count,
+                "ap": [ap[tag] for tag in probe.tags],
+                "C": probe.C,
+                "threshold": probe.thresholds,
+            }
+        )
+
+    def views(self) -> Iterable[View]:
+        """Out-of-fold macro-AP and the chosen setting of each group of tags."""
+        probe = self.run.probe
+        summary = table_of(
+            {"tags": name, "setting": row["setting"], "macro_ap": row["macro_ap"]}
+            for name, row in probe.facts["out_of_fold"].items()
+        )
+        notes = [f"{sentence} {remedy}" for _, sentence, remedy in self.run.findings]
+        title = f"Probe of {probe.facts['backbone']}: {probe.head}, out of fold"
+        yield View(title, summary, (*notes, f"Folder: {self.folder}"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FinetuneOutcome(Displayed):
+    """A fine-tune, or several that differ in their seed alone.
+
+    Parameters
+    ----------
+    runs : tuple of FinetuneRun
+    folder : Path
+        Where the files are; of several seeds, each has its own folder within.
+    compute : ComputeSettings
+        Gives device and local weights to `tagger`.
+    search : Ranking, optional
+        Settings that were tried first, best first.
+    """
+
+    runs: tuple[FinetuneRun, ...]
+    folder: Path
+    compute: ComputeSettings
+    search: Ranking | None = None
+
+    @property
+    def predictions(self) -> Predictions:
+        """Logits of the test images; of several seeds, those of the first."""
+        return self.runs[0].predictions
+
+    @cached_property
+    def tagger(self) -> Tagger:
+        """The model, ready to tag images; loaded on first use. Of several seeds, the first."""
+        first = self.folder / f"seed-{_seed(self.runs[0])}"
+        return load_tagger(first if len(self.runs) > 1 else self.folder, self.compute)
+
+    @property
+    def history(self) -> pa.Table:
+        """One row per epoch: loss, and scores on the validation set."""
+        return table_of(
+            {"seed": _seed(run), **row, "best": row["epoch"] == run.best_epoch}
+            for run in self.runs
+            for row in run.history
+        )
+
+    def views(self) -> Iterable[View]:
+        """The history."""
+        title = f"Fine-tune of {self.runs[0].checkpoint.backbone}, scores on the validation set"
+        yield View(title, self.history, (f"Folder: {self.folder}",))
+
+
+def _seed(run: FinetuneRun) -> int:
+    return int(run.checkpoint.facts["settings"]["seed"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreOutcome(Displayed):
+    """Scorecards of predictions, and the comparison of every two models.
+
+    Parameters
+    ----------
+    scored : ScoredFiles
+        Scorecards, where they were written, and comparisons, as objects.
+    findings : tuple of Finding
+        About the split; each scorecard has its own.
+    """
+
+    scored: ScoredFiles
+    findings: tuple[Finding, ...]
+
+    @property
+    def scorecards(self) -> tuple[ScoreCard, ...]:
+        """One per predictions file, in the order given."""
+        return self.scored.cards
+
+    @property
+    def per_tag(self) -> pa.Table:
+        """One row per model and tag: counts, precision, recall, F1, AP, threshold."""
+        return _tag_table(self.scorecards)
+
+    @property
+    def summaries(self) -> pa.Table:
+        """One row per model and scope (all, tail, common, frequent, ...): macro averages."""
+        return table_of(
+            {"model": card.model, **asdict(summary)}
+            for card in self.scorecards
+            for summary in card.summaries.values()
+        )
+
+    @property
+    def comparisons(self) -> pa.Table:
+        """One row per pair of models and scope; without columns if there is one model."""
+        return _comparison_table(self.scored.comparisons)
+
+    def views(self) -> Iterable[View]:
+        """Macro averages, and differences if there are several models."""
+        columns = ["model", "scope", "n_tags", "macro_f1", "macro_f1_low", "macro_f1_high"]
+        summaries = self.summaries.select([*columns, "macro_ap"])
+        title = f"Scores on the {self.scorecards[0].split} split"
+        yield View(title, summaries, _sentences(self.findings))
+        if self.scored.comparisons:
+            yield View("Differences in macro-F1", _brief(self.comparisons))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CompareOutcome(Displayed):
+    """Models ranked on the same images, and every two compared.
+
+    Parameters
+    ----------
+    compared : ComparedFiles
+        Standings and comparisons, as objects.
+    findings : tuple of Finding
+        About the split.
+    out : Path
+        CSV of the pairs.
+    """
+
+    compared: ComparedFiles
+    findings: tuple[Finding, ...]
+    out: Path
+
+    @property
+    def standings(self) -> pa.Table:
+        """One row per scope and model, best first."""
+        return table_of(asdict(s) for s in self.compared.contest.standings)
+
+    @property
+    def pairs(self) -> pa.Table:
+        """One row per pair of models and scope: difference, interval, p, verdict."""
+        return _comparison_table(self.compared.contest.comparisons)
+
+    def views(self) -> Iterable[View]:
+        """The ranking, then the differences."""
+        yield View("Ranking by macro-F1", self.standings, _sentences(self.findings))
+        yield View("Differences in macro-F1", _brief(self.pairs), (f"Pairs: {self.out}",))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BakeoffOutcome(Displayed):
+    """A bake-off: the ranking of the pairs, the decision, and the recommended model.
+
+    Parameters
+    ----------
+    run : BakeoffRun
+        What ran, what was reused, and the result as objects.
+    folder : Path
+        Of the run.
+    compute : ComputeSettings
+        Gives device and local weights to `recommended`.
+    """
+
+    run: BakeoffRun
+    folder: Path
+    compute: ComputeSettings
+
+    @property
+    def decision(self) -> Decision:
+        """The recommended pair and the reasons."""
+        return self.run.decision
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.run.report
+
+    @cached_property
+    def recommended(self) -> Tagger:
+        """The recommended model, ready to tag images; loaded on first use."""
+        folder = recommended_folder(self.folder, self.run.result, self.decision)
+        return load_tagger(folder, self.compute)
+
+    @property
+    def ranking(self) -> pa.Table:
+        """One row per pair, best first: macro-F1 with interval, tail, and costs."""
+        return table_of(
+            {
+                "pair": pair.name,
+                "backbone": pair.backbone,
+                "strategy": pair.strategy,
+                "recommended": pair.name == self.decision.winner,
+                "tied": pair.name in self.decision.ties,
+                "macro_f1": pair.scorecard.summaries["all"].macro_f1,
+                "macro_f1_low": pair.scorecard.summaries["all"].macro_f1_low,
+                "macro_f1_high": pair.scorecard.summaries["all"].macro_f1_high,
+                "tail_macro_f1": pair.scorecard.summaries["tail"].macro_f1,
+                "macro_ap": pair.scorecard.summaries["all"].macro_ap,
+                **asdict(pair.cost),
+            }
+            for pair in self.run.result.ranking
+        )
+
+    @property
+    def per_tag(self) -> pa.Table:
+        """One row per pair and tag: counts, precision, recall, F1, AP, threshold."""
+        return _tag_table([pair.scorecard for pair in self.run.result.ranking])
+
+    @property
+    def comparisons(self) -> pa.Table:
+        """One row per two pairs and scope: difference, interval, p, verdict."""
+        return _comparison_table(self.run.result.comparisons)
+
+    def views(self) -> Iterable[View]:
+        """The ranking, and the decision in sentences."""
+        columns = ["pair", "recommended", "tied", "macro_f1", "macro_f1_low", "macro_f1_high"]
+        columns += ["tail_macro_f1", "latency_ms_p50", "train_seconds"]
+        winner = f"Use {self.decision.winner} (decided by {self.decision.decided_by})."
+        notes = (winner, *self.decision.reasons, f"Report: {self.report}")
+        yield View("Ranking of the pairs", self.ranking.select(columns), notes)
+
+
+def _tag_table(cards: Sequence[ScoreCard]) -> pa.Table:
+    return table_of({"model": card.model, **asdict(row)} for card in cards for row in card.tags)
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> pa.Table:
+    return table_of(asdict(Row.of(c)) for c in comparisons)
+
+
+def _brief(comparisons: pa.Table) -> pa.Table:
+    columns = ["a", "b", "scope", "difference", "low", "high", "p_holm", "verdict"]
+    return comparisons.select(columns) if comparisons.num_rows else comparisons
+
+
+def _sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(f"{finding.sentence} {finding.remedy}" for finding in findings)
