@@ -344,21 +344,15 @@ def bakeoff(
     command : str
         Shown in the report as what repeats the run.
     """
-    from retailtag.bakeoffs.run import run_bakeoff
+    from retailtag.bakeoffs.request import Request
+    from retailtag.bakeoffs.run import run_request
     from retailtag.outcomes import BakeoffOutcome
 
     s = _resolve("bakeoff", settings, {**options, "backbones": backbones})
     context = _context(catalog, s, progress)
-    out = folder_of("bakeoff", s)
-    run = run_bakeoff(
-        context.catalog,
-        s,
-        provenance=dict(context.provenance),
-        command=command,
-        progress=context.progress,
-    )
-    _keep_settings("bakeoff", out, s, catalog)
-    return BakeoffOutcome(run, out, s.compute)
+    request = Request(context, s)  # refuses what cannot be followed before anything is written
+    _keep_settings("bakeoff", request.out, s, catalog)
+    return BakeoffOutcome(run_request(request, command), request.out, s.compute)
 
 
 def load(

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from retailtag.display import Displayed, View, table_of
 from retailtag.progress import SILENT, Progress
-from retailtag.scoring.files import Row
 
 if TYPE_CHECKING:  # scoring starts without PyTorch
     from retailtag.bakeoffs.run import BakeoffRun
@@ -385,7 +384,23 @@ def _tag_table(cards: Sequence[ScoreCard]) -> pa.Table:
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> pa.Table:
-    return table_of(asdict(Row.of(c)) for c in comparisons)
+    return table_of(
+        {
+            "a": c.a,
+            "b": c.b,
+            "scope": c.scope,
+            "difference": c.difference.value,
+            "low": c.difference.low,
+            "high": c.difference.high,
+            "standard_error": c.difference.standard_error,
+            "detectable": c.difference.detectable,
+            "p": c.p,
+            "p_holm": c.p_holm,
+            "test": c.test,
+            "verdict": c.verdict,
+        }
+        for c in comparisons
+    )
 
 
 def _brief(comparisons: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from retailtag.cli.main import run
 PROBE = {"sweep_C": "0.01,1", "folds": 2, "heads": "logistic"}
 FINETUNE = {"epochs": 1, "augment": "none", "blocks": 1}
 # what differs between equal runs: times, memory and latency, and digests of the files with them
-TIMED_FILES = ("bakeoff.json", "report.html", "history.jsonl", ".svg")
+TIMED_FILES = ("bakeoff.json", "report.html", "history.jsonl", "quality_cost.png", "summary.png")
 MEASURED = (*TIMED_FILES, "seconds", "_mib", "machine", "per_second", "started", "_p50", "_p95")
 
 

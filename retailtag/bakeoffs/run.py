@@ -77,7 +77,12 @@ def run_bakeoff(
         Whatever a stage raises. Finished stages are kept, and the same call continues.
     """
     context = RunContext(catalog, settings.reading, settings.compute, provenance or {}, progress)
-    request = Request(context, settings)
+    return run_request(Request(context, settings), command)
+
+
+def run_request(request: Request, command: str = "") -> BakeoffRun:
+    """Run a bake-off whose request was checked; parameters and exceptions as in `run_bakeoff`."""
+    settings, progress = request.settings, request.context.progress
     if "finetune" in settings.strategies:
         for backbone in settings.backbones:
             if backbone not in request.fine_tuned:
