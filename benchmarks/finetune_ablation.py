@@ -50,7 +50,8 @@ from retailtag.extraction.stores import find_store
 from retailtag.files import slug
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.runs.finetune import FinetuneRun, finetune_inputs, run_finetune
+from retailtag.runs.finetune import FinetuneRun, run_finetune
+from retailtag.runs.finetune_training import finetune_inputs
 from retailtag.runs.stage import StageRecord, read_record, why_stale
 from retailtag.scoring.score import score_predictions
 from retailtag.settings import ComputeSettings, FinetuneSettings

@@ -151,7 +151,6 @@ def probe(
 ) -> ProbeOutcome:
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag.backbones.ids import local_weights
-    from retailtag.extraction.stores import EngineRequest
     from retailtag.outcomes import ProbeOutcome
     from retailtag.runs.embeddings import find_embeddings, find_texts
     from retailtag.runs.probe import check_probe_settings, run_probe
@@ -163,16 +162,7 @@ def probe(
     local = local_weights(s.compute.weights, [backbone])
     tags, device = context.catalog.table.tags, context.device
     texts = find_texts(s.probe.heads, backbone, tags, weights=local, device=device)
-    store = find_embeddings(
-        s.compute.features,
-        backbone,
-        weights=local,
-        device=device,
-        dtype=s.extract.dtype,
-        allow_truncated=s.reading.allow_truncated,
-        request=EngineRequest.to_read(s.extract),
-        progress=context.progress,
-    )
+    store = find_embeddings(context, backbone, s.extract)
     out = folder_of("probe", s)
     _keep_settings("probe", out, s, catalog)
     run = run_probe(context, store, out, s.probe, texts=texts)

@@ -26,12 +26,15 @@ class Cost:
         Length of one embedding.
     size : (int, int)
         Height and width of the images.
+    has_text : bool
+        Whether it has a text tower.
     """
 
     flops: float
     parameters: int
     dim: int
     size: tuple[int, int]
+    has_text: bool
 
     @property
     def weight_bytes(self) -> int:
@@ -60,15 +63,20 @@ def cost_of(backbone_id: str) -> Cost:
         parameters=sum(p.numel() for p in module.parameters()),
         dim=embedding.shape[-1],
         size=model.preprocess.size,
+        has_text=model.encode_text is not None,
     )
 
 
 def cost_of_all(backbone_ids: Sequence[str]) -> Cost:
-    """Cost of embedding an image with several backbones; `size` is that of the first."""
+    """Cost of embedding an image with several backbones; `size` is that of the first.
+
+    Joint embeddings lie in no space of texts, so several backbones have no text tower.
+    """
     costs = [cost_of(backbone_id) for backbone_id in backbone_ids]
     return Cost(
         flops=sum(c.flops for c in costs),
         parameters=sum(c.parameters for c in costs),
         dim=sum(c.dim for c in costs),
         size=costs[0].size,
+        has_text=len(costs) == 1 and costs[0].has_text,
     )

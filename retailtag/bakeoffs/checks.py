@@ -24,10 +24,6 @@ def check_request(
 
     Parameters
     ----------
-    context : RunContext
-        Gives the catalogue and the device.
-    settings : BakeoffSettings
-        Gives the folds, the solver and the blocks.
     fine_tuned : sequence of str
         Backbones that are fine-tuned.
     weights : set of str

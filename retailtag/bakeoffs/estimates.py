@@ -10,7 +10,9 @@ from retailtag.backbones.cost import Cost, cost_of_all
 from retailtag.bakeoffs.pairs import LATENCY_IMAGES
 from retailtag.bakeoffs.request import Request
 from retailtag.probes.grid import parse_grid
+from retailtag.probes.heads.text_prior import WEIGHTS
 from retailtag.probes.scaling import parse_scales
+from retailtag.runs.heads import parse_heads
 from retailtag.runs.stage import Estimate
 
 # Rough: an estimate is within a factor of three of the measured time.
@@ -18,6 +20,9 @@ NETWORK_SHARE = 0.3  # of the rate of a large matrix product that a network reac
 DECODE_SECONDS = 0.002  # per image of shop size on one core
 CELL_SECONDS = 20e-9  # per (image, tag) of a solver iteration, apart from its matrix products
 ITERATIONS_PER_FIT = 6  # mean over the grid of C
+# A fit with texts takes 20 to 55 ms where one of the sweep takes 2 (results/LOG.md, 2026-11-29).
+ITERATIONS_PER_TEXT_FIT = 40
+TEXT_STRENGTHS = 5  # those of the groups and their neighbours: 4 to 6 in recorded runs
 TRAINED_SHARE = 0.5  # of the operations of a forward pass that lie in the last blocks
 REPORT_SECONDS = 20.0
 REPORT_BYTES = 3e6
@@ -69,14 +74,20 @@ class Estimator:
         return Estimate(self._embed_seconds(backbone, n_new), float(n_new) * image_bytes)
 
     def probe(self, backbone: str) -> Estimate:
-        """Sweep C out of fold under every scaling."""
-        probe, dim = self.request.settings.probe, _model_cost(backbone).dim
-        n_strengths = len(parse_grid(probe.sweep_C))
-        n_fits = self.n_tags * n_strengths * len(parse_scales(probe.scale)) * probe.folds
+        """Sweep C out of fold under every scaling, and fit the text head."""
+        probe = self.request.settings.probe
+        model = _model_cost(backbone)
+        scales = parse_scales(probe.scale)
+        iterations = ITERATIONS_PER_FIT * len(parse_grid(probe.sweep_C)) * len(scales)
+        if model.has_text and "text" in parse_heads(probe.heads) and "standardise" in scales:
+            iterations += ITERATIONS_PER_TEXT_FIT * TEXT_STRENGTHS * len(WEIGHTS)
+        # Left out: ridge is one eigendecomposition per fold, neighbours one product of matrices.
         # An iteration multiplies by X and by its transpose: 4 n dim operations per tag.
-        iteration = self.n_train * (CELL_SECONDS + 4 * dim / self.rate)
-        values = self.n_tags * (dim + self.n_held_out)  # weights, and logits of held-out images
-        return Estimate(n_fits * ITERATIONS_PER_FIT * iteration, float(BYTES_FLOAT32 * values))
+        iteration = self.n_train * (CELL_SECONDS + 4 * model.dim / self.rate)
+        seconds = self.n_tags * probe.folds * iterations * iteration
+        # Weights, and logits of the held-out images.
+        values = self.n_tags * (model.dim + self.n_held_out)
+        return Estimate(seconds, float(BYTES_FLOAT32 * values))
 
     def finetune(self, backbone: str) -> Estimate:
         """Train, and predict the held-out images."""

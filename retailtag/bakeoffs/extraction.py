@@ -42,14 +42,9 @@ class ExtractionPass:
         self.summaries: dict[str, ExtractSummary] = {}
         self._expected: dict[str, EmbeddingSource | None] = {}
 
-    @property
-    def has_run(self) -> bool:
-        """Whether the stores are known to be those of the weights and images of now."""
-        return bool(self.summaries)
-
     def source(self, backbone: str) -> EmbeddingSource | None:
         """Embeddings of a backbone: once the pass has run those it filled, else `expected`."""
-        if not self.has_run:
+        if not self.summaries:
             return self.expected(backbone)
         stores = [self.summaries[canonical(c)].store for c in components_of(backbone)]
         return join(stores)
@@ -104,27 +99,20 @@ class ExtractionPass:
         summaries = extract_together(context, embedders, settings.extract)
         self.summaries = dict(zip(backbones, summaries, strict=True))
         for backbone in settings.backbones:
-            self._check_readable(backbone)
-
-    def _check_readable(self, backbone: str) -> None:
-        summaries = [self.summaries[canonical(c)] for c in components_of(backbone)]
-        absent = {image_id: why for s in summaries for image_id, why in s.absent.items()}
-        check_readable(self.request.context.catalog, absent)
+            components = [self.summaries[canonical(c)] for c in components_of(backbone)]
+            absent = {image_id: why for s in components for image_id, why in s.absent.items()}
+            check_readable(context.catalog, absent)
 
 
 class ExtractStage(Stage):
     """Embeddings of one backbone. Its outputs are in the feature store, which records them."""
 
     def __init__(self, extraction: ExtractionPass, estimator: Estimator, component: str) -> None:
-        self.extraction, self.estimator = extraction, estimator
+        self.extraction = extraction
+        self.estimator = estimator
         self.backbone = canonical(component)
         self.name = f"extract {self.backbone}"
         self._component = component
-
-    @property
-    def outputs(self) -> EmbeddingSource | None:
-        """The store; None before it exists."""
-        return self.extraction.source(self._component)
 
     def why_stale(self) -> str | None:
         """By the ids alone: to hash the images would take as long as reading all of them."""
@@ -136,16 +124,20 @@ class ExtractStage(Stage):
         return self.estimator.extract(self._component, self._n_new())
 
     def run(self) -> None:
-        """Run the pass that all backbones share, unless it has run."""
-        if not self.extraction.has_run:
-            self.extraction.run()
+        """Run the pass that all backbones share."""
+        self.extraction.run()
 
     def update(self, announce: Callable[[str], None]) -> bool:
         """Run in any case: only the pass sees whether the bytes of an image have changed."""
-        if not self.extraction.has_run:
+        summaries = self.extraction.summaries
+        is_first = not summaries
+        if is_first:
             announce(self.why_stale() or "looks for changed images")
-        self.run()
-        return self.extraction.summaries[self.backbone].n_computed > 0
+            self.run()
+        n_computed = self.extraction.summaries[self.backbone].n_computed
+        if n_computed and not is_first:
+            announce(f"{n_computed:,} images embedded in the pass that all backbones share")
+        return n_computed > 0
 
     def _n_new(self) -> int:
         ids = set(self.extraction.request.context.catalog.image_ids.tolist())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,9 @@ from retailtag.images.decode import decode_image
 from retailtag.predictions import Predictions
 from retailtag.report.results import PairCost
 from retailtag.runs.checks import none_readable
-from retailtag.runs.machine import describe_machine
 from retailtag.runs.stage import StageRecord
 from retailtag.scoring.finding import Finding
-from retailtag.scoring.score import predictions_digest
-from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import EmbeddingSource
-from retailtag.version import __version__
 
 LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
 
@@ -32,12 +28,8 @@ class Pair:
 
     Parameters
     ----------
-    backbone, strategy : str
-        What the pair consists of.
     folder : Path
         Holds the predictions.
-    cost : PairCost
-        Training and inference.
     machines : dict of str to str
         Where each stage of the cost was measured, as far as it was recorded.
     """
@@ -83,22 +75,8 @@ def finished_pair(
     return Pair(store.spec.backbone, strategy, folder, cost, machines)
 
 
-def latency_inputs(model: StageRecord, device: str) -> dict[str, Any]:
-    """Everything that a latency depends on: the model and the machine."""
-    return {"model": model.outputs, "device": describe_machine(device)}
-
-
 def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path]) -> dict[str, Any]:
     """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`.
-
-    Parameters
-    ----------
-    context : RunContext
-        Gives the images, how they are read, and the device.
-    folder : Path
-        Folder of the pair.
-    weights : mapping of str to Path
-        Local weights by backbone id.
 
     Raises
     ------
@@ -143,23 +121,6 @@ def readable_images(catalog: Catalog, **limits: Any) -> list[bytes]:
     if not images:
         raise UnreadableImage(none_readable(catalog, "test", failed))
     return images
-
-
-def report_inputs(
-    catalog: Catalog, pairs: Iterable[Pair], n_bootstrap: int, seed: int
-) -> dict[str, Any]:
-    """Everything that the scorecards and the report depend on."""
-    pairs = list(pairs)
-    return {
-        "catalogue": catalog.digest,
-        "cutoffs": asdict(catalog.table.cutoffs),
-        "predictions": {p.name: predictions_digest(p.predictions) for p in pairs},
-        "costs": {p.name: asdict(p.cost) for p in pairs},
-        "machines": {p.name: p.machines for p in pairs},
-        "bootstrap": [n_bootstrap, seed],
-        "retailtag": __version__,
-        "scorecard": SCORECARD_FORMAT,
-    }
 
 
 def absent_finding(summary: ExtractSummary, n_images: int) -> Finding:

@@ -20,8 +20,6 @@ class PlannedStage:
 
     Parameters
     ----------
-    name : str
-        Of the stage.
     why : str
         Why it would run; empty if it is reused.
     certain : bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,6 @@ class BakeoffRun:
 
     Parameters
     ----------
-    result : BakeoffResult
-        Scorecards, costs and comparisons.
-    decision : Decision
-        The recommended pair, and why.
     report : Path
         The HTML report.
     ran, reused : list of str
@@ -59,8 +54,6 @@ def run_bakeoff(
     ----------
     catalog : Catalog
         With training and test images, and a tag with a positive in both.
-    settings : BakeoffSettings
-        What to compare, and how.
     provenance : dict, optional
         Recorded in predictions: where the catalogue was read from.
     command : str
@@ -74,7 +67,7 @@ def run_bakeoff(
         Before anything runs, if the catalogue or the settings cannot be followed; see
         `retailtag.bakeoffs.checks.check_request`.
     RetailtagError
-        Whatever a stage raises. Finished stages are kept, and the same call continues.
+        Whatever a stage raises. Finished stages are not lost: the same call continues.
     """
     context = RunContext(catalog, settings.reading, settings.compute, provenance or {}, progress)
     return run_request(Request(context, settings), command)
@@ -109,17 +102,17 @@ def run_stages(stages: Sequence[Stage], progress: Progress) -> tuple[list[str], 
         left = _duration(pace * sum(p.seconds for p in planned[i:]))
         place = f"stage {i + 1} of {len(stages)}"
         start = time.perf_counter()
-        if stage.update(partial(_announce, progress, f"{place}, {left} left", stage.name)):
+
+        def announce(why: str, head: str = f"{place}, {left} left: {stage.name}") -> None:
+            progress.say(f"{head} ({why})")
+
+        if stage.update(announce):
             ran.append(stage.name)
             elapsed += time.perf_counter() - start
         else:
             reused.append(stage.name)
             progress.say(f"{place}: {stage.name} is reused")
     return ran, reused
-
-
-def _announce(progress: Progress, place: str, name: str, why: str) -> None:
-    progress.say(f"{place}: {name} ({why})")
 
 
 def _duration(seconds: float) -> str:

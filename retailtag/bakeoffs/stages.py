@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,8 @@ from retailtag.bakeoffs.pairs import (
     Pair,
     absent_finding,
     finished_pair,
-    latency_inputs,
     machine_findings,
     measure_pair,
-    report_inputs,
 )
 from retailtag.bakeoffs.request import Request
 from retailtag.errors import DataError
@@ -28,7 +26,8 @@ from retailtag.report.decision import decide
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
 from retailtag.report.write import write_report
 from retailtag.runs.embeddings import find_texts
-from retailtag.runs.finetune import finetune_inputs, run_finetune
+from retailtag.runs.finetune import run_finetune
+from retailtag.runs.finetune_training import finetune_inputs
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
@@ -36,43 +35,30 @@ from retailtag.scoring.compare import compare_predictions
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
+from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
 from retailtag.store import EmbeddingSource, FeatureStore
+from retailtag.version import __version__
 
 
 class BackboneStage(RecordedStage):
-    """A stage of one backbone, in the folder of one strategy.
-
-    Parameters
-    ----------
-    extraction : ExtractionPass
-        Gives the embeddings.
-    estimator : Estimator
-        Gives the estimate.
-    backbone : str
-        As named in the settings.
-    strategy : str
-        ``probe`` or ``finetune``.
-    """
+    """A stage of one backbone, in the folder of one strategy: ``probe`` or ``finetune``."""
 
     def __init__(
         self, extraction: ExtractionPass, estimator: Estimator, backbone: str, strategy: str
     ) -> None:
-        self.extraction, self.estimator = extraction, estimator
+        self.extraction = extraction
+        self.estimator = estimator
         self.request = extraction.request
-        self.context, self.settings = self.request.context, self.request.settings
-        self.backbone, self.strategy = backbone, strategy
+        self.context = self.request.context
+        self.settings = self.request.settings
+        self.backbone = backbone
+        self.strategy = strategy
         self.name = f"{strategy} {canonical(backbone)}"
         self.folder = self.request.folder(backbone, strategy)
 
     @property
     def source(self) -> EmbeddingSource:
-        """Embeddings of the backbone.
-
-        Raises
-        ------
-        DataError
-            If it was not extracted.
-        """
+        """Embeddings of the backbone; raises `DataError` if it was not extracted."""
         source = self.extraction.source(self.backbone)
         if source is None:
             raise DataError(f"There are no features of {self.backbone}; run retailtag extract.")
@@ -89,7 +75,7 @@ class ProbeStage(BackboneStage):
     @cached_property
     def _texts(self) -> NDArray[np.float32] | None:
         """Embedded tag names of the head ``text``; a plan loads no model and has none."""
-        if not self.extraction.has_run:
+        if not self.extraction.summaries:
             return None
         return find_texts(
             self.settings.probe.heads,
@@ -163,8 +149,9 @@ class LatencyStage(BackboneStage):
         self._model = model
 
     def inputs(self) -> dict[str, Any]:
-        """See `latency_inputs`."""
-        return latency_inputs(self._model.record, self.context.device)
+        """The model and the machine."""
+        machine = describe_machine(self.context.device)
+        return {"model": self._model.record.outputs, "device": machine}
 
     def estimate(self) -> Estimate:
         """Of embedding the images twice."""
@@ -186,12 +173,11 @@ class PairStages:
     training: dict[str, BackboneStage]  # by strategy: probe, and finetune after it
     latency: LatencyStage
 
-    def pair(self, request: Request) -> Pair:
+    def pair(self) -> Pair:
         """The finished pair."""
         records = {strategy: stage.record for strategy, stage in self.training.items()}
         last = self.latency
-        folder = request.folder(last.backbone, last.strategy)
-        catalog = request.context.catalog
+        catalog, folder = last.context.catalog, self.training[last.strategy].folder
         return finished_pair(catalog, last.source, last.strategy, folder, records, last.record)
 
 
@@ -206,21 +192,30 @@ class ReportStage(RecordedStage):
         command: str,
     ) -> None:
         self.name = "report"
-        self.extraction, self.estimator, self.command = extraction, estimator, command
+        self.extraction = extraction
+        self.estimator = estimator
+        self.command = command
         self.request = extraction.request
         self.folder = self.request.out
         self._pairs = pairs
         stages = [stage for pair in pairs for stage in (*pair.training.values(), pair.latency)]
         self.needs = tuple(dict.fromkeys(stage.name for stage in stages))
 
-    def _finished_pairs(self) -> list[Pair]:
-        return [stages.pair(self.request) for stages in self._pairs]
-
     def inputs(self) -> dict[str, Any]:
-        """See `report_inputs`."""
+        """Predictions and costs of every pair, and what they are compared with."""
         score = self.request.settings.score
         catalog = self.request.context.catalog
-        return report_inputs(catalog, self._finished_pairs(), score.replicates, score.seed)
+        pairs = [stages.pair() for stages in self._pairs]
+        return {
+            "catalogue": catalog.digest,
+            "cutoffs": asdict(catalog.table.cutoffs),
+            "predictions": {p.name: predictions_digest(p.predictions) for p in pairs},
+            "costs": {p.name: asdict(p.cost) for p in pairs},
+            "machines": {p.name: p.machines for p in pairs},
+            "bootstrap": [score.replicates, score.seed],
+            "retailtag": __version__,
+            "scorecard": SCORECARD_FORMAT,
+        }
 
     def estimate(self) -> Estimate:
         """Of scoring and drawing."""
@@ -229,8 +224,7 @@ class ReportStage(RecordedStage):
     def run(self) -> None:
         """Score on the test split, compare, decide and write the report."""
         inputs = self.inputs()
-        pairs = self._finished_pairs()
-        result = self._score(pairs)
+        result = self._score([stages.pair() for stages in self._pairs])
         write_report(result, decide(result), self.folder)
         write_record(self.folder, self.request.report_files, inputs)
 
@@ -280,15 +274,7 @@ class ReportStage(RecordedStage):
 
 
 def bakeoff_stages(request: Request, command: str = "") -> list[Stage]:
-    """Every stage of a bake-off in order, the report last; nothing is read or run.
-
-    Parameters
-    ----------
-    request : Request
-        The catalogue and the settings.
-    command : str
-        Command line that repeats the run, for the report.
-    """
+    """Every stage of a bake-off in order, the report last; nothing is read or run."""
     extraction, estimator = ExtractionPass(request), Estimator(request)
     given = [c for b in request.settings.backbones for c in components_of(b)]
     components = {canonical(c): c for c in given}  # a component of several backbones is one stage

@@ -79,7 +79,7 @@ def verify(
     Ends with exit code 4 if a file is damaged, or embeddings are not what the backbone gives now.
     """
     from retailtag.backbones.ids import local_weights
-    from retailtag.compute import n_workers, resolve_device
+    from retailtag.context import RunContext
     from retailtag.extraction.verify import Sample
     from retailtag.extraction.verify import verify as verify_store
     from retailtag.store.inventory import find_named, store_folders
@@ -91,15 +91,9 @@ def verify(
     paths = [find_named(features, name) for name in names or []] or store_folders(features)
     drawn = None
     if s.catalog.path is not None:
-        drawn = Sample(
-            _read(s.catalog.path, s.catalog),
-            size=sample,
-            seed=s.probe.seed,
-            weights=local_weights(s.compute.weights, _backbones(paths)),
-            device=resolve_device(s.compute.device),
-            workers=n_workers(s.compute),
-            max_pixels=s.reading.max_pixels,
-        )
+        context = RunContext(_read(s.catalog.path, s.catalog), s.reading, s.compute)
+        local = local_weights(s.compute.weights, _backbones(paths))
+        drawn = Sample(context, sample, s.probe.seed, local)
     verdicts = [verify_store(path, drawn, output.progress) for path in paths]
     output.print(_verdicts(verdicts))
     output.result({"stores": [verdict.to_json() for verdict in verdicts]})

@@ -10,44 +10,25 @@ from typing import Any
 class ExtractCost:
     """Seconds of embedding some images, by step.
 
-    Parameters
-    ----------
-    n_computed : int
-        Images embedded.
-    seconds : float
-        Wall time.
-    read_seconds, decode_seconds : float
-        Reading and hashing, decoding and resizing: summed over the loading threads.
-    wait_seconds : float
-        Wall time that the model waited for images.
-    model_seconds : float
-        Wall time of the model.
-    write_seconds : float
-        Time of the writing thread.
-    stall_seconds : float
-        Wall time that the model waited for the disk.
-
-    Notes
-    -----
     Where several backbones share a pass, each has its own model and writing, and an equal share
     of the rest.
     """
 
-    n_computed: int = 0
-    seconds: float = 0.0
-    read_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    model_seconds: float = 0.0
-    write_seconds: float = 0.0
-    stall_seconds: float = 0.0
+    n_computed: int = 0  # images embedded
+    seconds: float = 0.0  # wall time
+    read_seconds: float = 0.0  # reading and hashing, summed over the loading threads
+    decode_seconds: float = 0.0  # decoding and resizing, likewise
+    wait_seconds: float = 0.0  # wall time that the model waited for images
+    model_seconds: float = 0.0  # wall time of the model
+    write_seconds: float = 0.0  # time of the writing thread
+    stall_seconds: float = 0.0  # wall time that the model waited for the disk
 
     def __add__(self, other: ExtractCost) -> ExtractCost:
         names = [f.name for f in fields(self)]
         return ExtractCost(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def shared_by(self, n: int) -> ExtractCost:
-        """The share of one of `n` backbones: its part of the times, and all the images."""
+        """The share of one of `n` backbones: an n-th of the times, and all the images."""
         times = {name: value / n for name, value in self.to_json().items() if name != "n_computed"}
         return ExtractCost(self.n_computed, **times)
 

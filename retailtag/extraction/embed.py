@@ -38,26 +38,12 @@ class Loading:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Embeddings of one block of images, before they are stored.
+    """Embeddings of one block of images, before they are stored."""
 
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n,)
-        Rows of the catalogue that gave an embedding, in order.
-    sha256 : list of str, length n
-        SHA-256 of their bytes, hexadecimal.
-    embeddings : ndarray of float32, shape (n, dim)
-        One row each.
-    failures : list of Failure
-        The other rows of the block.
-    cost : ExtractCost
-        What computing it took.
-    """
-
-    rows: NDArray[np.intp]
-    sha256: list[str]
-    embeddings: NDArray[np.float32]
-    failures: list[Failure]
+    rows: NDArray[np.intp]  # (n,), of the catalogue: those that gave an embedding, in order
+    sha256: list[str]  # of their bytes, hexadecimal
+    embeddings: NDArray[np.float32]  # (n, dim)
+    failures: list[Failure]  # the other rows of the block
     cost: ExtractCost
 
 
@@ -99,19 +85,10 @@ def embed_blocks(
 
     Parameters
     ----------
-    images : ImageSource
-        Gives the bytes of a row.
     requests : iterable of BlockRequest
         Consumed in order, as far ahead as decoding needs.
-    loading : Loading
-        How to read.
     on_batch : callable, optional
         See `OnBatch`.
-
-    Yields
-    ------
-    list of (Forward, Block)
-        In the order of the request's models.
 
     Notes
     -----

@@ -39,21 +39,11 @@ MIN_IMAGES_FOR_TRIAL = 256
 
 @dataclass(frozen=True, eq=False)
 class ChosenEngine:
-    """What will compute the embeddings of one backbone, and why.
+    """What will compute the embeddings of one backbone, and why in a few words."""
 
-    Parameters
-    ----------
-    embedder : Embedder
-        The backbone itself, or an engine that computes it.
-    why : str
-        In a few words.
-    trials : tuple of Trial
-        Engines that were tried or skipped; empty if there was no trial.
-    """
-
-    embedder: Embedder
+    embedder: Embedder  # the backbone itself, or an engine that computes it
     why: str
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Trial, ...] = ()  # engines that were tried or skipped
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
@@ -71,23 +61,10 @@ def choose_engine(
     *,
     shard: Shard = WHOLE,
 ) -> ChosenEngine:
-    """Choose what computes a backbone's embeddings of a catalogue.
+    """Choose what computes a backbone's embeddings of a catalogue, or of a shard of it.
 
-    Parameters
-    ----------
-    context : RunContext
-        The catalogue, whose images are the sample, and the features folder, where a store with
-        rows is continued by its own engine.
-    backbone : Backbone
-        As loaded.
-    settings : ExtractSettings, optional
-        Requested engine, numeric precision and stored dtype.
-    shard : Shard
-        Share of the catalogue that this machine extracts.
-
-    Returns
-    -------
-    ChosenEngine
+    A store with rows in the features folder is continued by its own engine. Otherwise it is the
+    requested engine, or the fastest on a sample of the images.
 
     Raises
     ------

@@ -47,31 +47,15 @@ RECORDED_VERSIONS = (
 
 @dataclass(frozen=True, eq=False)
 class ExtractSummary:
-    """What one extraction did.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        Where the embeddings are.
-    n_computed, n_reused : int
-        Images embedded in this run, and images whose stored embedding matches their bytes.
-    absent : dict of str to str
-        Images of the catalogue, or of the shard of it, that have no embedding, and why.
-    seconds : float
-        Wall time of this run.
-    seconds_total : float
-        Wall time of computing everything now in the store, over all runs.
-    cost : ExtractCost
-        Of the images computed in this run, by step.
-    """
+    """What one extraction did in one store."""
 
     store: FeatureStore
-    n_computed: int
-    n_reused: int
-    absent: dict[str, str]
-    seconds: float
-    seconds_total: float
-    cost: ExtractCost
+    n_computed: int  # images embedded in this run
+    n_reused: int  # images whose stored embedding matches their bytes
+    absent: dict[str, str]  # images of the catalogue or shard without an embedding, and why
+    seconds: float  # wall time of this run
+    seconds_total: float  # wall time of computing everything now in the store, over all runs
+    cost: ExtractCost  # of the images computed in this run, by step
 
     @property
     def images_per_second(self) -> float:
@@ -136,12 +120,8 @@ def extract_together(
 
     Parameters
     ----------
-    context : RunContext
-        The catalogue, of which all splits are extracted; how images are read; the features folder.
     backbones : sequence of Embedder
-        Such as `retailtag.backbones.Backbone`; each has one store.
-    settings : ExtractSettings, optional
-        Stored dtype and batch size; what computes the embeddings is decided by `backbones`.
+        They decide what computes the embeddings, whatever engine the settings name.
     strict : bool
         Raise at the end if an image could not be read; everything readable is stored first.
     recompute : bool
@@ -150,15 +130,10 @@ def extract_together(
         Share of the catalogue to extract. One of several has stores of its own, in the folder
         ``shard-I-of-N`` of the features; `retailtag.store.maintenance.merge` joins them.
 
-    Returns
-    -------
-    list of ExtractSummary
-        Counts, times and the store of each backbone.
-
     Raises
     ------
     UsageError
-        If a backbone is given twice.
+        If a backbone is given twice, or the shard has a folder of the former name.
     DataError
         With `strict`, naming the unreadable images.
     ArtefactError
@@ -327,6 +302,7 @@ def _environment(backbone: Embedder, loading: Loading) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    """Installed version; None for an engine that is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

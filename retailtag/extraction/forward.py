@@ -14,7 +14,7 @@ from retailtag.extraction.embedder import Embedder, device_of
 if TYPE_CHECKING:
     import torch
 
-# Images a forward pass: larger batches gain nothing on either kind of device and need more memory.
+# Images per forward pass: larger batches gain nothing on either device and need more memory.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 # torch raises OutOfMemoryError on CUDA but a plain RuntimeError on a CPU: only the text tells.
@@ -24,19 +24,8 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 class Forward:
     """A backbone whose batch size is halved, for good, when memory runs out.
 
-    Parameters
-    ----------
-    backbone : Embedder
-        Computes the embeddings.
-    size : int
-        Images a forward pass at most.
-    say : callable
-        Called with one line for every reduction.
-
-    Attributes
-    ----------
-    size : int
-        Images a forward pass at most, as reduced so far.
+    `size` is the largest number of images per forward pass, as reduced so far; `say` is called
+    with one line for every reduction.
     """
 
     def __init__(

@@ -18,18 +18,11 @@ from retailtag.store.maintenance import Waste, collect, delete_store, find_waste
 
 @dataclass(frozen=True)
 class Usage:
-    """Images that catalogues use.
+    """Images that catalogues use."""
 
-    Parameters
-    ----------
-    hashes : dict of str to set of str
-        By image id: the SHA-256 of its bytes in each catalogue that has it.
-    unreadable : set of str
-        Ids whose file some catalogue could not read.
-    """
-
+    # By image id: the SHA-256 of its bytes in each catalogue that has it.
     hashes: dict[str, set[str]] = field(default_factory=dict)
-    unreadable: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)  # ids whose file some catalogue cannot read
 
     def covers(self, image_id: str, sha256: str | None) -> bool:
         """Whether an image of this id and these bytes (None: unreadable) is used."""
@@ -59,27 +52,13 @@ def find_usage(
 
 @dataclass(frozen=True, eq=False)
 class CollectionPlan:
-    """What can be freed in one features folder; nothing changes before `apply`.
+    """What can be freed in one features folder; nothing changes before `apply`."""
 
-    Parameters
-    ----------
-    usage : Usage
-        What stays.
-    waste : list of (FeatureStore, Waste)
-        Stores of which a part is deleted.
-    whole_stores : list of FeatureStore
-        Stores that are deleted entirely.
-    skipped : dict of str to str
-        Damaged stores, which are left alone, with what is wrong with each.
-    n_bytes : int
-        Estimate of the bytes freed.
-    """
-
-    usage: Usage
-    waste: list[tuple[FeatureStore, Waste]]
-    whole_stores: list[FeatureStore]
-    skipped: dict[str, str]
-    n_bytes: int
+    usage: Usage  # what stays
+    waste: list[tuple[FeatureStore, Waste]]  # stores that lose some of their rows or files
+    whole_stores: list[FeatureStore]  # stores that are deleted entirely
+    skipped: dict[str, str]  # damaged stores, which are left alone, and what is wrong with each
+    n_bytes: int  # estimate of the bytes freed
 
     def __bool__(self) -> bool:
         return bool(self.waste or self.whole_stores)
@@ -117,20 +96,9 @@ def plan_collection(
     workers: int = 2,
     progress: Progress = SILENT,
 ) -> CollectionPlan:
-    """Find what none of the catalogues uses in the stores of `features`.
+    """Find what none of `catalogs` uses in the stores of `features`, read in `workers` threads.
 
-    Parameters
-    ----------
-    features : Path
-        Folder of the feature stores.
-    catalogs : sequence of Catalog
-        What is in use; if empty, only `whole_stores` are deleted.
-    whole_stores : sequence of FeatureStore
-        Stores to delete entirely.
-    workers : int
-        Threads that read the catalogues' images.
-    progress : Progress
-        Advances with every image.
+    Without catalogues only `whole_stores` are deleted.
 
     Raises
     ------

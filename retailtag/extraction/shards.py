@@ -14,20 +14,9 @@ from retailtag.errors import UsageError
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal shares of a catalogue.
+    """One of several equal shares of a catalogue; raises `UsageError` for a number out of range."""
 
-    Parameters
-    ----------
-    number, of : int
-        ``1 <= number <= of``.
-
-    Raises
-    ------
-    UsageError
-        If the number is out of range.
-    """
-
-    number: int
+    number: int  # 1 <= number <= of
     of: int
 
     def __post_init__(self) -> None:
@@ -38,12 +27,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read ``I/N``.
-
-        Raises
-        ------
-        UsageError
-            If `text` has another form.
+        """Read ``I/N``; raises `UsageError` for another form.
 
         Examples
         --------
@@ -63,8 +47,23 @@ class Shard:
         return f"shard-{self.number:0{len(str(self.of))}}-of-{self.of}"
 
     def root(self, features: Path) -> Path:
-        """Folder of the stores: `features` itself for the whole catalogue."""
-        return Path(features) if self == WHOLE else Path(features) / self.folder
+        """Folder of the stores: `features` itself for the whole catalogue.
+
+        Raises
+        ------
+        UsageError
+            If there is a folder of the former name, ``part-I-of-N``.
+        """
+        if self == WHOLE:
+            return features
+        old = features / self.folder.replace("shard", "part")
+        if old.is_dir():
+            # A second folder would be filled from the start, and merge would not look into this.
+            raise UsageError(
+                f"{old} holds shard {self.number}/{self.of} under the former name of its folder; "
+                f"rename it to {self.folder}."
+            )
+        return features / self.folder
 
     def rows(self, n_images: int, block_size: int) -> NDArray[np.intp]:
         """Rows of this shard of a catalogue of `n_images`, in order, in whole blocks.

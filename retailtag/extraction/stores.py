@@ -91,12 +91,6 @@ def find_store(
 
     Parameters
     ----------
-    features : Path
-        Folder of the feature stores.
-    spec : FeatureSpec
-        Identity of the store; its engine is ignored.
-    request : EngineRequest
-        Which engines are allowed.
     fitted : str, optional
         Digest of the identity that a probe was fitted on; that store is preferred.
     progress : Progress

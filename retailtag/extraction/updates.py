@@ -26,31 +26,16 @@ Rows = NDArray[np.intp]
 
 @dataclass(eq=False)
 class StoreUpdate:
-    """A store, the backbone that fills it, and the rows that it lacks.
-
-    Parameters
-    ----------
-    catalog : Catalog
-        Its images are extracted.
-    store : FeatureStore
-        Open for writing.
-    model : Forward
-        Computes the embeddings.
-    environment : dict
-        What the journal records of the run.
-    missing, retried : ndarray of intp
-        Rows to compute: new or changed images, and images that could not be read before.
-    cost : ExtractCost
-        Of the blocks stored so far.
-    """
+    """A store, the backbone that fills it, and the rows that it lacks."""
 
     catalog: Catalog
     store: FeatureStore
     model: Forward
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # what the journal records of the run
+    # Rows to compute: new or changed images, and images that could not be read before.
     missing: Rows = field(default_factory=lambda: np.empty(0, np.intp))
     retried: Rows = field(default_factory=lambda: np.empty(0, np.intp))
-    cost: ExtractCost = field(default_factory=ExtractCost)
+    cost: ExtractCost = field(default_factory=ExtractCost)  # of the blocks stored so far
 
     def __post_init__(self) -> None:
         self._recorded: dict[str, Absent] = {}
@@ -73,7 +58,7 @@ class StoreUpdate:
                 key = (is_retry, int(rows[start]))
                 yield key, rows[start : start + block_size], self.model
 
-    def commit(self, block: Block) -> ExtractCost:
+    def commit(self, block: Block) -> None:
         """Store a block as one segment, unless it holds nothing new."""
         start = time.perf_counter()
         ids = self.catalog.image_ids
@@ -92,7 +77,6 @@ class StoreUpdate:
                 {"kind": "shard", "shard": name, **cost.to_json(), "run": run}
             )
         self.cost += cost
-        return cost
 
 
 def find_current(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from retailtag.backbones import load_backbone
 from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.engines.parity import EXACT, FAST, HALF, Tolerance, centred_cosine
 from retailtag.backbones.preprocess import accepts_truncated
-from retailtag.catalog.catalog import Catalog
+from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.extraction.embed import Loading, embed_block
 from retailtag.extraction.embedder import Embedder, identity
-from retailtag.images.decode import MAX_PIXELS
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.segment import Segment, read_segment
@@ -32,33 +31,12 @@ SOUND, DAMAGED, DRIFTED, STALE, UNCHECKED = "sound", "damaged", "drifted", "stal
 
 @dataclass(frozen=True)
 class Sample:
-    """What is embedded again.
+    """Images to embed again: `size` at random from those that catalogue and store share."""
 
-    Parameters
-    ----------
-    catalog : Catalog
-        Where the images are.
-    size : int
-        Images to draw at random from those of the store.
-    seed : int
-        Seed of the draw.
-    weights : mapping of str to Path
-        Local weights by backbone id.
-    device : str
-        ``cpu`` or ``cuda``.
-    workers : int
-        Loading threads.
-    max_pixels : int
-        Larger images count as unreadable.
-    """
-
-    catalog: Catalog
+    context: RunContext  # gives the images, how they are read, and the device
     size: int = SAMPLE_IMAGES
     seed: int = 0
-    weights: Mapping[str, Path] | None = None
-    device: str = "cpu"
-    workers: int = 2
-    max_pixels: int = MAX_PIXELS
+    weights: Mapping[str, Path] = field(default_factory=dict)  # local ones, by backbone id
 
 
 @dataclass(frozen=True)
@@ -67,16 +45,12 @@ class Verdict:
 
     Parameters
     ----------
-    path : Path
-        The store's folder.
     verdict : str
         ``sound``; ``damaged``: a file is damaged; ``drifted``: the sample now has other
         embeddings; ``stale``: the backbone has another identity here; ``unchecked``: the files
         are sound, but the backbone cannot be loaded.
     problems : tuple of str
         One sentence each, naming the file or image and the remedy.
-    backbone : str or None
-        None if the identity cannot be read.
     n_segments, n_rows : int
         Segments read, and rows of the sound ones, superseded rows included.
     n_sampled : int
@@ -187,9 +161,9 @@ def _embed_again(
     store: FeatureStore, sample: Sample, mean: NDArray[np.float64], found: Verdict
 ) -> Verdict:
     """Load the backbone, and compare a random sample in float32 with the stored rows."""
-    local = (sample.weights or {}).get(store.spec.backbone)
+    local = sample.weights.get(store.spec.backbone)
     try:
-        backbone = load_backbone(store.spec.backbone, weights=local, device=sample.device)
+        backbone = load_backbone(store.spec.backbone, weights=local, device=sample.context.device)
     except (Unavailable, UsageError, DataError) as error:
         return replace(found, verdict=UNCHECKED, problems=(str(error),))
     difference = _other_identity(store, backbone)
@@ -216,7 +190,9 @@ def _embed_again(
 def _draw(store: FeatureStore, sample: Sample) -> NDArray[np.intp]:
     """Rows of the catalogue with a stored embedding, drawn without replacement, ascending."""
     known = store.known()
-    held = np.flatnonzero([image_id in known for image_id in sample.catalog.image_ids.tolist()])
+    held = np.flatnonzero(
+        [image_id in known for image_id in sample.context.catalog.image_ids.tolist()]
+    )
     rng = np.random.default_rng(sample.seed)
     return np.sort(rng.choice(held, min(sample.size, len(held)), replace=False))
 
@@ -225,9 +201,12 @@ def _embed_unchanged(
     store: FeatureStore, sample: Sample, drawn: NDArray[np.intp], backbone: Embedder
 ) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
     """Ids (n,) and embeddings (n, dim) of the drawn images whose bytes have not changed."""
-    loading = Loading(BATCH_SIZE, sample.workers, sample.max_pixels, accepts_truncated(store.spec))
-    block = embed_block(sample.catalog.images, drawn, backbone, loading)
-    names, known = sample.catalog.image_ids[block.rows], store.known()
+    context, catalog = sample.context, sample.context.catalog
+    # Truncated files are accepted as they were when the store was filled, whatever is asked now.
+    is_lenient = accepts_truncated(store.spec)
+    loading = Loading(BATCH_SIZE, context.workers, context.reading.max_pixels, is_lenient)
+    block = embed_block(catalog.images, drawn, backbone, loading)
+    names, known = catalog.image_ids[block.rows], store.known()
     hashes = zip(names.tolist(), block.sha256, strict=True)
     same = np.array([known[image_id] == sha256 for image_id, sha256 in hashes], bool)
     return names[same], block.embeddings[same]

@@ -9,46 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones import components_of, load_backbone
-from retailtag.backbones.ids import resolve_id
+from retailtag.backbones.ids import local_weights, resolve_id
+from retailtag.context import RunContext
 from retailtag.extraction.embedder import identity
-from retailtag.extraction.stores import ANY, EngineRequest, find_store
+from retailtag.extraction.stores import EngineRequest, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
-from retailtag.progress import SILENT, Progress
 from retailtag.runs.heads import parse_heads
+from retailtag.settings import ExtractSettings
 from retailtag.store import EmbeddingSource, join
 
 
 def find_embeddings(
-    features: Path,
-    backbone: str,
-    *,
-    weights: Mapping[str, Path] | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    allow_truncated: bool = False,
-    request: EngineRequest = ANY,
-    progress: Progress = SILENT,
+    context: RunContext, backbone: str, settings: ExtractSettings | None = None
 ) -> EmbeddingSource:
-    """Open the stores of every component of ``A+B`` in `features`, joined in that order.
+    """Open the stores of every component of ``A+B``, joined in that order.
 
     Parameters
     ----------
-    features : Path
-        Folder of the feature stores.
     backbone : str
         Id or preset, or several joined by ``+``.
-    weights : mapping of str to Path, optional
-        Local weights by component as given in `backbone`.
-    device : str
-        Where the models are loaded to compute their identity.
-    dtype : str
-        Dtype of the stored embeddings.
-    allow_truncated : bool
-        Whether files that end early were accepted in the extraction.
-    request : EngineRequest
-        Which engines are allowed; see `retailtag.extraction.stores.find_store`.
-    progress : Progress
-        Says which store is read if there are several.
+    settings : ExtractSettings, optional
+        Stored dtype, and which engines are allowed.
 
     Raises
     ------
@@ -57,13 +38,16 @@ def find_embeddings(
     StaleFeatures
         If it was extracted with other weights or preprocessing, or by other engines.
     """
-    local = weights or {}
+    settings = settings or ExtractSettings()
+    request = EngineRequest.to_read(settings)
+    compute, is_lenient = context.compute, context.reading.allow_truncated
+    local = local_weights(compute.weights, [backbone])
     stores = []
     for component in components_of(backbone):
-        model = load_backbone(component, weights=local.get(component), device=device)
+        model = load_backbone(component, weights=local.get(component), device=context.device)
         # The identity holds the weights' hash: features of other weights are refused, not read.
-        spec = identity(model, dtype, allow_truncated=allow_truncated)
-        stores.append(find_store(features, spec, request, progress=progress))
+        spec = identity(model, settings.dtype, allow_truncated=is_lenient)
+        stores.append(find_store(compute.features, spec, request, progress=context.progress))
     return join(stores)
 
 
@@ -75,22 +59,10 @@ def find_texts(
     weights: Mapping[str, Path] | None = None,
     device: str = "cpu",
 ) -> NDArray[np.float32] | None:
-    """Embed the names of tags for the head ``text``.
+    """Embed the names of tags for the head ``text``: float32 (n_tags, dim).
 
-    Parameters
-    ----------
-    heads : str
-        Heads of the probe settings.
-    backbone, weights, device
-        As in `find_embeddings`.
-    tags : sequence of str, length n_tags
-        Names to embed.
-
-    Returns
-    -------
-    ndarray of float32, shape (n_tags, dim), or None
-        None unless `heads` includes ``text`` and the backbone is a single one with a text tower
-        that embeds into the space of its images.
+    None unless `heads` includes ``text`` and the backbone is a single one with a text tower that
+    embeds into the space of its images.
     """
     components = components_of(backbone)
     if "text" not in parse_heads(heads) or len(components) > 1:

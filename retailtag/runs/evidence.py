@@ -18,9 +18,9 @@ from retailtag.thresholds.tuning import AUTO, Tuning
 def copies_of_fitted(
     store: EmbeddingSource, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
 ) -> dict[str, str]:
-    """Images whose bytes equal those of a fitted image of another id: id to fitted id."""
+    """Images whose bytes equal those of a training image of another id: id to that id."""
     hashes = store.known()
-    # reversed: of several fitted images with the same bytes, the first one is named.
+    # reversed: of several training images with the same bytes, the first one is named.
     fitted = {hashes[i]: i for i in reversed(fitted_ids.tolist()) if i in hashes}
     found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
     return {i: twin for i, twin in found.items() if twin is not None and twin != i}
@@ -38,7 +38,6 @@ def threshold_f1(
 
     Parameters
     ----------
-    catalog : Catalog
     rows : ndarray of intp, shape (n_images,)
         Images of the scores: training images, or a validation set.
     logits : ndarray of float32, shape (n_images, n_tags)
@@ -71,6 +70,7 @@ def threshold_f1(
     group = catalog.table.group
     fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
     crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
+    # In sample, each threshold fits its own noise: the difference of the two is the optimism.
     given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
     f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
     scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}

@@ -18,15 +18,13 @@ from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune_start import check_probe
-from retailtag.runs.finetune_training import FinetuneStage, backbone_bytes, finetune_inputs
+from retailtag.runs.finetune_training import FinetuneTraining, backbone_bytes, finetune_inputs
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.measure import measured
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
 from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.thresholds.tuning import Tuning
-
-__all__ = ["FinetuneRun", "finetune_inputs", "run_finetune", "run_seeds"]
 
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
 
@@ -37,13 +35,10 @@ class FinetuneRun:
 
     Parameters
     ----------
-    checkpoint : Checkpoint
     predictions : Predictions
         Of the test images that could be read.
     history : list of dict
         One row per epoch; see `FinetuneResult`.
-    best_epoch : int
-    record : StageRecord
     """
 
     checkpoint: Checkpoint
@@ -98,7 +93,6 @@ def run_finetune(
         Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
         ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
         ``resume.pt``, from which the same call continues after a kill.
-    config : FinetuneSettings, optional
 
     Raises
     ------
@@ -117,20 +111,21 @@ def run_finetune(
         device = str(backbone.device)
         backbone = load_backbone(backbone.id, device=device, random_weights=True, seed=config.seed)
     device = str(backbone.device.type)
-    stage = FinetuneStage(context, store, backbone, probe, out, config)
+    training = FinetuneTraining(context, store, backbone, probe, out, config)
     with measured(device, held=backbone_bytes(backbone)) as cost:
-        stage.train()
-    cost.seconds += stage.result.earlier_seconds
-    facts = {**stage.facts(), **context.provenance}
-    checkpoint = stage.checkpoint(facts)
+        training.train()
+    # A training that continues after a kill costs what it took before the kill too.
+    cost.seconds += training.result.earlier_seconds
+    facts = {**training.facts(), **context.provenance}
+    checkpoint = training.checkpoint(facts)
     checkpoint.save(out)  # before the predictions: if they fail, the training is not lost
-    predictions = stage.predictions(facts)
+    predictions = training.predictions(facts)
     predictions.save(out / "predictions.npz")
-    history = stage.result.history
+    history = training.result.history
     write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    record = write_record(out, FILES, stage.inputs, cost, machine=describe_machine(device))
-    stage.remove_snapshots()
-    return FinetuneRun(checkpoint, predictions, history, stage.result.best_epoch, record)
+    record = write_record(out, FILES, training.inputs, cost, machine=describe_machine(device))
+    training.remove_snapshots()
+    return FinetuneRun(checkpoint, predictions, history, training.result.best_epoch, record)
 
 
 def run_seeds(
@@ -153,8 +148,6 @@ def run_seeds(
         Loads the backbone again for every seed.
     n_seeds : int
         From ``config.seed`` on; at least 1.
-    context, store, probe, out, config
-        As in `run_finetune`.
     """
     if n_seeds < 1:
         raise UsageError(f"--seeds {n_seeds} must be at least 1.")
@@ -165,5 +158,6 @@ def run_seeds(
         inputs = finetune_inputs(context.catalog, store, probe, settings)
         run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
         context.progress.say(f"seed {seed}: " + ("reused" if run else "training"))
+        # Training changes the backbone in place: every seed loads its own.
         runs.append(run or run_finetune(context, store, load(), probe, folder, settings))
     return runs

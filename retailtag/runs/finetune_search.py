@@ -12,7 +12,7 @@ from retailtag.files import write_json
 from retailtag.finetuning.search import Ranking, Report, Setting, search
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune_start import check_probe
-from retailtag.runs.finetune_training import FinetuneStage, finetune_inputs
+from retailtag.runs.finetune_training import FinetuneTraining, finetune_inputs
 from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
 
@@ -40,8 +40,6 @@ def search_settings(
         Tried first; gives everything that is not searched.
     n : int
         At least 1.
-    context, store, probe
-        As in `retailtag.runs.finetune.run_finetune`.
 
     Notes
     -----
@@ -52,11 +50,12 @@ def search_settings(
     folder = out / "search"
 
     def objective(setting: Setting, report: Report) -> float:
+        # Interpolation and a refit come after the choice of the epoch: the search needs neither.
         tried = replace(config, **asdict(setting), interpolate="1", refit=False)
-        stage = FinetuneStage(context, store, load(), probe, folder / setting.name, tried)
-        stage.train(report)
-        stage.remove_snapshots()
-        return float(stage.result.history[stage.result.best_epoch]["criterion"])
+        training = FinetuneTraining(context, store, load(), probe, folder / setting.name, tried)
+        training.train(report)
+        training.remove_snapshots()
+        return float(training.result.history[training.result.best_epoch]["criterion"])
 
     # What is searched must not count among the inputs: they are set to their defaults.
     fixed = replace(config, **asdict(Setting()))

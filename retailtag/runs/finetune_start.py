@@ -31,14 +31,10 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class FinetuneImages:
-    """Images by their use.
+    """Training images and validation set with their embeddings, and test rows to predict.
 
     Parameters
     ----------
-    train, val : Features
-        Training images and validation set, with their embeddings.
-    test : ndarray of int
-        Rows that are predicted.
     has_own_val : bool
         Whether the validation set is the catalogue's own ``val`` split.
     """
@@ -137,18 +133,10 @@ def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
 def first_head(
     labels: NDArray[np.int8], fitted: Features, probe: Probe, config: FinetuneSettings, device: str
 ) -> HeadInit:
-    """The head to start from: a probe of these images alone, or the prior for ``scratch``.
+    """The head to start from: a probe of the images `fitted`, or the prior for ``scratch``.
 
-    Parameters
-    ----------
-    labels : ndarray of int8, shape (n_images, n_tags)
-        Of the whole catalogue.
-    fitted : Features
-        Images to fit it on.
-    probe : Probe
-        Gives the strength C of each tag and the scaling.
-    device : str
-        Where it is fitted.
+    `labels` (n_images, n_tags) are those of the whole catalogue; `probe` gives the strength C of
+    each tag and the scaling.
     """
     if config.blocks == "scratch":
         return _prior_head(labels[fitted.rows], fitted.X.shape[1])
@@ -192,6 +180,7 @@ def _on_standardised(
 ) -> HeadInit:
     """A head for raw embeddings, or for unit rows of them, as one for standardised ones."""
     if unit:
+        # w . x / |x| is about (w / mean |x|) . x
         weight = weight / np.float32(mean_norm(X))
     affine = Standardiser.fit(X)
     return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))
@@ -202,6 +191,7 @@ def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> M
     labels = catalog.table.labels[val]
     half = halves(catalog, val, tuning.seed)
     if choose == AUTO:
+        # Thresholds for a precision give no F1 to compare epochs by.
         choose = "macro-f1" if tuning.goal.precision is None else "macro-ap"
 
     def measure(logits: NDArray[np.float32]) -> Measured:

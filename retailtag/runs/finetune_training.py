@@ -68,27 +68,13 @@ def backbone_bytes(backbone: Backbone) -> int:
     return sum(t.numel() * t.element_size() for t in backbone.module.state_dict().values())
 
 
-class FinetuneStage:
-    """One fine-tune from its inputs to its files.
+class FinetuneTraining:
+    """One fine-tune from its inputs to its files; parameters as in `run_finetune`."""
 
-    Parameters
-    ----------
-    context, store, backbone, probe, out, config
-        As `retailtag.runs.finetune.run_finetune` takes them.
-
-    Attributes
-    ----------
-    inputs : dict
-        See `finetune_inputs`.
-    result : FinetuneResult
-        Once `train` has run.
-    tuned : Tuned
-        Thresholds, from the validation set; once `train` has run.
-    """
-
+    # Set by `train`.
     network: Network
     result: FinetuneResult
-    tuned: Tuned
+    tuned: Tuned  # thresholds, from the validation set
 
     def __init__(
         self,
@@ -164,7 +150,7 @@ class FinetuneStage:
         group = self.catalog.table.group
         self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val_rows], group)
         if isinstance(loader, CachedBatchLoader):
-            loader.close()
+            loader.close()  # before a refit opens the cache again
         if self.is_probe:
             self._take_probe()
         elif config.refit:
@@ -187,7 +173,7 @@ class FinetuneStage:
 
     def _take_probe(self) -> None:
         """Take over the head and the thresholds of the probe."""
-        self.progress.say("no epoch validates better than the start: the probe is kept as it is")
+        self.progress.say("no epoch validates better than the start: the probe is used as it is")
         start = probe_head(self.images.both.X, self.probe)
         self.network = Network(self.backbone, start, self.config)
         self.tuned = Tuned(self.probe.thresholds, **self.probe.facts["thresholds"])
@@ -199,6 +185,7 @@ class FinetuneStage:
 
     def _refit(self, start: State) -> None:
         both = self.images.both
+        # The same start as the first training: the head of all images, the blocks as pretrained.
         self.network = self._network(both)
         self.network.load_body(start)
         refit(
@@ -286,6 +273,7 @@ class FinetuneStage:
     def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
         """The trained model."""
         weight, bias = self.network.head.folded()
+        # The scaling of the head is folded in: the checkpoint is used on raw embeddings.
         state = {k: v.detach().cpu() for k, v in self.backbone.module.state_dict().items()}
         tags = self.catalog.table.tags
         thresholds = self.tuned.thresholds
@@ -296,6 +284,7 @@ class FinetuneStage:
         ids = self.catalog.image_ids
         test = self.images.test
         loader = PixelBatchLoader(self.network, self.image_loader, self._views())
+        # As many images at once as in training, which is known to fit into memory.
         size = self.config.batch_size // self.config.micro_batches
         return Predictions(
             image_ids=ids[test],

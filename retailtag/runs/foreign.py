@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +32,11 @@ class Declared:
     Parameters
     ----------
     scores : str or None
-        ``logits`` or ``probabilities``.
+        Their scale, ``logits`` or ``probabilities``.
     thresholds : Path, optional
         CSV of tag and threshold, on the same scale as the scores.
     tune : str, optional
-        Rule that tunes thresholds for F1; see `retailtag.thresholds.tuning.Tuning`.
-    tune_split : str
-        Split whose labels the rule uses.
-    fitted_split : str
-        Split that the model was fitted on.
+        Rule that tunes thresholds for F1 on `tune_split`; see `retailtag.thresholds.tuning`.
     """
 
     scores: str | None
@@ -53,23 +49,10 @@ class Declared:
 def foreign_predictions(
     path: Path, catalog: Catalog, declared: Declared, scored_split: str
 ) -> Predictions:
-    """Predictions from a table of scores.
+    """Predictions from a table of scores that `retailtag.scoring.foreign.read_foreign` reads.
 
-    Parameters
-    ----------
-    path : Path
-        File that `retailtag.scoring.foreign.read_foreign` reads.
-    catalog : Catalog
-        Gives the labels to tune on and the images of the fitted split.
-    declared : Declared
-        Scale, thresholds and fitted split.
-    scored_split : str
-        Split that will be scored; thresholds must not be tuned on it.
-
-    Returns
-    -------
-    Predictions
-        Fitted on the declared split, and on the tuning split if thresholds were tuned.
+    They count as fitted on the declared split, and on the tuning split if thresholds were tuned,
+    which must not be `scored_split`.
 
     Raises
     ------
@@ -95,12 +78,9 @@ def foreign_predictions(
         fitted_ids=catalog.image_ids[catalog.rows(*fitted)],
     )
     thresholds, rule = _thresholds(found, undecided, catalog, declared)
-    return Predictions(
-        image_ids=undecided.image_ids,
-        tags=undecided.tags,
-        logits=undecided.logits,
+    return replace(
+        undecided,
         thresholds=thresholds,
-        fitted_ids=undecided.fitted_ids,
         provenance={
             "thresholds": rule,
             "file": {"name": path.name, "sha256": file_sha256(path)},

@@ -66,12 +66,10 @@ class ScoredHead:
 
     Parameters
     ----------
-    name : str
     candidates : tuple of str
         Settings, such as ``C=0.1``.
     candidate_ap : ndarray of float64, shape (n_candidates, n_tags)
         Out-of-fold AP of each; NaN for a tag without positives.
-    pooled : Pooled
     index : ndarray of int, shape (n_tags,)
         Candidate of each tag.
     head : Head or None
@@ -117,7 +115,6 @@ class HeadChoice:
 
     Parameters
     ----------
-    head : ScoredHead
     tuned : Tuned
         Thresholds on its out-of-fold scores.
     scores : ndarray of float32, shape (n_images, n_tags)
@@ -147,7 +144,6 @@ def choose_head(
     ----------
     heads : sequence of ScoredHead
         In the order of preference: of heads that the folds cannot tell apart the first is taken.
-    tuning : Tuning
     labels : ndarray of int8, shape (n_images, n_tags)
     group : ndarray of str, shape (n_tags,)
     fold : ndarray of int, shape (n_images,)
@@ -164,6 +160,7 @@ def choose_head(
     scores = [head.logits() for head in heads]
     tuned = [tuning.tune(logits, labels, group, fold) for logits in scores]
     f = [head.ap if at.f is None else at.f for head, at in zip(heads, tuned, strict=True)]
+    # One row per head: the error of a difference is paired, tag by tag.
     choice = one_standard_error(np.array(f))
     facts = {head.name: _facts(head, at, group) for head, at in zip(heads, tuned, strict=True)}
     if choice is not None:

@@ -26,15 +26,7 @@ MIB = 2**20
 
 @dataclass
 class StageCost:
-    """Cost of a measured block; complete when the block has ended.
-
-    Parameters
-    ----------
-    seconds : float
-        Wall time.
-    peak_memory_mib : float
-        See the module.
-    """
+    """Wall time and peak memory of a measured block; complete when the block has ended."""
 
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
@@ -42,15 +34,10 @@ class StageCost:
 
 @contextmanager
 def measured(device: str, held: int = 0) -> Iterator[StageCost]:
-    """Measure the block.
+    """Measure the block on ``cpu`` or ``cuda``.
 
-    Parameters
-    ----------
-    device : str
-        ``cpu`` or ``cuda``.
-    held : int
-        Bytes of what the block uses but the caller has already allocated, such as a model's
-        weights. Added on a CPU, where only growth is measured.
+    `held` are bytes that the block uses but the caller has already allocated, such as a model's
+    weights. They are added on a CPU, where only growth is measured.
     """
     cost = StageCost()
     # Cycles of earlier stages would otherwise be freed inside the block and hide its growth.
@@ -96,7 +83,8 @@ class _Sampler:
     """Samples the resident memory in a thread; misses peaks between two samples."""
 
     def __init__(self) -> None:
-        self._process, self._done = psutil.Process(), threading.Event()
+        self._process = psutil.Process()
+        self._done = threading.Event()
         self._peak = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -116,6 +104,7 @@ class _Sampler:
 def _cuda_peak(cost: StageCost) -> Iterator[None]:
     import torch
 
+    # Kernels run on after their call returns: earlier ones must not count, those of the block must.
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,12 @@ def check_probe_settings(settings: ProbeSettings) -> None:
     """Raise `UsageError` for a grid, scale, head or threshold rule that cannot be followed."""
     parse_grid(settings.sweep_C)
     tuning_of(settings)
-    if wants_text(settings) and "standardise" not in parse_scales(settings.scale):
+    scales = parse_scales(settings.scale)
+    if wants_text(settings) and "standardise" not in scales:
         raise UsageError(
             f"--heads {settings.heads} takes its C from standardised embeddings; add standardise "
             "to --scale, or leave out text."
         )
-    parse_scales(settings.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +80,12 @@ class ProbeRun:
 
     Parameters
     ----------
-    probe : Probe
-        The artefact.
     predictions : Predictions
         Of every image outside the training split that has an embedding.
     findings : list of (code, sentence, remedy)
         Warnings about the sweep.
     n_absent : int
         Images of the catalogue that have no embedding and were left out.
-    record : StageRecord
-        Inputs, outputs and cost.
     """
 
     probe: Probe
@@ -133,15 +128,9 @@ def run_probe(
 
     Parameters
     ----------
-    context : RunContext
-        Catalogue, device and provenance.
-    store : EmbeddingSource
-        Embeddings of the catalogue's images.
     out : Path
         Folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
         ``predictions.npz`` and ``stage.json``; existing files are replaced one by one.
-    settings : ProbeSettings, optional
-        Grid of C, folds, heads, thresholds.
     texts : ndarray of float32, shape (n_tags, dim), optional
         Tag names embedded by `retailtag.runs.embeddings.find_texts`, for the head ``text``.
 
@@ -154,23 +143,25 @@ def run_probe(
     """
     settings = settings or ProbeSettings()
     check_probe_settings(settings)
-    catalog, device, progress = context.catalog, context.device, context.progress
+    catalog, device = context.catalog, context.device
     inputs = probe_inputs(catalog, store, settings, texts)
     if wants_text(settings) and texts is None:
-        progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
+        context.progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")
     with measured(device) as cost:
         train = load_rows(catalog, store, catalog.rows("train"), settings.folds)
         # Every choice below sees training images alone; val and test are only predicted.
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         checkpoints = _checkpoints(inputs, train, settings, device, out)
         fitted = _fit(context, train, settings, checkpoints, texts)
+    ids = catalog.image_ids
     facts = {
-        **_provenance(catalog, store, settings, context.provenance),
+        **_provenance(context, store, settings),
         **fitted.facts(catalog),
-        **_evidence(catalog, store, train, rest, fitted, tuning_of(settings)),
+        "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
+        "threshold_f1": fitted.threshold_f1(catalog, train.rows, tuning_of(settings)),
     }
     probe = fitted.probe(catalog, facts)
-    predictions = _predict(catalog, probe, train, rest)
+    predictions = _predict(probe, rest.X, ids[rest.rows], ids[train.rows])
     probe.save(out)
     predictions.save(out / "predictions.npz")
     sweep, group = fitted.chosen.sweep, catalog.table.group
@@ -178,12 +169,16 @@ def run_probe(
     _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
     findings = grid_findings(sweep, group, settings.choose_C)
     findings += status_findings(sweep, facts["unconverged"])
-    found = {"findings": findings, "n_fits": fitted.chosen.n_fits}
     # A continued run costs what its interrupted part cost too.
     cost.seconds += fitted.chosen.resumed_seconds
-    files = (*probe.files, *FILES)
-    machine = describe_machine(device)
-    record = write_record(out, files, inputs, cost, facts=found, machine=machine)
+    record = write_record(
+        out,
+        (*probe.files, *FILES),
+        inputs,
+        cost,
+        facts={"findings": findings, "n_fits": fitted.chosen.n_fits},
+        machine=describe_machine(device),
+    )
     checkpoints.clear()
     n_absent = len(catalog) - len(train.rows) - len(rest.rows)
     return ProbeRun(probe, predictions, findings, n_absent, record)
@@ -213,6 +208,14 @@ class _Fitted:
             "unconverged": troubled_tags(chosen.sweep, chosen.index, status, tags),
             "thresholds": self.taken.tuned.facts,
         }
+
+    def threshold_f1(
+        self, catalog: Catalog, rows: NDArray[np.intp], tuning: Tuning
+    ) -> dict[str, dict[str, float]]:
+        """Optimism of the thresholds, for the scorer; see `retailtag.runs.evidence`."""
+        taken = self.taken
+        fold = self.chosen.sweep.fold
+        return threshold_f1(catalog, rows, taken.scores, taken.tuned.thresholds, tuning, fold)
 
     def probe(self, catalog: Catalog, facts: dict[str, Any]) -> Probe:
         """The artefact."""
@@ -249,25 +252,6 @@ def _fit(
     return _Fitted(chosen, taken, logistic, *head)
 
 
-def _evidence(
-    catalog: Catalog,
-    store: EmbeddingSource,
-    train: Features,
-    rest: Features,
-    fitted: _Fitted,
-    tuning: Tuning,
-) -> dict[str, Any]:
-    """Evidence for the scorer: copies of training images, and optimism of the thresholds."""
-    ids = catalog.image_ids
-    taken = fitted.taken
-    thresholds = taken.tuned.thresholds
-    fold = fitted.chosen.sweep.fold
-    return {
-        "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
-        "threshold_f1": threshold_f1(catalog, train.rows, taken.scores, thresholds, tuning, fold),
-    }
-
-
 def _final_head(
     head: ScoredHead, fitted: FittedHead, X: NDArray[np.float32], labels: NDArray[np.int8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], KnnVote | None]:
@@ -285,29 +269,22 @@ def _final_head(
     return weight, bias, vote
 
 
-def _predict(catalog: Catalog, probe: Probe, train: Features, rest: Features) -> Predictions:
-    return Predictions(
-        image_ids=catalog.image_ids[rest.rows],
-        tags=probe.tags,
-        logits=probe.logits(rest.X),
-        thresholds=probe.thresholds,
-        fitted_ids=catalog.image_ids[train.rows],
-        provenance=probe.facts,
-    )
+def _predict(
+    probe: Probe, X: NDArray[np.float32], ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
+) -> Predictions:
+    logits = probe.logits(X)
+    return Predictions(ids, probe.tags, logits, probe.thresholds, fitted_ids, probe.facts)
 
 
 def _provenance(
-    catalog: Catalog,
-    store: EmbeddingSource,
-    settings: ProbeSettings,
-    provenance: Mapping[str, Any],
+    context: RunContext, store: EmbeddingSource, settings: ProbeSettings
 ) -> dict[str, Any]:
     """Where a probe comes from, without dates and times: equal runs give equal files."""
     return {
         "strategy": "probe",
         "backbone": store.spec.backbone,
-        **provenance,
-        "catalog_digest": catalog.digest,
+        **context.provenance,
+        "catalog_digest": context.catalog.digest,
         "features": store.spec.digest,
         "stored_as": {"engine": store.spec.engine, "dtype": store.spec.dtype},
         "settings": settings.recorded(),

@@ -76,10 +76,9 @@ def read_record(folder: Path) -> StageRecord | None:
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     # A record with values of other kinds is as good as none: the stage runs again.
+    is_number = [isinstance(n, int | float) for n in (record.seconds, record.peak_memory_mib)]
     objects = (record.inputs, record.outputs, record.facts, record.machine)
-    numbers = (record.seconds, record.peak_memory_mib)
-    valid = all(isinstance(o, dict) for o in objects)
-    return record if valid and all(isinstance(n, int | float) for n in numbers) else None
+    return record if all([*is_number, *(isinstance(o, dict) for o in objects)]) else None
 
 
 def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
@@ -90,7 +89,7 @@ def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
     record = read_record(folder)
     if record is None:
         return NOT_DONE
-    # Only the names in `inputs` are compared: a plan does not know all of them.
+    # Only the names in `inputs` are compared: a plan loads no model, so it has no embedded texts.
     differing = [name for name in inputs if record.inputs.get(name) != inputs[name]]
     if differing:
         return f"{', '.join(differing)} changed"
@@ -152,13 +151,7 @@ class Stage(ABC):
 
 
 class RecordedStage(Stage):
-    """A stage whose outputs and record are files in a folder of its own.
-
-    Attributes
-    ----------
-    folder : Path
-        Where they are.
-    """
+    """A stage whose outputs and record are files in a folder of its own."""
 
     folder: Path
 
@@ -174,19 +167,8 @@ class RecordedStage(Stage):
         return why_stale(self.folder, self.inputs())
 
     @property
-    def outputs(self) -> dict[str, str]:
-        """SHA-256 of every file that it wrote, by name."""
-        return self.record.outputs
-
-    @property
     def record(self) -> StageRecord:
-        """Record of the finished stage.
-
-        Raises
-        ------
-        DataError
-            If there is none.
-        """
+        """Record of the finished stage; raises `DataError` if there is none."""
         record = read_record(self.folder)
         if record is None:
             raise DataError(f"{self.folder} changed during the run; run the command again.")

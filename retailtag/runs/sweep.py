@@ -38,7 +38,6 @@ class Chosen:
 
     Parameters
     ----------
-    sweep : Sweep
     index : ndarray of int, shape (n_tags,)
         Into the grid of `sweep`.
     macro_ap : dict of str to float or None
@@ -83,7 +82,6 @@ def sweep_and_choose(
 
     Parameters
     ----------
-    context : RunContext
     rows : ndarray of int, shape (n,)
         Training images.
     X : ndarray of float32, shape (n, dim)
@@ -110,6 +108,7 @@ def sweep_and_choose(
     positives = (labels == 1).sum(axis=0)
     found: list[tuple[Sweep, ScoredHead]] = []
     for scale in parse_scales(settings.scale):
+        # Strengths are added where a group chooses an end of the grid, so that none is cut off.
         first = sweeper.sweep(parse_grid(settings.sweep_C), scale)
         sweep = sweeper.widened(first, group, choose)
         index = choose_candidate(sweep.ap, group, choose, positives)
@@ -174,22 +173,12 @@ def run_checkpoints(out: Path, inputs: dict[str, Any]) -> SweepCheckpoints:
 
 @dataclass(frozen=True, eq=False)
 class FittedHead:
-    """A logistic head of each tag at its own strength, fitted to all images given.
-
-    Parameters
-    ----------
-    scaler : Scaler
-    weight : ndarray of float32, shape (n_tags, dim)
-        On scaled features.
-    bias : ndarray of float32, shape (n_tags,)
-    status : ndarray of str, shape (n_tags,)
-        How each fit went.
-    """
+    """A logistic head of each tag at its own strength, fitted to all images given."""
 
     scaler: Scaler
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    status: NDArray[np.str_]
+    weight: NDArray[np.float32]  # (n_tags, dim), on scaled features
+    bias: NDArray[np.float32]  # (n_tags,)
+    status: NDArray[np.str_]  # (n_tags,), how each fit went
 
     def raw(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weight and bias on raw embeddings, or on their unit rows; see `Scaler.unscale`."""

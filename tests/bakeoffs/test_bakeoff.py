@@ -1,5 +1,6 @@
 """The whole flow on the small world: stages, resumption, repeatability, leakage."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from retailtag.extraction.extract import extract
 from retailtag.files import read_json
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
+from retailtag.progress import SILENT
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.probe import run_probe
 from retailtag.settings import (
@@ -45,10 +47,45 @@ def _settings(root, **changes):
     return BakeoffSettings(**{**values, **changes})
 
 
+class _Heard:
+    """Silent progress that remembers what is said."""
+
+    task = staticmethod(SILENT.task)
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def heard():
+    return _Heard()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory, heard):
     root = tmp_path_factory.mktemp("bakeoff")
-    return root, run_bakeoff(tiny, _settings(root), command="retailtag bakeoff ...")
+    settings = _settings(root)
+    return root, run_bakeoff(tiny, settings, command="retailtag bakeoff ...", progress=heard)
+
+
+def _announced(lines):
+    """(place, stage, reused) of every line that announces a stage."""
+    places = [
+        re.match(r"stage (\d+) of (\d+)(?:, .* left)?: (.*?)(?: \((.+)\)| is reused)$", x)
+        for x in lines
+    ]
+    return [(int(m[1]), int(m[2]), m[3], m[4] is None) for m in places if m]
+
+
+def test_every_stage_is_announced_with_its_place(finished, heard):
+    _, run = finished
+    n = len(run.ran)
+    expected = [(i, n, name, False) for i, name in enumerate(run.ran, 1)]
+    assert _announced(heard.lines) == expected
+    assert "extract demo:clip (140 images embedded in the pass" in "\n".join(heard.lines)
 
 
 def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
@@ -75,9 +112,13 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
 def test_a_second_run_does_nothing(finished, tiny):
     root, first = finished
     before = {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()}
-    again = run_bakeoff(tiny, _settings(root))
+    heard = _Heard()
+    again = run_bakeoff(tiny, _settings(root), progress=heard)
     assert again.ran == []
-    assert len(again.reused) == len(first.ran)
+    assert again.reused == first.ran
+    n = len(first.ran)
+    reused = [(i, n, name, True) for i, name in enumerate(first.ran, 1)]
+    assert [stage for stage in _announced(heard.lines) if stage[3]] == reused
     assert again.decision == first.decision
     assert {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()} == before
 
@@ -104,7 +145,7 @@ def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path):
             assert a.read_bytes() == b.read_bytes()
 
 
-def test_plan_runs_nothing_and_knows_what_stands(finished, tiny, tmp_path):
+def test_plan_runs_nothing_and_knows_what_is_reused(finished, tiny, tmp_path):
     fresh = plan_bakeoff(tiny, _settings(tmp_path))
     assert all(stage.why and stage.seconds > 0 and stage.disk_bytes > 0 for stage in fresh)
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +223,7 @@ def test_unreadable_images_are_said_and_left_out(tiny_csv, tmp_path):
 
 
 def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_path):
-    """Validation labels flipped: epoch 0, the probe, scores the validation part as before."""
+    """Validation labels flipped: epoch 0, the probe, scores the validation set as before."""
     root, _ = finished
     split = tiny.split.copy()
     split[tiny.rows("train")[-20:]] = "val"

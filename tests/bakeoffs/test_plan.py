@@ -116,7 +116,7 @@ def test_the_plan_says_what_will_embed(finished, tiny, tmp_path):
 
 
 def test_back_from_another_dtype(finished, tiny, tmp_path):
-    """The float32 store stands, but the probe in the folder was fitted on the float16 one."""
+    """The float32 store is reused, but the probe in the folder was fitted on the float16 one."""
     shutil.copytree(finished, tmp_path / "copy")
     run_bakeoff(tiny, _settings(tmp_path / "copy", extract=ExtractSettings(dtype="float16")))
     back = _settings(tmp_path / "copy")

@@ -225,7 +225,7 @@ def test_requests_that_cannot_be_followed(tiny, backbone, tmp_path):
         EngineRequest("auto", "half")
 
 
-def test_stores_are_found_whatever_the_engine(tiny_store, backbone, tmp_path):
+def test_stores_are_found_whatever_the_engine(tiny, tiny_store, backbone, tmp_path):
     spec, heard = backbone.spec(), Heard()
     find = partial(find_store, tmp_path, spec, progress=heard)
     filled(tmp_path, tiny_store, "openvino-bfloat16")
@@ -242,7 +242,7 @@ def test_stores_are_found_whatever_the_engine(tiny_store, backbone, tmp_path):
     wanted = replace(spec, engine="openvino-bfloat16").digest
     assert find(fitted=wanted).spec.digest == wanted
     assert find(fitted="another").spec.engine == "eager-float32"
-    assert find_embeddings(tmp_path, "demo:cnn").spec.digest == made.spec.digest
+    assert find_embeddings(run_context(tiny, tmp_path), "demo:cnn").spec.digest == made.spec.digest
 
 
 def test_no_store_of_the_asked_engine_is_said_by_name(tiny_store, backbone, tmp_path):
@@ -280,7 +280,7 @@ def test_a_tagger_runs_components_with_different_engines(tiny, tiny_store, tmp_p
     clip = extract(run_context(tiny, tmp_path / "clip"), load_backbone("demo:clip")).store
     filled(tmp_path / "features", clip, "openvino-float32")
     filled(tmp_path / "features", tiny_store, "eager-float32")
-    store = find_embeddings(tmp_path / "features", "demo:cnn+demo:clip")
+    store = find_embeddings(run_context(tiny, tmp_path / "features"), "demo:cnn+demo:clip")
     run = run_probe(RunContext(tiny), store, tmp_path / "probe", PROBE)
     assert run.probe.facts["stored_as"]["engine"] == "eager-float32+openvino-float32"
     tagger = Tagger.load(tmp_path / "probe")

@@ -184,7 +184,7 @@ def test_unreadable_images_are_listed_and_tried_again(catalog, tmp_path):
     segments = sorted(summary.store.path.glob("*.h5"))
     assert run(catalog, tmp_path).absent == summary.absent
     assert sorted(summary.store.path.glob("*.h5")) == segments  # nothing new to say
-    catalog.images.data = {5: None}  # three are mended, one went bad
+    catalog.images.data = {5: None}  # three are repaired, one went bad
     third = run(catalog, tmp_path)
     assert (third.n_computed, third.absent) == (3, {"image-005": "no such file"})
     assert third.n_reused == 26
@@ -449,6 +449,14 @@ def test_a_shard_is_resumed_in_its_own_store(catalog, tmp_path):
     catalog.images.data = {0: None, 29: None}
     with pytest.raises(DataError, match=r"--strict: 1 of 14 images.*\n.*image-029"):
         run(catalog, tmp_path, shard=Shard(2, 2), recompute=True, strict=True)
+
+
+def test_a_shard_under_the_former_name_of_its_folder_is_refused(catalog, tmp_path):
+    (tmp_path / "part-02-of-12").mkdir()
+    with pytest.raises(UsageError, match=r"part-02-of-12 holds shard 2/12 .*rename it to shard-02"):
+        run(catalog, tmp_path, shard=Shard(2, 12))
+    assert [path.name for path in tmp_path.iterdir()] == ["part-02-of-12"]
+    assert run(catalog, tmp_path, shard=Shard(1, 12)).store.path.parent.name == "shard-01-of-12"
 
 
 @given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 1024))

@@ -125,13 +125,14 @@ def test_tagger_refuses_other_weights_of_a_part(finished, tmp_path):
     assert backbones_of(tmp_path / "nowhere") == ()
 
 
-def test_stores_are_found_together_or_the_missing_one_is_named(finished, tmp_path):
-    root = finished[0]
-    assert find_embeddings(root / "features", JOINT).spec.backbone == JOINT
-    alone = find_embeddings(root / "features", "demo:clip")
+def test_stores_are_found_together_or_the_missing_one_is_named(finished, tiny):
+    compute = _settings(finished[0]).compute
+    context = RunContext(tiny, compute=compute)
+    assert find_embeddings(context, JOINT).spec.backbone == JOINT
+    alone = find_embeddings(context, "demo:clip")
     assert isinstance(alone, FeatureStore)
     with pytest.raises(DataError, match="--backbone demo:dino"):
-        find_embeddings(root / "features", "demo:cnn+demo:dino")
+        find_embeddings(context, "demo:cnn+demo:dino")
 
 
 def test_it_cannot_be_fine_tuned(tiny, tmp_path):

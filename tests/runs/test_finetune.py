@@ -10,7 +10,8 @@ from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.runs import finetune_training as stage
-from retailtag.runs.finetune import finetune_inputs, run_finetune
+from retailtag.runs.finetune import run_finetune
+from retailtag.runs.finetune_training import finetune_inputs
 from retailtag.runs.probe import run_probe
 from retailtag.settings import FinetuneSettings, ProbeSettings
 
