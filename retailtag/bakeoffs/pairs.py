@@ -24,21 +24,13 @@ LATENCY_IMAGES = 110  # test images whose bytes the latency is measured on
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One finished pair: its folder and its cost.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds the predictions.
-    machines : dict of str to str
-        Where each stage of the cost was measured, as far as it was recorded.
-    """
+    """One finished pair: its folder and its cost."""
 
     backbone: str
     strategy: str
     folder: Path
     cost: PairCost
-    machines: dict[str, str]
+    machines: dict[str, str]  # by stage of the cost: where it was measured, if that was recorded
 
     @property
     def name(self) -> str:
@@ -76,13 +68,7 @@ def finished_pair(
 
 
 def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path]) -> dict[str, Any]:
-    """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`.
-
-    Raises
-    ------
-    UnreadableImage
-        If no test image can be read.
-    """
+    """Latency, throughput and size of a fitted pair, on test images; keys as in `PairCost`."""
     from retailtag.tagger.latency import measure_latency
     from retailtag.tagger.tagger import Tagger
 

@@ -16,22 +16,11 @@ from retailtag.settings import BakeoffSettings
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a plan.
-
-    Parameters
-    ----------
-    why : str
-        Why it would run; empty if it is reused.
-    certain : bool
-        Whether it will run, rather than may, depending on what an earlier stage finds.
-    seconds, disk_bytes : float
-        Rough estimates of the wall time and of what it writes, within a factor of three; 0 if it
-        is reused.
-    """
+    """One stage of a plan, with estimates that are right within a factor of three."""
 
     name: str
-    why: str
-    certain: bool
+    why: str  # empty if it is reused
+    certain: bool  # whether it will run, rather than may, depending on what an earlier stage finds
     seconds: float
     disk_bytes: float
 
@@ -41,15 +30,8 @@ class PlannedStage:
 
 
 def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedStage]:
-    """List the stages of `retailtag.bakeoffs.run.run_bakeoff` in order.
+    """List the stages of `retailtag.bakeoffs.run.run_bakeoff` in order; refuses what it refuses.
 
-    Raises
-    ------
-    DataError, UsageError
-        What `run_bakeoff` refuses before its first stage.
-
-    Notes
-    -----
     Inputs are compared as in the run, except that neither weights nor images are read. A plan
     therefore assumes that a store of the same backbone and dtype was filled with the weights that
     the run will load, and that no image has changed since.

@@ -23,19 +23,11 @@ from retailtag.settings import BakeoffSettings
 
 @dataclass(frozen=True, eq=False)
 class BakeoffRun:
-    """Result of a bake-off.
-
-    Parameters
-    ----------
-    report : Path
-        The HTML report.
-    ran, reused : list of str
-        Stages that ran now, and stages whose outputs were current.
-    """
+    """Result of a bake-off, with the stages that ran now and those whose outputs were current."""
 
     result: BakeoffResult
     decision: Decision
-    report: Path
+    report: Path  # the HTML page
     ran: list[str]
     reused: list[str]
 
@@ -52,14 +44,10 @@ def run_bakeoff(
 
     Parameters
     ----------
-    catalog : Catalog
-        With training and test images, and a tag with a positive in both.
     provenance : dict, optional
         Recorded in predictions: where the catalogue was read from.
     command : str
         Command line that repeats the run, for the report.
-    progress : Progress
-        Says which stage runs and about how much time is left.
 
     Raises
     ------

@@ -142,10 +142,6 @@ def extract_together(
         If another process writes one of the stores, the disk is full or read-only, or a backbone
         does not fit into memory.
 
-    Notes
-    -----
-    Images that could not be read are tried again every time, since a file may have been repaired
-    or a limit raised; their record is written only when it changes.
     """
     settings = settings or ExtractSettings()
     catalog, progress = context.catalog, context.progress
@@ -168,6 +164,8 @@ def extract_together(
         is_current = np.zeros((len(updates), len(rows)), bool)
         if not recompute:
             is_current = find_current(catalog, rows, stores, loading.workers, advance)
+        # Images that could not be read are tried again every time: a file may have been repaired,
+        # or a limit raised.
         for update, current_rows in zip(updates, is_current, strict=True):
             update.plan(rows, current_rows)
         _fill(updates, loading, advance)

@@ -15,23 +15,10 @@ from retailtag.store import FeatureSpec, FeatureStore, list_stores
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What a user asks of the engine.
+    """What a user asks of the engine; raises `UsageError` for an unknown one."""
 
-    Parameters
-    ----------
-    engine : str
-        ``auto``, or one of `retailtag.backbones.engines.ENGINES`.
-    precision : str or None
-        ``exact``: float32. ``fast``: reduced arithmetic too. None, where a store is looked for:
-        either, exact first.
-
-    Raises
-    ------
-    UsageError
-        If one is unknown.
-    """
-
-    engine: str = AUTO
+    engine: str = AUTO  # or one of `retailtag.backbones.engines.ENGINES`
+    # exact: float32; fast: reduced arithmetic too; None, to read a store: either, exact first
     precision: str | None = "exact"
 
     def __post_init__(self) -> None:

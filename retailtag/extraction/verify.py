@@ -43,36 +43,21 @@ class Sample:
 class Verdict:
     """What `verify` found of one store.
 
-    Parameters
-    ----------
-    verdict : str
-        ``sound``; ``damaged``: a file is damaged; ``drifted``: the sample now has other
-        embeddings; ``stale``: the backbone has another identity here; ``unchecked``: the files
-        are sound, but the backbone cannot be loaded.
-    problems : tuple of str
-        One sentence each, naming the file or image and the remedy.
-    n_segments, n_rows : int
-        Segments read, and rows of the sound ones, superseded rows included.
-    n_sampled : int
-        Images embedded again and compared.
-    n_changed : int
-        Images drawn but not compared: their bytes have changed or cannot be read.
-    smallest_cosine : float or None
-        Smallest cosine over the sample, after centring; None without a sample.
-    tolerance : float or None
-        What the smallest cosine must reach.
+    ``sound``; ``damaged``: a file is damaged; ``drifted``: the sample now has other embeddings;
+    ``stale``: the backbone has another identity here; ``unchecked``: the files are sound, but the
+    backbone cannot be loaded.
     """
 
     path: Path
     verdict: str
-    problems: tuple[str, ...] = ()
-    backbone: str | None = None
+    problems: tuple[str, ...] = ()  # one sentence each, with the file or image and the remedy
+    backbone: str | None = None  # None if the identity cannot be read
     n_segments: int = 0
-    n_rows: int = 0
-    n_sampled: int = 0
-    n_changed: int = 0
-    smallest_cosine: float | None = None
-    tolerance: float | None = None
+    n_rows: int = 0  # of the sound segments, superseded rows included
+    n_sampled: int = 0  # images embedded again and compared
+    n_changed: int = 0  # images drawn whose bytes have changed or cannot be read
+    smallest_cosine: float | None = None  # over the sample, after centring
+    tolerance: float | None = None  # what it must reach
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""

@@ -24,12 +24,7 @@ def find_embeddings(
 ) -> EmbeddingSource:
     """Open the stores of every component of ``A+B``, joined in that order.
 
-    Parameters
-    ----------
-    backbone : str
-        Id or preset, or several joined by ``+``.
-    settings : ExtractSettings, optional
-        Stored dtype, and which engines are allowed.
+    `settings` say which engines are allowed, and the stored dtype.
 
     Raises
     ------

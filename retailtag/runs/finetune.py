@@ -31,19 +31,11 @@ FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predicti
 
 @dataclass(frozen=True, eq=False)
 class FinetuneRun:
-    """A finished fine-tune.
-
-    Parameters
-    ----------
-    predictions : Predictions
-        Of the test images that could be read.
-    history : list of dict
-        One row per epoch; see `FinetuneResult`.
-    """
+    """A finished fine-tune."""
 
     checkpoint: Checkpoint
-    predictions: Predictions
-    history: list[dict[str, Any]]
+    predictions: Predictions  # of the test images that could be read
+    history: list[dict[str, Any]]  # one row per epoch; see `FinetuneResult`
     best_epoch: int
     record: StageRecord
 
@@ -81,8 +73,7 @@ def run_finetune(
     Parameters
     ----------
     context : RunContext
-        Where the catalogue has a ``val`` split, that is the validation set; otherwise a tenth of
-        the training images, stratified over tags, no product divided.
+        Its catalogue is divided by `retailtag.runs.finetune_start.split_images`.
     store : FeatureStore
         Frozen embeddings of the same backbone, for the start of the head.
     backbone : Backbone

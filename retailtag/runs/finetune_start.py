@@ -31,18 +31,12 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class FinetuneImages:
-    """Training images and validation set with their embeddings, and test rows to predict.
-
-    Parameters
-    ----------
-    has_own_val : bool
-        Whether the validation set is the catalogue's own ``val`` split.
-    """
+    """Training images and validation set with their embeddings, and test rows to predict."""
 
     train: Features
     val: Features
     test: Rows
-    has_own_val: bool
+    has_own_val: bool  # whether the validation set is the catalogue's own ``val`` split
 
     @property
     def both_rows(self) -> Rows:

@@ -62,25 +62,15 @@ def competing(heads: str, n_images: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ScoredHead:
-    """A head with what its candidates reach out of fold, and the one that each tag takes.
-
-    Parameters
-    ----------
-    candidates : tuple of str
-        Settings, such as ``C=0.1``.
-    candidate_ap : ndarray of float64, shape (n_candidates, n_tags)
-        Out-of-fold AP of each; NaN for a tag without positives.
-    index : ndarray of int, shape (n_tags,)
-        Candidate of each tag.
-    head : Head or None
-        Fits it again, to other images; None for logistic regression, which `fit_at` fits.
-    """
+    """A head with what its candidates reach out of fold, and the one that each tag takes."""
 
     name: str
-    candidates: tuple[str, ...]
+    candidates: tuple[str, ...]  # settings, such as ``C=0.1``
+    # (n_candidates, n_tags), out of fold; NaN for a tag without positives
     candidate_ap: NDArray[np.float64]
     pooled: Pooled
-    index: NDArray[np.intp]
+    index: NDArray[np.intp]  # (n_tags,), candidate of each tag
+    # Fits it again, to other images; None for logistic regression, which `fit_at` fits.
     head: Head | None = None
 
     @property
@@ -115,10 +105,6 @@ class HeadChoice:
 
     Parameters
     ----------
-    tuned : Tuned
-        Thresholds on its out-of-fold scores.
-    scores : ndarray of float32, shape (n_images, n_tags)
-        Those scores.
     facts : dict
         By head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an F-beta
         ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind`` and
@@ -126,8 +112,8 @@ class HeadChoice:
     """
 
     head: ScoredHead
-    tuned: Tuned
-    scores: NDArray[np.float32]
+    tuned: Tuned  # thresholds on its out-of-fold scores
+    scores: NDArray[np.float32]  # those scores, (n_images, n_tags)
     facts: dict[str, dict[str, float | None]]
 
 

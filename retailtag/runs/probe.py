@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,13 @@ from retailtag.runs.sweep import (
     Chosen,
     FittedHead,
     fit_at,
-    run_checkpoints,
     sweep_and_choose,
 )
 from retailtag.scoring.metrics import macro
 from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.thresholds.tuning import Tuning
+from retailtag.version import __version__
 
 FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # besides those of the probe
 
@@ -342,8 +343,10 @@ def _checkpoints(
         "solver": settings.solver,
         "device": device,
         "rows": train.rows.tolist(),
+        "version": __version__,
     }
-    return run_checkpoints(out, data)
+    key = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return SweepCheckpoints(out / "sweep", key)
 
 
 def _out_of_fold_summary(

@@ -19,30 +19,15 @@ NOT_DONE = "not done"
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Inputs, outputs and cost of a finished stage.
+    """Inputs, outputs and cost of a finished stage."""
 
-    Parameters
-    ----------
-    inputs : dict
-        Everything that the outputs depend on, as JSON-able values (digests for data).
-    outputs : dict of str to str
-        SHA-256 of every file, by its name in the stage's folder.
-    seconds : float
-        Wall time.
-    peak_memory_mib : float
-        See `retailtag.runs.measure`.
-    facts : dict
-        What later stages or the report need to know.
-    machine : dict
-        Where the cost was measured, as `describe_machine` gives it. Not an input: the outputs
-        are valid on another machine too. Empty if it was not recorded.
-    """
-
-    inputs: dict[str, Any]
-    outputs: dict[str, str]
+    inputs: dict[str, Any]  # everything that the outputs depend on; digests for data
+    outputs: dict[str, str]  # SHA-256 of every file, by its name in the stage's folder
     seconds: float
-    peak_memory_mib: float
-    facts: dict[str, Any]
+    peak_memory_mib: float  # see `retailtag.runs.measure`
+    facts: dict[str, Any]  # what later stages or the report need to know
+    # Where the cost was measured, if that was recorded. Not an input: the outputs are valid on
+    # another machine too.
     machine: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,20 +94,12 @@ class Estimate:
 
 
 class Stage(ABC):
-    """One step of a run; the plan and the run walk the same list of them.
+    """One step of a run; the plan and the run walk the same list of them."""
 
-    Attributes
-    ----------
-    name : str
-        Distinct within a run.
-    needs : tuple of str
-        Earlier stages whose new outputs always change the inputs of this one.
-    may_need : tuple of str
-        Earlier stages of whose outputs this one reads only a part, which may turn out equal.
-    """
-
-    name: str
+    name: str  # distinct within a run
+    # Earlier stages whose new outputs always change the inputs of this one.
     needs: tuple[str, ...] = ()
+    # Earlier stages of whose outputs this one reads only some, which may turn out equal.
     may_need: tuple[str, ...] = ()
 
     @abstractmethod

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,36 +24,19 @@ from retailtag.probes.sweep import Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.runs.heads import ScoredHead, competing
 from retailtag.scoring.metrics import average_precision_per_tag
 from retailtag.settings import ProbeSettings
-from retailtag.version import __version__
-
-CHECKPOINTS = "sweep"  # folder of the finished strengths of a run that is not finished
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The sweep of the chosen scaling, and what every scaling gave.
-
-    Parameters
-    ----------
-    index : ndarray of int, shape (n_tags,)
-        Into the grid of `sweep`.
-    macro_ap : dict of str to float or None
-        Out-of-fold macro-AP of each scaling at its chosen C, in the order asked for; None if no
-        tag has a positive.
-    table : dict of str to ndarray
-        Columns of the sweep table, one row per fitted (scaling, fold, C, tag).
-    resumed_seconds : float
-        Time that fits reused from an interrupted run had cost.
-    heads : tuple of ScoredHead
-        Logistic regression under the chosen scaling first, then the others asked for.
-    """
+    """The sweep of the chosen scaling, and what every scaling gave."""
 
     sweep: Sweep
-    index: NDArray[np.intp]
+    index: NDArray[np.intp]  # (n_tags,), into the grid of `sweep`
+    # Out of fold, of each scaling at its chosen C; None if no tag has a positive.
     macro_ap: dict[str, float | None]
-    table: dict[str, NDArray[Any]]
-    resumed_seconds: float
-    heads: tuple[ScoredHead, ...]
+    table: dict[str, NDArray[Any]]  # columns; one row per fitted (scaling, fold, C, tag)
+    resumed_seconds: float  # that fits reused from an interrupted run had cost
+    heads: tuple[ScoredHead, ...]  # logistic regression under the chosen scaling first
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -162,13 +142,6 @@ def strengths_around(
     chosen = choose_candidate(ap, group, "global" if choose == "global" else "per-group")
     near = np.unique(chosen + np.array([[-1], [0], [1]]))
     return C[near[(near >= 0) & (near < len(C))]]
-
-
-def run_checkpoints(out: Path, inputs: dict[str, Any]) -> SweepCheckpoints:
-    """Where a run stores its finished strengths; `inputs` is all that the fits depend on."""
-    stated = {**inputs, "version": __version__}
-    key = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
-    return SweepCheckpoints(out / CHECKPOINTS, key)
 
 
 @dataclass(frozen=True, eq=False)
