@@ -38,11 +38,11 @@ from retailtag.images.sources import (
     MISSING,
     ImageSource,
     ParquetImages,
-    archives_beside,
     open_images,
 )
 
 FOLDER_MANIFEST = "catalogue.csv"
+ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".jp2",
     ".ppm", ".pgm",
@@ -371,7 +371,8 @@ def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> Im
     source = open_images(folder, paths)
     if len(source.faults) < len(paths):
         return source
-    archives = (open_images(archive, paths) for archive in archives_beside(manifest.path))
+    beside = (manifest.path.parent / name for name in ARCHIVE_NAMES)
+    archives = (open_images(archive, paths) for archive in beside if archive.is_file())
     return next((a for a in archives if len(a.faults) < len(paths)), source)
 
 

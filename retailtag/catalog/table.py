@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -72,26 +73,8 @@ class GroupCutoffs:
         return masks
 
     @classmethod
-    def named(cls, name: str) -> GroupCutoffs:
-        """Cut-offs of a published benchmark, or our own; see `CUTOFFS`.
-
-        Raises
-        ------
-        UsageError
-            If the name is unknown.
-
-        Examples
-        --------
-        >>> GroupCutoffs.named("lvis").group_of(np.array([10, 11, 100, 101])).tolist()
-        ['tail', 'common', 'common', 'frequent']
-        """
-        if name not in CUTOFFS:
-            raise UsageError(f"Cut-offs {name!r} are unknown; use one of {', '.join(CUTOFFS)}.")
-        return CUTOFFS[name]
-
-    @classmethod
     def parse(cls, text: str) -> GroupCutoffs:
-        """Cut-offs by name, or as ``TAIL,FREQUENT``.
+        """Cut-offs of a published benchmark by name (see `CUTOFFS`), or as ``TAIL,FREQUENT``.
 
         Raises
         ------
@@ -102,18 +85,18 @@ class GroupCutoffs:
         --------
         >>> GroupCutoffs.parse("20,200")
         GroupCutoffs(tail=20, frequent=200)
+        >>> GroupCutoffs.parse("lvis").group_of(np.array([10, 11, 100, 101])).tolist()
+        ['tail', 'common', 'common', 'frequent']
         """
-        parts = text.split(",")
-        if len(parts) != 2:
-            return cls.named(text)
-        if not all(part.strip().isdigit() for part in parts) or not 0 < int(parts[0]) < int(
-            parts[1]
-        ):
+        if text in CUTOFFS:
+            return CUTOFFS[text]
+        match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)
+        if match is None or not 0 < int(match[1]) < int(match[2]):
             raise UsageError(
                 f"--cutoffs {text} are not two ascending numbers of training images; write for "
                 f"example 50,500, or one of {', '.join(CUTOFFS)}."
             )
-        return cls(int(parts[0]), int(parts[1]))
+        return cls(int(match[1]), int(match[2]))
 
 
 # lvis: rare 1-10 training images, common 11-100, frequent above (Gupta, Dollar and Girshick,

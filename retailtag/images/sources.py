@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK, S_ISREG
 from typing import Any
@@ -28,7 +28,6 @@ LINKED = (
     "lies behind a link that leaves the folder; give the real folder as --images "
     "(paths are relative to it)"
 )
-ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
 
 
 def clean_path(path: str) -> str:
@@ -340,8 +339,3 @@ def open_images(place: Path, paths: Sequence[str]) -> ImageSource:
     if not place.exists():
         raise DataError(f"{place} does not exist; give the folder or archive of the images.")
     return ZipImages(place, paths) if zipfile.is_zipfile(place) else TarImages(place, paths)
-
-
-def archives_beside(manifest: Path) -> Iterator[Path]:
-    """Archives that may hold the images of a manifest, in the order in which they are tried."""
-    return (p for name in ARCHIVE_NAMES if (p := manifest.parent / name).is_file())

@@ -72,8 +72,7 @@ def _leave_to_parent() -> None:
         lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _close(handle: io.FileIO) -> None:

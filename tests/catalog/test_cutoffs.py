@@ -34,16 +34,16 @@ def test_bins_end_at_the_cutoff(tail, names):
 
 def test_presets_are_those_of_their_papers():
     count = np.array([10, 11, 19, 20, 49, 50, 100, 101, 499, 500])
-    groups = {name: GroupCutoffs.named(name).group_of(count).tolist() for name in CUTOFFS}
+    groups = {name: GroupCutoffs.parse(name).group_of(count).tolist() for name in CUTOFFS}
     t, c, f = GROUPS
     assert groups == {
         "retailtag": [t] * 5 + [c] * 4 + [f],
         "lvis": [t] + [c] * 6 + [f] * 3,
         "coco-mlt": [t] * 3 + [c] * 4 + [f] * 3,
     }
-    assert GroupCutoffs.named("retailtag") == GroupCutoffs()
+    assert GroupCutoffs.parse("retailtag") == GroupCutoffs()
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UsageError, match="'imagenet' are unknown; use one of retailtag, lvis"):
-        GroupCutoffs.named("imagenet")
+    with pytest.raises(UsageError, match="one of retailtag, lvis"):
+        GroupCutoffs.parse("imagenet")

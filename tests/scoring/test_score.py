@@ -79,7 +79,7 @@ def test_rows_say_where_thresholds_came_from(catalog, predict):
 
 
 def test_cutoffs_of_the_catalogue_decide_the_scopes(catalog, predictions):
-    table = replace(catalog.table, cutoffs=GroupCutoffs.named("coco-mlt"))
+    table = replace(catalog.table, cutoffs=GroupCutoffs.parse("coco-mlt"))
     card = score_predictions(predictions, replace(catalog, table=table))
     assert list(card.summaries)[4:] == ["tail 0-9", "tail 10-19"]
     assert card.provenance["cutoffs"] == {"tail": 20, "frequent": 101}
