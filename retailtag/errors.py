@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# 2 is what typer itself ends with on wrong usage; 130 is 128 + SIGINT, as shells have it.
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_USAGE = 2

@@ -46,4 +46,4 @@ class _Silent:
         return
 
 
-SILENT: Progress = _Silent()
+SILENT: Progress = _Silent()  # without state, so one object serves every thread

@@ -167,8 +167,12 @@ def _oddity(pixels: NDArray[np.uint8]) -> str:
 
 
 def _summary(values: NDArray[np.int64]) -> dict[str, float]:
-    statistics = {"min": np.min, "median": np.median, "mean": np.mean, "max": np.max}
-    return {name: float(of(values)) for name, of in statistics.items()}
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "max": float(values.max()),
+    }
 
 
 def _tag_rows(catalog: Catalog, positives: dict[str, NDArray[np.int64]]) -> tuple[TagRow, ...]:
