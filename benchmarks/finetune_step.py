@@ -52,7 +52,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.finetuning import image_loader as image_loader_module
 from retailtag.finetuning.augment import Augment
-from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.batch_loader import BatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
@@ -103,7 +103,7 @@ class Bench:
 
     def plain(self, *, cached: bool) -> BatchLoader:
         """Pixels through the whole model."""
-        return PixelBatchLoader(self.network, self.images(cached=cached), self.views())
+        return BatchLoader(self.network, self.images(cached=cached), self.views())
 
     def cached(self) -> BatchLoader:
         """Cached activations, computed now."""

@@ -11,9 +11,8 @@ A cache is a folder ``BACKBONE-DIGEST``. It holds
     row, and a SHA-256 of the whole. It is written after the segment has reached the disk; a segment
     without one does not count.
 
-Files appear whole or not at all, so a kill loses at most the segment being written. A row is
-checked against its CRC when it is first read. Rows of another identity, of changed images, and
-damaged rows are never served; they are computed again.
+Files appear whole or not at all, so a kill loses at most the segment being written. Rows of another
+identity, of changed images, and damaged rows are never served; they are computed again.
 """
 
 from __future__ import annotations
@@ -145,11 +144,8 @@ class ActivationCache:
     def read(self, image_ids: Sequence[str]) -> Bytes:
         """Rows of the images as bytes (n, row_bytes), in the order asked for.
 
-        Raises
-        ------
-        DamagedFile
-            If a row is not what was written. All rows of its segment are then `missing`, and can
-            be written again.
+        Raises `DamagedFile` if a row is not what was written. All rows of its segment are then
+        `missing`, and can be written again.
         """
         out = np.empty((len(image_ids), self.spec.row_bytes), np.uint8)
         for row, image_id in zip(out, image_ids, strict=True):
@@ -188,12 +184,8 @@ class ActivationCache:
     def writer(self) -> Iterator[ActivationWriter]:
         """Write rows; all that was added counts from the end of the block on.
 
-        Raises
-        ------
-        Unavailable
-            If another process writes this cache, or the folder cannot be written.
-        OSError
-            If the disk is full; segments finished before stay.
+        Raises `Unavailable` if another process writes this cache or the folder cannot be written,
+        and `OSError` if the disk is full; segments finished before stay.
         """
         make_folder(self.path)
         lock = WriterLock(self.path / _LOCK)
@@ -268,21 +260,8 @@ def _listing_digest(rows: Any) -> str:
 def make_room(root: Path, budget: int, keep: Sequence[Path], needed: int) -> bool:
     """Remove the least recently used caches until `needed` more bytes fit into `budget`.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of all caches.
-    budget : int
-        Bytes that all of them together may take.
-    keep : sequence of Path
-        Folders of caches that stay.
-    needed : int
-        Bytes to be written.
-
-    Returns
-    -------
-    bool
-        Whether they fit; if not, nothing was removed.
+    `budget` is what all caches in `root` may take together, in bytes; those in `keep` stay. Returns
+    whether the bytes fit; if not, nothing was removed.
     """
     kept = sum(_folder_bytes(path) for path in keep)
     if kept + needed > budget:
@@ -299,13 +278,7 @@ def make_room(root: Path, budget: int, keep: Sequence[Path], needed: int) -> boo
 
 
 def parse_budget(gigabytes: float | None, root: Path) -> int:
-    """Bytes that caches may take: `gigabytes`, or half of what is free, at most 100 GB.
-
-    Raises
-    ------
-    UsageError
-        If the number is negative.
-    """
+    """Bytes that caches may take: `gigabytes`, or half of what is free, at most 100 GB."""
     if gigabytes is not None:
         if not gigabytes >= 0:
             raise UsageError(f"--cache-gb {gigabytes} must be 0 (no cache) or more.")

@@ -18,29 +18,15 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A fine-tuned backbone and its head.
+    """A fine-tuned backbone and its head."""
 
-    Parameters
-    ----------
-    backbone : str
-        Id that rebuilds the architecture.
-    state : dict of Tensor
-        Parameters and buffers of the backbone's module, on the CPU.
-    tags : tuple of str, length n_tags
-    weight : ndarray of float32, shape (n_tags, dim)
-        Head on raw embeddings of the fine-tuned backbone.
-    bias, thresholds : ndarray of float32, shape (n_tags,)
-    facts : dict
-        JSON-able: configuration, chosen epoch, catalogue digest, seed.
-    """
-
-    backbone: str
-    state: dict[str, Tensor]
+    backbone: str  # id that rebuilds the architecture
+    state: dict[str, Tensor]  # parameters and buffers of the backbone's module, on the CPU
     tags: tuple[str, ...]
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
-    facts: dict[str, Any] = field(default_factory=dict)
+    weight: NDArray[np.float32]  # (n_tags, dim), on raw embeddings of the fine-tuned backbone
+    bias: NDArray[np.float32]  # (n_tags,)
+    thresholds: NDArray[np.float32]  # (n_tags,)
+    facts: dict[str, Any] = field(default_factory=dict)  # JSON-able: settings, epoch, digests
 
     def save(self, folder: Path) -> None:
         """Write ``checkpoint.safetensors``, then ``checkpoint.json``, which makes it count."""

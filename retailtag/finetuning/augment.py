@@ -60,13 +60,6 @@ FORMS = "none, light, strong, cached:V or cached:V:strong"
 class Augment:
     """Which views of the images training sees.
 
-    Parameters
-    ----------
-    preset : str
-        ``none``, ``light`` or ``strong``.
-    views : int
-        Number of distinct views of an image, shown in turn from view 0; 0: a new one every epoch.
-
     Examples
     --------
     >>> augment = Augment.parse("cached:3")
@@ -76,18 +69,12 @@ class Augment:
     [1, 2, 3, 4]
     """
 
-    preset: str = "light"
-    views: int = 0
+    preset: str = "light"  # or none, strong
+    views: int = 0  # distinct views of an image, shown in turn; 0: a new one every epoch
 
     @classmethod
     def parse(cls, text: str) -> Augment:
-        """Setting from its text.
-
-        Raises
-        ------
-        UsageError
-            If it is not one of the forms above.
-        """
+        """Setting from its text; `UsageError` if it is not one of the forms above."""
         if text == "none":
             return cls("none", 1)
         if text in PRESETS:
@@ -116,23 +103,16 @@ class Augment:
         view: int,
         pool: Executor | None = None,
     ) -> Tensor:
-        """View number `view` of a batch of images.
+        """View number `view` of a batch of images, uint8 (n, 3, h, w).
 
         Parameters
         ----------
         pixels : Tensor of uint8, shape (n, 3, h, w)
-            On the CPU; not changed.
+            On the CPU; not changed, and returned as they are for view 0.
         images : ndarray of int, shape (n,)
             Key of each image, at least 0; see `image_keys`.
-        seed : int
-        view : int
-            0 returns `pixels`.
         pool : Executor, optional
             Threads that share the batch; the result is the same.
-
-        Returns
-        -------
-        Tensor of uint8, shape (n, 3, h, w)
         """
         if view == 0 or self.preset == "none":
             return pixels

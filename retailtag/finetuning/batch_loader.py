@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,19 +50,7 @@ def image_keys(image_ids: Iterable[str]) -> NDArray[np.int64]:
     return np.array([int.from_bytes(d, "big") for d in digests], np.int64)
 
 
-class BatchLoader(Protocol):
-    """Batches in any order, and the activations that enter the trained part."""
-
-    def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
-        """Yield (rows, batch) in the order of `rows`; augmented if an epoch is given."""
-        ...
-
-    def activations(self, batch: Tensor) -> Tensor:
-        """Input of `Network.logits` for a batch or a slice of it, on the device."""
-        ...
-
-
-class PixelBatchLoader:
+class BatchLoader:
     """Batches of pixels, which pass through the frozen part every time."""
 
     def __init__(self, network: Network, images: ImageLoader, views: Views) -> None:
@@ -73,21 +59,25 @@ class PixelBatchLoader:
         self._views = views
 
     def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
-        """See `BatchLoader`."""
-        return prefetch(self._batches(rows, batch_size, epoch))
-
-    def _batches(self, rows: Rows, batch_size: int, epoch: int | None) -> Batches:
+        """Yield (rows, batch) in the order of `rows`; augmented if an epoch is given."""
         view = 0 if epoch is None else self._views.augment.view_of(epoch)
-        with self._views.pool() as pool:
-            for some, pixels in self._images.batches(rows, batch_size):
-                shown = self._views.show(pixels, some, view, pool)
-                yield some, pinned(shown, self._network.device)
+        return prefetch(self._pinned(self._batches(rows, batch_size, view)))
 
     def activations(self, batch: Tensor) -> Tensor:
-        """See `BatchLoader`."""
+        """Input of `Network.logits` for a batch or a slice of it, on the device."""
         return self._network.activations(batch)
 
+    def _batches(self, rows: Rows, batch_size: int, view: int) -> Batches:
+        return self._shown(self._images.batches(rows, batch_size), view)
 
-def pinned(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch in page-locked memory if a GPU will copy it, which it does in the background."""
-    return batch.pin_memory() if device.type == "cuda" else batch
+    def _shown(self, images: Batches, view: int) -> Batches:
+        """View number `view` of batches of pixels."""
+        with self._views.pool() as pool:
+            for some, pixels in images:
+                yield some, self._views.show(pixels, some, view, pool)
+
+    def _pinned(self, batches: Batches) -> Batches:
+        """Batches in page-locked memory if a GPU will copy them, in the background."""
+        is_cuda = self._network.device.type == "cuda"
+        for some, batch in batches:
+            yield some, batch.pin_memory() if is_cuda else batch

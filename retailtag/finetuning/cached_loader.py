@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retailtag.errors import DamagedFile, Unavailable, UsageError
 from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec, make_room
-from retailtag.finetuning.batch_loader import Batches, Rows, Views, pinned
+from retailtag.finetuning.batch_loader import Batches, BatchLoader, Rows, Views
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.network import Network
 from retailtag.finetuning.prefetch import prefetch
@@ -52,17 +52,11 @@ class _OutOfRange(Exception):
     """An activation beyond the range of the stored dtype."""
 
 
-class CachedBatchLoader:
+class CachedBatchLoader(BatchLoader):
     """Batches of cached activations; a damaged row is computed again when it is read.
 
-    Parameters
-    ----------
-    network, loader, images, views
-        As `cached_batch_loader` takes them.
-    caches : list of ActivationCache
-        Of view 0, then of each other view.
-    dtype : torch.dtype
-        In which activations enter the trained part.
+    `caches` are that of view 0, then those of the other views. `dtype` is that in which activations
+    enter the trained part. The rest is as in `cached_batch_loader`.
     """
 
     def __init__(
@@ -74,11 +68,9 @@ class CachedBatchLoader:
         caches: list[ActivationCache],
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(network, loader, views)
         self.caches = caches
-        self._network = network
-        self._loader = loader
-        self._images = images
-        self._views = views
+        self._wanted = images
         self._dtype = dtype
 
     @property
@@ -86,23 +78,17 @@ class CachedBatchLoader:
         """Stored dtype."""
         return self.caches[0].spec.dtype
 
-    def batches(self, rows: Rows, batch_size: int, epoch: int | None = None) -> Batches:
-        """See `BatchLoader`."""
-        return prefetch(self._batches(rows, batch_size, epoch))
-
-    def _batches(self, rows: Rows, batch_size: int, epoch: int | None) -> Batches:
-        view = 0 if epoch is None else self._views.augment.view_of(epoch)
+    def _batches(self, rows: Rows, batch_size: int, view: int) -> Batches:
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
-            batch = from_bytes(self._read(some, view), self.caches[view].spec)
-            yield some, pinned(batch, self._network.device)
+            yield some, from_bytes(self._read(some, view), self.caches[view].spec)
 
     def activations(self, batch: Tensor) -> Tensor:
         """See `BatchLoader`."""
         return batch.to(self._network.device, non_blocking=True).to(self._dtype)
 
     def _read(self, rows: Rows, view: int) -> NDArray[np.uint8]:
-        ids = [self._images.ids[row] for row in rows]
+        ids = [self._wanted.ids[row] for row in rows]
         try:
             return self.caches[view].read(ids)
         except DamagedFile:
@@ -111,7 +97,7 @@ class CachedBatchLoader:
 
     def missing(self) -> list[Rows]:
         """Rows that each cache lacks."""
-        images = self._images
+        images = self._wanted
         found = []
         for view, cache in enumerate(self.caches):
             wanted = images.train if view else np.concatenate([images.train, images.val])
@@ -130,16 +116,12 @@ class CachedBatchLoader:
         cache = self.caches[view]
         name = f"activations of {cache.spec.boundary}" + (f", view {view}" if view else "")
         with cache.writer() as writer, progress.task(name, len(rows)) as advance:
-            for some, pixels in prefetch(self._shown(view, rows)):
+            shown = self._shown(self._images.stream(rows, _FILL_BATCH), view)
+            for some, pixels in prefetch(shown):
                 stored = to_bytes(self._network.activations(pixels), cache.spec)
-                ids = [self._images.ids[row] for row in some]
-                writer.add(ids, [self._images.sha256[i] for i in ids], stored)
+                ids = [self._wanted.ids[row] for row in some]
+                writer.add(ids, [self._wanted.sha256[i] for i in ids], stored)
                 advance(len(some))
-
-    def _shown(self, view: int, rows: Rows) -> Batches:
-        with self._views.pool() as pool:
-            for some, pixels in self._loader.stream(rows, _FILL_BATCH):
-                yield some, self._views.show(pixels, some, view, pool)
 
     def close(self) -> None:
         """Close the files of the caches."""
@@ -163,20 +145,14 @@ def cached_batch_loader(
 
     Parameters
     ----------
-    network : Network
-        Cut into a frozen and a trained part; the frozen part is as `identity` says.
-    loader, images
-        Where pixels come from, and which ones are cached.
     identity : FeatureSpec
-        Of the backbone's embeddings: names architecture and preprocessing.
+        Of the backbone's embeddings: names architecture and preprocessing of the frozen part.
     root : Path
         Folder of all caches.
     budget : int
         Bytes that all caches may take together.
-    views : Views
-        Fixed ones.
     dtype : str
-        ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module.
+        One of `DTYPES`; see the module.
 
     Returns
     -------
@@ -292,13 +268,7 @@ def storage_dtype(network: Network, sample: Tensor) -> str:
 
 
 def to_bytes(activations: Tensor, spec: ActivationSpec) -> NDArray[np.uint8]:
-    """Activations (n, ...) as stored bytes (n, row_bytes).
-
-    Raises
-    ------
-    _OutOfRange
-        If one is beyond the range of the stored dtype.
-    """
+    """Activations (n, ...) as stored bytes (n, row_bytes); `_OutOfRange` if they do not fit."""
     if spec.order == "channels-last":
         activations = activations.permute(0, 2, 3, 1)
     stored = activations.to(getattr(torch, spec.dtype))

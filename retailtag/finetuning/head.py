@@ -12,21 +12,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class HeadInit:
-    """A fitted probe to start from (LP-FT: Kumar et al. 2022).
+    """A fitted probe to start from (LP-FT: Kumar et al. 2022)."""
 
-    Parameters
-    ----------
-    mean, scale : ndarray of float32, shape (dim,)
-        Standardisation of the embedding.
-    weight : ndarray of float32, shape (n_tags, dim)
-        On standardised embeddings.
-    bias : ndarray of float32, shape (n_tags,)
-    """
-
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (dim,), standardisation of the embedding
+    scale: NDArray[np.float32]  # (dim,)
+    weight: NDArray[np.float32]  # (n_tags, dim), on standardised embeddings
+    bias: NDArray[np.float32]  # (n_tags,)
 
 
 class Head(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import psutil
@@ -23,15 +24,13 @@ class ImageLoader:
 
     Parameters
     ----------
-    backbone : Backbone
-        Its `preprocess` turns an image into uint8 (3, h, w).
     rows : sequence of int
         Rows of the catalogue that are needed every epoch. Their pixels are cached if they fit into
         a quarter of the available memory; later epochs then decode nothing.
-    workers, max_pixels, allow_truncated
-        As `load_batches` takes them.
     sha256 : mapping of str to str, optional
         Hash of the bytes of each image, by id, as its embedding was made; others are refused.
+    workers, max_pixels, allow_truncated
+        As `load_batches` takes them.
     """
 
     def __init__(
@@ -46,10 +45,14 @@ class ImageLoader:
         sha256: Mapping[str, str] | None = None,
     ) -> None:
         self._catalog = catalog
-        self._backbone = backbone
-        self._workers = workers
-        self._max_pixels = max_pixels
-        self._allow_truncated = allow_truncated
+        self._load = partial(
+            load_batches,
+            catalog.images,
+            preprocess=backbone.preprocess,
+            workers=workers,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
         self._sha256 = sha256 or {}
         self._slot = {int(row): i for i, row in enumerate(rows)}
         shape = (len(rows), 3, *backbone.preprocess.size)
@@ -90,15 +93,7 @@ class ImageLoader:
         self, rows: NDArray[np.intp], batch_size: int
     ) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
         """As `batches`, of any rows of the catalogue, without caching."""
-        for batch in load_batches(
-            self._catalog.images,
-            rows.tolist(),
-            self._backbone.preprocess,
-            batch_size=batch_size,
-            workers=self._workers,
-            max_pixels=self._max_pixels,
-            allow_truncated=self._allow_truncated,
-        ):
+        for batch in self._load(rows.tolist(), batch_size=batch_size):
             if batch.failures:
                 row, _, reason = batch.failures[0]
                 raise UnreadableImage(

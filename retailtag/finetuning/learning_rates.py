@@ -57,14 +57,7 @@ def set_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
 def warmup_cosine(step: float, steps: float, warmup: float) -> float:
     """Factor of the peak learning rate: linear over ``warmup * steps``, then a half cosine to 0.
 
-    Parameters
-    ----------
-    step : float
-        Steps done; epochs of unequal length count as fractions.
-    steps : float
-        All steps.
-    warmup : float
-        Share of the steps, at least 0 and below 1.
+    `step` of `steps` are done, and `warmup` is a share of them in [0, 1).
 
     Examples
     --------

@@ -29,54 +29,37 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from retailtag.errors import Unavailable, UsageError
 from retailtag.files import make_folder, read_json, write_json, write_whole
 
 Say = Callable[[str], None]
-TRACKERS = ("tensorboard", "mlflow", "wandb")
-
-
-class RunLog(Protocol):
-    """Where a training writes its numbers."""
-
-    def settings(self, values: Mapping[str, Any]) -> None:
-        """Settings of the run, JSON-able; written once at the start."""
-
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers at `step`, which never decreases; None where a number is undefined."""
-
-    def close(self) -> None:
-        """Write what is pending."""
+Metrics = Mapping[str, float | None]
 
 
 class Logs:
     """Several logs as one."""
 
-    def __init__(self, logs: Sequence[RunLog]) -> None:
+    def __init__(self, logs: Sequence[JsonLines | _TensorBoard | _Mlflow | _Wandb] = ()) -> None:
         self._logs = tuple(logs)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Write to all."""
+        """Write the settings of the run, JSON-able, once at the start."""
         for log in self._logs:
             log.settings(values)
 
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Write to all."""
+    def metrics(self, step: int, values: Metrics) -> None:
+        """Write numbers at `step`, which never decreases; None where a number is undefined."""
         for log in self._logs:
             log.metrics(step, values)
-
-    def close(self) -> None:
-        """Close all."""
-        for log in self._logs:
-            log.close()
 
     def __enter__(self) -> Logs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for log in self._logs:
+            log.close()
 
 
 def open_logs(
@@ -92,8 +75,6 @@ def open_logs(
     ----------
     folder : Path
         Of the run; its name is the run's name in the trackers.
-    trackers : sequence of str
-        Among ``tensorboard``, ``mlflow``, ``wandb``.
     resume_at : int, optional
         Last step to keep; by default a fresh log replaces what is there.
     say : callable
@@ -106,23 +87,15 @@ def open_logs(
     Unavailable
         If its package is not installed; says what to install.
     """
-    kinds: dict[str, Callable[[Path, int | None, Say], RunLog]]
-    kinds = {"tensorboard": _TensorBoard, "mlflow": _Mlflow, "wandb": _Wandb}
     for name in trackers:
-        if name not in kinds:
-            raise UsageError(f"--log {name} is unknown; choose among {', '.join(TRACKERS)}.")
-    opened = [kinds[name](folder, resume_at, say) for name in dict.fromkeys(trackers)]
+        if name not in _TRACKERS:
+            raise UsageError(f"--log {name} is unknown; choose among {', '.join(_TRACKERS)}.")
+    opened = [_TRACKERS[name](folder, resume_at, say) for name in dict.fromkeys(trackers)]
     return Logs([JsonLines(folder / "log.jsonl", resume_at), *opened])
 
 
 class JsonLines:
-    """One JSON object per line, appended.
-
-    Parameters
-    ----------
-    resume_at : int, optional
-        Lines of later steps are removed; all lines by default.
-    """
+    """One JSON object per line, appended; lines of steps after `resume_at` are removed first."""
 
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
         make_folder(path.parent)
@@ -138,7 +111,7 @@ class JsonLines:
         if values not in self._settings:
             self._write({"settings": dict(values)})
 
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+    def metrics(self, step: int, values: Metrics) -> None:
         """Write a line of numbers."""
         self._write({"step": step, **{name: _plain(value) for name, value in values.items()}})
 
@@ -186,7 +159,7 @@ class _TensorBoard:
     def settings(self, values: Mapping[str, Any]) -> None:
         self._writer.add_text("settings", f"```\n{json.dumps(dict(values), indent=2)}\n```")
 
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+    def metrics(self, step: int, values: Metrics) -> None:
         for name, value in _finite(values).items():
             self._writer.add_scalar(name, value, step)
 
@@ -195,10 +168,7 @@ class _TensorBoard:
 
 
 class _Mlflow:
-    """A run in MLflow, found again by the id in ``mlflow.json``.
-
-    MLflow keeps a number that was written twice under the same step.
-    """
+    """A run in MLflow, found again by its id; a number written twice stays under its step."""
 
     def __init__(self, folder: Path, resume_at: int | None, say: Say) -> None:
         self._mlflow = _package("mlflow", "mlflow")
@@ -214,7 +184,7 @@ class _Mlflow:
             texts = {name: str(value)[:500] for name, value in values.items()}
             self._send(lambda: self._mlflow.log_params(texts))
 
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+    def metrics(self, step: int, values: Metrics) -> None:
         self._send(lambda: self._mlflow.log_metrics(_finite(values), step=step))
 
     def close(self) -> None:
@@ -232,10 +202,7 @@ class _Mlflow:
 
 
 class _Wandb:
-    """A run in Weights & Biases, found again by the id in ``wandb.json``.
-
-    The service ignores steps that it already has.
-    """
+    """A run in Weights & Biases, found again by its id; steps that it has are ignored."""
 
     def __init__(self, folder: Path, resume_at: int | None, say: Say) -> None:
         wandb = _package("wandb", "wandb")
@@ -252,11 +219,18 @@ class _Wandb:
     def settings(self, values: Mapping[str, Any]) -> None:
         self._run.config.update(dict(values), allow_val_change=True)
 
-    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+    def metrics(self, step: int, values: Metrics) -> None:
         self._run.log(_finite(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+_TRACKERS: dict[str, Callable[[Path, int | None, Say], _TensorBoard | _Mlflow | _Wandb]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _Mlflow,
+    "wandb": _Wandb,
+}
 
 
 def _package(module: str, extra: str) -> Any:

@@ -1,8 +1,8 @@
 """Losses over tags, with unknown labels left out.
 
 A loss is a frozen dataclass of numbers. ``parse_loss("asl:gamma_neg=2")`` reads one, and
-``loss.build(counts)`` binds it to the label counts of the training images, which gives a `TagLoss`:
-``(logits, targets) -> scalar``.
+``loss.build(counts)`` binds it to the label counts of the training images, which gives a function
+``(logits, targets) -> losses`` of all cells.
 
 ========  ============================================  =================================
 name      loss                                          equals ``bce`` at
@@ -17,9 +17,9 @@ Conventions shared by all
 -------------------------
 * Targets are 1, 0, -1 (unknown), or a value between 0 and 1 (mixed images). The loss of a cell with
   logit z and target y is ``y·L⁺(z) + (1 - y)·L⁻(z)``.
-* Unknown cells take no part in the sum, the mean or the gradient. The value is the **mean over the
-  known cells** of the batch, 0 if there are none. timm's asymmetric loss sums over tags (its
-  earlier releases and the paper's code also over images), so its learning rates do not carry over.
+* Unknown cells have the loss 0 and no gradient. Training takes the **mean over the known cells** of
+  the batch. timm's asymmetric loss sums over tags (its earlier releases and the paper's code also
+  over images), so its learning rates do not carry over.
 * Logits of half precision are converted to float32 first. The value and the gradient are finite for
   every finite float16 logit.
 """
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,22 +40,16 @@ from torchvision.ops import sigmoid_focal_loss
 from retailtag.errors import UsageError
 from retailtag.finetuning.specs import check_range, parse_spec
 
-Formula = Callable[[Tensor, Tensor], Tensor]
+CellLosses = Callable[[Tensor, Tensor], Tensor]
 OPTION = "--loss"
 
 
 @dataclass(frozen=True, eq=False)
 class LabelCounts:
-    """How often each tag is given, and known, among the training images.
+    """How often each tag is given, and known, among the training images."""
 
-    Parameters
-    ----------
-    positives, known : ndarray of int64, shape (n_tags,)
-        Number of cells labelled 1, and of cells labelled 1 or 0.
-    """
-
-    positives: NDArray[np.int64]
-    known: NDArray[np.int64]
+    positives: NDArray[np.int64]  # (n_tags,), cells labelled 1
+    known: NDArray[np.int64]  # (n_tags,), cells labelled 1 or 0
 
     @classmethod
     def of(cls, labels: NDArray[np.int8]) -> LabelCounts:
@@ -70,65 +64,33 @@ class LabelCounts:
         return np.log((self.positives + 0.5) / (self.known - self.positives + 0.5))
 
 
-class Loss(Protocol):
-    """Settings of a loss."""
+@dataclass(frozen=True)
+class Loss:
+    """Binary cross-entropy: ``L⁺ = -log σ(z)``, ``L⁻ = -log(1 - σ(z))``; base of all losses."""
 
-    def build(self, counts: LabelCounts) -> TagLoss:
-        """Bind the loss to the label counts of the training images."""
+    def build(self, counts: LabelCounts) -> CellLosses:
+        """``(logits, targets) -> losses``, all (n, n_tags); see the module for the conventions."""
+        formula = self.formula(counts)
 
+        def losses(logits: Tensor, targets: Tensor) -> Tensor:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            cells = formula(logits, targets.clamp_min(0).to(logits.dtype))
+            # masked_fill also zeroes the gradient; multiplying by 0 would keep a NaN.
+            return cells.masked_fill(targets < 0, 0.0)
 
-@dataclass(frozen=True, eq=False)
-class TagLoss:
-    """Mean of a loss over the known cells; see the module for the shared conventions.
+        return losses
 
-    Parameters
-    ----------
-    formula : callable
-        ``(logits, targets) -> losses``, all of shape (n, n_tags), targets in [0, 1].
-    """
-
-    formula: Formula
-
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Scalar mean over the known cells.
-
-        Parameters
-        ----------
-        logits : Tensor of float, shape (n, n_tags)
-        targets : Tensor of int8 or float, shape (n, n_tags)
-        """
-        return self.cells(logits, targets).sum() / (targets >= 0).sum().clamp_min(1)
-
-    def cells(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses (n, n_tags), 0 in unknown cells, to be summed over several micro-batches."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = self.formula(logits, targets.clamp_min(0).to(logits.dtype))
-        # masked_fill also zeroes the gradient; multiplying by 0 would keep a NaN.
-        return losses.masked_fill(targets < 0, 0.0)
+    def formula(self, counts: LabelCounts) -> CellLosses:
+        """The loss of known cells, bound to the label counts of the training images."""
+        return partial(binary_cross_entropy_with_logits, reduction="none")
 
 
 @dataclass(frozen=True)
-class Bce:
-    """Binary cross-entropy: ``L⁺ = -log σ(z)``, ``L⁻ = -log(1 - σ(z))``."""
-
-    def build(self, counts: LabelCounts) -> TagLoss:
-        """The same for every catalogue."""
-        return TagLoss(lambda z, y: binary_cross_entropy_with_logits(z, y, reduction="none"))
-
-
-@dataclass(frozen=True)
-class Asymmetric:
+class Asymmetric(Loss):
     """Asymmetric loss: easy negatives count little, and those below a probability not at all.
 
     ``L⁺ = -(1 - p)^γ⁺ log p`` and ``L⁻ = -q^γ⁻ log(1 - q)`` with ``p = σ(z)`` and
     ``q = max(p - clip, 0)``.
-
-    Parameters
-    ----------
-    gamma_pos, gamma_neg : float
-        Focusing of positives and negatives, at least 0.
-    clip : float
-        Probability by which negatives are shifted, in [0, 1).
 
     Notes
     -----
@@ -141,18 +103,18 @@ class Asymmetric:
     Ridnik et al. (2021), Asymmetric Loss for Multi-Label Classification.
     """
 
-    gamma_pos: float = 0.0
+    gamma_pos: float = 0.0  # focusing of positives and of negatives, at least 0
     gamma_neg: float = 4.0
-    clip: float = 0.05
+    clip: float = 0.05  # probability by which negatives are shifted, in [0, 1)
 
     def __post_init__(self) -> None:
         check_range(self.gamma_pos, 0, 20, "gamma_pos", OPTION)
         check_range(self.gamma_neg, 0, 20, "gamma_neg", OPTION)
         check_range(self.clip, 0, 0.99, "clip", OPTION)
 
-    def build(self, counts: LabelCounts) -> TagLoss:
-        """The same for every catalogue."""
-        return TagLoss(self._cells)
+    def formula(self, counts: LabelCounts) -> CellLosses:
+        """See `Loss`."""
+        return self._cells
 
     def _cells(self, z: Tensor, y: Tensor) -> Tensor:
         # 1 - p = σ(-z), so (1 - p)^γ = exp(γ·log σ(-z)): finite where p rounds to 1.
@@ -173,18 +135,11 @@ class Asymmetric:
 
 
 @dataclass(frozen=True)
-class Focal:
+class Focal(Loss):
     """Focal loss: cells that are already right count little.
 
     ``L⁺ = -α(1 - p)^γ log p`` and ``L⁻ = -(1 - α)p^γ log(1 - p)`` with ``p = σ(z)``, as torchvision
     computes them.
-
-    Parameters
-    ----------
-    gamma : float
-        Focusing: 0, or at least 1.
-    alpha : float, optional
-        Weight of positives in [0, 1]; ``none`` weighs both sides 1.
 
     Notes
     -----
@@ -196,8 +151,8 @@ class Focal:
     Lin et al. (2017), Focal Loss for Dense Object Detection, equation 5.
     """
 
-    gamma: float = 2.0
-    alpha: float | None = 0.25
+    gamma: float = 2.0  # focusing: 0, or at least 1
+    alpha: float | None = 0.25  # weight of positives in [0, 1]; none weighs both sides 1
 
     def __post_init__(self) -> None:
         check_range(self.gamma, 0, 20, "gamma", OPTION)
@@ -207,9 +162,9 @@ class Focal:
         if self.alpha is not None:
             check_range(self.alpha, 0, 1, "alpha", OPTION)
 
-    def build(self, counts: LabelCounts) -> TagLoss:
-        """The same for every catalogue."""
-        return TagLoss(self._cells)
+    def formula(self, counts: LabelCounts) -> CellLosses:
+        """See `Loss`."""
+        return self._cells
 
     def _cells(self, z: Tensor, y: Tensor) -> Tensor:
         alpha = -1.0 if self.alpha is None else self.alpha  # torchvision's sign for "no weight"
@@ -220,20 +175,11 @@ class Focal:
 
 
 @dataclass(frozen=True)
-class DistributionBalanced:
+class DistributionBalanced(Loss):
     """Distribution-balanced loss: weights undo co-occurrence, negatives are tolerated.
 
     ``L⁺ = w·log(1 + e^{-(z - v)})`` and ``L⁻ = (w/lam)·log(1 + e^{lam·(z - v)})`` with the weight w
     of the cell and the shift v of the tag; both are derived beside the code.
-
-    Parameters
-    ----------
-    alpha, beta, mu : float
-        Lift, steepness and threshold of the weight.
-    lam : float
-        Scale of negatives, above 0.
-    kappa : float
-        Share of the prior's log odds in the shift.
 
     Notes
     -----
@@ -247,11 +193,11 @@ class DistributionBalanced:
     Datasets, equations 3 to 5 (weights) and 9 to 10 (negative-tolerant regularisation).
     """
 
-    alpha: float = 0.1
+    alpha: float = 0.1  # lift, steepness and threshold of the weight
     beta: float = 10.0
     mu: float = 0.2
-    lam: float = 2.0
-    kappa: float = 0.05
+    lam: float = 2.0  # scale of negatives, above 0
+    kappa: float = 0.05  # share of the prior's log odds in the shift
 
     def __post_init__(self) -> None:
         check_range(self.alpha, 0, 10, "alpha", OPTION)
@@ -260,7 +206,7 @@ class DistributionBalanced:
         check_range(self.lam, 0.01, 100, "lam", OPTION)
         check_range(self.kappa, 0, 10, "kappa", OPTION)
 
-    def build(self, counts: LabelCounts) -> TagLoss:
+    def formula(self, counts: LabelCounts) -> CellLosses:
         """Bind to the frequency 1/n_k and the shift v of each tag."""
         frequency = torch.from_numpy(1 / np.maximum(counts.positives, 1))
         # v = -kappa·log(p_k/(1 - p_k)) with p_k the share of positives. The log odds are the
@@ -271,7 +217,7 @@ class DistributionBalanced:
         def cells(z: Tensor, y: Tensor) -> Tensor:
             return self.weights(frequency.to(z), y) * self._tolerant(z - shift.to(z), y)
 
-        return TagLoss(cells)
+        return cells
 
     def weights(self, frequency: Tensor, y: Tensor) -> Tensor:
         """Weights (n, n_tags) from 1/n_k (n_tags,) and targets (n, n_tags)."""
@@ -290,7 +236,7 @@ class DistributionBalanced:
 
 
 LOSSES: dict[str, type[Loss]] = {
-    "bce": Bce,
+    "bce": Loss,
     "asl": Asymmetric,
     "focal": Focal,
     "db": DistributionBalanced,
@@ -298,12 +244,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def parse_loss(text: str) -> Loss:
-    """Loss from ``name`` or ``name:key=value,...``.
-
-    Raises
-    ------
-    UsageError
-        If the name or a key is unknown, or a value is out of range.
+    """Loss from ``name`` or ``name:key=value,...``; see `parse_spec`.
 
     Examples
     --------

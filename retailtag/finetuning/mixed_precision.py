@@ -23,13 +23,7 @@ class MixedPrecision:
 
     @classmethod
     def choose(cls, asked: str, device: torch.device) -> MixedPrecision:
-        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA, by its generation, else float32.
-
-        Raises
-        ------
-        UsageError
-            If fp16 is asked for on a CPU.
-        """
+        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA, by its generation, else float32."""
         if asked == AUTO:
             asked = "float32" if device.type != "cuda" else _fastest_on(device)
         if asked == "fp16" and device.type != "cuda":

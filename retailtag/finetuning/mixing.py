@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,43 +32,30 @@ OPTION = "--mix"
 _STREAM = 0x313C  # separates these draws from others of the same seed
 
 
-class Mix(Protocol):
-    """Settings of a mixture."""
+@dataclass(frozen=True)
+class Mix:
+    """The batch as it is, and the base of all mixtures."""
 
     def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
-        """Mixed inputs and targets.
+        """Mixed inputs of the same shape and dtype; targets float32, -1 where unknown.
 
         Parameters
         ----------
-        inputs : Tensor, shape (n, ...)
-            Bytes or floats; the dtype is kept.
+        inputs : Tensor of uint8 or float, shape (n, ...)
         targets : Tensor, shape (n, n_tags)
             1, 0 or -1.
         key : sequence of int
             Such as (seed, epoch, step): the result is a function of it and the batch.
-
-        Returns
-        -------
-        tuple
-            Inputs as given in shape and dtype; targets float32, -1 where unknown.
         """
-
-
-@dataclass(frozen=True)
-class NoMix:
-    """The batch as it is."""
-
-    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
-        """See `Mix`."""
         return inputs, targets.float()
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class _Pairs(Mix):
     """Pairs of images, with a share from Beta(alpha, alpha) in a part `p` of the images."""
 
-    alpha: float
-    p: float
+    alpha: float = 0.2  # above 0; small values leave most images nearly whole, 1 is uniform
+    p: float = 1.0  # share of the images that are mixed
 
     def __post_init__(self) -> None:
         check_range(self.alpha, 0.001, 100, "alpha", OPTION)
@@ -88,20 +74,10 @@ class _Pairs:
 class Mixup(_Pairs):
     """Values of two images averaged, with a share from Beta(alpha, alpha).
 
-    Parameters
-    ----------
-    alpha : float
-        Above 0; small values leave most images nearly whole.
-    p : float
-        Share of the images that are mixed.
-
     References
     ----------
     Zhang et al. (2018), mixup: Beyond Empirical Risk Minimization.
     """
-
-    alpha: float = 0.2
-    p: float = 1.0
 
     def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
         """See `Mix`."""
@@ -116,13 +92,6 @@ class Mixup(_Pairs):
 @dataclass(frozen=True)
 class Cutmix(_Pairs):
     """A rectangle of one image pasted into another, its area's share from Beta(alpha, alpha).
-
-    Parameters
-    ----------
-    alpha : float
-        Above 0; 1 draws the area uniformly.
-    p : float
-        Share of the images that are mixed.
 
     Notes
     -----
@@ -155,16 +124,11 @@ class Cutmix(_Pairs):
         return mixed, _mixed_targets(targets, partner, share)
 
 
-MIXES: dict[str, type[Mix]] = {"none": NoMix, "mixup": Mixup, "cutmix": Cutmix}
+MIXES: dict[str, type[Mix]] = {"none": Mix, "mixup": Mixup, "cutmix": Cutmix}
 
 
 def parse_mix(text: str) -> Mix:
-    """Mixture from ``name`` or ``name:key=value,...``.
-
-    Raises
-    ------
-    UsageError
-        If the name or a key is unknown, or a value is out of range.
+    """Mixture from ``name`` or ``name:key=value,...``; see `parse_spec`.
 
     Examples
     --------

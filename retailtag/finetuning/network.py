@@ -22,19 +22,9 @@ _BODY, _HEAD = "backbone.", "head."
 class Network:
     """A backbone, cut into a frozen and a trained part, and the head that follows it.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        Unfrozen in place.
-    config : FinetuneSettings
-    compiled : bool
-        Let ``torch.compile`` fuse the forward and backward passes.
-
-    Attributes
-    ----------
-    frozen_part : callable or None
-        uint8 pixels (n, 3, h, w) to the activations that enter the first trained block; None where
-        everything is trained or the model cannot be cut.
+    The backbone is unfrozen in place; `compiled` lets ``torch.compile`` fuse the passes of the
+    trained part. `frozen_part` maps uint8 pixels (n, 3, h, w) to the activations that enter the
+    first trained block; it is None where everything is trained or the model cannot be cut.
     """
 
     def __init__(

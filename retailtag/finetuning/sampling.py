@@ -1,7 +1,7 @@
 """Which images an epoch shows, and how often.
 
-``parse_sampler("repeat:t=0.001")`` reads a sampler, ``sampler.build(labels)`` binds it to the
-training images, and ``draws.epoch(seed, epoch)`` is the order of one epoch.
+``parse_sampler("repeat:t=0.001")`` reads a sampler, ``sampler.factors(labels)`` says how often an
+epoch shows each training image, and `epoch_order` is the order of one epoch.
 
 ===========  ===============================================================================
 name         an epoch
@@ -14,7 +14,6 @@ name         an epoch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,54 +24,33 @@ OPTION = "--sampler"
 _STREAM = 0x5A3B  # separates these draws from others of the same seed and epoch
 
 
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Orders of epochs over images that have repeat factors.
+def epoch_order(factors: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.intp]:
+    """Positions of the images in the order of `epoch`; a function of (seed, epoch) alone.
 
-    Parameters
-    ----------
-    factors : ndarray of float64, shape (n_images,)
-        Expected number of times that an epoch shows each image; at least 1.
+    An epoch shows each image `factors` (n_images,) times in expectation; all are at least 1.
     """
-
-    factors: NDArray[np.float64]
-
-    def epoch(self, seed: int, epoch: int) -> NDArray[np.intp]:
-        """Positions of the images in the order of `epoch`; a function of (seed, epoch) alone."""
-        rng = np.random.default_rng([seed, epoch, _STREAM])
-        whole = np.floor(self.factors)
-        # A factor of 2.3 becomes 3 with probability 0.3 and 2 otherwise: its mean is right.
-        up = rng.random(len(self.factors)) < self.factors - whole
-        return rng.permutation(np.repeat(np.arange(len(whole)), whole.astype(np.int64) + up))
-
-
-class Sampler(Protocol):
-    """Settings of a sampler."""
-
-    def build(self, labels: NDArray[np.int8]) -> Draws:
-        """Draws over images with labels (n_images, n_tags) of 1, 0 or -1."""
+    rng = np.random.default_rng([seed, epoch, _STREAM])
+    whole = np.floor(factors)
+    # A factor of 2.3 becomes 3 with probability 0.3 and 2 otherwise: its mean is right.
+    up = rng.random(len(factors)) < factors - whole
+    return rng.permutation(np.repeat(np.arange(len(whole)), whole.astype(np.int64) + up))
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class Sampler:
     """Every image once per epoch."""
 
-    def build(self, labels: NDArray[np.int8]) -> Draws:
-        """All factors 1."""
-        return Draws(np.ones(len(labels)))
+    def factors(self, labels: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Repeat factors (n_images,) of images with labels (n_images, n_tags) of 1, 0 or -1."""
+        return np.ones(len(labels))
 
 
 @dataclass(frozen=True)
-class RepeatFactor:
+class RepeatFactor(Sampler):
     """Images of rare tags come more often, by the rarest tag that they carry.
 
     ``r_c = max(1, √(t/f_c))`` with f_c the share of images that carry tag c. The factor of an image
     is the largest r_c of its tags, 1 if it has none.
-
-    Parameters
-    ----------
-    t : float
-        Share of images below which a tag is repeated, above 0 and at most 1.
 
     Notes
     -----
@@ -86,13 +64,13 @@ class RepeatFactor:
     section 5 (repeat factor sampling).
     """
 
-    t: float = 0.001
+    t: float = 0.001  # share of images below which a tag is repeated, in (0, 1]
 
     def __post_init__(self) -> None:
         check_range(self.t, 1e-9, 1, "t", OPTION)
 
-    def build(self, labels: NDArray[np.int8]) -> Draws:
-        """Factors from the labels (n_images, n_tags) of the training images."""
+    def factors(self, labels: NDArray[np.int8]) -> NDArray[np.float64]:
+        """See `Sampler`."""
         given = labels == 1
         share = given.sum(0) / max(len(labels), 1)
         with np.errstate(divide="ignore"):  # a tag without an image repeats none
@@ -102,19 +80,14 @@ class RepeatFactor:
         for tag in np.flatnonzero(per_tag > 1):  # a loop avoids (n_images, n_tags) floats
             rows = np.flatnonzero(given[:, tag])
             factors[rows] = np.maximum(factors[rows], per_tag[tag])
-        return Draws(factors)
+        return factors
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"shuffle": Shuffle, "repeat": RepeatFactor}
+SAMPLERS: dict[str, type[Sampler]] = {"shuffle": Sampler, "repeat": RepeatFactor}
 
 
 def parse_sampler(text: str) -> Sampler:
-    """Sampler from ``name`` or ``name:key=value``.
-
-    Raises
-    ------
-    UsageError
-        If the name or a key is unknown, or a value is out of range.
+    """Sampler from ``name`` or ``name:key=value``; see `parse_spec`.
 
     Examples
     --------

@@ -40,7 +40,6 @@ DATABASE = "search.db"
 LOCK = "search.lock"
 FACTOR = 3  # of three settings at a rung, one continues to the next
 
-# What is searched: the losses and samplers, and the ranges of the two numbers.
 LOSSES = ("bce", "asl", "asl:gamma_neg=2", "focal:alpha=none", "db")
 SAMPLERS = ("shuffle", "repeat", "repeat:t=0.01")
 LR_RANGE = (3e-5, 3e-3)
@@ -99,13 +98,7 @@ class Ranking:
 
     @property
     def best(self) -> Setting:
-        """The winner.
-
-        Raises
-        ------
-        DataError
-            If no setting was completed.
-        """
+        """The winner; raises `DataError` if no setting was completed."""
         if not self.rows or self.rows[0].status != "complete":
             reasons = "; ".join(sorted({row.reason for row in self.rows if row.reason}))
             raise DataError(f"No setting of the search was completed ({reasons}); lower --lr.")
@@ -141,8 +134,6 @@ def search(
         (such as a loss that is not finite) or a value that is not finite makes the setting a
         failed one; any other exception ends the search. A setting that was interrupted is given
         again.
-    n : int
-        At least 1.
     folder : Path
         Of the run; ``search.db`` is created or continued in it.
     start : Setting, optional
@@ -152,8 +143,6 @@ def search(
 
     Raises
     ------
-    UsageError
-        If n is below 1 or the seed out of range.
     Unavailable
         If Optuna is not installed, or another process is searching in this folder.
     ArtefactError
@@ -177,10 +166,8 @@ def search(
                 # that an interruption changes.
                 own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
                 row = _try(study, objective, start, own)
-                shown = (
-                    row.reason or f"criterion {row.value:.4f}, {row.epochs} epochs, {row.status}"
-                )
-                progress.say(f"setting {number + 1}/{n}: {row.setting}: {shown}")
+                done = row.reason or f"criterion {row.value:.4f}, {row.epochs} epochs, {row.status}"
+                progress.say(f"setting {number + 1}/{n}: {row.setting}: {done}")
                 advance(1)
         return Ranking.of(_done(study))
     finally:
@@ -298,18 +285,15 @@ def _ask(study: Study, start: Setting) -> Trial:
 
 def _draw(trial: Trial, start: Setting) -> Setting:
     """A setting from the search space, widened where needed to include `start`."""
-    lr_low, lr_high = LR_RANGE
-    decay_low, decay_high = LAYER_DECAY_RANGE
-    decay = start.layer_decay
+    losses = tuple(dict.fromkeys((start.loss, *LOSSES)))
+    samplers = tuple(dict.fromkeys((start.sampler, *SAMPLERS)))
+    lr = (*LR_RANGE, start.lr)
+    decay = (*LAYER_DECAY_RANGE, start.layer_decay)
     return Setting(
-        loss=trial.suggest_categorical("loss", tuple(dict.fromkeys((start.loss, *LOSSES)))),
-        sampler=trial.suggest_categorical(
-            "sampler", tuple(dict.fromkeys((start.sampler, *SAMPLERS)))
-        ),
-        lr=trial.suggest_float("lr", min(start.lr, lr_low), max(start.lr, lr_high), log=True),
-        layer_decay=trial.suggest_float(
-            "layer_decay", min(decay, decay_low), max(decay, decay_high)
-        ),
+        loss=trial.suggest_categorical("loss", losses),
+        sampler=trial.suggest_categorical("sampler", samplers),
+        lr=trial.suggest_float("lr", min(lr), max(lr), log=True),
+        layer_decay=trial.suggest_float("layer_decay", min(decay), max(decay)),
     )
 
 

@@ -25,17 +25,10 @@ _DIGEST_BYTES = 32
 
 
 class Snapshots:
-    """Where a training stores its state.
+    """Where a training stores its state: the file `name` in `folder`.
 
-    Parameters
-    ----------
-    folder : Path
-    key : str
-        Digest of everything that the training depends on.
-    minutes : float
-        Longest time between two snapshots within an epoch.
-    name : str
-        Of the file.
+    `key` is a digest of everything that the training depends on; two snapshots within an epoch are
+    `minutes` apart.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from retailtag.finetuning.logs import Logs
 from retailtag.finetuning.losses import LabelCounts, parse_loss
 from retailtag.finetuning.mixing import parse_mix
 from retailtag.finetuning.network import Network, State
-from retailtag.finetuning.sampling import parse_sampler
+from retailtag.finetuning.sampling import epoch_order, parse_sampler
 from retailtag.finetuning.snapshots import Snapshots
 from retailtag.finetuning.training_step import LossMonitor, TrainingStep, predict
 from retailtag.finetuning.validation import Measured, ModelSelector
@@ -39,30 +39,17 @@ OpenLog = Callable[[int | None], Logs]
 class FinetuneResult:
     """The model that is kept.
 
-    Parameters
-    ----------
-    history : list of dict
-        One row per epoch, from 0 (the start): ``epoch``, ``loss`` (mean training loss, None at 0),
-        ``criterion`` and the other figures of `ModelSelector.row`, ``kept_tail`` (whether the
-        constraint on the tail is met), ``images_per_second``, ``seconds``.
-    best_epoch : int
-        The epoch that is kept.
-    val_logits : ndarray of float32, shape (n_val, n_tags)
-        Scores of the validation images by the model that is kept.
-    factor : float
-        Share of its weights in the interpolation with the start; 1: no interpolation.
-    factors : list of dict
-        Figures of each interpolation that was tried, with its ``factor``.
-    earlier_seconds : float
-        Time of epochs that an earlier, interrupted run did.
+    `history` has one row per epoch, from 0 (the start): ``epoch``, ``loss`` (mean training loss,
+    None at 0), ``criterion`` and the other figures of `ModelSelector.row`, ``kept_tail`` (whether
+    the constraint on the tail is met), ``images_per_second``, ``seconds``.
     """
 
     history: list[dict[str, Any]]
-    best_epoch: int
-    val_logits: Logits
-    factor: float
-    factors: list[dict[str, Any]]
-    earlier_seconds: float
+    best_epoch: int  # that is kept
+    val_logits: Logits  # (n_val, n_tags), by the model that is kept
+    factor: float  # share of its weights in the interpolation with the start; 1: none
+    factors: list[dict[str, Any]]  # figures of each interpolation tried, with its factor
+    earlier_seconds: float  # of epochs that an earlier, interrupted run did
 
 
 @dataclass(frozen=True)
@@ -96,9 +83,7 @@ def train(
         Its head starts from a probe fitted on the images of `train_rows` alone: one that has seen
         the validation images would make its choice of epoch worthless.
     labels : ndarray of int8, shape (n_images, n_tags)
-        Of the whole catalogue; only `train_rows` and `val_rows` are read.
-    train_rows, val_rows : ndarray of int
-        Rows of the catalogue, disjoint.
+        Of the whole catalogue; only `train_rows` and `val_rows`, which are disjoint, are read.
     snapshots : Snapshots, optional
         Where the state is stored; training continues from a state found there, to the same result.
     open_log : callable, optional
@@ -121,7 +106,7 @@ def train(
     start = network.state()
     earlier = selection.resume()
     known = len(selection.history)
-    with open_log(known - 1 if known else None) if open_log else Logs(()) as log:
+    with open_log(known - 1 if known else None) if open_log else Logs() as log:
         for epoch in range(network.config.epochs + 1):
             row = selection.history[epoch] if epoch < known else selection.epoch(epoch)
             if epoch >= known:
@@ -167,11 +152,6 @@ class Training:
     Order of images, views, mixtures and steps are functions of (seed, epoch, batch), and dropout
     of torch's generator, whose state is stored. Together with weights, moments of the optimiser,
     loss scale and average, a resumed training therefore ends in the same bits.
-
-    Parameters
-    ----------
-    network, loader, labels, rows, progress
-        As in `train`; `rows` are those of the training images.
     """
 
     def __init__(
@@ -188,7 +168,7 @@ class Training:
         self.progress = progress
         self.rows = rows
         self.labels = torch.from_numpy(labels)
-        self._draws = parse_sampler(config.sampler).build(labels[rows])
+        self._factors = parse_sampler(config.sampler).factors(labels[rows])
         self._mix = parse_mix(config.mix)
         loss = parse_loss(config.loss).build(LabelCounts.of(labels[rows]))
         self.stepper = TrainingStep(network, loader, loss, progress)
@@ -208,17 +188,10 @@ class Training:
     ) -> tuple[float, int]:
         """One pass over the images that the sampler draws; mean loss, and images shown now.
 
-        Parameters
-        ----------
-        epoch : int
-            From 1.
-        snapshots : Snapshots, optional
-            Written within the epoch when one is due.
-        more : callable
-            What a snapshot holds besides the state.
+        Epochs count from 1. A snapshot that is due is written, of the state and what `more` gives.
         """
         config = self.network.config
-        order = self.rows[self._draws.epoch(config.seed, epoch)]
+        order = self.rows[epoch_order(self._factors, config.seed, epoch)]
         batch, total = self._enter_epoch(epoch)
         monitor = LossMonitor(epoch, total)
         start = batch * config.batch_size

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from retailtag.errors import DataError, Unavailable
 from retailtag.finetuning.batch_loader import BatchLoader, Rows
 from retailtag.finetuning.learning_rates import make_optimiser, set_learning_rates
-from retailtag.finetuning.losses import TagLoss
+from retailtag.finetuning.losses import CellLosses
 from retailtag.finetuning.mixed_precision import is_out_of_memory
 from retailtag.finetuning.network import Network
 from retailtag.progress import SILENT, Progress
@@ -37,10 +37,7 @@ class MicroBatches:
     def until_it_fits(self, work: Callable[[], Tensor]) -> Tensor:
         """Result of `work`, started again with half the size when memory runs out.
 
-        Raises
-        ------
-        Unavailable
-            If a single image is too much.
+        Raises `Unavailable` if a single image is too much.
         """
         while True:
             try:
@@ -70,7 +67,7 @@ class TrainingStep:
     """The optimiser, the loss scaling and the size of micro-batches, from step to step."""
 
     def __init__(
-        self, network: Network, loader: BatchLoader, loss: TagLoss, progress: Progress = SILENT
+        self, network: Network, loader: BatchLoader, loss: CellLosses, progress: Progress = SILENT
     ) -> None:
         config = network.config
         self.network = network
@@ -86,13 +83,7 @@ class TrainingStep:
     def step(self, batch: Tensor, targets: Tensor, factor: float) -> Tensor:
         """One step at `factor` of the peak learning rates; the mean loss over known cells.
 
-        Parameters
-        ----------
-        batch : Tensor
-            As the loader gives it.
-        targets : Tensor, shape (n, n_tags)
-            1, 0, -1 (unknown), or in between (mixed images).
-        factor : float
+        `batch` is one of the loader's, `targets` (n, n_tags) are as `Loss.build` takes them.
         """
         loss = self.micro_batches.until_it_fits(lambda: self._gradients(batch, targets))
         # Clipping compares norms, so the scale of the loss has to be divided out first.
@@ -117,7 +108,7 @@ class TrainingStep:
         total = torch.zeros((), device=device)
         for some in self.micro_batches.slices(len(batch)):
             logits = self.network.logits(self.loader.activations(batch[some]))
-            loss = self.loss.cells(logits, targets[some]).sum() / known
+            loss = self.loss(logits, targets[some]).sum() / known
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -154,23 +145,14 @@ class LossMonitor:
     def add(self, index: int, n: int, loss: Tensor) -> None:
         """Record the loss of batch `index` of `n` images.
 
-        Raises
-        ------
-        DataError
-            If it, or an earlier one that was not yet checked, is not finite.
+        Raises `DataError` if it, or an earlier one that was not yet checked, is not finite.
         """
         self._unchecked.append((index, n, loss))
         if loss.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
             self.total()
 
     def total(self) -> float:
-        """Sum of losses times images; checks every batch recorded.
-
-        Raises
-        ------
-        DataError
-            As `add`.
-        """
+        """Sum of losses times images; checks every batch recorded, as `add` does."""
         for index, n, loss in self._unchecked:
             value = loss.item()
             if not math.isfinite(value):

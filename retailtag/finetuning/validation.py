@@ -31,16 +31,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Scores on the validation set, tag by tag.
+    """Scores (n_tags,) on the validation set; NaN for a tag without a positive."""
 
-    Parameters
-    ----------
-    f1, ap : ndarray of float64, shape (n_tags,)
-        Cross-fit F1 and average precision; NaN for a tag without a positive.
-    """
-
-    f1: Floats
-    ap: Floats
+    f1: Floats  # cross-fit
+    ap: Floats  # average precision
 
 
 # logits (n_val, n_tags) of the validation set to scores
@@ -49,19 +43,11 @@ Measure = Callable[[NDArray[np.float32]], Measured]
 
 @dataclass(frozen=True, eq=False)
 class ModelSelector:
-    """Measures states of a training and decides which of two is kept.
-
-    Parameters
-    ----------
-    measure : callable
-    is_tail : ndarray of bool, shape (n_tags,)
-    choose : str
-        ``macro-f1``, ``macro-f1-free`` or ``macro-ap``.
-    """
+    """Measures states of a training and decides which of two is kept."""
 
     measure: Measure
-    is_tail: NDArray[np.bool_]
-    choose: str = "macro-f1"
+    is_tail: NDArray[np.bool_]  # (n_tags,)
+    choose: str = "macro-f1"  # or macro-f1-free, macro-ap
 
     def row(self, measured: Measured) -> dict[str, float | None]:
         """Figures of a state for the history, and its ``criterion``; None where undefined."""

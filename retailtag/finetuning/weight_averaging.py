@@ -18,13 +18,8 @@ from retailtag.errors import UsageError
 class Ema:
     """Exponential moving average of parameters, kept in float32 on their device.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        Live parameters, by name. Where normalisation statistics are trained too (from scratch),
-        their float buffers belong in as well.
-    decay : float
-        In [0, 1); 0.999 remembers about the last thousand steps.
+    `tensors` are the live parameters by name and, where normalisation statistics are trained too
+    (from scratch), their float buffers. A decay of 0.999 remembers about the last thousand steps.
 
     References
     ----------
@@ -86,18 +81,9 @@ def interpolate(
 ) -> dict[str, Tensor]:
     """Weights between the start and the tuned model: ``(1 - factor)·start + factor·tuned``.
 
-    Parameters
-    ----------
-    start, tuned : mapping of str to Tensor
-        State of the model before and after training, head included; the same names and shapes.
-        Neither is changed.
-    factor : float
-        In [0, 1]; 0 is the start and 1 the tuned model, bit for bit.
-
-    Returns
-    -------
-    dict of Tensor
-        In the dtypes of `tuned`. Whole numbers (counters) are those of `tuned`.
+    The two are states of the model before and after training, head included; neither is changed. A
+    factor of 0 is the start and 1 the tuned model, bit for bit. Dtypes are those of `tuned`, and so
+    are whole numbers (counters).
 
     Notes
     -----

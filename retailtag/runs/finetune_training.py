@@ -16,7 +16,7 @@ from retailtag.context import RunContext
 from retailtag.finetuning.activation_cache import parse_budget
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.augment import Augment
-from retailtag.finetuning.batch_loader import BatchLoader, PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.batch_loader import BatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedBatchLoader, CachedImages, cached_batch_loader
 from retailtag.finetuning.checks import repeats_pixels
 from retailtag.finetuning.determinism import deterministic_algorithms
@@ -208,7 +208,7 @@ class FinetuneTraining:
         """Cached activations where they repeat and fit the budget, else pixels."""
         config = self.config
         views = self._views()
-        plain = PixelBatchLoader(network, self.image_loader, views)
+        plain = BatchLoader(network, self.image_loader, views)
         if not repeats_pixels(config) or not epochs:
             return plain
         features = self.store.path.parent
@@ -283,7 +283,7 @@ class FinetuneTraining:
         """Scores of the test images, each decoded once."""
         ids = self.catalog.image_ids
         test = self.images.test
-        loader = PixelBatchLoader(self.network, self.image_loader, self._views())
+        loader = BatchLoader(self.network, self.image_loader, self._views())
         # As many images at once as in training, which is known to fit into memory.
         size = self.config.batch_size // self.config.micro_batches
         return Predictions(

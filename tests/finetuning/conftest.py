@@ -12,7 +12,7 @@ import torch
 
 from retailtag.backbones import load_backbone
 from retailtag.finetuning.augment import Augment
-from retailtag.finetuning.batch_loader import PixelBatchLoader, Views, image_keys
+from retailtag.finetuning.batch_loader import BatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedImages, cached_batch_loader
 from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
@@ -87,7 +87,7 @@ class World:
         return Views(Augment.parse(config.augment), config.seed, keys)
 
     def loader(self, network):
-        return PixelBatchLoader(network, self.images(network.backbone), self.views(network.config))
+        return BatchLoader(network, self.images(network.backbone), self.views(network.config))
 
     def cached(self, network, root, *, budget=10**9, **options):
         images = CachedImages(self.catalog.image_ids.tolist(), self.hashes, self.fit, self.val)

@@ -165,7 +165,8 @@ def test_mlflow_gets_settings_and_finite_numbers(mlflow, tmp_path):
 
 
 def test_mlflow_continues_the_same_run(mlflow, tmp_path):
-    open_logs(tmp_path, ["mlflow"]).close()
+    with open_logs(tmp_path, ["mlflow"]):
+        pass
     mlflow.calls.clear()
     with open_logs(tmp_path, ["mlflow"], resume_at=3) as logs:
         logs.settings({"lr": 0.1})
@@ -206,7 +207,8 @@ def test_wandb_gets_settings_and_numbers_and_continues_its_run(monkeypatch, tmp_
         ("finish",),
     ]
     calls.clear()
-    open_logs(tmp_path, ["wandb"], resume_at=1).close()
+    with open_logs(tmp_path, ["wandb"], resume_at=1):
+        pass
     assert calls[0] == ("init", {**first, "id": "abc"})
 
 

@@ -54,7 +54,7 @@ def test_unknown_where_either_is(text):
     known = int((mixed[:, 0] == 0).sum())
     assert n * 0.1 < known < n * 0.45  # about a quarter: both known
     # A loss over the batch counts exactly the known cells.
-    cells = parse_loss("bce").build(LabelCounts.of(targets.numpy())).cells(torch.zeros(n, 2), mixed)
+    cells = parse_loss("bce").build(LabelCounts.of(targets.numpy()))(torch.zeros(n, 2), mixed)
     assert int((cells > 0).sum()) == known + n
 
 
