@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from retailtag.backbones.blocks import Block, Layout, Run
-from retailtag.backbones.first_token import FirstToken
+from retailtag.backbones.first_token import for_first_token
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.onednn import use_onednn
 from retailtag.backbones.preprocess import Preprocess
@@ -29,30 +29,15 @@ EncodeText = Callable[[list[str], torch.device], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model as its library built it, from which a `Backbone` is made.
-
-    Parameters
-    ----------
-    id : BackboneId
-    module : Module
-        Normalised float images (n, 3, h, w) to embeddings (n, dim).
-    layout : Layout or None
-        None for an architecture that `retailtag.backbones.blocks` does not know.
-    preprocess : Preprocess
-    architecture : dict
-        Library, model and its arguments, as plain JSON values.
-    output : str
-        Which tensor is the embedding.
-    encode_text : callable or None
-        Texts and a device to float32 (n_texts, dim_text), not normalised.
-    """
+    """A model as its library built it, from which a `Backbone` is made."""
 
     id: BackboneId
-    module: nn.Module
-    layout: Layout | None
+    module: nn.Module  # normalised float images (n, 3, h, w) to embeddings (n, dim)
+    layout: Layout | None  # None for an architecture that `blocks` does not know
     preprocess: Preprocess
-    architecture: dict[str, Any]
-    output: str
+    architecture: dict[str, Any]  # library, model and its arguments, as plain JSON values
+    output: str  # which tensor is the embedding
+    # texts and a device to float32 (n_texts, dim_text), not normalised
     encode_text: EncodeText | None = None
 
 
@@ -68,8 +53,6 @@ class Backbone:
 
     Attributes
     ----------
-    id : str
-        Canonical.
     dim : int
         Length of one embedding.
     family : str
@@ -153,10 +136,7 @@ class Backbone:
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embed texts to float32 (n_texts, dim_text), not normalised.
 
-        Raises
-        ------
-        UsageError
-            If the model has no text tower.
+        Raises `UsageError` if the model has no text tower.
         """
         if self._model.encode_text is None:
             raise UsageError(
@@ -165,17 +145,9 @@ class Backbone:
         return self._model.encode_text(texts, self.device).float()
 
     def trainable_names(self, k: Blocks) -> list[str]:
-        """Names of the parameters of the last k blocks, in module order.
+        """Names of the parameters of the last k blocks, or of the whole model, in module order.
 
-        Parameters
-        ----------
-        k : int or "all"
-            Number of blocks, 0 for none; ``all`` for the whole model.
-
-        Raises
-        ------
-        UsageError
-            If the model has fewer blocks or its architecture is unknown.
+        Raises `UsageError` if the model has fewer blocks or its architecture is unknown.
         """
         names = [n for n, _ in self.module.named_parameters() if n in self._trainable]
         if k == "all":
@@ -194,14 +166,8 @@ class Backbone:
         """Put the last k blocks in training mode and everything before them in evaluation mode.
 
         Frozen batch normalisation then keeps its stored statistics, and frozen dropout stays off.
-
-        Parameters
-        ----------
-        k : int or "all"
-            As for `trainable_names`.
-        stored_statistics : bool
-            Batch normalisation in the last k blocks also uses its stored statistics and does not
-            update them; its weights and biases are trained all the same.
+        With `stored_statistics` batch normalisation in the last k blocks does not update its own
+        either; its weights and biases are trained all the same.
         """
         self.module.train(k == "all")
         last = () if k == "all" else last_blocks(self.id, self._layout, k)
@@ -221,10 +187,10 @@ class Backbone:
     ) -> tuple[Run, Run]:
         """Cut the model before the last k blocks, so that frozen activations can be cached.
 
+        Raises `UsageError` where `can_split_at` is false.
+
         Parameters
         ----------
-        k : int
-            Number of blocks behind the cut, at least 1.
         gradient_checkpointing : bool
             Store only the input of each block behind the cut for the backward pass, which runs
             the block again: less memory for one more forward pass.
@@ -239,11 +205,6 @@ class Backbone:
         rest : callable
             The output of `trunk` to the embedding (n, dim); ``rest(trunk(x))`` equals
             ``forward(x)`` bit for bit unless `first_token_only` is given.
-
-        Raises
-        ------
-        UsageError
-            If the model cannot be cut there.
         """
         last = last_blocks(self.id, self._layout, k)
         layout = self._layout
@@ -273,17 +234,13 @@ class Backbone:
         # deepcopy's memo: tensors that it finds there are taken over instead of copied
         lean = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
         last = self.blocks[-1].name
-        lean.set_submodule(last, FirstToken(lean.get_submodule(last)))
+        shortened = for_first_token(lean.get_submodule(last))
+        assert shortened is not None
+        lean.set_submodule(last, shortened)
         return lean
 
     def enable_gradient_checkpointing(self) -> None:
-        """Turn on the library's gradient checkpointing for the whole model.
-
-        Raises
-        ------
-        UsageError
-            If the library does not offer it for this model.
-        """
+        """Turn on the library's gradient checkpointing; `UsageError` if it has none here."""
         for module in self.module.modules():
             switch = getattr(module, "set_grad_checkpointing", None)
             if switch is not None:
@@ -334,13 +291,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Block, ...]:
-    """Last `k` blocks of a layout.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer, or the architecture is unknown.
-    """
+    """Last `k` blocks of a layout; `UsageError` if there are fewer, or the layout is unknown."""
     if layout is None:
         raise UsageError(
             f"retailtag does not know the blocks of {backbone_id}; fine-tune the whole model with "

@@ -48,21 +48,11 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """One block and what runs behind it, up to the next block.
+    """One block and what runs behind it, up to the next block."""
 
-    Parameters
-    ----------
-    name : str
-        Path of the block in the model, such as ``blocks.11``.
-    runs : tuple of str
-        Paths of the modules in the order in which they run, `name` first.
-    finish : tuple of str
-        Paths of the modules and parameters behind the last block; empty for the other blocks.
-    """
-
-    name: str
-    runs: tuple[str, ...]
-    finish: tuple[str, ...] = ()
+    name: str  # path of the block in the model, such as blocks.11
+    runs: tuple[str, ...]  # paths of the modules in the order in which they run, `name` first
+    finish: tuple[str, ...] = ()  # modules and parameters behind the last block
 
     def covers(self, name: str) -> bool:
         """Whether the parameter or module `name` belongs to this block."""
@@ -73,23 +63,14 @@ class Block:
 class Layout:
     """A model as stem, blocks and finish.
 
-    Parameters
-    ----------
-    family : str
-        ``cnn``, ``vit`` or ``clip``.
-    blocks : tuple of Block
-        In the order in which they run.
-    stem : callable or None
-        Normalised images to the input of the first block; None if blocks take more than one
-        input, so that the model cannot be cut between them.
-    finish : callable or None
-        Output of the last block's modules to the embedding.
-    first_token_block : callable or None
-        Input of the last block to its first output token, if `finish` reads no other.
+    `stem` maps normalised images to the input of the first block, `finish` the output of the last
+    block's modules to the embedding; both are None if blocks take more than one input, so that the
+    model cannot be cut between them. `first_token_block` maps the input of the last block to its
+    first output token, if `finish` reads no other.
     """
 
-    family: str
-    blocks: tuple[Block, ...]
+    family: str  # cnn, vit or clip
+    blocks: tuple[Block, ...]  # in the order in which they run
     stem: Run | None = None
     finish: Run | None = None
     first_token_block: Run | None = None
@@ -118,13 +99,8 @@ class Layout:
 def layout_of(model: nn.Module, *, pre_logits: bool = True) -> Layout | None:
     """Find the layout of a timm or open_clip image model by its class; None if it is unknown.
 
-    Parameters
-    ----------
-    model : Module
-        The model itself, without retailtag's wrapper.
-    pre_logits : bool
-        Whether the embedding is taken before the classifier layer (timm models do, except inside
-        open_clip, where that layer may be the projection).
+    `pre_logits` says whether the embedding is taken before the classifier layer: so in timm's
+    models, except inside open_clip, where that layer may be the projection.
     """
     for kind in type(model).__mro__:
         reader = _READERS.get((kind.__module__.partition(".")[0], kind.__name__))

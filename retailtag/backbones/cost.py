@@ -14,27 +14,13 @@ from retailtag.backbones.ids import resolve_id
 
 @dataclass(frozen=True)
 class Cost:
-    """Size and compute of one backbone's image model.
+    """Size and compute of one backbone's image model."""
 
-    Parameters
-    ----------
-    flops : float
-        Floating-point operations of one image's forward pass; a multiply-add counts as two.
-    parameters : int
-        Parameters of the image model, without classifier and text tower.
-    dim : int
-        Length of one embedding.
-    size : (int, int)
-        Height and width of the images.
-    has_text : bool
-        Whether it has a text tower.
-    """
-
-    flops: float
-    parameters: int
-    dim: int
-    size: tuple[int, int]
-    has_text: bool
+    flops: float  # of one image's forward pass; a multiply-add counts as two
+    parameters: int  # of the image model, without classifier and text tower
+    dim: int  # length of one embedding
+    size: tuple[int, int]  # height and width of the images
+    has_text: bool  # whether it has a text tower
 
     @property
     def weight_bytes(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from retailtag.backbones.ids import BackboneId, resolve_id
 from retailtag.backbones.registry import FAMILIES, load_function
 from retailtag.errors import UsageError
@@ -32,7 +30,7 @@ def load_backbone(
     ----------
     backbone_id : str
         See `retailtag.backbones.ids.resolve_id`.
-    weights : Path or None
+    weights : Path, optional
         Local file (safetensors, or a torch file of tensors) or folder (whose ``config.json`` or
         ``open_clip_config.json`` is followed) instead of the published weights.
     device : str
@@ -40,7 +38,7 @@ def load_backbone(
     random_weights : bool
         Untrained weights, equal in every process, for tests, timing and training from scratch.
     seed : int
-        Seed of random weights.
+        Of the random weights.
 
     Returns
     -------
@@ -77,6 +75,8 @@ def build_model(
 
     The caller's random state is left as it was.
     """
+    import torch
+
     build = load_function(FAMILIES[backbone_id.scheme].build)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

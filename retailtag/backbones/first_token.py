@@ -10,7 +10,6 @@ pass too. Sums run in another order, so results agree to rounding, not bit for b
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,44 +17,33 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from retailtag.backbones.onednn import linear
 
-Run = Callable[[Tensor], Tensor]
+
+class FirstToken(nn.Module):
+    """A block for its first output token alone; its parameters are shared, not copied."""
+
+    def __init__(self, block: nn.Module, compute: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block = block
+        self._compute = compute
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        """Input (n, n_tokens, dim) of the block to its first output token (n, 1, dim)."""
+        return self._compute(self.block, x)  # open_clip's mask is None in image towers
 
 
-def for_first_token(block: Any) -> Run | None:
-    """Return a function from the block's input (n, n_tokens, dim) to its first token (n, 1, dim).
+def for_first_token(block: Any) -> FirstToken | None:
+    """Return what computes a block's first output token alone.
 
     None unless the block is timm's ``Block`` or open_clip's ``ResidualAttentionBlock`` with the
     usual attention.
     """
-    forward = _forward_of(block)
-    return None if forward is None else partial(forward, block)
-
-
-class FirstToken(nn.Module):
-    """Replaces a block that `for_first_token` accepts; its parameters are shared, not copied."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self._forward = _forward_of(block)
-
-    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
-        """Input (n, n_tokens, dim) of the block to its first output token (n, 1, dim).
-
-        open_clip passes a mask, which is None in image towers.
-        """
-        assert self._forward is not None
-        return self._forward(self.block, x)
-
-
-def _forward_of(block: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind = type(block)
     library_and_class = (kind.__module__.partition(".")[0], kind.__name__)
     if library_and_class == ("timm", "Block") and _is_plain(block.attn):
-        return _timm_block
+        return FirstToken(block, _timm_block)
     is_clip_block = library_and_class == ("open_clip", "ResidualAttentionBlock")
     if is_clip_block and not hasattr(block, "ln_1_kv"):  # the norm of cross attention's keys
-        return _open_clip_block
+        return FirstToken(block, _open_clip_block)
     return None
 
 

@@ -13,21 +13,11 @@ from retailtag.errors import Unavailable
 
 @dataclass(frozen=True)
 class Published:
-    """Where a library publishes the weights of one id.
+    """Where a library publishes the weights of one id."""
 
-    Parameters
-    ----------
-    backbone : str
-        The id, for messages.
-    repo : str
-        Repository on the Hugging Face hub.
-    filenames : tuple of str
-        Files of the repository to try, best first.
-    """
-
-    backbone: str
-    repo: str
-    filenames: tuple[str, ...]
+    backbone: str  # the id, for messages
+    repo: str  # on the Hugging Face hub
+    filenames: tuple[str, ...]  # to try, best first
 
     def cached(self) -> Path | None:
         """The file in the local cache, without asking the network."""

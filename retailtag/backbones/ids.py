@@ -26,23 +26,14 @@ _JOINT = re.compile(r"\s*\+\s*(?=[A-Za-z])")  # the plus sign of a number such a
 class BackboneId:
     """A parsed id; its text is canonical, so equal ids are equal strings.
 
-    Parameters
-    ----------
-    scheme : str
-        Key of `retailtag.backbones.registry.FAMILIES`.
-    model : str
-        Name within the library.
-    tag : str
-        Which published weights; empty for the library's default.
-    args : tuple of (str, value), sorted by name
-        Arguments of the id. Those of `PREPROCESS_KEYS` override preprocessing and pooling, the
-        others go to the model's constructor.
+    Arguments in `PREPROCESS_KEYS` override preprocessing and pooling, the others go to the model's
+    constructor.
     """
 
-    scheme: str
-    model: str
-    tag: str = ""
-    args: tuple[tuple[str, Value], ...] = ()
+    scheme: str  # key of `FAMILIES`
+    model: str  # name within the library
+    tag: str = ""  # which published weights; empty for the library's default
+    args: tuple[tuple[str, Value], ...] = ()  # sorted by name
 
     def __str__(self) -> str:
         name = f"{self.scheme}:{self.model}"
@@ -65,10 +56,7 @@ class BackboneId:
 def components_of(backbone_id: str) -> tuple[str, ...]:
     """Components of ``A+B``, as written; the id itself where it names one backbone.
 
-    Raises
-    ------
-    UsageError
-        If a backbone is named twice.
+    Raises `UsageError` if a backbone is named twice.
 
     Examples
     --------
@@ -194,10 +182,7 @@ def _text(value: Value) -> str:
 def local_weights(values: Sequence[str], backbones: Sequence[str]) -> dict[str, Path]:
     """Resolve ``--weights`` values to one path per backbone id, those of ``A+B`` one by one.
 
-    Raises
-    ------
-    UsageError
-        If a value names a backbone that is not asked for, or is bare with several backbones.
+    Raises `UsageError` for a value without an id that was asked for, unless there is one alone.
 
     Examples
     --------

@@ -27,22 +27,9 @@ CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 class Preprocess:
     """Resize and crop of one model, and the normalisation, which the device applies later.
 
-    Parameters
-    ----------
-    size : (int, int)
-        Height and width of the result, pixels.
-    mode : str
-        ``shortest`` scales the shorter side to ``size / crop_pct`` and crops the centre.
-        ``squash`` scales both sides to ``size / crop_pct``, whatever the aspect ratio, and crops
-        the centre. ``longest`` fits the whole image and adds a border of `fill`.
-    crop_pct : float
-        Fraction of the scaled side that the crop keeps, in (0, 1].
-    interpolation : str
-        Name of a Pillow filter, see `INTERPOLATIONS`.
-    mean, std : (float, float, float)
-        Normalisation ``(pixel / 255 - mean) / std`` per channel, red first.
-    fill : (int, int, int)
-        Colour of a border, 0 to 255.
+    Mode ``shortest`` scales the shorter side to ``size / crop_pct`` and crops the centre.
+    ``squash`` scales both sides to ``size / crop_pct``, whatever the aspect ratio, and crops the
+    centre. ``longest`` fits the whole image and adds a border of `fill`.
 
     Notes
     -----
@@ -52,13 +39,13 @@ class Preprocess:
     under 0.05 on average; with the other filters they are equal.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the result, pixels
     mode: str = "shortest"
-    crop_pct: float = 1.0
-    interpolation: str = "bicubic"
-    mean: Triple = (0.5, 0.5, 0.5)
+    crop_pct: float = 1.0  # fraction of the scaled side that the crop keeps, in (0, 1]
+    interpolation: str = "bicubic"  # key of `INTERPOLATIONS`
+    mean: Triple = (0.5, 0.5, 0.5)  # (pixel / 255 - mean) / std per channel, red first
     std: Triple = (0.5, 0.5, 0.5)
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: tuple[int, int, int] = (0, 0, 0)  # colour of a border, 0 to 255
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -136,13 +123,7 @@ def accepts_truncated(spec: FeatureSpec) -> bool:
 
 
 def with_arguments(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
-    """Apply the arguments of an id: size, crop, interpolation and normalisation.
-
-    Raises
-    ------
-    UsageError
-        If a value cannot be used; the message names the id.
-    """
+    """Apply the arguments of an id; `UsageError`, naming it, for a value that cannot be used."""
     args = backbone_id.preprocess_args
     try:
         changes: dict[str, Any] = {k: triple(args[k]) for k in ("mean", "std") if k in args}

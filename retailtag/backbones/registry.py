@@ -17,26 +17,15 @@ from typing import Any
 class Family:
     """How the ids of one family read, and which functions serve them.
 
-    Parameters
-    ----------
-    build : str
-        Function that builds a model and loads its weights, local ones if a path is given:
-        ``(BackboneId, Path or None, *, random_weights) -> LoadedModel``.
-    published : str
-        Function ``BackboneId -> Published``; empty if retailtag packages the weights.
-    split_name : callable
-        What follows ``scheme:`` to the model's name and the weights' tag.
-    tag_separator : str
-        Between the two in a canonical id; empty if weights have no tags.
-    models, arguments : tuple of str
-        All that an id may name; empty if the library checks them.
+    `build` builds a model and loads its weights, local ones if a path is given:
+    ``(BackboneId, Path or None, *, random_weights) -> LoadedModel``.
     """
 
     build: str
-    published: str
-    split_name: Callable[[str], tuple[str, str]]
-    tag_separator: str = ""
-    models: tuple[str, ...] = ()
+    published: str  # BackboneId -> Published; empty if retailtag packages the weights
+    split_name: Callable[[str], tuple[str, str]]  # after the scheme: model's name, weights' tag
+    tag_separator: str = ""  # between the two in a canonical id; empty if weights have no tags
+    models: tuple[str, ...] = ()  # all that an id may name; empty if the library checks them
     arguments: tuple[str, ...] = ()
 
     @property

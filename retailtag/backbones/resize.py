@@ -27,18 +27,7 @@ def arithmetic(interpolation: str) -> str:
 def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     """Scale RGB pixels with an antialiasing filter.
 
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (h, w, 3)
-    size : (int, int)
-        Width and height of the result (Pillow's order).
-    interpolation : str
-        Key of `INTERPOLATIONS`.
-
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, 3)
-        `pixels` itself if it has that size.
+    `pixels` are uint8 (h, w, 3), and returned as they are if they have the size (width, height).
 
     Notes
     -----

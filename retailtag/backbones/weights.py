@@ -32,10 +32,7 @@ _SHOWN = 3
 def weights_file(path: Path) -> Path:
     """Find the file that ``--weights`` means: the file itself, or the one in a folder.
 
-    Raises
-    ------
-    UsageError
-        If the path does not exist, or a folder holds no weights or several of unusual names.
+    Raises `UsageError` if there is none, or a folder holds several of unusual names.
     """
     if path.is_file():
         return path
@@ -86,20 +83,8 @@ def fit_state(
 ) -> None:
     """Load `state` into `model` after checking every name and shape.
 
-    Parameters
-    ----------
-    model : Module
-    state : dict of str to Tensor
-        With the library's names.
-    path : Path
-        For messages.
-    optional : callable
-        Whether a name may be missing or differ in shape, such as a classifier's.
-
-    Raises
-    ------
-    DataError
-        If the file belongs to another architecture; the message gives the first few names.
+    `optional` says whether a name may be missing or differ in shape, such as a classifier's. Raises
+    `DataError` if the file `path` belongs to another architecture.
     """
     wanted = model.state_dict()
     state = {k: v for k, v in state.items() if k in wanted or not optional(k)}

@@ -23,7 +23,10 @@ class MixedPrecision:
 
     @classmethod
     def choose(cls, asked: str, device: torch.device) -> MixedPrecision:
-        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA, by its generation, else float32."""
+        """Follow `asked`; ``auto`` is bf16 or fp16 on CUDA, by its generation, else float32.
+
+        Raises `UsageError` for fp16 on a CPU.
+        """
         if asked == AUTO:
             asked = "float32" if device.type != "cuda" else _fastest_on(device)
         if asked == "fp16" and device.type != "cuda":

@@ -123,7 +123,7 @@ def search(
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
 ) -> Ranking:
-    """Try n settings, or as many as are missing to n.
+    """Try n settings, at least 1, or as many as are missing to n.
 
     Parameters
     ----------

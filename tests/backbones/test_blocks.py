@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from retailtag.backbones import Backbone, load_backbone
+from retailtag.backbones import load_backbone
+from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.blocks import layout_of
 from retailtag.errors import UsageError
 

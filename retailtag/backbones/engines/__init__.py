@@ -19,14 +19,6 @@ onnxruntime     float32                    CPU; extra ``onnx``
 from __future__ import annotations
 
 from retailtag.backbones.engines.build import embedder_of, with_engine
-from retailtag.backbones.engines.names import AUTO, EAGER, ENGINES, PRECISIONS, EngineName
+from retailtag.backbones.engines.names import AUTO, EAGER, EngineName
 
-__all__ = [
-    "AUTO",
-    "EAGER",
-    "ENGINES",
-    "PRECISIONS",
-    "EngineName",
-    "embedder_of",
-    "with_engine",
-]
+__all__ = ["AUTO", "EAGER", "EngineName", "embedder_of", "with_engine"]

@@ -88,13 +88,7 @@ def with_engine(
 def embedder_of(
     backbone: Backbone, name: EngineName, *, batch_size: int | None = None
 ) -> Backbone | EngineEmbedder:
-    """Return a backbone that computes with exactly this engine and arithmetic; see `with_engine`.
-
-    Raises
-    ------
-    Unavailable
-        If it cannot run here.
-    """
+    """Return a backbone that computes with this engine and arithmetic, as `with_engine` does."""
     if name == EAGER:
         return backbone
     from retailtag.backbones.engines.embedder import EngineEmbedder

@@ -39,27 +39,11 @@ class EngineEmbedder:
         self.backbone = backbone
         self.name = name
         self.batch_size = batch_size
+        self.id = backbone.id
+        self.dim = backbone.dim
+        self.preprocess = backbone.preprocess
+        self.device = backbone.device
         self._build = build
-
-    @property
-    def id(self) -> str:
-        """Resolved id of the backbone."""
-        return self.backbone.id
-
-    @property
-    def dim(self) -> int:
-        """Length of one embedding."""
-        return self.backbone.dim
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """PIL image (RGB) to uint8 (3, h, w)."""
-        return self.backbone.preprocess
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.backbone.device
 
     def spec(self, *, dtype: str = "float32") -> FeatureSpec:
         """Identity of the embeddings that this engine computes and that are stored as `dtype`."""
@@ -78,10 +62,7 @@ class EngineEmbedder:
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed uint8 pixels (n, 3, h, w) to float32 (n, dim).
 
-        Raises
-        ------
-        Unavailable
-            If the engine cannot run this model here.
+        Raises `Unavailable` if the engine cannot compute this model.
         """
         if not len(pixels):
             return pixels.new_empty((0, self.dim), dtype=torch.float32)
@@ -97,16 +78,8 @@ class EngineEmbedder:
 class WithNormalisation(nn.Module):
     """A backbone's module behind its normalisation, one graph from uint8 pixels to embeddings.
 
-    Parameters
-    ----------
-    module : Module
-        Normalised images (n, 3, h, w) to embeddings (n, dim).
-    preprocess : Preprocess
-        Gives mean and std.
-    dtype : dtype
-        Of the module's weights; the normalisation computes in float32 in any case.
-    memory_format : memory_format
-        Of the images that the module is given.
+    `dtype` is that of the module's weights; the normalisation computes in float32 in any case.
+    `memory_format` is that of the images that the module is given.
     """
 
     mean: Tensor

@@ -45,18 +45,9 @@ def centred_cosine(
 ) -> NDArray[np.float64]:
     """Cosine of each pair of rows after `mean` is subtracted from both; 1 for equal rows.
 
-    Parameters
-    ----------
-    stored, again : ndarray of float32, shape (n, dim)
-    mean : ndarray of float64, shape (dim,)
-    limit : Tolerance
-        Decides which rows are too close to the mean for an angle.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        In [-1, 1]. 1 if the stored row is too close to the mean and both rows are equal within
-        rounding; otherwise 0 if one of them is the mean itself.
+    `stored` and `again` are (n, dim), `mean` (dim,) and the result (n,) in [-1, 1]. It is 1 if the
+    stored row is too close to the mean for an angle, which `limit` decides, and both rows are equal
+    within rounding; otherwise 0 if one of them is the mean itself.
 
     Notes
     -----

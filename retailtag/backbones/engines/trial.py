@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from retailtag.errors import RetailtagError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from retailtag.backbones.backbone import Backbone
     from retailtag.backbones.engines.embedder import EngineEmbedder
 
 # An engine is timed for at least this long and this many passes; the fastest pass counts.
@@ -31,34 +32,14 @@ BUILD_SECONDS = {"eager": 2.0, "openvino": 8.0, "onnxruntime": 16.0, "compile": 
 EXPECTED_SAVING = 0.5  # a guess: share of the eager time that an engine saves
 
 
-class Embeds(Protocol):
-    """A backbone, or an engine that computes one."""
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (n, 3, h, w) to float32 (n, dim)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Parity:
-    """How close an engine's embeddings of a sample are to those of eager float32.
+    """How close an engine's embeddings of a sample are to those of eager float32."""
 
-    Parameters
-    ----------
-    cosine : float
-        Smallest cosine; 1 for equal embeddings.
-    centred : float
-        Smallest cosine after the mean of eager's embeddings is subtracted from both.
-    centred_mean : float
-        Mean of these.
-    n : int
-        Images of the sample.
-    """
-
-    cosine: float
-    centred: float
-    centred_mean: float
-    n: int
+    cosine: float  # smallest; 1 for equal embeddings
+    centred: float  # smallest after the mean of eager's embeddings is subtracted from both
+    centred_mean: float  # mean of these
+    n: int  # images of the sample
 
     @classmethod
     def of(
@@ -92,23 +73,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Trial:
-    """Result of trying one engine.
-
-    Parameters
-    ----------
-    name : EngineName
-    rate : float or None
-        Images per second, without decoding; None if not measured.
-    parity : Parity or None
-        With eager float32; None if not measured.
-    problem : str
-        Why it was rejected; empty if it may be used.
-    """
+    """Result of trying one engine; None where something was not measured."""
 
     name: EngineName
-    rate: float | None = None
-    parity: Parity | None = None
-    problem: str = ""
+    rate: float | None = None  # images per second, without decoding
+    parity: Parity | None = None  # with eager float32
+    problem: str = ""  # why it was rejected; empty if it may be used
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for ``--json``."""
@@ -144,24 +114,12 @@ def pays(name: EngineName, eager_seconds: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A sample of images on which engines are tried.
+    """A sample of images on which engines are tried."""
 
-    Parameters
-    ----------
-    pixels : Tensor of uint8, shape (n, 3, h, w)
-        At least one image.
-    eager : Embeds
-        Eager float32, the reference.
-    precision : str
-        Numeric precision, ``exact`` or ``fast``.
-    clock : callable
-        Seconds.
-    """
-
-    pixels: Tensor
-    eager: Embeds
-    precision: str
-    clock: Callable[[], float] = time.perf_counter
+    pixels: Tensor  # uint8 (n, 3, h, w), at least one image
+    eager: Backbone  # eager float32, the reference
+    precision: str  # numeric precision, exact or fast
+    clock: Callable[[], float] = time.perf_counter  # seconds
 
     def try_all(self, engines: Mapping[EngineName, EngineEmbedder], n: int) -> list[Trial]:
         """Try the engines that are worth building for `n` images, then eager float32.
@@ -193,12 +151,12 @@ class Bench:
             return Trial(name, parity=parity, problem=problem)
         return Trial(name, self.rate(engine), parity)
 
-    def compare(self, embedder: Embeds) -> Parity:
+    def compare(self, embedder: Backbone | EngineEmbedder) -> Parity:
         """Parity of an engine with eager float32 on the sample."""
         again = _rows(embedder, self.pixels)
         return Parity.of(self._reference[0], again, _tolerance(self.precision))
 
-    def rate(self, embedder: Embeds) -> float:
+    def rate(self, embedder: Backbone | EngineEmbedder) -> float:
         """Images per second in the fastest of several passes over the sample."""
         start, best, passes = self.clock(), math.inf, 0
         while passes < MIN_TIMED_PASSES or self.clock() - start < MIN_TIMED_SECONDS:
@@ -219,7 +177,7 @@ def _tolerance(precision: str) -> Tolerance:
     return EXACT if precision == "exact" else FAST
 
 
-def _rows(embedder: Embeds, pixels: Tensor) -> NDArray[np.float32]:
+def _rows(embedder: Backbone | EngineEmbedder, pixels: Tensor) -> NDArray[np.float32]:
     """Embeddings (n, dim) in main memory; the copy also waits for a GPU."""
     rows: NDArray[np.float32] = embedder.embed(pixels).cpu().numpy()
     return rows
