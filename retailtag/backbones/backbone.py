@@ -44,13 +44,6 @@ class LoadedModel:
 class Backbone:
     """A pretrained image model that embeds images and whose last blocks can be trained.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        Built and loaded; its weights are hashed now, before any training.
-    device : str
-        ``cpu``, ``cuda`` or ``cuda:N``.
-
     Attributes
     ----------
     dim : int
@@ -60,7 +53,7 @@ class Backbone:
     memory_format : memory_format
         Of the module's weights and of the images it is given.
     weights_sha256 : str
-        Hash of the image model's parameters and buffers as loaded (`state_sha256`).
+        Hash of the image model's parameters and buffers as loaded, before any training.
 
     Raises
     ------
@@ -179,7 +172,7 @@ class Backbone:
 
     def can_split_at(self, k: Blocks) -> bool:
         """Whether `split_at` can cut the model before its last `k` blocks."""
-        known = self._layout is not None and self._layout.can_split
+        known = self._layout is not None and self._layout.stem is not None
         return isinstance(k, int) and known and 0 < k <= len(self.blocks)
 
     def split_at(

@@ -75,11 +75,6 @@ class Layout:
     finish: Run | None = None
     first_token_block: Run | None = None
 
-    @property
-    def can_split(self) -> bool:
-        """Whether the model can be cut between two blocks."""
-        return self.stem is not None and self.finish is not None
-
     def under(self, prefix: str) -> Layout:
         """The same layout for a module that holds this one as its attribute `prefix`."""
         blocks = tuple(

@@ -24,12 +24,10 @@ def load_backbone(
     random_weights: bool = False,
     seed: int = RANDOM_SEED,
 ) -> Backbone:
-    """Load a pretrained image model.
+    """Load a pretrained image model by its id; see `retailtag.backbones.ids.resolve_id`.
 
     Parameters
     ----------
-    backbone_id : str
-        See `retailtag.backbones.ids.resolve_id`.
     weights : Path, optional
         Local file (safetensors, or a torch file of tensors) or folder (whose ``config.json`` or
         ``open_clip_config.json`` is followed) instead of the published weights.
@@ -37,8 +35,6 @@ def load_backbone(
         ``cpu``, ``cuda`` or ``cuda:N``.
     random_weights : bool
         Untrained weights, equal in every process, for tests, timing and training from scratch.
-    seed : int
-        Of the random weights.
 
     Returns
     -------

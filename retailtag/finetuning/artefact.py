@@ -44,12 +44,7 @@ class Checkpoint:
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote.
 
-        Raises
-        ------
-        DataError
-            If a file is missing or damaged.
-        ArtefactError
-            If it was written by a newer format.
+        Raises `DataError` for a missing or damaged file, `ArtefactError` for a newer format.
         """
         from safetensors.torch import load
 

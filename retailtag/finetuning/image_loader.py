@@ -65,12 +65,8 @@ class ImageLoader:
     ) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
         """Yield (rows (n,), pixels uint8 (n, 3, h, w)) in the order of `rows`.
 
-        Raises
-        ------
-        UnreadableImage
-            If an image cannot be read within the limits; the message names it.
-        DataError
-            If an image is no longer the one that was extracted.
+        Raises `UnreadableImage` for an image that cannot be read within the limits, and `DataError`
+        for one that has changed since it was extracted.
         """
         if self._cached is None or not all(int(row) in self._slot for row in rows):
             yield from self.stream(rows, batch_size)

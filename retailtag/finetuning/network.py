@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -36,12 +35,15 @@ class Network:
         compiled: bool = False,
     ) -> None:
         self.backbone = backbone
+        self.device = backbone.device
         self.config = config
         self.head = Head(start).to(backbone.device)
         self.precision = MixedPrecision.choose(config.mixed_precision, backbone.device)
         backbone.unfreeze_last(config.trained_blocks)
         self.frozen_part, trained_part = self._cut()
-        self._trained_part = _compiled(trained_part) if compiled else trained_part
+        if compiled:
+            trained_part = cast("Run", torch.compile(trained_part, dynamic=True))
+        self._trained_part = trained_part
         self._names = self._trained_names()
 
     def _cut(self) -> tuple[Run | None, Run]:
@@ -54,11 +56,6 @@ class Network:
         if self.config.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         return None, backbone.forward
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.backbone.device
 
     def train(self) -> None:
         """Training mode for what is trained, evaluation mode for what is frozen."""
@@ -132,7 +129,3 @@ class Network:
             return names
         blocks = self.backbone.blocks[len(self.backbone.blocks) - k :]
         return [name for name in names if any(block.covers(name) for block in blocks)]
-
-
-def _compiled(run: Run) -> Run:
-    return cast("Callable[[Tensor], Tensor]", torch.compile(run, dynamic=True))

@@ -77,13 +77,12 @@ def train(
 ) -> FinetuneResult:
     """Retrain the last blocks and the head; leave the network at the state that is kept.
 
+    The head of `network` starts from a probe fitted on the images of `train_rows` alone: one that
+    has seen the validation images would make its choice of epoch worthless. `labels` are those of
+    the whole catalogue, int8 (n_images, n_tags); only `train_rows` and `val_rows` are read.
+
     Parameters
     ----------
-    network : Network
-        Its head starts from a probe fitted on the images of `train_rows` alone: one that has seen
-        the validation images would make its choice of epoch worthless.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        Of the whole catalogue; only `train_rows` and `val_rows`, which are disjoint, are read.
     snapshots : Snapshots, optional
         Where the state is stored; training continues from a state found there, to the same result.
     open_log : callable, optional

@@ -17,19 +17,12 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency and throughput on the tagger's device with PyTorch's default number of threads.
+    """Latency and throughput on the tagger's device with PyTorch's default number of threads."""
 
-    Parameters
-    ----------
-    p50_ms, p95_ms : float
-        Median and 95th percentile for one image: decode, preprocess, embed, head, thresholds.
-    images_per_second : float
-        In batches of 32, decoded in the calling thread.
-    """
-
-    p50_ms: float
-    p95_ms: float
-    images_per_second: float
+    # for one image: decode, preprocess, embed, head, thresholds
+    p50_ms: float  # median
+    p95_ms: float  # 95th percentile
+    images_per_second: float  # in batches of 32, decoded in the calling thread
 
 
 def measure_latency(tagger: Tagger, images: Sequence[bytes]) -> Latency:

@@ -36,26 +36,15 @@ Weights = str | Path | Mapping[str, str | Path] | None
 class Tagger:
     """One or more backbones with a head and thresholds, from a probe or a fine-tune.
 
-    Parameters
-    ----------
-    embedders : tuple of Backbone or EngineEmbedder
-        Their embeddings, joined end to end, are the input of the head. Engines compute in the
-        reduced precision that a probe was fitted on.
-    head : Probe
-        Head and thresholds; those of a fine-tune too.
-    strategy : str
-        ``probe`` or ``finetune``.
-    max_pixels : int
-        Larger images are refused.
-    allow_truncated : bool
-        Accept JPEG files that end early.
+    The embeddings of `embedders`, joined end to end, are the input of the head. Engines compute in
+    the reduced precision that a probe was fitted on.
     """
 
     embedders: tuple[Backbone | EngineEmbedder, ...]
-    head: Probe
-    strategy: str
-    max_pixels: int = MAX_PIXELS
-    allow_truncated: bool = False
+    head: Probe  # head and thresholds; those of a fine-tune too
+    strategy: str  # probe or finetune
+    max_pixels: int = MAX_PIXELS  # larger images are refused
+    allow_truncated: bool = False  # accept JPEG files that end early
 
     @classmethod
     def load(
@@ -72,14 +61,9 @@ class Tagger:
 
         Parameters
         ----------
-        folder : str or Path
         weights : str, Path or mapping of str to str or Path, optional
             Local weights of the backbone, or of several by their ids. A fine-tune has its own
             weights and needs these only if their folder describes the architecture.
-        device : str
-            ``cpu``, ``cuda`` or ``cuda:N``.
-        max_pixels, allow_truncated
-            See `Tagger`.
         progress : Progress
             Receives a message if the probe's engine of reduced precision cannot run here.
 
@@ -120,19 +104,10 @@ class Tagger:
         return self.head.thresholds
 
     def logits(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
-        """Logits (n_images, n_tags) of images.
+        """Logits (n_images, n_tags) of paths, encoded files (JPEG, PNG, ...) or PIL images.
 
-        Parameters
-        ----------
-        images : sequence of str, Path, bytes or PIL image
-            Paths, whole encoded files (JPEG, PNG, ...) or images that Pillow holds.
-
-        Raises
-        ------
-        UnreadableImage
-            If one cannot be read or decoded.
-        UsageError
-            If one has another type.
+        Raises `UnreadableImage` for one that cannot be read or decoded, and `UsageError` for one of
+        another type.
         """
         if isinstance(images, ImageInput):
             raise UsageError(f"Give a list of images, [image], not one {type(images).__name__}.")

@@ -53,10 +53,10 @@ def with_engine(
 ) -> Backbone | EngineEmbedder:
     """Return a backbone whose embeddings an engine computes.
 
+    The backbone is not changed, and its weights must not change afterwards.
+
     Parameters
     ----------
-    backbone : Backbone
-        In evaluation mode; not changed. Its weights must not change afterwards.
     engine : str
         One of `ENGINES`; ``auto`` needs images, see `retailtag.extraction.engines`.
     precision : str

@@ -19,18 +19,9 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 class EngineEmbedder:
     """A loaded backbone whose embeddings an engine computes.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        Not changed.
-    name : EngineName
-        Engine and arithmetic, part of the embeddings' identity.
-    build : callable
-        Converts the backbone; called once, before the first image.
-    batch_size : int or None
-        Images per call of the engine, None for any number. The last call is padded with zeros:
-        engines optimise a graph of one shape best, and an embedding does not depend on how many
-        images are embedded at once.
+    `build` converts the backbone before the first image. With a `batch_size`, every call of the
+    engine gets that many images, the last one padded with zeros: engines optimise a graph of one
+    shape best, and an embedding does not depend on how many images are embedded at once.
     """
 
     def __init__(
