@@ -41,8 +41,15 @@ class Published:
 
     def _download(self) -> Path:
         from huggingface_hub import constants, hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+        )
 
+        # OSError covers a full disk and clients that use requests. Newer ones use httpx, whose root
+        # exception is the first base of the client's own error.
+        network_error = HfHubHTTPError.__bases__[0]
         if constants.HF_HUB_OFFLINE:
             raise self._unavailable("HF_HUB_OFFLINE is set")
         if not _resolves(constants.ENDPOINT):
@@ -54,7 +61,7 @@ class Published:
                 raise self._unavailable(f"{constants.ENDPOINT} cannot be reached") from error
             except EntryNotFoundError:
                 continue
-            except _network_errors() as error:
+            except (OSError, network_error) as error:
                 reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
                 raise self._unavailable(reason) from error
         raise self._unavailable("the repository has no file of a known name")
@@ -79,13 +86,3 @@ def _resolves(endpoint: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of the hub client if a download fails."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # OSError covers a full disk and clients that use requests. Newer ones use httpx, whose root
-    # exception is the first base of the client's own error.
-    root: type[Exception] = HfHubHTTPError.__bases__[0]
-    return OSError, root

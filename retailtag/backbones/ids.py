@@ -83,17 +83,10 @@ def canonical(backbone_id: str) -> str:
 def resolve_id(backbone_id: str) -> BackboneId:
     """Parse an id, expanding presets; imports neither torch nor a model library.
 
-    Parameters
-    ----------
-    backbone_id : str
-        ``timm:MODEL[.TAG]``, ``open_clip:MODEL[/TAG]``, ``demo:cnn|dino|clip`` or a preset; then,
-        optionally, arguments as ``?name=value&name=value``.
-
-    Raises
-    ------
-    UsageError
-        If the scheme or preset is unknown (the nearest spelling is named) or the syntax is wrong.
-        Whether the library knows the model is seen when it is loaded.
+    An id is ``timm:MODEL[.TAG]``, ``open_clip:MODEL[/TAG]``, ``demo:cnn|dino|clip`` or a preset,
+    then, optionally, arguments as ``?name=value&name=value``. Raises `UsageError` if the scheme or
+    preset is unknown (the nearest spelling is named) or the syntax is wrong. Whether the library
+    knows the model is seen when it is loaded.
 
     Examples
     --------

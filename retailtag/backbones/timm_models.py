@@ -119,12 +119,9 @@ def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, A
         )
     stored = config.get("pretrained_cfg", config)
     args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
-    known = {k: _tupled(stored[k]) for k in _CONFIG_KEYS if k in stored}
+    known = {k: stored[k] for k in _CONFIG_KEYS if k in stored}
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     return {"model_args": args, "pretrained_cfg": known}
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _create(backbone_id: BackboneId, args: dict[str, Any], overlay: dict[str, Any]) -> Any:

@@ -54,12 +54,8 @@ def read_state(path: Path) -> State:
     """Read named tensors from safetensors, or from a torch file that needs no code to load.
 
     Unwraps what training scripts add: a nested ``state_dict`` (the moving average first), and the
-    prefixes of distributed and compiled models.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, holds anything but tensors, or would have to run code.
+    prefixes of distributed and compiled models. Raises `DataError` if the file is damaged, holds
+    anything but tensors, or would have to run code.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in _NESTED:
@@ -89,8 +85,10 @@ def fit_state(
     wanted = model.state_dict()
     state = {k: v for k, v in state.items() if k in wanted or not optional(k)}
     state = {k: v for k, v in state.items() if not (optional(k) and v.shape != wanted[k].shape)}
+    lacking = [k for k in wanted if k not in state and not optional(k)]
     faults = {
-        "lacks": [k for k in wanted if k not in state and not (optional(k) or _is_counter(k))],
+        # BatchNorm's counters are missing in old and converted files and unused in evaluation.
+        "lacks": [k for k in lacking if not k.endswith("num_batches_tracked")],
         "has unknown": [k for k in state if k not in wanted],
         "has another shape of": [
             k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape
@@ -154,11 +152,6 @@ def _unwrapped(name: str) -> str:
     for prefix in _WRAPPERS * 2:  # in either order
         name = name.removeprefix(prefix)
     return name
-
-
-def _is_counter(name: str) -> bool:
-    # BatchNorm's counters are missing in old and converted files and unused in evaluation
-    return name.endswith("num_batches_tracked")
 
 
 def _names(keys: list[str]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retailtag.backbones.engines import AUTO, EAGER, EngineName
-from retailtag.backbones.engines.names import check_engine
 from retailtag.errors import StaleFeatures
 from retailtag.progress import SILENT, Progress
 from retailtag.settings import ExtractSettings
@@ -15,14 +14,11 @@ from retailtag.store import FeatureSpec, FeatureStore, list_stores
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What a user asks of the engine; raises `UsageError` for an unknown one."""
+    """What a user asks of the engine."""
 
     engine: str = AUTO  # or one of `retailtag.backbones.engines.ENGINES`
     # exact: float32; fast: reduced arithmetic too; None, to read a store: either, exact first
     precision: str | None = "exact"
-
-    def __post_init__(self) -> None:
-        check_engine(self.engine, self.precision or "exact")
 
     @classmethod
     def to_extract(cls, settings: ExtractSettings) -> EngineRequest:

@@ -32,7 +32,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import DamagedFile, DataError, UsageError
+from retailtag.errors import DamagedFile, DataError
 from retailtag.files import make_folder, read_json, slug, write_json, write_whole
 from retailtag.store.lock import WriterLock
 from retailtag.store.spec import canonical_json
@@ -280,8 +280,6 @@ def make_room(root: Path, budget: int, keep: Sequence[Path], needed: int) -> boo
 def parse_budget(gigabytes: float | None, root: Path) -> int:
     """Bytes that caches may take: `gigabytes`, or half of what is free, at most 100 GB."""
     if gigabytes is not None:
-        if not gigabytes >= 0:
-            raise UsageError(f"--cache-gb {gigabytes} must be 0 (no cache) or more.")
         return int(min(gigabytes, 1e9) * 1e9)
     place = next(p for p in (Path(root).absolute(), *Path(root).absolute().parents) if p.exists())
     return min(MAX_DEFAULT_BYTES, shutil.disk_usage(place).free // 2)

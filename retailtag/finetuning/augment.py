@@ -139,7 +139,8 @@ def _draw(image: Tensor, preset: _Preset, rng: np.random.Generator) -> Tensor:
         for change, amount in zip(adjust, rng.uniform(-preset.tone, preset.tone, 3), strict=True):
             out = change(out, 1 + amount)
     if rng.random() < preset.erase:
-        out = tv.erase(out, *_box(size, rng.uniform(0.02, 0.2), 2.0, rng), _mean_colour(out))
+        colour = out.float().mean((1, 2), keepdim=True).round().to(out.dtype)  # (3, 1, 1)
+        out = tv.erase(out, *_box(size, rng.uniform(0.02, 0.2), 2.0, rng), colour)
     return out
 
 
@@ -153,8 +154,3 @@ def _box(
     height = min(h, max(1, round(h * math.sqrt(area) / stretch)))
     width = min(w, max(1, round(w * math.sqrt(area) * stretch)))
     return int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1)), height, width
-
-
-def _mean_colour(image: Tensor) -> Tensor:
-    """Mean over the pixels of bytes (3, h, w), as bytes (3, 1, 1)."""
-    return image.float().mean((1, 2), keepdim=True).round().to(image.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,11 @@ class Views:
         kind = f"{self.augment.preset} {PRESETS.get(self.augment.preset)} seed {self.seed}"
         return ["plain", *(f"{kind} view {v}" for v in range(1, self.augment.views))]
 
-    def show(self, pixels: Tensor, rows: Rows, view: int, pool: Executor | None = None) -> Tensor:
-        """View number `view` of uint8 pixels (n, 3, h, w) of these rows."""
-        return self.augment.view(pixels, self.keys[rows], self.seed, view, pool)
-
-    def pool(self) -> ThreadPoolExecutor:
-        """Threads for `show`."""
-        return ThreadPoolExecutor(max(self.workers, 1), thread_name_prefix="views")
+    def show(self, images: Batches, view: int) -> Batches:
+        """View number `view` of batches of uint8 pixels (n, 3, h, w)."""
+        with ThreadPoolExecutor(max(self.workers, 1), thread_name_prefix="views") as pool:
+            for rows, pixels in images:
+                yield rows, self.augment.view(pixels, self.keys[rows], self.seed, view, pool)
 
 
 def image_keys(image_ids: Iterable[str]) -> NDArray[np.int64]:
@@ -68,13 +66,7 @@ class BatchLoader:
         return self._network.activations(batch)
 
     def _batches(self, rows: Rows, batch_size: int, view: int) -> Batches:
-        return self._shown(self._images.batches(rows, batch_size), view)
-
-    def _shown(self, images: Batches, view: int) -> Batches:
-        """View number `view` of batches of pixels."""
-        with self._views.pool() as pool:
-            for some, pixels in images:
-                yield some, self._views.show(pixels, some, view, pool)
+        return self._views.show(self._images.batches(rows, batch_size), view)
 
     def _pinned(self, batches: Batches) -> Batches:
         """Batches in page-locked memory if a GPU will copy them, in the background."""

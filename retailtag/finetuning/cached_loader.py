@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.errors import DamagedFile, Unavailable, UsageError
+from retailtag.errors import DamagedFile, Unavailable
 from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec, make_room
 from retailtag.finetuning.batch_loader import Batches, BatchLoader, Rows, Views
 from retailtag.finetuning.image_loader import ImageLoader
@@ -33,7 +33,6 @@ from retailtag.store.spec import FeatureSpec
 # Scores after an epoch from the cache and from pixels then differ by at most 0.35 % of their
 # standard deviation (results/finetune_step.csv).
 TOLERANCE = 2e-3
-DTYPES = (AUTO, "float32", "float16", "bfloat16")
 _FILL_BATCH = 32  # images; fixed, so that what is stored does not depend on the training's batches
 _SAMPLE_IMAGES = 32
 
@@ -116,7 +115,7 @@ class CachedBatchLoader(BatchLoader):
         cache = self.caches[view]
         name = f"activations of {cache.spec.boundary}" + (f", view {view}" if view else "")
         with cache.writer() as writer, progress.task(name, len(rows)) as advance:
-            shown = self._shown(self._images.stream(rows, _FILL_BATCH), view)
+            shown = self._views.show(self._images.stream(rows, _FILL_BATCH), view)
             for some, pixels in prefetch(shown):
                 stored = to_bytes(self._network.activations(pixels), cache.spec)
                 ids = [self._wanted.ids[row] for row in some]
@@ -152,7 +151,7 @@ def cached_batch_loader(
     budget : int
         Bytes that all caches may take together.
     dtype : str
-        One of `DTYPES`; see the module.
+        ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module.
 
     Returns
     -------
@@ -162,13 +161,9 @@ def cached_batch_loader(
 
     Raises
     ------
-    UsageError
-        If the dtype is unknown.
     UnreadableImage, DataError
         If an image cannot be read or has changed.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"--cache-dtype {dtype} is unknown; use one of {', '.join(DTYPES)}.")
     if network.frozen_part is None:
         progress.say(
             f"{network.backbone.id} cannot be cut before its last blocks: every epoch runs it whole"

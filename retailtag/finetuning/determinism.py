@@ -14,8 +14,6 @@ import torch.utils.deterministic
 def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     """Have CUDA choose algorithms that give the same bits again; restores the settings after.
 
-    Notes
-    -----
     On a CPU torch's kernels repeat for a given number of threads. On CUDA, convolutions and the
     backward pass of fused attention add in the order in which threads finish, unless told
     otherwise; floating-point addition is not associative, so the last bits differ. An operation

@@ -82,10 +82,8 @@ def open_logs(
 
     Raises
     ------
-    UsageError
-        If a tracker is unknown.
-    Unavailable
-        If its package is not installed; says what to install.
+    UsageError, Unavailable
+        If a tracker is unknown, or its package is not installed; says what to install.
     """
     for name in trackers:
         if name not in _TRACKERS:

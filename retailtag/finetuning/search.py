@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError, check_seed
+from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.files import make_folder
 from retailtag.progress import SILENT, Progress
 from retailtag.store.lock import WriterLock
@@ -148,7 +148,6 @@ def search(
     ArtefactError
         If the database belongs to another search, or is damaged.
     """
-    check_seed(seed)
     if n < 1:
         raise UsageError(f"--search {n} is out of range; give how many settings to try, from 1.")
     start = start or Setting()

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retailtag.errors import UsageError
-
 
 class Ema:
     """Exponential moving average of parameters, kept in float32 on their device.
 
     `tensors` are the live parameters by name and, where normalisation statistics are trained too
-    (from scratch), their float buffers. A decay of 0.999 remembers about the last thousand steps.
+    (from scratch), their float buffers. A `decay` in [0, 1) of 0.999 remembers about the last thousand steps.
 
     References
     ----------
@@ -28,8 +26,6 @@ class Ema:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise UsageError(f"--ema {decay:g} is out of range; give 0 up to below 1, as 0.999.")
         self.decay = decay
         self.step = 0
         self._live = dict(tensors)
@@ -94,10 +90,6 @@ def interpolate(
     ----------
     Wortsman et al. (2022), Robust Fine-Tuning of Zero-Shot Models, section 3.
     """
-    if not 0 <= factor <= 1:
-        raise ValueError(f"factor is {factor}, not in [0, 1]")
-    if start.keys() != tuned.keys():
-        raise ValueError("the two models have different tensors")
     return {name: _between(start[name], tuned[name], factor) for name in tuned}
 
 

@@ -14,7 +14,7 @@ from retailtag.backbones.engines import build as build_module
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.trial import Bench
 from retailtag.context import RunContext
-from retailtag.errors import StaleFeatures, Unavailable, UsageError
+from retailtag.errors import StaleFeatures, Unavailable
 from retailtag.extraction import engines as engines_module
 from retailtag.extraction.embedder import identity
 from retailtag.extraction.engines import choose_engine
@@ -216,13 +216,6 @@ def test_shards_agree_without_communicating(tiny, tiny_store, backbone, tmp_path
     )
     named = choose(tiny, backbone, tmp_path, "onnxruntime", shard=Shard(2, 2))
     assert named.embedder.spec().engine == "onnxruntime-float32"
-
-
-def test_requests_that_cannot_be_followed(tiny, backbone, tmp_path):
-    with pytest.raises(UsageError, match="--engine tensorrt"):
-        EngineRequest("tensorrt")
-    with pytest.raises(UsageError, match="--precision half"):
-        EngineRequest("auto", "half")
 
 
 def test_stores_are_found_whatever_the_engine(tiny, tiny_store, backbone, tmp_path):

@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-from retailtag.errors import UsageError
 from retailtag.finetuning.weight_averaging import Ema, interpolate
 
 
@@ -90,11 +89,6 @@ def test_state_is_a_copy_and_belongs_to_its_parameters():
         Ema({"v": torch.zeros(3)}).load(state)
 
 
-def test_decay_out_of_range_names_the_option():
-    with pytest.raises(UsageError, match="--ema 1 is out of range"):
-        Ema({}, 1.0)
-
-
 def _models(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     make = lambda: torch.randn(50, generator=generator).to(dtype)  # noqa: E731
@@ -133,11 +127,3 @@ def test_what_training_left_alone_stays_bit_for_bit():
     for factor in (0.1, 0.25, 0.7):
         mixed = interpolate(frozen, {k: v.clone() for k, v in frozen.items()}, factor)
         assert torch.equal(mixed["backbone.w"], frozen["backbone.w"])
-
-
-def test_interpolation_refuses_strangers():
-    frozen, tuned = _models()
-    with pytest.raises(ValueError, match="different tensors"):
-        interpolate(frozen, {"backbone.w": tuned["backbone.w"]}, 0.5)
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        interpolate(frozen, tuned, 1.5)

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 from retailtag.backbones import cpu
 from retailtag.backbones.engines.names import (
-    AUTO,
     BFLOAT16,
     EAGER,
     ENGINES,
     FLOAT32,
     EngineName,
-    check_engine,
 )
-from retailtag.errors import Unavailable, UsageError
+from retailtag.errors import Unavailable
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone
@@ -58,7 +56,7 @@ def with_engine(
     Parameters
     ----------
     engine : str
-        One of `ENGINES`; ``auto`` needs images, see `retailtag.extraction.engines`.
+        One of `ENGINES`; `retailtag.extraction.engines` chooses one for ``auto``.
     precision : str
         Numeric precision. ``exact`` is float32, ``fast`` the engine's shortest type on this device
         (float32 if there is no other).
@@ -73,14 +71,9 @@ def with_engine(
 
     Raises
     ------
-    UsageError
-        If the engine or the precision is unknown.
     Unavailable
-        If the engine cannot run here; the message says what is missing.
+        If the engine is unknown or cannot run here; the message says what is missing.
     """
-    check_engine(engine, precision)
-    if engine == AUTO:
-        raise UsageError(f"Engine auto needs images to choose; name one of {', '.join(ENGINES)}.")
     name = best_name(engine, precision, backbone.device.type)
     return embedder_of(backbone, name, batch_size=batch_size)
 

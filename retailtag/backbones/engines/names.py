@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retailtag.errors import UsageError
-
 AUTO = "auto"
 ENGINES = ("eager", "compile", "openvino", "onnxruntime")
-PRECISIONS = ("exact", "fast")
 FLOAT32 = "float32"
 BFLOAT16 = "bfloat16"
 
@@ -47,11 +44,3 @@ class EngineName:
 
 
 EAGER = EngineName("eager")
-
-
-def check_engine(engine: str, precision: str) -> None:
-    """Raise `UsageError` unless engine (or ``auto``) and numeric precision are known."""
-    if engine not in (AUTO, *ENGINES):
-        raise UsageError(f"--engine {engine} is unknown; use {', '.join((AUTO, *ENGINES))}.")
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision} is unknown; use {' or '.join(PRECISIONS)}.")
