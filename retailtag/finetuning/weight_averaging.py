@@ -17,7 +17,8 @@ class Ema:
     """Exponential moving average of parameters, kept in float32 on their device.
 
     `tensors` are the live parameters by name and, where normalisation statistics are trained too
-    (from scratch), their float buffers. A `decay` in [0, 1) of 0.999 remembers about the last thousand steps.
+    (from scratch), their float buffers. `decay` is in [0, 1); 0.999 remembers about the last
+    thousand steps.
 
     References
     ----------
