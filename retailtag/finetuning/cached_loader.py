@@ -69,7 +69,7 @@ class CachedBatchLoader(BatchLoader):
     ) -> None:
         super().__init__(network, loader, views)
         self.caches = caches
-        self._wanted = images
+        self._cached_images = images
         self._dtype = dtype
 
     @property
@@ -87,7 +87,7 @@ class CachedBatchLoader(BatchLoader):
         return batch.to(self._network.device, non_blocking=True).to(self._dtype)
 
     def _read(self, rows: Rows, view: int) -> NDArray[np.uint8]:
-        ids = [self._wanted.ids[row] for row in rows]
+        ids = [self._cached_images.ids[row] for row in rows]
         try:
             return self.caches[view].read(ids)
         except DamagedFile:
@@ -96,7 +96,7 @@ class CachedBatchLoader(BatchLoader):
 
     def missing(self) -> list[Rows]:
         """Rows that each cache lacks."""
-        images = self._wanted
+        images = self._cached_images
         found = []
         for view, cache in enumerate(self.caches):
             wanted = images.train if view else np.concatenate([images.train, images.val])
@@ -118,8 +118,8 @@ class CachedBatchLoader(BatchLoader):
             shown = self._views.show(self._images.stream(rows, _FILL_BATCH), view)
             for some, pixels in prefetch(shown):
                 stored = to_bytes(self._network.activations(pixels), cache.spec)
-                ids = [self._wanted.ids[row] for row in some]
-                writer.add(ids, [self._wanted.sha256[i] for i in ids], stored)
+                ids = [self._cached_images.ids[row] for row in some]
+                writer.add(ids, [self._cached_images.sha256[i] for i in ids], stored)
                 advance(len(some))
 
     def close(self) -> None:
