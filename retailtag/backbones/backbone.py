@@ -207,12 +207,11 @@ class Backbone:
         frozen, trained = self._modules(self.blocks[:-k]), self._modules(last)
         if first_token_only and layout.first_token_block is not None:
             trained[-1] = layout.first_token_block
-        run_trained = _run_checkpointed if gradient_checkpointing else _run
 
         def trunk(pixels: Tensor) -> Tensor:
             return _run(frozen, stem(self._normalised(pixels)))
 
-        return trunk, lambda x: finish(run_trained(trained, x))
+        return trunk, lambda x: finish(_run(trained, x, gradient_checkpointing))
 
     def lean_module(self) -> nn.Module:
         """The module that engines convert: `module` without work that the embedding does not need.
@@ -296,13 +295,7 @@ def last_blocks(backbone_id: str, layout: Layout | None, k: Blocks) -> tuple[Blo
     return layout.blocks[n - k :]
 
 
-def _run(modules: Sequence[Run], x: Tensor) -> Tensor:
+def _run(modules: Sequence[Run], x: Tensor, checkpointed: bool = False) -> Tensor:
     for module in modules:
-        x = module(x)
-    return x
-
-
-def _run_checkpointed(modules: Sequence[Run], x: Tensor) -> Tensor:
-    for module in modules:
-        x = checkpoint(module, x, use_reentrant=False)
+        x = checkpoint(module, x, use_reentrant=False) if checkpointed else module(x)
     return x
