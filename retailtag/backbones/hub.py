@@ -49,7 +49,7 @@ class Published:
 
         # OSError covers a full disk and clients that use requests. Newer ones use httpx, whose root
         # exception is the first base of the client's own error.
-        network_error = HfHubHTTPError.__bases__[0]
+        network_error: type[Exception] = HfHubHTTPError.__bases__[0]
         if constants.HF_HUB_OFFLINE:
             raise self._unavailable("HF_HUB_OFFLINE is set")
         if not _resolves(constants.ENDPOINT):

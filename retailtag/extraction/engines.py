@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from retailtag.backbones.backbone import Backbone
+    from retailtag.backbones.engines.embedder import EngineEmbedder
 
 TRIAL_IMAGES = 32  # images that engines are timed and compared on
 # Building an engine takes 1 to 8 s (results/LOG.md): eager computes fewer images than this in
@@ -155,7 +156,7 @@ class _Chooser:
         known = store.known()
         return any(i not in known for i in self.context.catalog.image_ids[self.rows].tolist())
 
-    def _check(self, name: EngineName, embedder: Embedder) -> None:
+    def _check(self, name: EngineName, embedder: Backbone | EngineEmbedder) -> None:
         """Refuse an engine whose embeddings of the sample are not those of eager float32."""
         # Also when a store is continued: it may come from another machine, where the same engine
         # used other kernels.
