@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +72,7 @@ def finetune(
         output.print(_table(run))
     if len(runs) > 1:
         output.print(_spread_line(runs, made.folder))
-    tried = {"search": made.search.to_json()} if made.search else {}
+    tried = {"search": [asdict(row) for row in made.search]} if made.search else {}
     output.result(_summary(runs, made.folder) | tried)
 
 

@@ -81,32 +81,17 @@ class Tried:
         return order, 0 if self.status == "complete" else -self.epochs, -value, self.number
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """All settings that were tried, best first.
+Ranking = tuple[Tried, ...]
+"""Settings that were tried: complete ones by value, then stopped ones by epochs and value, then
+failed ones; of equals the earlier one first."""
 
-    Complete ones by value, then stopped ones by epochs and value, then failed ones; of equals the
-    earlier one first.
-    """
 
-    rows: tuple[Tried, ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[Tried]) -> Ranking:
-        """Rank `rows`, given in any order."""
-        return cls(tuple(sorted(rows, key=lambda row: row.rank)))
-
-    @property
-    def best(self) -> Setting:
-        """The winner; raises `DataError` if no setting was completed."""
-        if not self.rows or self.rows[0].status != "complete":
-            reasons = "; ".join(sorted({row.reason for row in self.rows if row.reason}))
-            raise DataError(f"No setting of the search was completed ({reasons}); lower --lr.")
-        return self.rows[0].setting
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain rows, best first."""
-        return [asdict(row) for row in self.rows]
+def best_of(ranking: Ranking) -> Setting:
+    """The winner; raises `DataError` if no setting was completed."""
+    if not ranking or ranking[0].status != "complete":
+        reasons = "; ".join(sorted({row.reason for row in ranking if row.reason}))
+        raise DataError(f"No setting of the search was completed ({reasons}); lower --lr.")
+    return ranking[0].setting
 
 
 Report = Callable[[int, float], bool]
@@ -168,7 +153,7 @@ def search(
                 done = row.reason or f"criterion {row.value:.4f}, {row.epochs} epochs, {row.status}"
                 progress.say(f"setting {number + 1}/{n}: {row.setting}: {done}")
                 advance(1)
-        return Ranking.of(_done(study))
+        return tuple(sorted(_done(study), key=lambda row: row.rank))
     finally:
         lock.release()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from retailtag.backbones.backbone import Backbone
 from retailtag.context import RunContext
 from retailtag.files import write_json
-from retailtag.finetuning.search import Ranking, Report, Setting, search
+from retailtag.finetuning.search import Ranking, Report, Setting, best_of, search
 from retailtag.probes.artefact import Probe
 from retailtag.runs.finetune_start import check_probe
 from retailtag.runs.finetune_training import FinetuneTraining, finetune_inputs
@@ -68,5 +68,5 @@ def search_settings(
         inputs=finetune_inputs(context.catalog, store, probe, fixed),
         progress=context.progress,
     )
-    write_json(folder / RANKING, ranking.to_json())
-    return replace(config, **asdict(ranking.best)), ranking
+    write_json(folder / RANKING, [asdict(row) for row in ranking])
+    return replace(config, **asdict(best_of(ranking))), ranking

@@ -15,9 +15,9 @@ from retailtag.finetuning.search import (
     FACTOR,
     LOSSES,
     SAMPLERS,
-    Ranking,
     Setting,
     Tried,
+    best_of,
     goes_on,
     search,
 )
@@ -51,24 +51,24 @@ def _objective(setting, report, seen=None):
 def test_the_default_is_tried_first_and_the_best_is_found(tmp_path):
     start = Setting(lr=2e-4)
     ranking = search(_objective, 16, tmp_path, start=start)
-    assert len(ranking.rows) == 16
-    assert next(row for row in ranking.rows if row.number == 0).setting == start
-    assert _end(ranking.best) == max(_end(row.setting) for row in ranking.rows)
-    assert _end(ranking.best) > _end(start) + 0.02
+    assert len(ranking) == 16
+    assert next(row for row in ranking if row.number == 0).setting == start
+    assert _end(best_of(ranking)) == max(_end(row.setting) for row in ranking)
+    assert _end(best_of(ranking)) > _end(start) + 0.02
 
 
 def test_weak_settings_are_stopped_at_the_rungs(tmp_path):
     seen = []
     ranking = search(partial(_objective, seen=seen), 16, tmp_path)
-    spent = {row.setting: 0 for row in ranking.rows}
+    spent = {row.setting: 0 for row in ranking}
     for setting, _ in seen:
         spent[setting] += 1
-    assert all(spent[row.setting] == row.epochs for row in ranking.rows)
-    stopped = [row for row in ranking.rows if row.status == "stopped"]
+    assert all(spent[row.setting] == row.epochs for row in ranking)
+    stopped = [row for row in ranking if row.status == "stopped"]
     assert {row.epochs for row in stopped} <= {1, 3}
     assert len(seen) < 0.7 * 16 * EPOCHS
     # Each was stopped by the rule, against those that had reached the epoch before it.
-    rows = sorted(ranking.rows, key=lambda row: row.number)
+    rows = sorted(ranking, key=lambda row: row.number)
     for row in rows:
         at_one = [_end(r.setting) * 0.5 for r in rows if r.number < row.number]
         assert (row.epochs > 1) == goes_on(_end(row.setting) * 0.5, at_one)
@@ -77,7 +77,7 @@ def test_weak_settings_are_stopped_at_the_rungs(tmp_path):
 def test_a_search_is_a_function_of_its_seed(tmp_path):
     runs = [search(_objective, 11, tmp_path / str(i), seed) for i, seed in enumerate((5, 5, 6))]
     assert runs[0] == runs[1]
-    assert runs[0].best != runs[2].best
+    assert best_of(runs[0]) != best_of(runs[2])
 
 
 class _Killed(BaseException):
@@ -151,7 +151,7 @@ def test_killed_before_any_write_it_ends_the_same(tmp_path, writes):
         return _objective(setting, report)
 
     expected = search(objective, 3, tmp_path / "whole")
-    assert {row.status for row in expected.rows} == {"complete", "stopped", "failed"}
+    assert {row.status for row in expected} == {"complete", "stopped", "failed"}
     made = writes["made"]
     assert made > 40
     for left in range(0, made, 5):
@@ -176,9 +176,9 @@ def test_survives_a_real_kill(tmp_path):
     assert done.returncode == -signal.SIGKILL
     seen = []
     ranking = search(partial(_objective, seen=seen), 3, tmp_path)
-    assert len(ranking.rows) == 3
+    assert len(ranking) == 3
     assert Setting() not in [setting for setting, _ in seen]  # its result was kept
-    (first,) = (row for row in ranking.rows if row.number == 0)
+    (first,) = (row for row in ranking if row.number == 0)
     assert first.value == 0.5
 
 
@@ -186,8 +186,8 @@ def test_a_larger_n_adds_settings(tmp_path):
     few = search(_objective, 4, tmp_path)
     seen = []
     more = search(partial(_objective, seen=seen), 6, tmp_path)
-    assert {row.number for row in more.rows} == set(range(6))
-    assert not {row.setting for row in few.rows} & {setting for setting, _ in seen}
+    assert {row.number for row in more} == set(range(6))
+    assert not {row.setting for row in few} & {setting for setting, _ in seen}
     again = []
     assert search(partial(_objective, seen=again), 6, tmp_path) == more
     assert again == []
@@ -200,13 +200,13 @@ def test_failures_are_rows_and_never_win(tmp_path):
         return math.nan if setting.lr > 1e-3 else _objective(setting, report)
 
     ranking = search(objective, 8, tmp_path)
-    failed = [row for row in ranking.rows if row.status == "failed"]
+    failed = [row for row in ranking if row.status == "failed"]
     assert {row.reason for row in failed} == {
         "The loss is nan at batch 3.",
         "the criterion is nan",
     }
-    assert ranking.rows[-len(failed) :] == tuple(failed)
-    assert ranking.best not in [row.setting for row in failed]
+    assert ranking[-len(failed) :] == tuple(failed)
+    assert best_of(ranking) not in [row.setting for row in failed]
 
 
 def test_nothing_completed_is_said_with_the_reasons(tmp_path):
@@ -214,7 +214,7 @@ def test_nothing_completed_is_said_with_the_reasons(tmp_path):
         raise DataError("The loss is nan.")
 
     with pytest.raises(DataError, match=r"No setting .* \(The loss is nan\.\)"):
-        _ = search(objective, 2, tmp_path).best
+        best_of(search(objective, 2, tmp_path))
 
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path):
@@ -229,7 +229,7 @@ def test_two_searches_in_one_folder_are_refused(tmp_path):
             search(_objective, 1, tmp_path)
         return _objective(setting, report)
 
-    assert len(search(second, 1, tmp_path).rows) == 1
+    assert len(search(second, 1, tmp_path)) == 1
 
 
 def test_a_damaged_database_is_named(tmp_path):
@@ -240,9 +240,9 @@ def test_a_damaged_database_is_named(tmp_path):
 
 def test_odd_folder_names_are_no_obstacle(tmp_path):
     folder = tmp_path / "été 100% #1" / "x"
-    assert len(search(_objective, 2, folder).rows) == 2
+    assert len(search(_objective, 2, folder)) == 2
     assert (folder / "search.db").exists()
-    assert len(search(_objective, 2, folder).rows) == 2
+    assert len(search(_objective, 2, folder)) == 2
 
 
 def test_every_text_of_the_space_can_be_read():
@@ -252,7 +252,7 @@ def test_every_text_of_the_space_can_be_read():
 
 def test_a_start_outside_the_space_widens_it(tmp_path):
     start = Setting("asl:clip=0.1", "repeat:t=0.02", 1e-6, 0.3)
-    rows = search(_objective, 2, tmp_path, start=start).rows
+    rows = search(_objective, 2, tmp_path, start=start)
     assert start in [row.setting for row in rows]
 
 
@@ -282,10 +282,9 @@ def test_ranking_is_by_completion_then_value_then_order():
         row(4, "complete", 0.5),
         row(5, "stopped", 0.1, 3),
     ]
-    ranking = Ranking.of(rows)
-    assert [r.number for r in ranking.rows] == [3, 4, 1, 5, 0, 2]
-    assert ranking.best == rows[3].setting
-    assert ranking.to_json()[0]["setting"]["lr"] == rows[3].setting.lr
+    ranking = tuple(sorted(rows, key=lambda row: row.rank))
+    assert [r.number for r in ranking] == [3, 4, 1, 5, 0, 2]
+    assert best_of(ranking) == rows[3].setting
 
 
 def test_bad_counts_and_an_absent_package(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -202,9 +202,9 @@ def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):
     pytest.importorskip("optuna")
     args = (context(tiny), tiny_store, load, probe, tmp_path, QUICK)
     best, ranking = search_settings(*args, 2)
-    assert len(ranking.rows) == 2
-    assert {r.setting.loss for r in ranking.rows} >= {"bce"}
-    assert read_json(tmp_path / "search" / "search.json") == ranking.to_json()
+    assert len(ranking) == 2
+    assert {r.setting.loss for r in ranking} >= {"bce"}
+    assert read_json(tmp_path / "search" / "search.json") == [asdict(row) for row in ranking]
     again, same = search_settings(*args, 2)
     assert (again, same) == (best, ranking)
     assert replace(best, loss="bce", sampler="shuffle", lr=3e-4, layer_decay=0.75) == QUICK
