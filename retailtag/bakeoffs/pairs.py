@@ -63,7 +63,11 @@ def finished_pair(
         **latency.facts,
     )
     stages = {**{stage: records[stage] for stage in paid}, "latency": latency}
-    machines = {name: _machine(r.machine) for name, r in stages.items() if r.machine}
+    machines = {
+        name: "{processor} ({cores} cores, {device})".format_map(record.machine)
+        for name, record in stages.items()
+        if record.machine
+    }
     return Pair(store.spec.backbone, strategy, folder, cost, machines)
 
 
@@ -85,13 +89,7 @@ def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path])
 
 
 def readable_images(catalog: Catalog, **limits: Any) -> list[bytes]:
-    """Bytes of the first test images that decode within `limits`, at most `LATENCY_IMAGES`.
-
-    Raises
-    ------
-    UnreadableImage
-        If there is none.
-    """
+    """Bytes of the first `LATENCY_IMAGES` test images that decode within `limits`; at least one."""
     images: list[bytes] = []
     failed: list[tuple[str, str]] = []
     for row in catalog.rows("test").tolist():
@@ -137,7 +135,3 @@ def machine_findings(pairs: Sequence[Pair]) -> list[Finding]:
             "Run the bake-off in a new folder on one machine to compare costs.",
         )
     ]
-
-
-def _machine(facts: Mapping[str, Any]) -> str:
-    return f"{facts['processor']} ({facts['cores']} cores, {facts['device']})"

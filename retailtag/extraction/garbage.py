@@ -69,9 +69,9 @@ class CollectionPlan:
         Raises
         ------
         Unavailable
-            If another process writes one of the stores, or the disk is full or read-only. Stores
-            before it are done, and the same call continues.
+            If another process writes one of the stores, or the disk is full or read-only.
         """
+        # An interrupted call has finished the stores before; the same call continues with the rest.
         freed = sum(collect(store, self.usage.covers) for store, _ in self.waste)
         for store in self.whole_stores:
             freed += store.nbytes

@@ -20,20 +20,10 @@ class Writer(Generic[Item]):
     Used as a context: when the block ends, by an exception or an interrupt too, every item given
     to `put` has been written. An error of `write` is raised by the next `put` or at the end of
     the block, and nothing is written after it.
-
-    Parameters
-    ----------
-    write : callable
-        Writes one item.
-
-    Attributes
-    ----------
-    stall_seconds : float
-        Time that the caller waited in `put` and at the end.
     """
 
     def __init__(self, write: Callable[[Item], Any]) -> None:
-        self.stall_seconds = 0.0
+        self.stall_seconds = 0.0  # that the caller waited in `put` and at the end
         self._write = write
         self._failed = False
         self._queue: deque[Future[None]] = deque()

@@ -56,19 +56,15 @@ def threshold_f1(
         objective. Cross-fit: the images are halved, no product divided, and each half is given
         tags by the thresholds tuned on the other. A scope without a positive is left out; empty
         for a single product, which cannot be halved.
-
-    Notes
-    -----
-    Where `tuning` chooses its rule, each half chooses its own, by the same folds within the half:
-    the choice of the rule is cross-fit with the thresholds. C (or the epoch) is not; it was chosen
-    on all of these images.
     """
     half = halves(catalog, rows, tuning.seed)
     if half is None:
         return {}
     labels = catalog.table.labels[rows]
     group = catalog.table.group
-    fold = fold if tuning.rule == AUTO else None  # a rule that is given needs no cross-fit
+    # Where the rule is chosen, each half chooses its own by the same folds. C (or the epoch) is not
+    # cross-fit: it was chosen on all of these images.
+    fold = fold if tuning.rule == AUTO else None
     crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
     # In sample, each threshold fits its own noise: the difference of the two is the optimism.
     given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}

@@ -72,8 +72,6 @@ def run_finetune(
 
     Parameters
     ----------
-    context : RunContext
-        Its catalogue is divided by `retailtag.runs.finetune_start.split_images`.
     store : FeatureStore
         Frozen embeddings of the same backbone, for the start of the head.
     backbone : Backbone
@@ -128,17 +126,11 @@ def run_seeds(
     config: FinetuneSettings,
     n_seeds: int,
 ) -> list[FinetuneRun]:
-    """The same fine-tune under `n_seeds` consecutive seeds, each in a folder ``seed-S`` of `out`.
+    """The same fine-tune under `n_seeds` seeds from ``config.seed`` on, in folders ``seed-S``.
 
-    A seed that was finished from the same inputs is reused. `retailtag compare` treats runs that
-    differ in their seed alone as one model, and their spread as a part of its uncertainty.
-
-    Parameters
-    ----------
-    load : callable
-        Loads the backbone again for every seed.
-    n_seeds : int
-        From ``config.seed`` on; at least 1.
+    `load` loads the backbone again for every seed. A seed that was finished from the same inputs is
+    reused. `retailtag compare` treats runs that differ in their seed alone as one model, and counts
+    their spread in its uncertainty.
     """
     if n_seeds < 1:
         raise UsageError(f"--seeds {n_seeds} must be at least 1.")

@@ -38,8 +38,6 @@ def search_settings(
         Folder of the fine-tune; the search is stored in ``search`` below it, and continued there.
     config : FinetuneSettings
         Tried first; gives everything that is not searched.
-    n : int
-        At least 1.
 
     Notes
     -----

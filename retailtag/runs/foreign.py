@@ -27,21 +27,11 @@ from retailtag.thresholds.tuning import AUTO, RULES, Tuning
 
 @dataclass(frozen=True)
 class Declared:
-    """What a user states about another tool's scores, because the file does not say it.
+    """What a user states about another tool's scores, because the file does not say it."""
 
-    Parameters
-    ----------
-    scores : str or None
-        Their scale, ``logits`` or ``probabilities``.
-    thresholds : Path, optional
-        CSV of tag and threshold, on the same scale as the scores.
-    tune : str, optional
-        Rule that tunes thresholds for F1 on `tune_split`; see `retailtag.thresholds.tuning`.
-    """
-
-    scores: str | None
-    thresholds: Path | None = None
-    tune: str | None = None
+    scores: str | None  # their scale, ``logits`` or ``probabilities``
+    thresholds: Path | None = None  # CSV of tag and threshold, on the same scale
+    tune: str | None = None  # rule that tunes thresholds for F1; see `retailtag.thresholds.tuning`
     tune_split: str = "val"
     fitted_split: str = "train"
 
