@@ -21,52 +21,61 @@ if TYPE_CHECKING:
 FOREIGN = "Another tool's scores"
 
 
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for the scorecards; default: beside the predictions."),
+]
+GateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gate",
+        metavar="CONDITION",
+        help='Exit with 5 unless met, e.g. "tail_macro_f1>=0.30"; repeatable.',
+    ),
+]
+ScoresOption = Annotated[
+    str | None,
+    typer.Option("--scores", help=f"{FOREIGN}: what they are, logits or probabilities."),
+]
+ThresholdsOption = Annotated[
+    Path | None,
+    typer.Option("--thresholds", help=f"{FOREIGN}: CSV of tag,threshold on that scale."),
+]
+TuneOption = Annotated[
+    str | None,
+    typer.Option("--tune", help=f"{FOREIGN}: rule that tunes the thresholds instead."),
+]
+TuneSplitOption = Annotated[
+    str,
+    typer.Option(
+        "--tune-split",
+        help="Split that --tune sees, not the scored one.",
+        rich_help_panel=ADVANCED,
+        hidden=True,
+    ),
+]
+FittedSplitOption = Annotated[
+    str,
+    typer.Option(
+        "--fitted-split",
+        help=f"{FOREIGN}: split the model was fitted on.",
+        rich_help_panel=ADVANCED,
+        hidden=True,
+    ),
+]
+
+
 @command(app, "score", catalogue=False)
 def score(
     call: Call,
     predictions: RunsArgument,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for the scorecards; default: beside the predictions."),
-    ] = None,
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--gate",
-            metavar="CONDITION",
-            help='Exit with 5 unless met, e.g. "tail_macro_f1>=0.30"; repeatable.',
-        ),
-    ] = None,
-    scores: Annotated[
-        str | None,
-        typer.Option("--scores", help=f"{FOREIGN}: what they are, logits or probabilities."),
-    ] = None,
-    thresholds: Annotated[
-        Path | None,
-        typer.Option("--thresholds", help=f"{FOREIGN}: CSV of tag,threshold on that scale."),
-    ] = None,
-    tune: Annotated[
-        str | None,
-        typer.Option("--tune", help=f"{FOREIGN}: rule that tunes the thresholds instead."),
-    ] = None,
-    tune_split: Annotated[
-        str,
-        typer.Option(
-            "--tune-split",
-            help="Split that --tune sees, not the scored one.",
-            rich_help_panel=ADVANCED,
-            hidden=True,
-        ),
-    ] = "val",
-    fitted_split: Annotated[
-        str,
-        typer.Option(
-            "--fitted-split",
-            help=f"{FOREIGN}: split the model was fitted on.",
-            rich_help_panel=ADVANCED,
-            hidden=True,
-        ),
-    ] = "train",
+    out: OutOption = None,
+    gate: GateOption = None,
+    scores: ScoresOption = None,
+    thresholds: ThresholdsOption = None,
+    tune: TuneOption = None,
+    tune_split: TuneSplitOption = "val",
+    fitted_split: FittedSplitOption = "train",
 ) -> None:
     """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.
 
@@ -76,6 +85,7 @@ def score(
     from retailtag import api
     from retailtag.scoring.gates import parse_gate, unmet_gates
 
+    # Gates are read first: a misspelt one must not cost the scoring.
     gates = [parse_gate(text) for text in gate or []]
     made = api.score(
         predictions,
@@ -90,6 +100,7 @@ def score(
     )
     _show(call.output, made)
     call.output.result(_summary(made, gates))
+    # Raised last: files are written and the result is printed whether gates are met or not.
     if unmet := unmet_gates(gates, made.scorecards):
         raise GateUnmet(unmet)
 
