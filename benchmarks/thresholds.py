@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from record import append, stamp
 from scipy.special import ndtr
 
-from retailtag.thresholds.objectives import F1
+from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import Replicates
 from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.rules import ThresholdRules
@@ -119,7 +119,7 @@ def one_draw(n_images: int, n_tags: int, seed: int) -> dict[str, dict[str, float
     rows: dict[str, dict[str, float]] = {"rank": {"seconds": seconds}}
     replicates = Replicates(n_images, seed=0)
     for rule in RULES:
-        rules = ThresholdRules(tags, group, F1, replicates)
+        rules = ThresholdRules(tags, group, Objective(), replicates)
         thresholds, seconds = timed(partial(rules.thresholds, rule))
         rows[rule] = {"seconds": seconds, **earned(world.f1(thresholds.astype(np.float64)))}
     tuned, seconds = timed(partial(Tuning().tune, logits, labels, group, fold))

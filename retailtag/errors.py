@@ -19,6 +19,18 @@ EXIT_UNAVAILABLE = 6
 EXIT_INTERRUPTED = 130
 
 
+def named(items: Sequence[str], shown: int = 3) -> str:
+    """The first few of `items`, for a message, and how many more there are.
+
+    Examples
+    --------
+    >>> named(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 class RetailtagError(Exception):
     """Base of everything retailtag raises on purpose."""
 

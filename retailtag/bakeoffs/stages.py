@@ -31,7 +31,7 @@ from retailtag.runs.finetune_training import finetune_inputs
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
-from retailtag.scoring.compare import compare_predictions
+from retailtag.scoring.compare import hold_contest
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
@@ -240,18 +240,18 @@ class ReportStage(RecordedStage):
             card = score_predictions(of_pair, catalog, allow_missing=True)
             card.save(pair.folder)
             results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
-        named = {r.name: model for r, model in zip(results, predictions, strict=True)}
+        models = {r.name: [model] for r, model in zip(results, predictions, strict=True)}
         scored = [(catalog.digest, predictions_digest(model)) for model in predictions]
         return BakeoffResult(
             catalog=describe_catalog(catalog),
             pairs=tuple(results),
-            comparisons=compare_predictions(
-                named,
+            comparisons=hold_contest(
+                models,
                 catalog,
                 n_bootstrap=score.replicates,
                 seed=score.seed,
                 allow_missing=True,
-            ),
+            ).comparisons,
             machine=describe_machine(self.request.context.device),
             command=self.command,
             seed=score.seed,

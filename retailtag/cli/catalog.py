@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retailtag.cli.verb import Call, command
-from retailtag.errors import EXIT_BAD_DATA, UsageError
+from retailtag.errors import EXIT_BAD_DATA, UsageError, named
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -111,7 +111,7 @@ def _report(report: CatalogReport) -> Group:
     parts += _findings("Unreadable images", report.unreadable)
     parts += _duplicates(report)
     parts += [
-        Text(f"Without a positive in {name}: {_some(tags)}")
+        Text(f"Without a positive in {name}: {named(tags, SHOWN)}")
         for name, tags in report.without_positive.items()
         if tags
     ]
@@ -198,8 +198,3 @@ def _duplicates(report: CatalogReport) -> list[Table]:
         pairs = zip(row.image_ids, row.splits, strict=True)
         table.add_row(", ".join(f"{i} ({s})" for i, s in pairs), "yes" if row.same_labels else "no")
     return [table]
-
-
-def _some(tags: Sequence[str]) -> str:
-    rest = len(tags) - SHOWN
-    return ", ".join(tags[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

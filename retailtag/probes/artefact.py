@@ -25,7 +25,6 @@ class Probe:
 
     Parameters
     ----------
-    tags : tuple of str, length n_tags
     weight : ndarray of float32, shape (n_tags, dim)
         The standardisation is folded in. (n_tags, 0) for head ``knn``.
     bias : ndarray of float32, shape (n_tags,)
@@ -36,7 +35,7 @@ class Probe:
     facts : dict
         JSON-able: identity of the embeddings, catalogue digest, rules, seed.
     scale : str
-        Kind of scaling that C was chosen under; see `retailtag.probes.scaling.Scaler`.
+        Kind of scaling that C was chosen under.
     head : {"logistic", "ridge", "text", "knn"}
         What the weights are of. Those of logistic regression under a kind of scaling that begins
         with ``l2`` want every embedding divided by its norm first.
@@ -58,11 +57,7 @@ class Probe:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
         if self.vote is not None:
             return self.vote.logits(X)
-        return self.inputs(X) @ self.weight.T + self.bias
-
-    def inputs(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the weights are multiplied with: X (n_images, dim), or its unit rows."""
-        return unit_rows(X) if self.unit else X
+        return (unit_rows(X) if self.unit else X) @ self.weight.T + self.bias
 
     @property
     def unit(self) -> bool:
@@ -99,15 +94,7 @@ class Probe:
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        DataError
-            If a file is missing or damaged.
-        ArtefactError
-            If it was written by a newer format or lacks something.
-        """
+        """Read what `save` wrote; raises as `retailtag.files.read_artefact` does."""
         from safetensors.numpy import load
 
         header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)

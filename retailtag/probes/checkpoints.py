@@ -41,14 +41,9 @@ def joined(fits: Sequence[ProbeFits]) -> ProbeFits:
 
 @dataclass(frozen=True)
 class FoldCheckpoints:
-    """Checkpoints of one fold in a folder.
+    """Checkpoints of one fold in a folder; one written under another `key` is not used.
 
-    Parameters
-    ----------
-    folder : Path
-    key : str
-        Names everything that the fits depend on beside C: embeddings, labels, folds, scaling,
-        solver. A checkpoint written under another key is not used.
+    The key names all that the fits depend on beside C: embeddings, labels, folds, scaling, solver.
     """
 
     folder: Path

@@ -37,11 +37,6 @@ def choose_candidate(
     -------
     ndarray of int, shape (n_tags,)
         A group without any score takes the choice of all tags.
-
-    Raises
-    ------
-    UsageError
-        If the rule is unknown.
     """
     index = np.zeros(ap.shape[1], np.intp)
     scored = np.isfinite(ap).all(axis=0)
@@ -59,7 +54,12 @@ def shared_choices(
 ) -> dict[str, Choice]:
     """Choice of all tags together (``all``, first) and, unless `rule` is global, of each group.
 
-    Parameters and errors are those of `choose_candidate`. Groups without a score are left out.
+    Parameters as in `choose_candidate`. Groups without a score are left out.
+
+    Raises
+    ------
+    UsageError
+        If the rule is unknown.
     """
     if rule not in CHOICES:
         raise UsageError(f"--choose-C {rule} is unknown; use one of {', '.join(CHOICES)}.")

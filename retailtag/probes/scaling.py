@@ -26,12 +26,7 @@ def row_blocks(n: int) -> Iterator[slice]:
 
 
 def parse_scales(text: str) -> tuple[str, ...]:
-    """Kinds of scaling from a comma-separated list.
-
-    Raises
-    ------
-    UsageError
-        If one is unknown or named twice, or the list is empty.
+    """Kinds of scaling, each known and named once, from a comma-separated list.
 
     Examples
     --------
@@ -67,18 +62,10 @@ def mean_norm(X: FeatureRows) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Standardiser:
-    """Affine map to zero mean and unit variance per feature.
-
-    Parameters
-    ----------
-    mean : ndarray of float32, shape (dim,)
-        Training mean.
-    scale : ndarray of float32, shape (dim,)
-        Training standard deviation; 1 for a constant feature, which maps to 0.
-    """
+    """Affine map to zero mean and unit variance per feature, float32 (dim,)."""
 
     mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
+    scale: NDArray[np.float32]  # standard deviation; 1 for a constant feature, which maps to 0
 
     @classmethod
     def fit(cls, X: FeatureRows) -> Standardiser:
@@ -96,19 +83,14 @@ class Standardiser:
         scale[scale <= CONSTANT * np.maximum(np.abs(mean), 1e-30)] = 1.0
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 
-    @classmethod
-    def identity(cls, dim: int) -> Standardiser:
-        """Leave features as they are."""
-        return cls(np.zeros(dim, np.float32), np.ones(dim, np.float32))
-
     def transform(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise X (n_images, dim), as a new array."""
         Z = X - self.mean
         Z /= self.scale
         return Z
 
-    def unscale(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Head:
-        """A linear head (n_tags, ...) on standardised features as one on raw features."""
+    def unscale(self, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Head:
+        """Heads (..., n_tags, dim) on standardised features as ones on raw features, float32."""
         # w·(x - m)/s + b = (w/s)·x + (b - (w/s)·m)
         raw = weight.astype(np.float64) / self.scale
         return raw.astype(np.float32), (bias - raw @ self.mean).astype(np.float32)
@@ -122,33 +104,20 @@ class Standardiser:
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """A kind of scaling with the statistics it learned.
+    """A kind of scaling with the statistics it learned; ``l2`` divides rows by their norms."""
 
-    Parameters
-    ----------
-    kind : {"standardise", "l2", "none"}
-        ``l2`` divides every row by its Euclidean norm.
-    affine : Standardiser
-        The identity for ``l2`` and ``none``.
-    """
-
-    kind: str
-    affine: Standardiser
+    kind: str  # one of `SCALES`
+    affine: Standardiser  # the identity for ``l2`` and ``none``
 
     @classmethod
     def fit(cls, X: FeatureRows, kind: str = "standardise") -> Scaler:
-        """Learn from rows X (n_images, dim).
-
-        Raises
-        ------
-        UsageError
-            If the kind is unknown, such as that of a probe of an earlier version.
-        """
+        """Learn from X (n_images, dim); `UsageError` for a kind that only earlier versions had."""
         if kind not in SCALES:
             raise UsageError(f"--scale {kind} is unknown; use one of {', '.join(SCALES)}.")
         if kind == "standardise":
             return cls(kind, Standardiser.fit(X))
-        return cls(kind, Standardiser.identity(X.shape[1]))
+        dim = X.shape[1]
+        return cls(kind, Standardiser(np.zeros(dim, np.float32), np.ones(dim, np.float32)))
 
     def transform(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
         """Scale X (n_images, dim); X itself if there is nothing to do."""
@@ -167,21 +136,11 @@ class Scaler:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Some rows of features, scaled as they are read: the images outside a fold without a copy.
+    """Some rows of features, scaled as they are read: the images outside a fold without a copy."""
 
-    Parameters
-    ----------
-    X : array of shape (n_images, dim)
-        Of any float type; a memory map or another view too.
-    rows : ndarray of int, shape (n,), optional
-        Rows taken, in order; all by default.
-    scaler : Scaler, optional
-        None leaves features as they are.
-    """
-
-    X: FeatureRows
-    rows: NDArray[np.intp] | None = None
-    scaler: Scaler | None = None
+    X: FeatureRows  # (n_images, dim) of any float type; a memory map or another view too
+    rows: NDArray[np.intp] | None = None  # (n,), in order; all by default
+    scaler: Scaler | None = None  # None leaves features as they are
 
     @property
     def shape(self) -> tuple[int, int]:

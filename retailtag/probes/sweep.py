@@ -27,20 +27,11 @@ Fold = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """Fits of every fold, and the scores they give to the images they did not see.
+    """Fits of every fold, and the scores they give to the images they did not see."""
 
-    Parameters
-    ----------
-    X : array of shape (n_images, dim)
-        Raw features of the training images.
-    fold : ndarray of int, shape (n_images,)
-    fits : sequence of HeadFits, length n_folds
-        Fitted on the images outside each fold.
-    """
-
-    X: FeatureRows
-    fold: Fold
-    fits: Sequence[HeadFits]
+    X: FeatureRows  # (n_images, dim), raw features of the training images
+    fold: Fold  # (n_images,)
+    fits: Sequence[HeadFits]  # (n_folds,), on the images outside each fold
 
     def logits(self, choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Out-of-fold logits (n_images, n_tags) at candidate `choice`, one or per tag."""
@@ -88,22 +79,12 @@ def out_of_fold(
 
 @dataclass(frozen=True, eq=False)
 class Sweep(Pooled):
-    """Logistic fits of every fold and C under one scaling, and the AP that each C reaches.
-
-    Parameters
-    ----------
-    ap : ndarray of float64, shape (n_C, n_tags)
-        Average precision of the pooled out-of-fold logits; NaN for a tag without positives.
-    asked : ndarray of float64
-        The grid before it was widened.
-
-    The others are those of `Pooled`, and `scale`, the kind of scaling.
-    """
+    """Logistic fits of every fold and C under one scaling, and the AP that each C reaches."""
 
     fits: tuple[LogisticFits, ...]
     scale: str
-    ap: NDArray[np.float64]
-    asked: NDArray[np.float64]
+    ap: NDArray[np.float64]  # (n_C, n_tags), of the pooled logits; NaN for a tag without positives
+    asked: NDArray[np.float64]  # the grid before it was widened
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -132,7 +113,6 @@ class Sweeper:
         ``(logits, labels) -> (n_tags,)``, NaN where undefined.
     checkpoints : SweepCheckpoints, optional
         Where finished strengths are stored, and taken from.
-    progress : Progress
     """
 
     X: FeatureRows

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.errors import named
 from retailtag.probes.choice import EVERY_TAG, shared_choices
 from retailtag.probes.solver.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
 from retailtag.statistics.one_standard_error import Choice
-
-MAX_NAMED = 3  # tags that a sentence names before it counts the rest
 
 Finding = tuple[str, str, str]  # code, sentence, remedy
 
@@ -40,7 +39,7 @@ def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     names = [name for name, at in first.items() if at_lower_end(at) or at_upper_end(at)]
     sentence = (
         f"The grid of C, {asked[0]:g} to {asked[-1]:g}, was widened to {sweep.C[0]:.3g} to "
-        f"{sweep.C[-1]:.3g}: {_listed(names)} tags chose its end."
+        f"{sweep.C[-1]:.3g}: {named(names)} tags chose its end."
     )
     remedy = "Start from a --sweep-C that reaches so far to fit it in one go."
     return [("grid-widened", sentence, remedy)]
@@ -69,15 +68,8 @@ def troubled_tags(
 ) -> dict[str, list[str]]:
     """Tags by every status outside `TRUSTED` that one of their fits at the chosen C has.
 
-    Parameters
-    ----------
-    sweep : Sweep
-        Gives the fits outside each fold.
-    choice : ndarray of int, shape (n_tags,)
-        Grid index of each tag.
-    final : ndarray of str, shape (n_tags,)
-        Status of the fits to all training images.
-    tags : sequence of str, length n_tags
+    `choice` (n_tags,) is the grid index of each tag, `final` (n_tags,) the status of its fit to all
+    training images.
     """
     of_folds = sweep.status[:, choice, np.arange(len(tags))]
     status = np.concatenate([of_folds, final[None]])
@@ -94,22 +86,10 @@ def status_findings(sweep: Sweep, troubled: dict[str, list[str]]) -> list[Findin
     status = sweep.status
     for name in sorted({*troubled, *np.unique(status).tolist()} - {*TRUSTED}):
         tags = troubled.get(name, [])
-        where = f"at the chosen C: {_listed(tags)}" if tags else "none at a chosen C"
+        where = f"at the chosen C: {named(tags)}" if tags else "none at a chosen C"
         sentence = (
             f"{int((status == name).sum()):,} of {status.size:,} fits of the sweep ended with "
             f"status '{name}', {where}."
         )
         found.append((name.replace(" ", "-"), sentence, STATUS_REMEDY[name]))
     return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names joined, the first few and a count of the others.
-
-    Examples
-    --------
-    >>> _listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    rest = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -33,18 +33,11 @@ class Decision:
     ----------
     winner : str
         Name of the recommended pair.
-    decided_by : str
-        ``macro-F1``, ``tail``, ``latency``, ``training`` or ``only pair``.
-    rule : str
-        The rule as written.
+    decided_by : {"macro-F1", "tail", "latency", "training", "only pair"}
     reasons : tuple of str
         What each step of the rule decided, in sentences with figures.
-    ranking : tuple of str
-        All pairs by macro-F1, best first.
     ties : tuple of str
         The leader and the pairs that the data do not tell from it, in rank order.
-    runner_ups : tuple of str
-        The tied pairs that lost, in rank order; without ties, the second in rank.
     smallest_difference : dict of str to float
         By scope (``all``, ``tail``): the smallest true difference from the leader that this split
         would show with 80 % power, median over the pairs; in macro-F1.
@@ -52,11 +45,8 @@ class Decision:
 
     winner: str
     decided_by: str
-    rule: str
     reasons: tuple[str, ...]
-    ranking: tuple[str, ...]
     ties: tuple[str, ...]
-    runner_ups: tuple[str, ...]
     smallest_difference: dict[str, float]
 
 
@@ -89,15 +79,11 @@ def decide(result: BakeoffResult) -> Decision:
         winner, decided_by, sentence = _cheapest(survivors)
         reasons.append(sentence)
     reasons += _resolution(result, smallest)
-    beaten = [p.name for p in tied if p is not winner] or [p.name for p in ranking[1:2]]
     return Decision(
         winner=winner.name,
         decided_by=decided_by,
-        rule=RULE,
         reasons=tuple(reasons),
-        ranking=tuple(p.name for p in ranking),
         ties=tuple(p.name for p in tied) if len(tied) > 1 else (),
-        runner_ups=tuple(beaten),
         smallest_difference={s: v for s, v in smallest.items() if not math.isnan(v)},
     )
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from retailtag.report import plots
-from retailtag.report.decision import Decision
+from retailtag.report.decision import RULE, Decision
 from retailtag.report.results import BakeoffResult
 from retailtag.report.rules import heads_tried, rules_tried
 from retailtag.report.tables import duration, milliseconds, points
@@ -69,6 +69,7 @@ def render_html(result: BakeoffResult, decision: Decision) -> str:
         names=short_names(result),
         backbones=short_backbones(result),
         sections=SECTIONS,
+        rule=RULE,
         scopes=SCOPES,
         tail_cutoff=plots.cutoffs(result)["tail"],
         draw=_drawer(result, decision),

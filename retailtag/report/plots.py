@@ -339,27 +339,16 @@ def spread(values: Sequence[float], apart: float) -> list[float]:
     >>> spread([1.0, 1.0, 5.0], 2.0)
     [2.0, 0.0, 5.0]
     """
+    from sklearn.isotonic import isotonic_regression
+
+    if not values:
+        return []
     order = sorted(range(len(values)), key=lambda k: (values[k], -k))
-    groups: list[tuple[list[int], float]] = []  # members, mean of what they ask for
-    for k in order:
-        # Pool adjacent groups until none overlap, as isotonic regression does: a group is centred
-        # on the mean of its members' values, which keeps the sum of squared moves smallest.
-        groups.append(([k], values[k]))
-        while len(groups) > 1 and _overlap(groups[-2], groups[-1], apart):
-            members, mean = groups[-2]
-            more, other = groups[-1]
-            total = len(members) * mean + len(more) * other
-            groups[-2:] = [(members + more, total / (len(members) + len(more)))]
-    placed = list(values)
-    for members, mean in groups:
-        for rank, k in enumerate(members):
-            placed[k] = mean + apart * (rank - (len(members) - 1) / 2)
-    return placed
-
-
-def _overlap(below: tuple[list[int], float], above: tuple[list[int], float], apart: float) -> bool:
-    needed = apart * (len(below[0]) + len(above[0])) / 2
-    return above[1] - below[1] < needed
+    # y_k - k·apart must not fall from one label to the next, and the sum of squared moves be least
+    steps = apart * np.arange(len(order))
+    positions = isotonic_regression(np.array([values[k] for k in order]) - steps) + steps
+    placed = dict(zip(order, positions.tolist(), strict=True))
+    return [placed[k] for k in range(len(values))]
 
 
 # Probe against fine-tune ---------------------------------------------------------------------

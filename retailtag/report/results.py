@@ -4,72 +4,44 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.errors import ArtefactError, DataError
+from retailtag.errors import DataError
 from retailtag.files import read_json
 from retailtag.scoring.compare import Comparison
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
-from retailtag.scoring.strict_json import plain, row_from
+from retailtag.scoring.strict_json import parsed_file, plain
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class PairCost:
-    """Costs of a pair on the machine of the bake-off; NaN where not measured.
+    """Costs of a pair on the machine of the bake-off; NaN where not measured."""
 
-    Parameters
-    ----------
-    extract_seconds : float
-        Embedding the training images; 0 for a strategy that needs no store.
-    train_seconds : float
-        Training cost, extraction of the training images included for a probe.
-    peak_memory_mib : float
-        Peak of training, model included: on a CPU above what the process held before, on CUDA
-        what was allocated on the device; see `retailtag.runs.measure`.
-    latency_ms_p50, latency_ms_p95 : float
-        One image, from its bytes to its tags.
-    images_per_second : float
-        In batches; larger is better.
-    parameters : int
-        Of backbone and head.
-    weights_mib : float
-        Size of the weights.
-    """
-
-    extract_seconds: float
-    train_seconds: float
+    extract_seconds: float  # embedding the training images; 0 for a strategy without a store
+    train_seconds: float  # extraction of the training images included for a probe
+    # Peak of training, model included: on a CPU above what the process held before, on CUDA what
+    # was allocated on the device; see `retailtag.runs.measure`.
     peak_memory_mib: float
-    latency_ms_p50: float
+    latency_ms_p50: float  # one image, from its bytes to its tags
     latency_ms_p95: float
-    images_per_second: float
-    parameters: int
+    images_per_second: float  # in batches
+    parameters: int  # of backbone and head
     weights_mib: float
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """One (backbone, strategy) pair with its scorecard and costs.
+    """One (backbone, strategy) pair with its scorecard and costs."""
 
-    Parameters
-    ----------
-    backbone : str
-        Resolved id, e.g. ``timm:resnet50.a1_in1k``.
-    strategy : str
-        ``probe`` or ``finetune``.
-    scorecard : ScoreCard
-        On the held-out split.
-    cost : PairCost
-    """
-
-    backbone: str
-    strategy: str
-    scorecard: ScoreCard
+    backbone: str  # resolved id, e.g. ``timm:resnet50.a1_in1k``
+    strategy: str  # ``probe`` or ``finetune``
+    scorecard: ScoreCard  # on the held-out split
     cost: PairCost
 
     @property
@@ -94,8 +66,6 @@ class BakeoffResult:
         Processor, memory, device, versions; shown as it is.
     command : str
         Command line that repeats the bake-off.
-    seed : int
-        Of everything random.
     findings : tuple of Finding
         On the bake-off as a whole; each scorecard also has its own.
 
@@ -111,7 +81,7 @@ class BakeoffResult:
     machine: dict[str, Any]
     command: str
     seed: int
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
         repeated = [name for name, n in Counter(p.name for p in self.pairs).items() if n > 1]
@@ -150,71 +120,20 @@ class BakeoffResult:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary."""
-        return {
-            "format": FORMAT,
-            "catalog": plain(self.catalog),
-            "pairs": [
-                {
-                    "backbone": p.backbone,
-                    "strategy": p.strategy,
-                    "scorecard": p.scorecard.to_json(),
-                    "cost": plain(asdict(p.cost)),
-                }
-                for p in self.pairs
-            ],
-            "comparisons": [c.to_json() for c in self.comparisons],
-            "machine": plain(self.machine),
-            "command": self.command,
-            "seed": self.seed,
-            "findings": [asdict(f) for f in self.findings],
-        }
+        pairs = [{**plain(asdict(p)), "scorecard": p.scorecard.to_json()} for p in self.pairs]
+        comparisons = [c.to_json() for c in self.comparisons]
+        value = {**plain(asdict(self)), "pairs": pairs, "comparisons": comparisons}
+        return {"format": FORMAT, **value}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> BakeoffResult:
-        """Read what `to_json` made.
-
-        Raises
-        ------
-        ArtefactError
-            If it was written by another format.
-        DataError
-            If it is not the result of a bake-off.
-        """
-        if not isinstance(value, dict) or "format" not in value:
-            raise DataError("This is not the result of a bake-off; run `retailtag bakeoff` again.")
-        if value["format"] != FORMAT:
-            raise ArtefactError(
-                f"The bake-off has format {value['format']}, this version reads {FORMAT}; "
-                "run `retailtag bakeoff` again."
-            )
-        try:
-            return cls(
-                catalog=value["catalog"],
-                pairs=tuple(_pair_from(p) for p in value["pairs"]),
-                comparisons=tuple(Comparison.from_json(c) for c in value["comparisons"]),
-                machine=value["machine"],
-                command=value["command"],
-                seed=value["seed"],
-                findings=tuple(Finding(**f) for f in value["findings"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"The bake-off's result is damaged ({error!r}); run `retailtag bakeoff` again."
-            ) from error
+        """Read what `to_json` made; raises as `retailtag.scoring.strict_json.parsed_file` does."""
+        return parsed_file(cls, value, "bake-off result", FORMAT, "run `retailtag bakeoff` again")
 
     @classmethod
     def load(cls, path: Path) -> BakeoffResult:
         """Read ``bakeoff.json``; raises as `from_json` does."""
         return cls.from_json(read_json(path))
-
-
-def _pair_from(value: dict[str, Any]) -> PairResult:
-    return PairResult(
-        backbone=value["backbone"],
-        strategy=value["strategy"],
-        scorecard=ScoreCard.from_json(value["scorecard"]),
-        cost=row_from(PairCost, value["cost"]),
-    )
 
 
 def _rankable(pair: PairResult) -> float:

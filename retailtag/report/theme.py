@@ -94,12 +94,7 @@ def colours(result: BakeoffResult) -> dict[str, str]:
 def to_svg(figure: Figure, title: str, description: str) -> str:
     """Figure as an ``<svg>`` element for a page: theme colours, no ids but its own, no URLs.
 
-    Parameters
-    ----------
-    figure : matplotlib Figure
-        Drawn inside `style`.
-    title, description : str
-        Alternative text, already escaped.
+    The figure was drawn inside `style`; title and description are escaped already.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

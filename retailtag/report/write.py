@@ -22,15 +22,8 @@ PICTURES = {
 def write_report(result: BakeoffResult, decision: Decision, out_dir: Path) -> Path:
     """Write ``report.html``, its pictures as PNG, and ``bakeoff.json`` into a folder.
 
-    Returns
-    -------
-    Path
-        ``report.html``, which is written last and needs none of the others.
-
-    Notes
-    -----
-    Pictures and page are equal for equal results. ``bakeoff.json`` can be read back with
-    `BakeoffResult.load` and drawn again.
+    All are equal for equal results. Returns the path of ``report.html``, which is written last and
+    needs none of the others.
     """
     out_dir = Path(out_dir)
     write_json(out_dir / "bakeoff.json", result.to_json())

@@ -19,10 +19,10 @@ from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.probes.checkpoints import SweepCheckpoints
 from retailtag.probes.grid import parse_grid
-from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.heads.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import make_solver
+from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 from retailtag.runs.checks import none_readable
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1

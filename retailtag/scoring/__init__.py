@@ -1,6 +1,6 @@
 """Long-tail-aware scoring: predictions and a catalogue in, a scorecard with intervals out."""
 
-from retailtag.scoring.compare import Comparison, compare_predictions
+from retailtag.scoring.compare import Comparison, hold_contest
 from retailtag.scoring.score import score_predictions
 from retailtag.scoring.scorecard import GroupSummary, ScoreCard, TagRow
 
@@ -9,6 +9,6 @@ __all__ = [
     "GroupSummary",
     "ScoreCard",
     "TagRow",
-    "compare_predictions",
+    "hold_contest",
     "score_predictions",
 ]

@@ -8,38 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import ArtefactError
+from retailtag.errors import ArtefactError, named
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import ProductCounts, count_by_product
-from retailtag.scoring.finding import named
 
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Predictions and labels of the scored split in one order of images and tags.
+    """Predictions and labels of the scored split in the catalogue's order of images and tags."""
 
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n_images,)
-        Rows of the catalogue, ascending.
-    logits : ndarray of float32, shape (n_images, n_tags)
-        In the catalogue's order of tags.
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Logit at or above its threshold.
-    thresholds : ndarray of float32, shape (n_tags,)
-        In the catalogue's order of tags.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, -1.
-    missing : ndarray of str
-        Ids of the split's images that the predictions lack.
-    """
-
-    rows: NDArray[np.intp]
-    logits: NDArray[np.float32]
-    predicted: NDArray[np.bool_]
-    thresholds: NDArray[np.float32]
-    labels: NDArray[np.int8]
-    missing: NDArray[np.str_]
+    rows: NDArray[np.intp]  # (n_images,), of the catalogue, ascending
+    logits: NDArray[np.float32]  # (n_images, n_tags)
+    predicted: NDArray[np.bool_]  # (n_images, n_tags), logit at or above its threshold
+    thresholds: NDArray[np.float32]  # (n_tags,)
+    labels: NDArray[np.int8]  # (n_images, n_tags), 1, 0, -1
+    missing: NDArray[np.str_]  # ids of the split's images that the predictions lack
 
 
 def align(

@@ -25,22 +25,12 @@ FLOAT32_IMAGES = 2**22
 
 @dataclass(frozen=True, eq=False)
 class ProductCounts:
-    """One model's counts on each product: all that resampling F1 needs.
+    """One model's counts on each product, over known labels: all that resampling F1 needs."""
 
-    Parameters
-    ----------
-    products : ndarray of str, shape (n_products,)
-        Distinct, ascending.
-    tp, predicted, positives : ndarray of float32, shape (n_products, n_tags)
-        True positives, images given the tag, images that carry it, over known labels.
-    n_images : int
-        Images behind the counts.
-    """
-
-    products: NDArray[np.str_]
-    tp: NDArray[np.float32]
-    predicted: NDArray[np.float32]
-    positives: NDArray[np.float32]
+    products: NDArray[np.str_]  # (n_products,), distinct and ascending
+    tp: NDArray[np.float32]  # (n_products, n_tags), true positives
+    predicted: NDArray[np.float32]  # images given the tag
+    positives: NDArray[np.float32]  # images that carry it
     n_images: int
 
     def matrices(self) -> tuple[NDArray[np.float32], ...]:
@@ -65,7 +55,7 @@ def count_by_product(
     labels : ndarray of int8, shape (n_images, n_tags)
         1, 0, or -1 (left out).
     product : ndarray of str, shape (n_images,)
-        Product of each image. A replicate draws whole products because their images are alike.
+        A replicate draws whole products because their images are alike.
 
     Examples
     --------
@@ -118,9 +108,7 @@ def bootstrap_f1(
     ----------
     models : sequence of ProductCounts
         Counts on the same products and labels.
-    n_replicates : int
-        Bootstrap replicates.
-    seed : int
+    n_replicates, seed : int
         Equal seeds draw equal replicates.
 
     Returns
@@ -189,9 +177,6 @@ def macro_f1(counts: ProductCounts, mask: NDArray[np.bool_]) -> float:
 def percentile_interval(replicates: Floats) -> tuple[float, float]:
     """Central 95 % of the replicates (n_replicates,), NaN replicates left out.
 
-    For differences of paired models. The replicates of one macro-F1 are off centre: see
-    `intervals.macro_interval`.
-
     Examples
     --------
     >>> percentile_interval(np.arange(1001) / 1000)
@@ -206,22 +191,12 @@ def percentile_interval(replicates: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger one model's macro-F1 is than another's, with its paired uncertainty.
+    """How much larger one model's macro-F1 is than another's, with its paired uncertainty."""
 
-    Parameters
-    ----------
-    value : float
-        First minus second, on the data as it is; in [-1, 1].
-    low, high : float
-        95 % paired percentile interval.
-    standard_error : float
-        Standard deviation of the difference over the replicates.
-    """
-
-    value: float
-    low: float
+    value: float  # first minus second, on the data as it is; in [-1, 1]
+    low: float  # 95 % paired percentile interval
     high: float
-    standard_error: float
+    standard_error: float  # standard deviation of the difference over the replicates
 
     @property
     def is_tie(self) -> bool:

@@ -28,20 +28,12 @@ def probabilities(logits: NDArray[np.floating]) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSums:
-    """What Brier score and calibration error of any set of tags need, over known labels.
+    """What Brier score and calibration error of any set of tags need, over known labels."""
 
-    Parameters
-    ----------
-    count, predicted, present : ndarray of float64, shape (n_tags, N_BINS)
-        Cells, their summed probability and their positives, by bin of the probability.
-    squared : ndarray of float64, shape (n_tags,)
-        Summed squared error of the probability.
-    """
-
-    count: Floats
-    predicted: Floats
-    present: Floats
-    squared: Floats
+    count: Floats  # (n_tags, N_BINS), cells by bin of the probability
+    predicted: Floats  # (n_tags, N_BINS), their summed probability
+    present: Floats  # (n_tags, N_BINS), their positives
+    squared: Floats  # (n_tags,), summed squared error of the probability
 
     def brier(self, mask: NDArray[np.bool_]) -> float:
         r"""Mean squared error of the probabilities over the pooled cells of the tags of `mask`.
@@ -81,9 +73,7 @@ class CalibrationSums:
         return float(ratio(gap, self.count[mask].sum()))
 
 
-def calibration_sums(
-    logits: NDArray[np.floating], labels: NDArray[np.int8], n_bins: int = N_BINS
-) -> CalibrationSums:
+def calibration_sums(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> CalibrationSums:
     """Sum probabilities and positives by tag and bin.
 
     Parameters
@@ -92,8 +82,6 @@ def calibration_sums(
         Log-odds, without NaN.
     labels : ndarray of int8, shape (n_images, n_tags)
         1, 0, or -1 (left out).
-    n_bins : int
-        Bins of equal width on [0, 1].
 
     Examples
     --------
@@ -103,7 +91,7 @@ def calibration_sums(
     (0.25, 0.25)
     """
     n_images, n_tags = labels.shape
-    sums = np.zeros((3, n_tags * n_bins))
+    sums = np.zeros((3, n_tags * N_BINS))
     squared = np.zeros(n_tags)
     size = max(1, BLOCK_CELLS // max(n_tags, 1))
     for start in range(0, n_images, size):
@@ -112,9 +100,9 @@ def calibration_sums(
         p = probabilities(logits[start : start + size])
         y = (truth == POSITIVE).astype(np.float64)
         squared += np.where(known, (p - y) ** 2, 0.0).sum(axis=0)
-        bins = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)  # the last holds p = 1 too
-        bins += n_bins * np.arange(n_tags)  # one bincount for all tags: bin b of tag j is j B + b
+        bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)  # the last holds p = 1 too
+        bins += N_BINS * np.arange(n_tags)  # one bincount for all tags: bin b of tag j is j B + b
         for k, weight in enumerate((None, p[known], y[known])):
-            sums[k] += np.bincount(bins[known], weight, minlength=n_tags * n_bins)
-    count, predicted, present = sums.reshape(3, n_tags, n_bins)
+            sums[k] += np.bincount(bins[known], weight, minlength=n_tags * N_BINS)
+    count, predicted, present = sums.reshape(3, n_tags, N_BINS)
     return CalibrationSums(count, predicted, present, squared)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.table import GROUPS, NEGATIVE, POSITIVE, UNKNOWN
+from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned
@@ -79,8 +79,7 @@ def _prevalence(catalog: Catalog, aligned: Aligned) -> Iterator[Finding | None]:
     expected = expected_given(catalog, aligned.labels)
     if expected is None:
         return
-    labels = aligned.labels
-    given = (aligned.predicted & ((labels == POSITIVE) | (labels == NEGATIVE))).sum(axis=0)
+    given = (aligned.predicted & (aligned.labels != UNKNOWN)).sum(axis=0)
     for group in GROUPS:
         tags = catalog.table.group == group
         yield found.prevalence_off(group, int(given[tags].sum()), float(expected[tags].sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -29,9 +29,8 @@ from retailtag.scoring.intervals import macro_interval
 from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
-from retailtag.scoring.strict_json import number, plain, row_from
+from retailtag.scoring.strict_json import plain
 
-COMPARED_SCOPES = ("all", "tail")
 # Holm multiplies the smallest p, 1 / (swaps + 1), by the number of pairs: with fewer than 20 swaps
 # per pair it could never get under 0.05. Twice that leaves room.
 MIN_SWAPS_PER_PAIR = 40
@@ -53,7 +52,8 @@ class Comparison:
     difference : Difference
         Value, paired 95 % interval and standard error.
     p, p_holm : float
-        Two-sided p, and p adjusted over all pairs compared in the scope; NaN where not tested.
+        Two-sided p, and p adjusted over all pairs compared in the scope; NaN where not tested, as
+        in files of early versions.
     test : str
         What gave p: `SWAP` or `NORMAL`; empty where not tested.
     """
@@ -90,19 +90,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, the verdict included."""
         return {**plain(asdict(self)), "verdict": self.verdict}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Comparison:
-        """Read what `to_json` made; files of versions without a test have no p."""
-        return cls(
-            a=value["a"],
-            b=value["b"],
-            scope=value["scope"],
-            difference=row_from(Difference, value["difference"]),
-            p=number(value.get("p")),
-            p_holm=number(value.get("p_holm")),
-            test=value.get("test", ""),
-        )
 
 
 @dataclass(frozen=True)
@@ -156,38 +143,10 @@ class Contest:
 
 @dataclass(frozen=True, eq=False)
 class _Entrant:
-    """A model in one scope, as in `Standing`, with its replicates (n_replicates,)."""
+    """A model in one scope, its probability of being best still missing, and its replicates."""
 
-    value: float
-    low: float
-    high: float
-    replicates: Floats
-    n_seeds: int
-    seed_sd: float
-
-
-def compare_predictions(
-    models: Mapping[str, Predictions],
-    catalog: Catalog,
-    *,
-    split: str = "test",
-    n_bootstrap: int = N_REPLICATES,
-    seed: int = 0,
-    allow_missing: bool = False,
-    n_permutations: int = PERMUTATIONS,
-) -> tuple[Comparison, ...]:
-    """Comparisons of every two models as `hold_contest` makes them, with one run per model."""
-    if len(models) < 2:
-        return ()
-    return hold_contest(
-        {name: (p,) for name, p in models.items()},
-        catalog,
-        split=split,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-        allow_missing=allow_missing,
-        n_permutations=n_permutations,
-    ).comparisons
+    standing: Standing
+    replicates: Floats  # (n_replicates,)
 
 
 def hold_contest(
@@ -200,7 +159,7 @@ def hold_contest(
     allow_missing: bool = False,
     n_permutations: int = PERMUTATIONS,
 ) -> Contest:
-    """Rank models and compare every two of them on the images of one split.
+    r"""Rank models and compare every two of them on the images of one split.
 
     Parameters
     ----------
@@ -221,25 +180,6 @@ def hold_contest(
         As in `retailtag.scoring.aligned.align`.
     DataError
         If the models lack different images.
-    """
-    aligned = {
-        name: [align(p, catalog, split, allow_missing=allow_missing) for p in runs]
-        for name, runs in models.items()
-    }
-    _refuse_unequal(aligned)
-    counts = {name: [product_counts(a, catalog) for a in runs] for name, runs in aligned.items()}
-    tail = catalog.table.group == "tail"
-    return contest_of_counts(counts, tail, n_bootstrap, seed, n_permutations)
-
-
-def contest_of_counts(
-    models: Mapping[str, Sequence[ProductCounts]],
-    tail: NDArray[np.bool_],
-    n_bootstrap: int,
-    seed: int,
-    n_permutations: int = PERMUTATIONS,
-) -> Contest:
-    r"""`hold_contest` on counts already made; `tail` (n_tags,) marks the tail tags.
 
     Notes
     -----
@@ -258,46 +198,42 @@ def contest_of_counts(
     ----------
     Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", 2021.
     """
-    names = list(models)
-    runs = [run for several in models.values() for run in several]
-    defined = runs[0].positives.sum(axis=0) > 0
-    masks = dict(zip(COMPARED_SCOPES, (defined, defined & tail), strict=True))
-    masks = {scope: mask for scope, mask in masks.items() if mask.any()}
-    replicates = bootstrap_f1(runs, n_replicates=n_bootstrap, seed=seed)
-    entrants = {s: _entrants(models, replicates, mask, seed) for s, mask in masks.items()}
-    pairs = list(combinations(range(len(names)), 2))
-    differences = {
-        scope: [_difference(inside[i], inside[j]) for i, j in pairs]
-        for scope, inside in entrants.items()
+    aligned = {
+        name: [align(p, catalog, split, allow_missing=allow_missing) for p in runs]
+        for name, runs in models.items()
     }
-    n_runs = [len(several) for several in models.values()]
+    _refuse_unequal(aligned)
+    counts = {name: [product_counts(a, catalog) for a in runs] for name, runs in aligned.items()}
+    runs = [run for several in counts.values() for run in several]
+    defined = runs[0].positives.sum(axis=0) > 0
+    scopes = {"all": defined, "tail": defined & (catalog.table.group == "tail")}
+    masks = {scope: mask for scope, mask in scopes.items() if mask.any()}
+    replicates = bootstrap_f1(runs, n_replicates=n_bootstrap, seed=seed)
+    entrants = {s: _entrants(counts, s, replicates, mask, seed) for s, mask in masks.items()}
+    pairs = list(combinations(range(len(counts)), 2))
     # Swapping images has nothing to say where a model has several seeds: those pairs get no swaps
-    single = [k for k, (i, j) in enumerate(pairs) if n_runs[i] == n_runs[j] == 1]
+    several = [len(runs) > 1 for runs in counts.values()]
+    single = [k for k, (i, j) in enumerate(pairs) if not (several[i] or several[j])]
     swap_p = swap_p_values(
-        [several[0] for several in models.values()],
+        [runs[0] for runs in counts.values()],
         [pairs[k] for k in single],
         masks,
         n_permutations=max(n_permutations, MIN_SWAPS_PER_PAIR * len(pairs)),
         seed=seed,
     )
     by_scope = {
-        scope: _compared(
-            names,
-            pairs,
-            scope,
-            differences[scope],
-            dict(zip(single, swap_p[scope].tolist(), strict=True)),
-        )
-        for scope in masks
+        scope: _compared(inside, pairs, dict(zip(single, swap_p[scope].tolist(), strict=True)))
+        for scope, inside in entrants.items()
     }
     return Contest(
-        tuple(s for scope in masks for s in _standings(names, entrants[scope], scope)),
+        tuple(s for inside in entrants.values() for s in _standings(inside)),
         tuple(by_scope[scope][k] for k in range(len(pairs)) for scope in masks),
     )
 
 
 def _entrants(
     models: Mapping[str, Sequence[ProductCounts]],
+    scope: str,
     replicates: Floats,
     mask: NDArray[np.bool_],
     seed: int,
@@ -305,48 +241,39 @@ def _entrants(
     """One per model; `replicates` is (n_runs, n_replicates, n_tags), model after model."""
     found = []
     start = 0
-    for k, runs in enumerate(models.values()):
+    for k, (name, runs) in enumerate(models.items()):
+        n = len(runs)
         values = np.array([macro_f1(counts, mask) for counts in runs])
-        drawn = macro_replicates(replicates[start : start + len(runs)], mask).mean(axis=0)
-        start += len(runs)
-        if len(runs) > 1:
+        drawn = macro_replicates(replicates[start : start + n], mask).mean(axis=0)
+        start += n
+        if n > 1:
             sd = float(values.std(ddof=1))
             noise = np.random.default_rng([seed, k]).standard_normal(len(drawn))
-            drawn = drawn + noise * sd / math.sqrt(len(runs))  # s²/n, see contest_of_counts
+            drawn = drawn + noise * sd / math.sqrt(n)  # s²/n, see hold_contest
             low, high = percentile_interval(drawn)
         else:
             sd = math.nan
             low, high = macro_interval(jackknife(runs[0], mask[None]), 0)
-        found.append(_Entrant(float(values.mean()), low, high, drawn, len(runs), sd))
+        value = float(values.mean())
+        found.append(_Entrant(Standing(name, scope, value, low, high, math.nan, n, sd), drawn))
     return found
 
 
-def _difference(a: _Entrant, b: _Entrant) -> Difference:
-    return difference_of(a.value, b.value, a.replicates, b.replicates)
-
-
 def _compared(
-    names: Sequence[str],
-    pairs: Sequence[tuple[int, int]],
-    scope: str,
-    differences: Sequence[Difference],
-    swap_p: Mapping[int, float],
+    entrants: Sequence[_Entrant], pairs: Sequence[tuple[int, int]], swap_p: Mapping[int, float]
 ) -> list[Comparison]:
     """Comparisons of one scope; `swap_p` holds p of the pairs (by position) that were swapped."""
-    p = np.array([swap_p.get(k, _normal_p(d)) for k, d in enumerate(differences)])
-    p_holm = holm(p)
-    return [
-        Comparison(
-            a=names[i],
-            b=names[j],
-            scope=scope,
-            difference=differences[k],
-            p=float(p[k]),
-            p_holm=float(p_holm[k]),
-            test=SWAP if k in swap_p else NORMAL,
+    found = []
+    for k, (i, j) in enumerate(pairs):
+        a, b = entrants[i], entrants[j]
+        d = difference_of(a.standing.macro_f1, b.standing.macro_f1, a.replicates, b.replicates)
+        p = swap_p.get(k, _normal_p(d))
+        test = SWAP if k in swap_p else NORMAL
+        found.append(
+            Comparison(a.standing.model, b.standing.model, a.standing.scope, d, p=p, test=test)
         )
-        for k, (i, j) in enumerate(pairs)
-    ]
+    adjusted = holm(np.array([c.p for c in found])).tolist()
+    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)]
 
 
 def _normal_p(d: Difference) -> float:
@@ -356,37 +283,18 @@ def _normal_p(d: Difference) -> float:
     return 1.0 if d.value == 0 else 0.0
 
 
-def _standings(names: list[str], entrants: list[_Entrant], scope: str) -> list[Standing]:
+def _standings(entrants: Sequence[_Entrant]) -> list[Standing]:
     """Models of one scope, the best first, by name among equals."""
     shares = best_shares(np.array([e.replicates for e in entrants])).tolist()
-    found = [
-        Standing(
-            model=name,
-            scope=scope,
-            macro_f1=e.value,
-            low=e.low,
-            high=e.high,
-            p_best=share,
-            n_seeds=e.n_seeds,
-            seed_sd=e.seed_sd,
-        )
-        for name, e, share in zip(names, entrants, shares, strict=True)
-    ]
+    found = [replace(e.standing, p_best=p) for e, p in zip(entrants, shares, strict=True)]
     return sorted(found, key=lambda s: (-s.macro_f1, s.model))
 
 
 def best_shares(replicates: Floats) -> Floats:
-    """Share of the replicates in which each model has the highest value, ties shared.
+    """Share of the replicates in which each model has the highest value, ties shared, (n_models,).
 
-    Parameters
-    ----------
-    replicates : ndarray of float64, shape (n_models, n_replicates)
-        Replicates with a NaN are left out.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_models,)
-        Sums to 1; NaN if no replicate is left.
+    `replicates` is (n_models, n_replicates); those with a NaN are left out, and all shares are NaN
+    if none is left.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from retailtag.errors import DataError, UsageError
 from retailtag.files import slug, write_text
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import N_REPLICATES
-from retailtag.scoring.compare import Comparison, Contest, compare_predictions, hold_contest
+from retailtag.scoring.compare import Comparison, Contest, hold_contest
 from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.score import (
@@ -38,24 +38,12 @@ SETTINGS_OF_A_MODEL = ("backbone", "strategy", "catalog_digest", "features", "mo
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """Scorecards of files, and where they were written.
-
-    Parameters
-    ----------
-    cards : tuple of ScoreCard
-        One per predictions file, in the order given.
-    folders : tuple of Path
-        Where each card lies.
-    comparisons : tuple of Comparison
-        Of every two models; empty for one file, or when the files come from several catalogues.
-    digests : tuple of (str, str)
-        Digest of the catalogue and of the predictions behind each card.
-    """
+    """Scorecards of predictions files, in the order given, and where they were written."""
 
     cards: tuple[ScoreCard, ...]
     folders: tuple[Path, ...]
-    comparisons: tuple[Comparison, ...]
-    digests: tuple[tuple[str, str], ...]
+    comparisons: tuple[Comparison, ...]  # empty for one file, or for several catalogues
+    digests: tuple[tuple[str, str], ...]  # of the catalogue and the predictions behind each card
 
 
 @dataclass(frozen=True)
@@ -69,18 +57,9 @@ class ComparedFiles:
 def find_predictions(paths: Sequence[Path]) -> list[Path]:
     """Predictions files named by a user, in that order.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        Files; folders that hold a ``predictions.npz``; folders of a bake-off, which give every
-        pair, sorted by name.
-
-    Raises
-    ------
-    DataError
-        If a folder holds no predictions.
-    UsageError
-        If a file is named twice.
+    A path is a file, a folder that holds a ``predictions.npz``, or a folder of a bake-off, which
+    gives every pair, sorted by name. `DataError` if a folder holds none, `UsageError` if a file is
+    named twice.
     """
     found: list[Path] = []
     for path in paths:
@@ -125,10 +104,8 @@ def score_files(
     out : Path, optional
         Folder for the scorecards, one folder per model; by default each lies beside its
         predictions, in ``NAME.SPLIT``.
-    split, allow_missing
-        As in `retailtag.scoring.score.score_predictions`.
-    n_bootstrap, seed : int
-        Replicates behind the comparisons, and their seed.
+    split, allow_missing, n_bootstrap, seed
+        As in `retailtag.scoring.compare.hold_contest`.
     loaded : mapping of Path to Predictions, optional
         Predictions made from files of other tools, by path.
 
@@ -151,15 +128,16 @@ def score_files(
         for p, c, name in zip(models, catalogs, names, strict=True)
     )
     comparisons: tuple[Comparison, ...] = ()
-    if len({c.digest for c in catalogs}) == 1:
-        comparisons = compare_predictions(
-            dict(zip(names, models, strict=True)),
+    if len(models) > 1 and len({c.digest for c in catalogs}) == 1:
+        contest = hold_contest(
+            {name: [model] for name, model in zip(names, models, strict=True)},
             catalogs[0],
             split=split,
             n_bootstrap=n_bootstrap,
             seed=seed,
             allow_missing=allow_missing,
         )
+        comparisons = contest.comparisons
     folders = tuple(
         out / slug(name) if out else path.with_name(f"{path.stem}.{split}")
         for path, name in zip(paths, names, strict=True)

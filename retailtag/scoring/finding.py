@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-NAMES_SHOWN = 3  # examples given in a sentence
 
 
 @dataclass(frozen=True)
@@ -25,21 +22,6 @@ class Finding:
     code: str
     sentence: str
     remedy: str
-
-
-def named(items: Sequence[str], total: int | None = None) -> str:
-    """The first few of `items` and how many more there are.
-
-    Examples
-    --------
-    >>> named(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    >>> named(["a"])
-    'a'
-    """
-    shown = ", ".join(items[:NAMES_SHOWN])
-    more = (len(items) if total is None else total) - len(items[:NAMES_SHOWN])
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def count(n: int, noun: str) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.table import GROUPS
-from retailtag.scoring.finding import Finding, count, named
+from retailtag.errors import named
+from retailtag.scoring.finding import Finding, count
 from retailtag.scoring.scorecard import ScoreCard
 
 # Rival models are often a few points of macro-F1 apart: a wider tail interval cannot rank them.

@@ -32,28 +32,14 @@ PROBABILITY_RANGE = (2.0**-126, 1 - 2.0**-53)
 
 @dataclass(frozen=True, eq=False)
 class ForeignScores:
-    """Scores as their file holds them.
-
-    Parameters
-    ----------
-    path : Path
-        Where they were read from.
-    image_ids : ndarray of str, shape (n_images,)
-    tags : tuple of str, length n_tags
-    scores : ndarray of float64, shape (n_images, n_tags)
-        On the file's own scale; no NaN.
-    thresholds : ndarray of float64, shape (n_tags,), or None
-        On the same scale; None if the file holds no thresholds.
-    rows : sequence of int
-        Row numbers in the file, for messages (a CSV's header is row 1).
-    """
+    """Scores as their file holds them."""
 
     path: Path
-    image_ids: NDArray[np.str_]
+    image_ids: NDArray[np.str_]  # (n_images,)
     tags: tuple[str, ...]
-    scores: Floats
-    thresholds: Floats | None
-    rows: Sequence[int]
+    scores: Floats  # (n_images, n_tags), on the file's own scale; no NaN
+    thresholds: Floats | None  # (n_tags,), on the same scale; None if the file holds none
+    rows: Sequence[int]  # numbers of the rows in the file, for messages (a CSV's header is row 1)
 
 
 def is_foreign(path: Path) -> bool:
@@ -94,18 +80,9 @@ def read_foreign(path: Path) -> ForeignScores:
 
 
 def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
-    """Convert scores on a declared scale to logits; order and ties are kept.
+    """Convert scores on one of `SCALES` to logits; order and ties are kept.
 
-    Parameters
-    ----------
-    scores : ndarray of float64
-        Logits, or probabilities in [0, 1].
-    scale : {"logits", "probabilities"}
-
-    Returns
-    -------
-    ndarray of float32, of the same shape
-        Finite for probabilities, 0 and 1 included.
+    Finite for probabilities, 0 and 1 included.
 
     Examples
     --------
@@ -121,10 +98,7 @@ def to_logits(scores: Floats, scale: str) -> NDArray[np.float32]:
 def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
     """Convert thresholds to logits; ``inf`` (never given) and ``-inf`` (always) stay.
 
-    Raises
-    ------
-    DataError
-        If a finite threshold of probabilities lies outside [0, 1].
+    `DataError` if another threshold of probabilities lies outside [0, 1].
     """
     finite = thresholds[np.isfinite(thresholds)]
     if scale == "probabilities" and ((finite < 0) | (finite > 1)).any():
@@ -138,15 +112,7 @@ def threshold_logits(thresholds: Floats, scale: str) -> NDArray[np.float32]:
 
 
 def check_scale(scores: ForeignScores, scale: str) -> None:
-    """Raise if the scores cannot lie on the declared scale.
-
-    Raises
-    ------
-    UsageError
-        If the scale is unknown.
-    DataError
-        If a declared probability lies outside [0, 1].
-    """
+    """Raise `UsageError` for an unknown scale, `DataError` for a probability outside [0, 1]."""
     if scale not in SCALES:
         raise UsageError(f"--scores {scale} is unknown; use one of {', '.join(SCALES)}.")
     if scale == "logits":

@@ -28,21 +28,11 @@ _GATE = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition on one figure of a scorecard.
+    """A condition on one figure of a scorecard."""
 
-    Parameters
-    ----------
-    name : str
-        One of `NAMES`: a metric over all tags, or of one group (``tail_macro_f1``).
-    op : str
-        ``>=``, ``>``, ``<=`` or ``<``.
-    bound : float
-        What the figure is compared with, a fraction.
-    """
-
-    name: str
-    op: str
-    bound: float
+    name: str  # one of `NAMES`
+    op: str  # one of `COMPARE`
+    bound: float  # a fraction
 
     def __str__(self) -> str:
         return f"{self.name}{self.op}{self.bound:g}"
@@ -62,12 +52,7 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Read ``NAME OP NUMBER``.
-
-    Raises
-    ------
-    UsageError
-        If the text is not a gate or names an unknown figure.
+    """Read ``NAME OP NUMBER``; `UsageError` if it is not one or names an unknown figure.
 
     Examples
     --------

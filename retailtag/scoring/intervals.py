@@ -15,24 +15,11 @@ Z = NormalDist().inv_cdf(0.975)  # two-sided 95 %
 
 
 def wilson_f1(counts: ProductCounts, event_products: NDArray[np.int64]) -> Floats:
-    """Wilson's 95 % score interval of every tag's F1.
+    """Wilson's 95 % score interval of every tag's F1, (2, n_tags); NaN without a positive.
 
-    Parameters
-    ----------
-    counts : ProductCounts
-        Of one model.
-    event_products : ndarray of int64, shape (n_tags,)
-        Products with an image that carries the tag or was given it. They are the trials, because
-        photographs of one product are not independent.
-
-    Returns
-    -------
-    ndarray of float64, shape (2, n_tags)
-        Low and high; NaN for a tag without a positive.
-
-    Notes
-    -----
-    Unlike a bootstrap interval it has a width where no or every image is right.
+    The trials are `event_products` (n_tags,), the products with an image that carries the tag or
+    was given it, because photographs of one product are not independent. Unlike a bootstrap
+    interval it has a width where no or every image is right.
 
     References
     ----------
@@ -67,17 +54,8 @@ def macro_interval(jack: Jackknife, scope: int) -> tuple[float, float]:
 
     .. math:: \hat\theta - \hat b \pm 1.96 \sqrt{\hat v + \hat v_1}
 
-    Parameters
-    ----------
-    jack : Jackknife
-        Moments of one model over products.
-    scope : int
-        Row of the scope in `jack`.
-
-    Returns
-    -------
-    tuple of float
-        Low and high, in [0, 1], with the estimate between them; NaN if no tag has a positive.
+    `scope` is its row in `jack`. Low and high lie in [0, 1], with the estimate between them; NaN if
+    no tag has a positive.
 
     Notes
     -----

@@ -15,30 +15,16 @@ BLOCK_CELLS = 1_000_000  # float64 deviations held at once: 8 MB
 
 @dataclass(frozen=True, eq=False)
 class Jackknife:
-    """What leaving out one product at a time tells about every tag's F1 and its averages.
+    """What leaving out one product at a time tells about every tag's F1 and its averages."""
 
-    Parameters
-    ----------
-    scopes : ndarray of bool, shape (n_scopes, n_tags)
-        Tags of each average.
-    f1 : ndarray of float64, shape (n_tags,)
-        On the data as it is; NaN without a positive.
-    bias, variance : ndarray of float64, shape (n_tags,)
-        Expected estimate minus truth, and variance of the estimate; 0 for an undefined tag.
-    scope_variance : ndarray of float64, shape (n_scopes,)
-        Variance of the mean over a fixed set of tags: a tag that vanishes without a product keeps
-        its F1.
-    positive_products, event_products : ndarray of int64, shape (n_tags,)
-        Products that carry the tag; products that carry it or were given it.
-    """
-
-    scopes: NDArray[np.bool_]
-    f1: Floats
-    bias: Floats
-    variance: Floats
+    scopes: NDArray[np.bool_]  # (n_scopes, n_tags), tags of each average
+    f1: Floats  # (n_tags,), on the data as it is; NaN without a positive
+    bias: Floats  # (n_tags,), expected estimate minus truth; 0 for an undefined tag
+    variance: Floats  # (n_tags,), of the estimate; 0 for an undefined tag
+    # (n_scopes,), of the mean over fixed tags: one that vanishes with a product keeps its F1
     scope_variance: Floats
-    positive_products: NDArray[np.int64]
-    event_products: NDArray[np.int64]
+    positive_products: NDArray[np.int64]  # (n_tags,), products that carry the tag
+    event_products: NDArray[np.int64]  # (n_tags,), products that carry it or were given it
 
 
 def moments(n: int, sums: Floats) -> tuple[Floats, Floats]:
@@ -48,12 +34,7 @@ def moments(n: int, sums: Floats) -> tuple[Floats, Floats]:
 
     .. math:: b = (n - 1)\,\bar d, \qquad v = \frac{n - 1}{n} \sum_i (d_i - \bar d)^2
 
-    Parameters
-    ----------
-    n : int
-        Values left out in turn.
-    sums : ndarray of float64, shape (2, ...)
-        Sums over i of :math:`d_i` and :math:`d_i^2`.
+    `sums` (2, ...) holds the sums over i of :math:`d_i` and :math:`d_i^2`.
 
     References
     ----------
@@ -67,18 +48,9 @@ def moments(n: int, sums: Floats) -> tuple[Floats, Floats]:
 
 
 def jackknife(counts: ProductCounts, scopes: NDArray[np.bool_]) -> Jackknife:
-    """Jackknife over products of all tags and of the averages over `scopes`.
+    """Jackknife over products of all tags and of the averages over `scopes` (n_scopes, n_tags).
 
-    Parameters
-    ----------
-    counts : ProductCounts
-        Of one model.
-    scopes : ndarray of bool, shape (n_scopes, n_tags)
-        Tags of each average; those without a positive take no part.
-
-    Notes
-    -----
-    O(n_products n_tags), in blocks of products of bounded memory.
+    Tags without a positive take no part. O(n_products n_tags), in blocks of bounded memory.
     """
     totals = counts.totals()
     value = f1(*totals)

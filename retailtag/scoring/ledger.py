@@ -17,12 +17,8 @@ NAME = "scored.jsonl"
 def state_folder() -> Path:
     """Folder of the files that retailtag keeps between runs.
 
-    ``$RETAILTAG_STATE``, else ``$XDG_STATE_HOME/retailtag``, else ``~/.local/state/retailtag``.
-
-    Raises
-    ------
-    RuntimeError
-        If none of these is known.
+    ``$RETAILTAG_STATE``, else ``$XDG_STATE_HOME/retailtag``, else ``~/.local/state/retailtag``;
+    `RuntimeError` without a home.
     """
     if own := os.environ.get("RETAILTAG_STATE"):
         return Path(own)
@@ -36,22 +32,8 @@ def record_scored(
 ) -> int | None:
     """Record that predictions were scored on a split and count the distinct ones so far.
 
-    Parameters
-    ----------
-    catalog : str
-        Digest of the catalogue.
-    split : str
-        Split that was scored.
-    predictions : iterable of str
-        Digests; those recorded before are not recorded again.
-    folder : Path, optional
-        `state_folder` by default.
-
-    Returns
-    -------
-    int or None
-        Distinct predictions recorded for this catalogue and split, these included; None if the
-        folder can be neither read nor written, which never stops scoring.
+    `catalog` and `predictions` are digests. None if the folder (`state_folder` by default) can be
+    neither read nor written, which never stops scoring.
     """
     new = set(predictions)
     try:

@@ -22,13 +22,7 @@ COLUMNS_AT_ONCE = 16  # 64 bytes of float32: a pass over a row-major matrix read
 
 @dataclass(frozen=True, eq=False)
 class TagCounts:
-    """Confusion counts of each tag over the images whose label is known.
-
-    Parameters
-    ----------
-    tp, fp, fn, tn : ndarray of int64, shape (n_tags,)
-        True positives, false positives (false alarms), false negatives, true negatives.
-    """
+    """Confusion counts of each tag over the images whose label is known, int64 (n_tags,)."""
 
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
@@ -115,8 +109,6 @@ def f1(
 def f1_from_counts(counts: TagCounts) -> Floats:
     """Per-tag F1 = 2TP/(2TP+FP+FN), shape (n_tags,); NaN for a tag without positives.
 
-    Notes
-    -----
     scikit-learn's ``f1_score`` gives 0 (``zero_division``) where this gives NaN. A tag that no
     scored image carries says nothing about recall, and a 0 would lower the mean by chance.
 
@@ -226,19 +218,7 @@ def retrieved_at_positives(
 
 
 def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
-    """Average precision of every tag.
-
-    Parameters
-    ----------
-    logits : ndarray of float, shape (n_images, n_tags)
-        Scores of any monotone scale, without NaN.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 (left out).
-
-    Returns
-    -------
-    ndarray of float64, shape (n_tags,)
-        NaN for a tag without positives.
+    """Average precision of every tag, float64 (n_tags,); see `average_precision`.
 
     Raises
     ------
@@ -276,8 +256,6 @@ def columns(
 def macro(values: Floats, mask: NDArray[np.bool_] | None = None) -> float:
     """Mean over the tags of `mask` (all by default) where `values` is not NaN; NaN if none is left.
 
-    Notes
-    -----
     Macro-F1 is the mean of per-tag F1, never the F1 of mean precision and mean recall: the two
     can rank models differently.
 

@@ -50,13 +50,11 @@ def swap_p_values(
     models : sequence of ProductCounts
         Counts on the same products and labels.
     pairs : sequence of (int, int)
-        Positions in `models`.
+        Positions in `models`; the swaps are the same for every pair.
     masks : mapping of str to ndarray of bool, shape (n_tags,)
         Tags that each scope averages over; all of them with a positive.
     n_permutations : int
         B, the random swaps; the smallest possible p is 1 / (B + 1).
-    seed : int
-        Of the swaps, which are the same for every pair.
 
     Returns
     -------
@@ -84,7 +82,7 @@ def swap_p_values(
         for scope, m in masks.items()
     }
     as_large = {scope: np.zeros(len(pairs), np.int64) for scope in masks}
-    for swapped in _signed_sums(models, n_permutations, seed):
+    for swapped in _signed_sums(models, n_permutations, seed) if pairs else ():
         for k, (a, b) in enumerate(pairs):
             first, second = _f1_of_swapped(models[a], models[b], swapped[a], swapped[b])
             for scope, mask in masks.items():
@@ -134,17 +132,9 @@ def _f1_of_swapped(
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjust p values so that the chance of any false claim among them stays under alpha.
+    """Adjust p values (n,) so that the chance of any false claim among them stays under alpha.
 
-    Parameters
-    ----------
-    p : ndarray of float64, shape (n,)
-        Unadjusted, in [0, 1].
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        ``max over j <= i of min(1, (n - j + 1) p_(j))`` in ascending order, at the original places.
+    In ascending order ``max over j <= i of min(1, (n - j + 1) p_(j))``, at the original places.
 
     References
     ----------

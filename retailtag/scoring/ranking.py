@@ -22,28 +22,14 @@ CUTOFFS = (1, 3, 5)  # k of precision at k
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Means over the images that carry at least one known tag.
+    """Means over the images that carry at least one known tag, in [0, 1]; NaN without any image."""
 
-    Parameters
-    ----------
-    n_images : int
-        Images averaged.
-    n_without_tag : int
-        Images left out because no known tag is on them.
-    sample_f1, lrap : float
-        In [0, 1], larger is better; NaN if `n_images` is 0.
-    coverage_error : float
-        Tags to go through until all true ones are seen; at least 1, smaller is better.
-    precision_at_1, precision_at_3, precision_at_5 : float
-        In [0, 1], larger is better; NaN where no image has as many known tags.
-    """
-
-    n_images: int
-    n_without_tag: int
+    n_images: int  # images averaged
+    n_without_tag: int  # images left out because no known tag is on them
     sample_f1: float
     lrap: float
-    coverage_error: float
-    precision_at_1: float
+    coverage_error: float  # tags until all true ones are seen; at least 1, smaller is better
+    precision_at_1: float  # NaN where no image has as many known tags
     precision_at_3: float
     precision_at_5: float
 
@@ -56,15 +42,9 @@ def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
 
     .. math:: F_1(i) = \frac{2\,|Y_i \cap \hat Y_i|}{|Y_i| + |\hat Y_i|}
 
-    with :math:`Y_i` the known tags of image i and :math:`\hat Y_i` those it was given.
-
-    `predicted` (bool) and `labels` (1, 0, -1) have shape (n_images, n_tags). Values of shape
-    (n_images,) in [0, 1], larger is better; NaN for an image without a known tag.
-
-    Notes
-    -----
-    Equal to scikit-learn's ``f1_score(average="samples")`` over images that carry a tag;
-    scikit-learn counts the others as 0.
+    with :math:`Y_i` the known tags of image i and :math:`\hat Y_i` those it was given; (n_images,),
+    NaN for an image without a known tag. scikit-learn's ``f1_score(average="samples")`` counts
+    those as 0.
 
     References
     ----------
@@ -200,10 +180,6 @@ def sample_scores(
     ------
     DataError
         If the shapes differ or a logit is NaN.
-
-    Notes
-    -----
-    O(n_images n_tags log n_tags), in blocks of images of bounded memory.
 
     Examples
     --------

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.errors import SplitOverlap, UsageError
+from retailtag.errors import SplitOverlap, UsageError, named
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned, align, product_counts
 from retailtag.scoring.checks import cell_findings
-from retailtag.scoring.finding import Finding, count, named
+from retailtag.scoring.finding import Finding, count
 from retailtag.scoring.metrics import micro_f1, tag_counts
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.scorecard import ScoreCard

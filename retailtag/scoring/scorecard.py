@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from retailtag.errors import ArtefactError, DataError
 from retailtag.files import read_json, write_json, write_text
 from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
-from retailtag.scoring.strict_json import number, plain, row_from
+from retailtag.scoring.strict_json import parsed_file, plain
 
 FORMAT = 2
+REMEDY = "run `retailtag score` on the predictions again"
 SCOPES = ("all", "tail", "common", "frequent")
 LOW_SUPPORT = 10  # positives; with fewer in the scored split one tag's F1 says little
 
@@ -157,46 +157,12 @@ class ScoreCard:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary: NaN as null, infinities as ``"inf"`` and ``"-inf"``."""
-        card = asdict(self)
-        card["provenance"] = self.provenance
-        return {"format": FORMAT, **{key: plain(value) for key, value in card.items()}}
+        return {"format": FORMAT, **plain(asdict(self))}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ScoreCard:
-        """Read what `to_json` made.
-
-        Raises
-        ------
-        ArtefactError
-            If it was written by another format.
-        DataError
-            If it is not a scorecard.
-        """
-        if not isinstance(value, dict) or "format" not in value:
-            raise DataError("This is not a scorecard of retailtag; score the predictions again.")
-        if value["format"] != FORMAT:
-            raise ArtefactError(
-                f"The scorecard has format {value['format']}, this version reads {FORMAT}; "
-                "run `retailtag score` on the predictions again."
-            )
-        try:
-            return cls(
-                model=value["model"],
-                split=value["split"],
-                n_images=value["n_images"],
-                n_products=value["n_products"],
-                tags=tuple(row_from(TagRow, row) for row in value["tags"]),
-                summaries={k: row_from(GroupSummary, v) for k, v in value["summaries"].items()},
-                micro_f1=number(value["micro_f1"]),
-                macro_f1_sklearn=number(value["macro_f1_sklearn"]),
-                samples=row_from(SampleScores, value["samples"]),
-                findings=tuple(Finding(**f) for f in value["findings"]),
-                provenance=value["provenance"],
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"The scorecard is damaged ({error!r}); score the predictions again."
-            ) from error
+        """Read what `to_json` made; raises as `retailtag.scoring.strict_json.parsed_file` does."""
+        return parsed_file(cls, value, "scorecard", FORMAT, REMEDY)
 
     def save(self, folder: Path) -> None:
         """Write ``scorecard.json`` and its tables as CSV, each whole or not at all.

@@ -28,43 +28,19 @@ from retailtag.scoring.scorecard import LOW_SUPPORT, GroupSummary, TagRow
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Everything that rows and summaries are made of.
-
-    Parameters
-    ----------
-    counts : TagCounts
-        Confusion counts of the tags.
-    values : dict of str to ndarray of float64, shape (n_tags,)
-        Per-tag metrics by the names of `TagRow`'s fields.
-    calibration : CalibrationSums
-        Of the logits.
-    masks : dict of str to ndarray of bool, shape (n_tags,)
-        Tags of each scope.
-    scope_intervals : dict of str to (float, float)
-        95 % interval of each scope's macro-F1.
-    """
+    """Everything that rows and summaries are made of."""
 
     counts: TagCounts
-    values: dict[str, Floats]
+    values: dict[str, Floats]  # metrics (n_tags,) by the names of `TagRow`'s fields
     calibration: CalibrationSums
-    masks: dict[str, NDArray[np.bool_]]
-    scope_intervals: dict[str, tuple[float, float]]
+    masks: dict[str, NDArray[np.bool_]]  # tags (n_tags,) of each scope
+    scope_intervals: dict[str, tuple[float, float]]  # 95 % interval of each scope's macro-F1
 
 
 def measure(
     aligned: Aligned, counts: TagCounts, products: ProductCounts, table: TagTable
 ) -> Measured:
-    """Compute all per-tag metrics and all intervals of one model.
-
-    Parameters
-    ----------
-    aligned : Aligned
-        Logits, thresholds and labels of the scored images.
-    counts, products
-        Confusion counts of the tags, and counts by product.
-    table : TagTable
-        For training counts and cut-offs.
-    """
+    """Compute all per-tag metrics and all intervals of one model."""
     masks = table.cutoffs.scopes(table.train_count)
     jack = jackknife(products, np.array(list(masks.values())))
     f1_low, f1_high = wilson_f1(products, jack.event_products)

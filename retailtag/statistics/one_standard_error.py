@@ -14,24 +14,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The candidate that a set of tags supports together.
+    """The candidate that a set of tags supports together."""
 
-    Parameters
-    ----------
-    best : int
-        Candidate with the largest mean score, the first of equals.
-    chosen : int
-        First candidate within one standard error of the best.
-    mean : ndarray of float64, shape (n_candidates,)
-        Mean score over the tags.
-    error : ndarray of float64, shape (n_candidates,)
-        Standard error of the mean difference to `best`; 0 with a single tag.
-    """
-
-    best: int
-    chosen: int
-    mean: Floats
-    error: Floats
+    best: int  # candidate with the largest mean score, the first of equals
+    chosen: int  # first candidate within one standard error of the best
+    mean: Floats  # (n_candidates,), mean score over the tags
+    error: Floats  # (n_candidates,), of the mean difference to `best`; 0 with a single tag
 
     @property
     def behind(self) -> Floats:

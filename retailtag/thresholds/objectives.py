@@ -17,21 +17,14 @@ Floats = NDArray[np.float64]
 class Objective:
     """F-beta to maximise, or the precision that the lowest threshold must reach.
 
-    Parameters
-    ----------
-    beta : float
-        Weight of recall against precision; 1 is F1. Positive and finite.
-    precision : float, optional
-        Least precision, in (0, 1]; `beta` is then ignored.
-
     Raises
     ------
     UsageError
         If a value is out of range.
     """
 
-    beta: float = 1.0
-    precision: float | None = None
+    beta: float = 1.0  # weight of recall against precision, positive and finite; 1 is F1
+    precision: float | None = None  # least precision, in (0, 1]; `beta` is then ignored
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -46,12 +39,7 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """Objective from ``f1``, ``fbeta:B`` or ``precision:P``.
-
-        Raises
-        ------
-        UsageError
-            If the text is none of these.
+        """Objective from ``f1``, ``fbeta:B`` or ``precision:P``; `UsageError` for other text.
 
         Examples
         --------
@@ -99,6 +87,3 @@ class Objective:
         top = (1 + self.beta2) * np.asarray(tp, np.float64)
         top, total = np.broadcast_arrays(top, total)
         return np.divide(top, total, out=np.zeros(top.shape), where=total > 0)
-
-
-F1 = Objective()

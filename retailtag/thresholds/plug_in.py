@@ -22,20 +22,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Cells of several tags by score, highest bin first; n_bins without the empty ones.
+    """Cells of several tags by score, highest bin first; n_bins without the empty ones."""
 
-    Parameters
-    ----------
-    score : ndarray of float64, shape (n_bins,)
-        Mean of the cells inside.
-    cells : ndarray of int64, shape (n_tags, n_bins)
-    hits : ndarray of int64, shape (n_tags, n_bins)
-        Those that carry the tag.
-    """
-
-    score: Floats
-    cells: NDArray[np.int64]
-    hits: NDArray[np.int64]
+    score: Floats  # (n_bins,), mean of the cells inside
+    cells: NDArray[np.int64]  # (n_tags, n_bins)
+    hits: NDArray[np.int64]  # (n_tags, n_bins), those that carry the tag
 
     @classmethod
     def of(cls, tags: Sequence[RankedTag]) -> Histogram:

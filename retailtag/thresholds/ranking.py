@@ -28,20 +28,11 @@ SIGN_BIT = np.uint32(1 << 31)
 
 @dataclass(frozen=True, eq=False)
 class RankedTag:
-    """The known cells of one tag, highest score first; of equal scores positives first.
+    """The known cells (n_known,) of one tag, highest score first; positives first among equals."""
 
-    Parameters
-    ----------
-    negated : ndarray of float32, shape (n_known,)
-        Scores with their sign changed, so that they ascend.
-    present : ndarray of bool, shape (n_known,)
-    image : ndarray of int64, shape (n_known,)
-        Row of each cell in the scores that were ranked.
-    """
-
-    negated: NDArray[np.float32]
+    negated: NDArray[np.float32]  # scores with their sign changed, so that they ascend
     present: NDArray[np.bool_]
-    image: NDArray[np.int64]
+    image: NDArray[np.int64]  # row of each cell in the scores that were ranked
 
     @property
     def positives(self) -> int:
@@ -91,19 +82,11 @@ class RankedTag:
 
 @dataclass(frozen=True, eq=False)
 class Cuts:
-    """Where a tag's threshold can be best, highest first; arrays of shape (n_cuts,).
+    """Where a tag's threshold can be best, highest first; arrays of shape (n_cuts,)."""
 
-    Parameters
-    ----------
-    tp, given : ndarray of int64
-        Positives, and cells, above the cut.
-    threshold : ndarray of float32
-        Midpoint between the score above the cut and the next lower one; the score above where no
-        lower one exists.
-    """
-
-    tp: Counts
-    given: Counts
+    tp: Counts  # positives above the cut
+    given: Counts  # cells above the cut
+    # Midpoint between the scores above and below the cut; the score above where none is below.
     threshold: NDArray[np.float32]
 
 

@@ -139,28 +139,16 @@ class Tuning:
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """Thresholds and how they came about.
+    """Thresholds and how they came about."""
 
-    Parameters
-    ----------
-    thresholds : ndarray of float32, shape (n_tags,)
-        A tag is given where its logit is at least its threshold; ``inf``: never.
-    rule : str
-        One of `RULES`.
-    objective : str
-    cross_fit : dict
-        By rule: ``all`` and ``tail``, the cross-fit macro F-beta over all tags and over the tail
-        (left out where it has no positive); ``behind``, how far ``all`` lies behind the best rule,
-        and ``se``, the standard error of that. Empty where no cross-fit was made.
-    f : ndarray of float64, shape (n_tags,), or None
-        Cross-fit F-beta of each tag under the rule, NaN without a positive; None where no
-        cross-fit was made.
-    """
-
-    thresholds: NDArray[np.float32]
-    rule: str
+    thresholds: NDArray[np.float32]  # (n_tags,), logits from which tags are given; ``inf``: never
+    rule: str  # one of `RULES`
     objective: str
+    # By rule: ``all`` and ``tail``, the cross-fit macro F-beta over all tags and over the tail
+    # (left out without a positive); ``behind``, how far ``all`` lies behind the best rule, and
+    # ``se``, the standard error of that. Empty where no cross-fit was made.
     cross_fit: dict[str, dict[str, float]] = field(default_factory=dict)
+    # (n_tags,), cross-fit F-beta under the rule, NaN without a positive; None without a cross-fit
     f: Floats | None = None
 
     @property

@@ -10,7 +10,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
 from retailtag.predictions import Predictions
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
-from retailtag.scoring.compare import compare_predictions
+from retailtag.scoring.compare import hold_contest
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.score import score_predictions
 
@@ -86,7 +86,7 @@ def make_bakeoff(n_test: int = 5000, n_tags: int = 250, seed: int = 0, tags=None
                 catalog, rng, shared, rare + shift, per_decade + steeper, provenance
             )
             card = score_predictions(predictions, catalog)
-            models[card.model] = predictions
+            models[card.model] = [predictions]
             cost = PairCost(
                 extract_seconds=extract if strategy == "probe" else 0.0,
                 train_seconds=seconds + (extract if strategy == "probe" else 6 * extract),
@@ -103,7 +103,7 @@ def make_bakeoff(n_test: int = 5000, n_tags: int = 250, seed: int = 0, tags=None
     return BakeoffResult(
         catalog=facts,
         pairs=tuple(pairs),
-        comparisons=compare_predictions(models, catalog, n_bootstrap=400),
+        comparisons=hold_contest(models, catalog, n_bootstrap=400).comparisons,
         machine={"processor": "AMD EPYC, 2 cores", "memory": "24 GiB", "torch": "2.15.0"},
         command="retailtag bakeoff catalogue.csv --out runs/first --seed 0",
         seed=0,

@@ -47,5 +47,5 @@ def test_other_files_are_refused(bakeoff, tmp_path):
         BakeoffResult.from_json({**bakeoff.to_json(), "format": 7})
     with pytest.raises(DataError, match="damaged"):
         BakeoffResult.from_json({"format": 1, "pairs": []})
-    with pytest.raises(DataError, match="not the result"):
+    with pytest.raises(DataError, match="not a bake-off result"):
         BakeoffResult.from_json({"pairs": []})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference_thresholds as reference
 
-from retailtag.thresholds.objectives import F1, Objective
+from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import N_REPLICATES, Replicates
 from retailtag.thresholds.plug_in import plug_in_thresholds
 from retailtag.thresholds.ranking import rank_tags
@@ -50,8 +50,8 @@ def test_bagged_rule_shrinks_the_mean_to_the_plug_in(cells):
     tags, group = rank_tags(logits, labels), np.array(["tail"] * 3)
     positives = (labels == 1).sum(axis=0)
     replicates = Replicates(max(len(tag.negated) for tag in tags), seed=3)
-    own = np.array([replicates.threshold(tag, F1) for tag in tags])
-    expected = (positives * own + 20 * plug_in_thresholds(tags, F1)) / (positives + 20)
+    own = np.array([replicates.threshold(tag, Objective()) for tag in tags])
+    expected = (positives * own + 20 * plug_in_thresholds(tags, Objective())) / (positives + 20)
     found = Tuning("bagged", seed=3).tune(logits, labels, group).thresholds
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     other = Tuning("bagged", seed=4).tune(logits, labels, group).thresholds
@@ -62,7 +62,7 @@ def test_replicates_without_a_positive_have_no_threshold_and_the_rule_takes_the_
     tag = rank_tags(np.array([[1.0], [0.0]], np.float32), np.array([[1], [0]], np.int8))[0]
     never = Replicates(2, seed=0)
     never._weight[:], never._total[:] = 0, 0
-    assert np.isnan(never.threshold(tag, F1))
-    rules = ThresholdRules([tag], np.array(["tail"]), F1, never)
-    own, plug_in = 0.5, plug_in_thresholds([tag], F1)[0]
+    assert np.isnan(never.threshold(tag, Objective()))
+    rules = ThresholdRules([tag], np.array(["tail"]), Objective(), never)
+    own, plug_in = 0.5, plug_in_thresholds([tag], Objective())[0]
     assert rules.thresholds("bagged")[0] == pytest.approx((own + 20 * plug_in) / 21)

@@ -5,7 +5,7 @@ import pytest
 import reference_thresholds as reference
 from scipy.special import expit
 
-from retailtag.thresholds.objectives import F1, Objective
+from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import Replicates
 from retailtag.thresholds.plug_in import Histogram, plug_in_thresholds
 from retailtag.thresholds.ranking import rank_tags
@@ -68,7 +68,7 @@ def test_scores_that_mean_the_opposite_have_no_plug_in():
     assert np.isnan(plug_in_thresholds(rank_tags(logits, labels), Objective())).all()
     group, tag = np.array(["tail"]), rank_tags(logits, labels)[0]
     base = Tuning("group").tune(logits, labels, group).thresholds[0]  # in the plug-in's place
-    expected = (20 * Replicates(40, 0).threshold(tag, F1) + 20 * base) / 40
+    expected = (20 * Replicates(40, 0).threshold(tag, Objective()) + 20 * base) / 40
     bagged = Tuning("bagged").tune(logits, labels, group).thresholds[0]
     assert bagged == pytest.approx(expected)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retailtag.errors import DataError, UsageError
-from retailtag.thresholds.objectives import F1
+from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.tuning import PRECISION_RULES, RULES, Tuning
 
 ONE = np.array(["tail"])
@@ -385,4 +385,4 @@ def test_labels_without_any_positive_still_have_thresholds():
 
 
 def test_f_is_zero_where_nothing_is_given_and_nothing_there():
-    assert F1.f(np.zeros(1), np.zeros(1), 0).tolist() == [0.0]
+    assert Objective().f(np.zeros(1), np.zeros(1), 0).tolist() == [0.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -40,34 +39,6 @@ class Head(Protocol):
     def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> HeadFits:
         """Fit on raw embeddings X (n_images, dim) and labels Y (n_images, n_tags) of 1, 0, -1.
 
-        `advance` is called with the number of fits that ended, ``len(candidates) * n_tags`` in
-        all.
+        `advance` is called with the number of fits that ended, of ``len(candidates) * n_tags``.
         """
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class LinearFits:
-    """A linear head on raw embeddings for every (candidate, tag).
-
-    Parameters
-    ----------
-    weight : ndarray of float32, shape (n_candidates, n_tags, dim)
-    bias : ndarray of float32, shape (n_candidates, n_tags)
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Scores of X; see `HeadFits.scores`."""
-        weight, bias = self.linear(choice)
-        return X @ weight.T + bias
-
-    def linear(
-        self, choice: int | NDArray[np.intp]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weight (n_tags, dim) and bias (n_tags,) at candidate `choice`, one or per tag."""
-        tag = np.arange(self.bias.shape[1])
-        chosen = np.broadcast_to(choice, tag.shape)
-        return self.weight[chosen, tag], self.bias[chosen, tag]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +32,15 @@ Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 class KnnHead:
     """Weighted vote of the k training images most alike by cosine.
 
-    Parameters
-    ----------
-    counts : tuple of int
-        The values of k, descending.
-    temperature : float
-        T of the weights exp(similarity / T).
-    device : str
-        ``cpu`` or ``cuda``, where neighbours are searched.
-
     References
     ----------
     Wu, Xiong, Yu & Lin (2018), Unsupervised feature learning via non-parametric instance
     discrimination, §3.4; Caron et al. (2021), DINO, with the same T and values of k.
     """
 
-    counts: tuple[int, ...] = COUNTS
-    temperature: float = TEMPERATURE
-    device: str = "cpu"
+    counts: tuple[int, ...] = COUNTS  # the values of k, descending
+    temperature: float = TEMPERATURE  # T of the weights exp(similarity / T)
+    device: str = "cpu"  # where neighbours are searched: cpu or cuda
     name: str = "knn"
 
     @property
@@ -65,21 +56,12 @@ class KnnHead:
 
 @dataclass(frozen=True, eq=False)
 class KnnBank:
-    """Training images to vote: directions of their embeddings, and their labels.
+    """Training images to vote: directions of their embeddings, and their labels."""
 
-    Parameters
-    ----------
-    mean : ndarray of float32, shape (dim,)
-        Of the raw embeddings.
-    directions : ndarray of float32, shape (n_images, dim)
-        Centred embeddings of unit length; 0 for an image that lies at the mean.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 for cells that do not vote.
-    """
-
-    mean: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (dim,), of the raw embeddings
+    # Centred embeddings of unit length (n_images, dim); 0 for an image that lies at the mean.
     directions: NDArray[np.float32]
-    labels: NDArray[np.int8]
+    labels: NDArray[np.int8]  # (n_images, n_tags): 1, 0, or -1 for cells that do not vote
 
     @classmethod
     def build(cls, X: FeatureRows, Y: NDArray[np.int8]) -> KnnBank:
@@ -145,13 +127,7 @@ class KnnBank:
 
     @classmethod
     def load(cls, folder: Path) -> KnnBank:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        DataError
-            If the file is missing or damaged.
-        """
+        """Read what `save` wrote; `DataError` if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -210,10 +186,10 @@ class KnnVote:
             near = torch.from_numpy(index[at])
             s = torch.from_numpy(similarity[at])
             weight = torch.exp((s - s[:, :1]) / self.temperature)
-            yes = _weighted_sum(near, weight, present)
-            cast = weight.sum(dim=1, keepdim=True)
-            if known is not None:
-                cast = _weighted_sum(near, weight, known)
+            # Σ_i weight_i · table[near_i] for each query, (n, k) and (m, tags) to (n, tags)
+            total = partial(embedding_bag, near, per_sample_weights=weight, mode="sum")
+            yes = total(present)
+            cast = weight.sum(dim=1, keepdim=True) if known is None else total(known)
             out[at] = torch.log((yes + prior) / (cast - yes + 1 - prior)).numpy()
         return out
 
@@ -221,8 +197,8 @@ class KnnVote:
 class KnnFits:
     """Votes of a bank at every count.
 
-    Neighbours are searched once for all counts, and remembered for every block of images asked
-    for (by its content): 1.2 kB per image.
+    Neighbours are searched once for all counts, and remembered for every block of images (by its
+    content): 1.2 kB per image.
     """
 
     def __init__(
@@ -249,11 +225,6 @@ class KnnFits:
         if key not in self._found:
             self._found[key] = self.bank.nearest(X, max(self.counts), self.device)
         return self._found[key]
-
-
-def _weighted_sum(index: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Σ_i weight_i · table[index_i] for each row of `index`; (n, k) and (m, d) to (n, d)."""
-    return embedding_bag(index, table, per_sample_weights=weight, mode="sum")
 
 
 def _directions(X: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,42 +17,24 @@ from retailtag.progress import Advance, nobody
 
 @dataclass(frozen=True, eq=False)
 class LogisticFits:
-    """Fits of every (C, tag) on one set of training images, with the scaling they want.
+    """Fits of every (C, tag) on one set of training images, with the scaling they want."""
 
-    Parameters
-    ----------
-    scaler : Scaler
-        Learned on those images.
-    fits : ProbeFits
-        On scaled features.
-    resumed_seconds : float
-        Time that the fits taken from checkpoints had cost.
-    """
-
-    scaler: Scaler
-    fits: ProbeFits
-    resumed_seconds: float = 0.0
+    scaler: Scaler  # learned on those images
+    fits: ProbeFits  # on scaled features
+    resumed_seconds: float = 0.0  # that the fits taken from checkpoints had cost
 
     def scores(
         self, X: NDArray[np.floating], choice: int | NDArray[np.intp]
     ) -> NDArray[np.float32]:
         """Logits (n, n_tags) of raw X (n, dim) at strength index `choice`, one or per tag."""
-        return self.fits.logits(self.scaler.transform(X), choice)
+        return self.fits.scores(self.scaler.transform(X), choice)
 
 
 @dataclass(frozen=True, eq=False)
 class LogisticHead:
-    """Logistic regression of all tags at all strengths of a grid.
+    """Logistic regression of all tags at all strengths C (n_C,), ascending.
 
-    Parameters
-    ----------
-    C : ndarray of float64, shape (n_C,)
-        Ascending.
-    solver : Solver
-    scale : str
-        Kind of scaling; see `retailtag.probes.scaling.Scaler`.
-    checkpoints : FoldCheckpoints, optional
-        Where finished strengths are stored and looked for.
+    Finished strengths are stored in `checkpoints` and looked for there.
     """
 
     C: NDArray[np.float64]
@@ -78,8 +60,12 @@ class LogisticHead:
         See `retailtag.probes.heads.head.Head.fit`; `advance` counts reused fits too.
         """
         scaler = Scaler.fit(X, self.scale) if before is None else before.scaler
-        fits = self._earlier(before)
-        resumed = 0.0 if before is None else before.resumed_seconds
+        fits: list[ProbeFits | None] = [None] * len(self.C)
+        resumed = 0.0
+        if before is not None:
+            resumed = before.resumed_seconds
+            index = {c: k for k, c in enumerate(before.fits.C.tolist())}
+            fits = [at_strength(before.fits, index[c]) if c in index else None for c in self.C]
         for k, c in enumerate(self.C.tolist()):
             if fits[k] is None and self.checkpoints is not None:
                 stored = self.checkpoints.load(c, Y.shape[1], X.shape[1])
@@ -100,13 +86,6 @@ class LogisticHead:
             )
             fits[run] = [at_strength(found, k) for k in range(len(found.C))]
         return LogisticFits(scaler, joined([at for at in fits if at is not None]), resumed)
-
-    def _earlier(self, before: LogisticFits | None) -> list[ProbeFits | None]:
-        """Fits of each strength that `before` has."""
-        if before is None:
-            return [None] * len(self.C)
-        index = {c: k for k, c in enumerate(before.fits.C.tolist())}
-        return [at_strength(before.fits, index[c]) if c in index else None for c in self.C.tolist()]
 
     def _saver(self) -> OnStrength:
         """Store each strength when it is done, with the time since the one before."""

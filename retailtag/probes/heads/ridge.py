@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.scaling import Standardiser, row_blocks
+from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.solver.interface import FeatureRows
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
@@ -88,7 +88,7 @@ class RidgeHead:
             weight[k] *= slope
             bias[k] = np.where(annotated, slope * bias[k] + offset, prior_logit(Y))
             weight[k, ~fitted] = 0
-        return _on_raw(scaler, weight, bias)
+        return LinearFits(*scaler.unscale(weight, bias))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,10 +183,3 @@ def _by_unknown(Y: NDArray[np.int8]) -> list[NDArray[np.intp]]:
 def _rising_sigmoid(values: Floats, labels: NDArray[np.int8]) -> tuple[float, float]:
     slope, offset = fit_sigmoid(values, labels)
     return (slope, offset) if slope > 0 else TANGENT
-
-
-def _on_raw(scaler: Standardiser, weight: Floats, bias: Floats) -> LinearFits:
-    """Heads (n_strengths, n_tags, ...) on standardised features as heads on raw ones."""
-    raw = weight / scaler.scale
-    raw_bias = bias - raw @ scaler.mean.astype(np.float64)
-    return LinearFits(raw.astype(np.float32), raw_bias.astype(np.float32))

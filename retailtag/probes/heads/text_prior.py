@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.heads.head import LinearFits
 from retailtag.probes.scaling import Standardiser, row_blocks
+from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import Advance, nobody
 
@@ -45,11 +45,7 @@ def prompts(tag: str) -> tuple[str, ...]:
 def text_embeddings(tags: Sequence[str], encode: EncodeText) -> NDArray[np.float32]:
     """One direction per tag in the joint space, float32 (n_tags, dim) of unit length.
 
-    Parameters
-    ----------
-    tags : sequence of str, length n_tags
-    encode : callable
-        Texts to float32 (n_texts, dim), such as `Backbone.encode_text` as an array.
+    `encode` gives float32 (n_texts, dim), as `Backbone.encode_text` does.
 
     References
     ----------
@@ -103,19 +99,16 @@ class TextPriorHead:
         # The row of a tag is a positive of that tag and unknown for every other.
         rows_of_text = np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)
         labels = np.concatenate([Y, rows_of_text])
-        weight = []
-        bias = []
+        heads = []
         for s in self.weights:
             if s == 0:
                 fits = self.solver(Z[:n], Y, self.C, advance)
             else:
                 counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
                 fits = self.solver(Z, labels, self.C, advance, sample_weight=counts)
-            for w, b in zip(fits.weight, fits.bias, strict=True):
-                raw_w, raw_b = scaler.unscale(w, b)
-                weight.append(raw_w)
-                bias.append(raw_b)
-        return LinearFits(np.stack(weight), np.stack(bias))
+            heads.append(scaler.unscale(fits.weight, fits.bias))
+        weight, bias = zip(*heads, strict=True)
+        return LinearFits(np.concatenate(weight), np.concatenate(bias))
 
 
 def place_among_images(text: NDArray[np.float32], scaler: Standardiser) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retailtag.probes.solver.lbfgs import Pairs
 from retailtag.probes.solver.preconditioners import Preconditioner
-from retailtag.probes.solver.problem import Problem, Sums, dot
+from retailtag.probes.solver.problem import PerTag, Problem, Sums, dot
 
 ARMIJO = 1e-4  # share of the decrease that the slope promises which a step must bring
 MAX_SHORTENINGS = 25
@@ -19,16 +19,13 @@ ROUNDED_HEAD_GAP = 2e-6  # share of the objective that rounding the head to floa
 
 
 @dataclass
-class State:
-    """Where each tag of a batch is; rows are tags.
+class State(PerTag):
+    """Where each tag of a batch is."""
 
-    x (tags, dim + 1), u (tags, n_images) the logits there, `sums` of them; `steps` (tags,).
-    """
-
-    x: Tensor
-    u: Tensor
+    x: Tensor  # (tags, dim + 1)
+    u: Tensor  # (tags, n_images), the logits there
     sums: Sums
-    steps: Tensor
+    steps: Tensor  # (tags,)
 
     @classmethod
     def at(cls, problem: Problem, x: Tensor) -> State:
@@ -36,17 +33,6 @@ class State:
         u = torch.empty_like(problem.neg_sign)
         sums = problem.sums(None, x, u)
         return cls(x, u, sums, torch.zeros(len(x), dtype=torch.int32, device=x.device))
-
-    def take(self, rows: Tensor) -> State:
-        """Only the tags in `rows`."""
-        return State(self.x[rows], self.u[rows], self.sums.take(rows), self.steps[rows])
-
-    def put(self, rows: Tensor, other: State) -> None:
-        """Overwrite the tags in `rows`."""
-        self.x[rows] = other.x
-        self.u[rows] = other.u
-        self.steps[rows] = other.steps
-        self.sums.put(rows, other.sums)
 
 
 def objective(x: Tensor, loss: Tensor, C: Tensor) -> Tensor:
@@ -108,7 +94,7 @@ def descend(
     max_iter: int,
 ) -> None:
     """Minimise for the batch's `tags`, from `whole` and into it, at strengths C (all tags,)."""
-    problem = problem.keep(tags)
+    problem = problem.take(tags)
     state = whole.take(tags)
     C = C[tags]
     pairs = remembered.take(tags)
@@ -119,7 +105,7 @@ def descend(
             going = torch.nonzero(~done).flatten()
             whole.put(tags[ended], state.take(ended))
             remembered.put(tags[ended], pairs.take(ended))
-            problem = problem.keep(going)
+            problem = problem.take(going)
             tags = tags[going]
             state = state.take(going)
             C = C[going]
@@ -153,17 +139,17 @@ def _step(problem: Problem, state: State, d: Tensor, g: Tensor, C: Tensor) -> Te
     reached = objective(state.x + d, sums.loss, C)
     long = torch.nonzero(line.too_high(alpha, reached)).flatten()
     if len(long):
-        alpha[long] = line.keep(long).backtrack(alpha[long], reached[long])
+        alpha[long] = line.take(long).backtrack(alpha[long], reached[long])
     state.x += alpha[:, None] * d
     state.u.addcmul_(du, alpha[:, None])
     state.sums = sums
     if len(long):
-        sums.put(long, problem.keep(long).sums_at(state.u[long]))
+        sums.put(long, problem.take(long).sums_at(state.u[long]))
     return alpha
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Line(PerTag):
     """The objective along d (tags, dim + 1), whose logits are du (tags, n_images)."""
 
     problem: Problem
@@ -174,19 +160,6 @@ class _Line:
     C: Tensor
     slope: Tensor  # g·d, float64 (tags,)
     loss: Tensor
-
-    def keep(self, rows: Tensor) -> _Line:
-        """Only the tags in `rows`."""
-        return _Line(
-            problem=self.problem.keep(rows),
-            x=self.x[rows],
-            u=self.u[rows],
-            d=self.d[rows],
-            du=self.du[rows],
-            C=self.C[rows],
-            slope=self.slope[rows],
-            loss=self.loss[rows],
-        )
 
     def too_high(self, alpha: Tensor, reached: Tensor) -> Tensor:
         """Whether the objective `reached` at alpha has not decreased enough, (tags,)."""

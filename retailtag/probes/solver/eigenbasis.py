@@ -26,35 +26,15 @@ CONSTANT = 1e-7  # of the largest scale: features below are constants but for ro
 
 @dataclass(frozen=True, eq=False)
 class RotatedFeatures:
-    """Centred features in the eigenbasis of their Gram matrix: in memory, or in a scratch file.
+    """Centred features in the eigenbasis of their Gram matrix, float32 or float64."""
 
-    Parameters
-    ----------
-    Z : Tensor, float32 or float64, shape (n_images, dim)
-        On `device`, or on the CPU in a scratch file that every pass streams.
-    V : Tensor, shape (dim, dim)
-        Columns are eigenvectors.
-    mean : Tensor, float64, shape (dim,)
-        Subtracted from the features before the rotation.
-    eigenvalues : Tensor, shape (dim,)
-        Of the centred Gram matrix; the columns of Z have these squared norms.
-    norms : Tensor, shape (n_images,)
-        Squared norms of the rows of Z.
-    device : torch.device
-        Where blocks are worked on.
-    block_numbers : int
-        Feature values that a block of a streamed Z holds.
-    streamed : bool
-        Whether Z lies in a scratch file.
-    """
-
-    Z: Tensor
-    V: Tensor
-    mean: Tensor
-    eigenvalues: Tensor
-    norms: Tensor
-    device: torch.device
-    block_numbers: int
+    Z: Tensor  # (n_images, dim), on `device`, or `streamed` from a scratch file on every pass
+    V: Tensor  # (dim, dim), columns are eigenvectors
+    mean: Tensor  # (dim,), float64, subtracted before the rotation
+    eigenvalues: Tensor  # (dim,), the squared norms of the columns of Z
+    norms: Tensor  # (n_images,), squared norms of the rows of Z
+    device: torch.device  # where blocks are worked on
+    block_numbers: int  # feature values in a block of a streamed Z
     streamed: bool
 
     @classmethod
@@ -78,10 +58,11 @@ class RotatedFeatures:
         values, vectors = torch.linalg.eigh(gram)
         V = vectors.to(dtype)
         streamed = X.shape[0] * X.shape[1] * dtype.itemsize > memory
-        if streamed:
-            Z = _scratch(X.shape, dtype)
-        else:
-            Z = torch.empty(X.shape, dtype=dtype, device=device)
+        Z = (
+            _scratch(X.shape, dtype)
+            if streamed
+            else torch.empty(X.shape, dtype=dtype, device=device)
+        )
         norms = torch.empty(X.shape[0], dtype=dtype, device=device)
         for at, block in _read(X, dtype, device, block_numbers):
             rotated = (block - mean.to(dtype)) @ V
@@ -104,13 +85,8 @@ class RotatedFeatures:
 
     def double(self) -> RotatedFeatures:
         """The same in float64, for fits that float32 does not bring to their tolerance."""
-        return replace(
-            self,
-            Z=self.Z.double(),
-            V=self.V.double(),
-            eigenvalues=self.eigenvalues.double(),
-            norms=self.norms.double(),
-        )
+        names = ("Z", "V", "eigenvalues", "norms")
+        return replace(self, **{name: getattr(self, name).double() for name in names})
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of Z, on the device; index int64 of any shape."""

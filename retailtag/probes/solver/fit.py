@@ -16,21 +16,15 @@ SOLVERS = ("torch", "cuml", "sklearn")
 
 
 def make_solver(name: str = "torch", device: str = "cpu") -> Solver:
-    """Solver by name.
-
-    Raises
-    ------
-    UsageError
-        If the name is none of ``torch``, ``cuml``, ``sklearn``.
-    """
+    """Solver by name; `UsageError` if it is none of `SOLVERS`."""
     if name == "torch":
         from retailtag.probes.solver.torch_solver import TorchSolver
 
         return TorchSolver(device)
     if name in SOLVERS:
-        from retailtag.probes.solver.library_solvers import CumlSolver, SklearnSolver
+        from retailtag.probes.solver.library_solvers import cuml_solver, sklearn_solver
 
-        return CumlSolver() if name == "cuml" else SklearnSolver()
+        return cuml_solver() if name == "cuml" else sklearn_solver()
     raise UsageError(f"--solver {name} is unknown; use one of {', '.join(SOLVERS)}.")
 
 
@@ -40,15 +34,14 @@ def fit_probes(
     C_grid: Sequence[float],
     *,
     sample_weight: ArrayLike | None = None,
-    tag_weight: ArrayLike | None = None,
     solver: str = "torch",
     device: str = "cpu",
 ) -> ProbeFits:
     """Fit one L2 logistic regression per (C, tag), on features as they are.
 
-    Minimises ½‖w‖² + C·t·Σ_i m_i·log(1 + exp(-s_i(w·x_i + b))) with s_i = ±1, m_i the weight of
-    the image and t that of the tag, as ``sklearn.linear_model.LogisticRegression`` does; the
-    intercept b is not penalised.
+    Minimises ½‖w‖² + C·Σ_i m_i·log(1 + exp(-s_i(w·x_i + b))) with s_i = ±1 and m_i the weight of
+    the image, as ``sklearn.linear_model.LogisticRegression`` does; the intercept b is not
+    penalised.
 
     Parameters
     ----------
@@ -60,8 +53,6 @@ def fit_probes(
         Inverse L2 strengths, positive; solved in ascending order.
     sample_weight : array of shape (n_images,), optional
         Weights of the images, not negative; 0 leaves one out.
-    tag_weight : array of shape (n_tags,), optional
-        Weights of the tags, positive.
     solver : {"torch", "cuml", "sklearn"}
     device : {"cpu", "cuda"}
         For the torch solver.
@@ -89,13 +80,8 @@ def fit_probes(
     labels = np.asarray(Y).astype(np.int8)
     C = np.unique(np.asarray(C_grid, np.float64))
     _check(features, labels, C)
-    return make_solver(solver, device)(
-        features,
-        labels,
-        C,
-        sample_weight=_weights("sample_weight", sample_weight, len(features), 0.0),
-        tag_weight=_weights("tag_weight", tag_weight, labels.shape[1], np.nextafter(0, 1)),
-    )
+    weights = None if sample_weight is None else _weights(sample_weight, len(features))
+    return make_solver(solver, device)(features, labels, C, sample_weight=weights)
 
 
 def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) -> None:
@@ -114,14 +100,9 @@ def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) 
         raise UsageError("Every C must be a positive number.")
 
 
-def _weights(
-    name: str, given: ArrayLike | None, n: int, least: float
-) -> NDArray[np.float64] | None:
+def _weights(given: ArrayLike, n: int) -> NDArray[np.float64]:
     """Weights as float64 (n,), checked."""
-    if given is None:
-        return None
     weights = np.asarray(given, np.float64)
-    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < least).any():
-        sign = "0 or more" if least == 0 else "positive"
-        raise DataError(f"{name} must hold {n} finite numbers, {sign}.")
+    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise DataError(f"sample_weight must hold {n} finite numbers, 0 or more.")
     return weights

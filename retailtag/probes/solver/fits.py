@@ -38,16 +38,41 @@ STATUS_REMEDY = {
 """What to do about fits that are not to be trusted, by status."""
 
 
+@dataclass(frozen=True, eq=False)
+class LinearFits:
+    """A linear head on features as given for every (candidate, tag).
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape (n_candidates, n_tags, dim)
+    bias : ndarray of float32, shape (n_candidates, n_tags)
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Logits (n_images, n_tags) of X (n_images, dim) at candidate `choice`, one or per tag."""
+        weight, bias = self.linear(choice)
+        return X @ weight.T + bias
+
+    def linear(
+        self, choice: int | NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (n_tags, dim) and bias (n_tags,) at candidate `choice`, one or per tag."""
+        tag = np.arange(self.bias.shape[1])
+        chosen = np.broadcast_to(choice, tag.shape)
+        return self.weight[chosen, tag], self.bias[chosen, tag]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeFits(Displayed):
-    """Linear heads of every (C, tag) on the features as given, and how each fit went.
+class ProbeFits(LinearFits, Displayed):
+    """Logistic regressions of every (C, tag), and how each fit went.
 
     Parameters
     ----------
     C : ndarray of float64, shape (n_C,)
-        Inverse L2 strengths, ascending.
-    weight : ndarray of float32, shape (n_C, n_tags, dim)
-    bias : ndarray of float32, shape (n_C, n_tags)
+        Inverse L2 strengths, ascending: the candidates of `LinearFits`.
     objective : ndarray of float64, shape (n_C, n_tags)
         ½‖w‖² + C·Σ loss at the solution; NaN for a single class.
     gap : ndarray of float64, shape (n_C, n_tags)
@@ -62,19 +87,11 @@ class ProbeFits(Displayed):
     """
 
     C: NDArray[np.float64]
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
     objective: NDArray[np.float64]
     gap: NDArray[np.float64]
     iterations: NDArray[np.int32]
     status: NDArray[np.str_]
     seconds: float
-
-    def logits(self, X: NDArray[np.float32], c: int | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Logits (n_images, n_tags) of X (n_images, dim) at strength index `c`, one or per tag."""
-        tag = np.arange(self.bias.shape[1])
-        chosen = np.broadcast_to(c, tag.shape)
-        return X @ self.weight[chosen, tag].T + self.bias[chosen, tag]
 
     @property
     def table(self) -> pa.Table:

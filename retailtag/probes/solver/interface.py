@@ -46,14 +46,13 @@ class Solver(Protocol):
         advance: Advance = nobody,
         *,
         sample_weight: NDArray[np.float64] | None = None,
-        tag_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
         on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,).
 
         `advance` is called with the number of fits that ended, n_C * n_tags in all.
-        `sample_weight` (n_images,) multiplies the loss of images, `tag_weight` (n_tags,) that of
-        tags. The first C starts from `start` if the solver can start warm.
+        `sample_weight` (n_images,) multiplies the loss of images. The first C starts from `start`
+        if the solver can start warm.
         """
         ...

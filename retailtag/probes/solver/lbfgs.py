@@ -17,16 +17,11 @@ N_PAIRS = 12  # pairs remembered; 20 gave nothing
 class Pairs:
     """L-BFGS pairs of a batch, newest last: steps, and how the gradient of the loss changed.
 
-    Parameters
-    ----------
-    steps, changes : Tensor, shape (N_PAIRS, tags, dim + 1)
-        0 where nothing is remembered yet.
-
-    Notes
-    -----
-    The gradient of ½‖w‖² + C·loss changes over a step s by y = C·Δ∇loss + (s_w, 0). Only Δ∇loss is
-    stored, so a pair that was seen at one strength is exact at every other.
+    Both are (N_PAIRS, tags, dim + 1), 0 where nothing is remembered yet.
     """
+
+    # The gradient of ½‖w‖² + C·loss changes over a step s by y = C·Δ∇loss + (s_w, 0). Only Δ∇loss
+    # is stored, so a pair that was seen at one strength is exact at every other.
 
     steps: Tensor
     changes: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,28 +17,15 @@ from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ig
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
 
-Estimator = Callable[[float], Any]
-"""An unfitted estimator with scikit-learn's interface, at strength C."""
+TOLERANCE = 1e-6  # of the gradient; scikit-learn's default (1e-4) under-fits rare tags
+MAX_ITER = 2000
 
 
 @dataclass(frozen=True)
-class _OneTagSolver:
-    """Fits every (C, tag) one after the other.
+class OneTagSolver:
+    """Fits every (C, tag) one after the other, with estimators of scikit-learn's interface."""
 
-    Parameters
-    ----------
-    tol : float
-        Gradient tolerance of the estimator. The default of scikit-learn (1e-4) under-fits rare
-        tags, hence the tighter default here.
-    max_iter : int
-    """
-
-    tol: float = 1e-6
-    max_iter: int = 2000
-
-    def estimator(self) -> Estimator:
-        """What makes an unfitted estimator for a strength."""
-        raise NotImplementedError
+    estimator: Callable[..., Any]
 
     def __call__(
         self,
@@ -47,25 +35,20 @@ class _OneTagSolver:
         advance: Advance = nobody,
         *,
         sample_weight: NDArray[np.float64] | None = None,
-        tag_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
         on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.solver.interface.Solver`. Starts cold."""
         begun = time.perf_counter()
-        estimator = self.estimator()
         features = X[:]
         n_tags = Y.shape[1]
         fits = ProbeFits.empty(C, n_tags, X.shape[1])
         fits.bias[:] = prior_logit(Y, sample_weight)
-        factor = np.ones(n_tags) if tag_weight is None else tag_weight
         tags = np.flatnonzero(fittable(Y, sample_weight)).tolist()
-        for k, c in enumerate(C):
+        for k in range(len(C)):
             advance(n_tags - len(tags))
             for tag in tags:
-                strength = float(c * factor[tag])
-                model = estimator(strength)
-                self._fit(fits, k, tag, model, strength, features, Y[:, tag], sample_weight)
+                self._fit(fits, k, tag, features, Y[:, tag], sample_weight)
                 advance(1)
             on_strength(k, fits)
         return replace(fits, seconds=time.perf_counter() - begun)
@@ -75,17 +58,17 @@ class _OneTagSolver:
         fits: ProbeFits,
         k: int,
         tag: int,
-        model: Any,
-        C: float,
         X: NDArray[np.float32],
         labels: NDArray[np.int8],
         sample_weight: NDArray[np.float64] | None,
     ) -> None:
-        """Fit one tag on its known labels, and fill its cell of the tables."""
+        """Fit one tag at C[k] on its known labels, and fill its cell of the tables."""
+        C = float(fits.C[k])
         known = labels >= 0
         x = X if known.all() else X[known]
         y = labels[known]
         weight = None if sample_weight is None else sample_weight[known]
+        model = self.estimator(C=C, tol=TOLERANCE, max_iter=MAX_ITER)
         model.fit(x, y.astype(np.float32), sample_weight=weight)
         w = np.asarray(model.coef_, np.float64).reshape(-1)
         b = float(np.asarray(model.intercept_).reshape(-1)[0])
@@ -96,42 +79,24 @@ class _OneTagSolver:
         fits.bias[k, tag] = b
         fits.objective[k, tag] = 0.5 * w @ w + C * (loss if weight is None else loss * weight).sum()
         fits.iterations[k, tag] = steps
-        converged = np.array([steps < self.max_iter])
+        converged = np.array([steps < MAX_ITER])
         separated = np.array([((u > 0) == y).all()])
         fits.status[k, tag] = statuses(converged, separated, y[:, None])[0]
 
 
-class SklearnSolver(_OneTagSolver):
+def sklearn_solver() -> OneTagSolver:
     """scikit-learn's `LogisticRegression(solver="lbfgs")`."""
+    from sklearn.linear_model import LogisticRegression
 
-    def estimator(self) -> Estimator:
-        """See `_OneTagSolver.estimator`."""
-        from sklearn.linear_model import LogisticRegression
-
-        return lambda C: LogisticRegression(C=C, tol=self.tol, max_iter=self.max_iter)
+    return OneTagSolver(LogisticRegression)
 
 
-class CumlSolver(_OneTagSolver):
-    """cuML's `LogisticRegression` (quasi-Newton), on a CUDA device.
-
-    Raises
-    ------
-    Unavailable
-        When called without cuML or without a CUDA device.
-    """
-
-    def estimator(self) -> Estimator:
-        """See `_OneTagSolver.estimator`."""
-        estimator = _cuml_logistic_regression()
-        return lambda C: estimator(
-            C=C,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            # Gives C the meaning it has in scikit-learn: a penalty that is not divided by the
-            # number of images.
-            penalty_normalized=False,
-            output_type="numpy",
-        )
+def cuml_solver() -> OneTagSolver:
+    """Solver by cuML's `LogisticRegression`; raises `Unavailable` without it or a CUDA device."""
+    estimator = _cuml_logistic_regression()
+    # penalty_normalized=False gives C the meaning it has in scikit-learn: a penalty that is not
+    # divided by the number of images.
+    return OneTagSolver(partial(estimator, penalty_normalized=False, output_type="numpy"))
 
 
 def _cuml_logistic_regression() -> Any:

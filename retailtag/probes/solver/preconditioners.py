@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,21 +20,6 @@ EXACT_NUMBERS = 100_000_000  # feature values that an exact factoring takes at o
 STORED_NUMBERS = 400_000_000  # entries of stored factors: 1.6 GB
 
 
-class Preconditioner(Protocol):
-    """First guess of the inverse Hessian of each tag."""
-
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
-        """Follow the tags, whose rows make up `problem`, to their logits u (tags, n_images).
-
-        Returns whether the guess is made for these logits: older pairs would then mislead it.
-        """
-        ...
-
-    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """Inverse Hessian times q, (tags, dim + 1)."""
-        ...
-
-
 @dataclass(frozen=True)
 class DiagonalPreconditioner:
     """The Hessian at the prevalence, diagonal in the eigenbasis: (n_tags, dim + 1) inverted."""
@@ -47,23 +31,15 @@ class DiagonalPreconditioner:
         return False
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """See `Preconditioner.apply`."""
+        """Inverse Hessian times q, (tags, dim + 1)."""
         return q * self.inverse[tags]
 
 
 class FactoredPreconditioner:
     """Factored Hessians, each reused until the strength or the iterations have gone far.
 
-    Parameters
-    ----------
-    dim : int
-        Of the features.
-    n_tags : int
-        In the batch.
-    device : torch.device
-    exact : bool
-        Newton's method from the first step on, with the curvature of as many images as fit in
-        memory.
+    `exact` is Newton's method from the first step on, with the curvature of as many images as fit
+    in memory.
     """
 
     def __init__(self, dim: int, n_tags: int, device: torch.device, *, exact: bool = False) -> None:
@@ -77,7 +53,11 @@ class FactoredPreconditioner:
         self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)  # strength; 0: none
 
     def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
-        """Factor again what is stale or was dropped because memory was full."""
+        """Factor again what is stale or was dropped because memory was full.
+
+        `problem` holds the rows of `tags`, u (tags, n_images) their logits. Returns whether the
+        guess is made for these logits: older pairs would then mislead it.
+        """
         newton = self.exact or step >= NEWTON_AFTER
         for tag in tags.tolist():
             if tag in self.factor:
@@ -91,7 +71,7 @@ class FactoredPreconditioner:
             n_images = max(n_images, EXACT_NUMBERS // (self.dim + 1))
             covered = 1.0
         for rows in torch.nonzero(stale).flatten().split(self._tags_at_once(n_images)):
-            made = problem.keep(rows).hessian_factors(u[rows], C[rows], n_images, covered)
+            made = problem.take(rows).hessian_factors(u[rows], C[rows], n_images, covered)
             self._remember(tags[rows].tolist(), made)
         self.made_at[tags[stale]] = C[stale].double()
         return newton
@@ -112,7 +92,7 @@ class FactoredPreconditioner:
             self.made_at[dropped] = 0
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """See `Preconditioner.apply`; at most `capacity` tags, and renewed before."""
+        """Inverse Hessian times q, (tags, dim + 1), of at most `capacity` tags, just renewed."""
         if q.device.type != "cpu":
             stacked = torch.stack([self.factor[tag] for tag in tags.tolist()])
             return torch.cholesky_solve(q[:, :, None], stacked)[:, :, 0]
@@ -121,3 +101,6 @@ class FactoredPreconditioner:
             for tag, column in zip(tags.tolist(), q, strict=True)
         ]
         return torch.stack(solved)
+
+
+Preconditioner = DiagonalPreconditioner | FactoredPreconditioner

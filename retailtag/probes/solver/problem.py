@@ -11,7 +11,8 @@ Parameters of the batch lie in one tensor (tags, dim + 1), the intercept last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,26 +31,33 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=1)
 
 
+class PerTag:
+    """Dataclass of tensors whose rows are tags, and of others like it."""
+
+    def take(self, rows: Tensor) -> Self:
+        """Only the tags in `rows`."""
+        fields = vars(self).items()
+        return type(self)(
+            **{k: v[rows] if isinstance(v, Tensor) else v.take(rows) for k, v in fields}
+        )
+
+    def put(self, rows: Tensor, other: Self) -> None:
+        """Overwrite the tags in `rows`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value[rows] = getattr(other, name)
+            else:
+                value.put(rows, getattr(other, name))
+
+
 @dataclass(frozen=True)
-class Sums:
-    """What one pass over the images gives for each tag, at some parameters.
+class Sums(PerTag):
+    """What one pass over the images gives for each tag at some parameters, (tags, ...)."""
 
-    Parameters
-    ----------
-    loss : Tensor, float64, shape (tags,)
-        Σ m·log-loss.
-    gradient : Tensor, shape (tags, dim + 1)
-        Of that loss, without C and the penalty, so that it serves every strength.
-    curvature : Tensor, shape (tags,)
-        Σ m·p(1-p).
-    spread : Tensor, shape (tags,)
-        Σ m·p(1-p)·‖z‖².
-    """
-
-    loss: Tensor
-    gradient: Tensor
-    curvature: Tensor
-    spread: Tensor
+    loss: Tensor  # Σ m·log-loss, float64
+    gradient: Tensor  # of that loss (tags, dim + 1), without C and penalty: for every strength
+    curvature: Tensor  # Σ m·p(1-p)
+    spread: Tensor  # Σ m·p(1-p)·‖z‖²
 
     @classmethod
     def zero(cls, n_tags: int, like: Tensor, dim: int) -> Sums:
@@ -62,54 +70,25 @@ class Sums:
             spread=like.new_zeros(n_tags),
         )
 
-    def take(self, rows: Tensor) -> Sums:
-        """Only the tags in `rows`."""
-        return Sums(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-    def put(self, rows: Tensor, other: Sums) -> None:
-        """Overwrite the tags in `rows`."""
-        for f in fields(self):
-            getattr(self, f.name)[rows] = getattr(other, f.name)
-
 
 @dataclass(frozen=True)
 class Problem:
-    """Labels of a batch of tags on rotated features; rows of every matrix are tags.
-
-    Parameters
-    ----------
-    features : RotatedFeatures
-    neg_sign : Tensor, shape (tags, n_images)
-        -s: -1 present, 1 otherwise.
-    label_weight : Tensor or None, shape (tags, n_images) or (1, n_images)
-        Sample weight of each label, 0 where it is unknown; None when all are 1.
-    tag_weight : Tensor, shape (tags,)
-        Factor of C.
-    prior_curvature : Tensor, shape (tags,)
-        π(1-π) at the prevalence π.
-    total_weight : Tensor, shape (tags,)
-        Sum of the label weights.
-    """
+    """Labels of a batch of tags on rotated features; rows of every matrix are tags."""
 
     features: RotatedFeatures
-    neg_sign: Tensor
+    neg_sign: Tensor  # (tags, n_images), -s: -1 present, 1 otherwise
+    # Sample weight of each label (tags or 1, n_images), 0 where unknown; None when all are 1.
     label_weight: Tensor | None
-    tag_weight: Tensor
-    prior_curvature: Tensor
-    total_weight: Tensor
+    prior_curvature: Tensor  # (tags,), π(1-π) at the prevalence π
+    total_weight: Tensor  # (tags,), sum of the label weights
 
     @classmethod
     def make(
-        cls,
-        features: RotatedFeatures,
-        Y: NDArray[np.int8],
-        sample_weight: Tensor | None,
-        tag_weight: NDArray[np.float64],
+        cls, features: RotatedFeatures, Y: NDArray[np.int8], sample_weight: Tensor | None
     ) -> Problem:
-        """Lay out labels Y (n_images, tags); `sample_weight` (n_images,), `tag_weight` (tags,)."""
+        """Lay out labels Y (n_images, tags); `sample_weight` is (n_images,)."""
         dtype = features.V.dtype
-        device = features.device
-        labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(device)
+        labels = torch.from_numpy(np.ascontiguousarray(Y.T)).to(features.device)
         neg_sign = torch.where(labels == 1, -1.0, 1.0).to(dtype)
         weight = None if sample_weight is None else sample_weight.to(dtype)[None]
         if not (Y >= 0).all():
@@ -119,36 +98,27 @@ class Problem:
         total = weight_or_ones.sum(dim=1).expand(len(neg_sign))
         prevalence = ((neg_sign < 0) * weight_or_ones).sum(dim=1) / total
         curvature = (prevalence * (1 - prevalence)).clamp_min(1e-12)
-        factor = torch.from_numpy(np.asarray(tag_weight)).to(device, dtype)
-        return cls(features, neg_sign, weight, factor, curvature, total)
+        return cls(features, neg_sign, weight, curvature, total)
 
-    def keep(self, rows: Tensor) -> Problem:
+    def take(self, rows: Tensor) -> Problem:
         """Only the tags in `rows`."""
         weight = self.label_weight
         return replace(
             self,
             neg_sign=self.neg_sign[rows],
             label_weight=weight if weight is None or len(weight) == 1 else weight[rows],
-            tag_weight=self.tag_weight[rows],
             prior_curvature=self.prior_curvature[rows],
             total_weight=self.total_weight[rows],
         )
 
     def double(self) -> Problem:
         """The same in float64."""
-        return Problem(
-            features=self.features.double(),
-            neg_sign=self.neg_sign.double(),
-            label_weight=None if self.label_weight is None else self.label_weight.double(),
-            tag_weight=self.tag_weight.double(),
-            prior_curvature=self.prior_curvature.double(),
-            total_weight=self.total_weight.double(),
-        )
+        return Problem(*(None if v is None else v.double() for v in vars(self).values()))
 
     def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
-        """One pass: `du` becomes the logits of `d`, and the sums are of u + du.
+        """One pass over the images: `du` becomes the logits of d, and the sums are of u + du.
 
-        The logits u and du are (tags, n_images), None for 0; the direction d is (tags, dim + 1).
+        u (None for 0) and du are (tags, n_images), the direction d is (tags, dim + 1).
         """
         total = Sums.zero(len(d), d, d.shape[1] - 1)
         for at, Z in self.features.blocks(len(d)):

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -28,7 +28,7 @@ from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ig
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.probes.solver.lbfgs import Pairs
 from retailtag.probes.solver.preconditioners import DiagonalPreconditioner, FactoredPreconditioner
-from retailtag.probes.solver.problem import Problem
+from retailtag.probes.solver.problem import PerTag, Problem
 from retailtag.progress import Advance, nobody
 
 MAX_LOGITS = 48_000_000  # logits (tags x images) in flight: 0.2 GB for each float32 matrix
@@ -42,24 +42,16 @@ class TorchSolver:
 
     Parameters
     ----------
-    device : str
-        ``cpu`` or ``cuda``.
+    device : {"cpu", "cuda"}
     tol : float
-        Stop a tag when its bound on (objective - optimum) / objective is below this.
+        Stop a tag when its bound on (objective - optimum) / objective is below this; see
+        `retailtag.probes.solver.descent.relative_gap`. Where C·mean(x²) is above 1e8, which
+        standardised features never reach, the truth may be up to 1e-3 above the bound.
     max_iter : int
-        Iterations allowed for one (tag, C).
+        Iterations allowed for one (tag, C), each two products of (n_images, dim) by (dim, n_tags).
     memory : int, optional
         Bytes that the rotated features may take before they go to a scratch file that is
         streamed; by default 60 % of what is free on the device.
-
-    Notes
-    -----
-    The bound is that of `retailtag.probes.solver.descent.relative_gap`. Where C·mean(x²) is above
-    1e8, which standardised features never reach, what float32 loses is added as an estimate, and
-    the truth may be up to 1e-3 above the bound.
-
-    The cost of an iteration is two products of (n_images, dim) by (dim, n_tags). Features whose
-    scales differ by more than a hundred are solved in float64.
     """
 
     device: str = "cpu"
@@ -75,13 +67,12 @@ class TorchSolver:
         advance: Advance = nobody,
         *,
         sample_weight: NDArray[np.float64] | None = None,
-        tag_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
         on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.solver.interface.Solver`."""
         begun = time.perf_counter()
-        features, batches = self._prepare(X, Y, sample_weight, tag_weight, start)
+        features, batches = self._prepare(X, Y, sample_weight, start)
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
         fits.bias[:] = prior_logit(Y, sample_weight)
         n_single_class = Y.shape[1] - sum(len(tags) for tags, _ in batches)
@@ -107,7 +98,6 @@ class TorchSolver:
         X: FeatureRows,
         Y: NDArray[np.int8],
         sample_weight: NDArray[np.float64] | None,
-        tag_weight: NDArray[np.float64] | None,
         start: Start | None,
     ) -> tuple[RotatedFeatures, list[tuple[NDArray[np.intp], _Path]]]:
         """Rotate the features, and open the path of each batch of tags that can be fitted."""
@@ -118,7 +108,6 @@ class TorchSolver:
         memory = self.memory or _free_bytes(device) * 6 // 10
         features = RotatedFeatures.make(X, weights, device, memory)
         tags = np.flatnonzero(fittable(Y, sample_weight))
-        factor = np.ones(Y.shape[1]) if tag_weight is None else np.asarray(tag_weight)
         if start is None:
             weight = np.zeros((Y.shape[1], X.shape[1]), np.float32)
             bias = prior_logit(Y, sample_weight)
@@ -127,7 +116,7 @@ class TorchSolver:
         n_batches = -(-len(tags) * len(Y) // MAX_LOGITS)
         batches = []
         for batch in np.array_split(tags, n_batches) if n_batches else ():
-            problem = Problem.make(features, Y[:, batch], weights, factor[batch])
+            problem = Problem.make(features, Y[:, batch], weights)
             x = features.adopt(torch.from_numpy(weight[batch]), torch.from_numpy(bias[batch]))
             path = _Path(problem, x, self.tol, self.max_iter, keep_logits=n_batches == 1)
             batches.append((batch, path))
@@ -142,7 +131,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class _Solution:
+class _Solution(PerTag):
     """Parameters x float64 (tags, dim + 1) of a batch at one strength; the rest (tags,)."""
 
     x: Tensor
@@ -160,10 +149,6 @@ class _Solution:
             steps=state.steps.clone(),
             separated=problem.separated(state.u),
         )
-
-    def put(self, rows: Tensor, other: _Solution) -> None:
-        for f in fields(self):
-            getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
 class _Path:
@@ -191,7 +176,7 @@ class _Path:
         tol = self.tol
         state = self.state or State.at(problem, self.x)
         state.steps.zero_()
-        strength = C * problem.tag_weight
+        strength = torch.full_like(problem.prior_curvature, C)
         easy = torch.nonzero(~self.hard).flatten()
         if len(easy):
             diagonal = DiagonalPreconditioner(problem.prior_diagonal(strength))
@@ -208,14 +193,14 @@ class _Path:
         stuck = torch.nonzero(found.gap > tol).flatten()
         if len(stuck) and self.max_iter > limit:
             found.put(stuck, self._in_double(stuck, state, strength))
-            state.put(stuck, State.at(problem.keep(stuck), found.x[stuck].to(state.x.dtype)))
+            state.put(stuck, State.at(problem.take(stuck), found.x[stuck].to(state.x.dtype)))
         self.x = state.x
         self.state = state if self.keep_logits else None
         return found
 
     def _in_double(self, tags: Tensor, state: State, C: Tensor) -> _Solution:
         """Continue in float64 with tags whose gradient float32 rounds above the tolerance."""
-        problem = self.problem.keep(tags).double()
+        problem = self.problem.take(tags).double()
         C = C[tags].double()
         exact = State.at(problem, state.x[tags].double())
         exact.steps += state.steps[tags]

@@ -58,7 +58,7 @@ def test_zero_weight_is_logistic_regression_without_text(joint):
     scaler = Standardiser.fit(X)
     plain = weighted_solver(scaler.transform(X), Y, C)
     for k in range(len(C)):
-        expected = plain.logits(scaler.transform(X), k)
+        expected = plain.scores(scaler.transform(X), k)
         np.testing.assert_allclose(fits.scores(X, k), expected, atol=1e-3)
 
 
@@ -83,7 +83,7 @@ def test_a_row_counts_as_often_as_its_weight(joint, monkeypatch):
     rows = place_among_images(text, scaler)
     Z = np.concatenate([scaler.transform(X), np.repeat(rows[1:2], 10, axis=0)])
     y = np.concatenate([Y[:, 1:2], np.ones((10, 1), np.int8)])
-    expected = weighted_solver(Z, y, C[:1]).logits(scaler.transform(X), 0)
+    expected = weighted_solver(Z, y, C[:1]).scores(scaler.transform(X), 0)
     np.testing.assert_allclose(head.fit(X, Y).scores(X, 0)[:, 1:2], expected, atol=1e-3)
 
 

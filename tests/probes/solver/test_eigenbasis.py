@@ -114,12 +114,3 @@ def test_weights_of_zero_leave_images_out_and_whole_ones_repeat_them(world):
     weighted = fit_probes(X, Y, [0.1], sample_weight=times)
     repeated = fit_probes(np.repeat(X, times, axis=0), np.repeat(Y, times, axis=0), [0.1])
     np.testing.assert_allclose(weighted.objective, repeated.objective, rtol=2e-4)
-
-
-def test_tag_weight_is_a_factor_of_C(world):
-    X, Y = world
-    factor = np.linspace(0.5, 3, Y.shape[1])
-    weighted = fit_probes(X, Y, [0.1], tag_weight=factor)
-    for tag, f in enumerate(factor):
-        alone = fit_probes(X, Y[:, [tag]], [0.1 * f])
-        np.testing.assert_allclose(weighted.objective[0, tag], alone.objective[0, 0], rtol=2e-4)

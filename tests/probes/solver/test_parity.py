@@ -95,10 +95,10 @@ def excess(problem, fits, k, tag, weight=None):
     return (mine - reference.optimum(x, y, problem.C[k], s)) / mine
 
 
-def certified(problem, fits, weights=None):
+def certified(problem, fits, weight=None):
     """Yield (k, tag, status) of each fit of two classes, its bound compared with the truth."""
+    weight = np.ones(len(problem.X)) if weight is None else weight
     for tag, labels in enumerate(problem.Y.T):
-        weight = np.ones(len(labels)) if weights is None else weights[:, tag]
         if len(np.unique(labels[(labels >= 0) & (weight > 0)])) < 2:
             assert (fits.status[:, tag] == SINGLE_CLASS).all()
             assert (fits.weight[:, tag] == 0).all()
@@ -134,12 +134,11 @@ def test_bound_holds_on_features_of_any_scale(problem):
 
 @GENERATED
 @given(problems(unknown=True).map(standardised), st.integers(0, 2**16))
-def test_weights_multiply_the_loss(problem, seed):
+def test_sample_weights_multiply_the_loss(problem, seed):
     rng = np.random.default_rng(seed)
     sample = rng.lognormal(size=len(problem.X)) * (rng.random(len(problem.X)) > 0.1)
-    tag = rng.lognormal(size=problem.Y.shape[1])
-    fits = make_solver()(problem.X, problem.Y, problem.C, sample_weight=sample, tag_weight=tag)
-    assert {s for _, _, s in certified(problem, fits, np.outer(sample, tag))} <= REACHED
+    fits = make_solver()(problem.X, problem.Y, problem.C, sample_weight=sample)
+    assert {s for _, _, s in certified(problem, fits, sample)} <= REACHED
 
 
 @GENERATED

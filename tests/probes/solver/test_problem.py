@@ -31,7 +31,7 @@ def test_sums_are_those_of_the_logits(dtype):
     X = rng.standard_normal((50, 4)).astype(np.float32)
     Y = rng.choice([1, 0, -1], (50, 3)).astype(np.int8)
     features = RotatedFeatures.make(X, None, torch.device("cpu"), 1 << 20)
-    problem = Problem.make(features, Y, None, np.ones(3))
+    problem = Problem.make(features, Y, None)
     x = torch.from_numpy(rng.standard_normal((3, 5)).astype(np.float32))
     if dtype == torch.float64:
         problem, x = problem.double(), x.double()
@@ -60,7 +60,7 @@ def test_factors_of_all_curvature_are_those_of_the_hessian():
     X = rng.standard_normal((60, 4)).astype(np.float32)
     Y = rng.integers(0, 2, (60, 2)).astype(np.int8)
     features = RotatedFeatures.make(X, None, torch.device("cpu"), 1 << 20)
-    problem, C = Problem.make(features, Y, None, np.ones(2)).double(), torch.tensor([0.3, 40.0])
+    problem, C = Problem.make(features, Y, None).double(), torch.tensor([0.3, 40.0])
     u = torch.from_numpy(rng.standard_normal((2, 60)))
     L = problem.hessian_factors(u, C.double(), 60, 1.0).tril().numpy()
 
