@@ -21,37 +21,19 @@ TENSORS = ("weight", "bias", "thresholds", "C")
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A head on raw embeddings (or on unit rows of them), with its thresholds.
-
-    Parameters
-    ----------
-    weight : ndarray of float32, shape (n_tags, dim)
-        The standardisation is folded in. (n_tags, 0) for head ``knn``.
-    bias : ndarray of float32, shape (n_tags,)
-    thresholds : ndarray of float32, shape (n_tags,)
-        On logits.
-    C : ndarray of float64, shape (n_tags,)
-        Strength chosen for each tag.
-    facts : dict
-        JSON-able: identity of the embeddings, catalogue digest, rules, seed.
-    scale : str
-        Kind of scaling that C was chosen under.
-    head : {"logistic", "ridge", "text", "knn"}
-        What the weights are of. Those of logistic regression under a kind of scaling that begins
-        with ``l2`` want every embedding divided by its norm first.
-    vote : KnnVote, optional
-        What gives the logits of head ``knn``.
-    """
+    """A head on raw embeddings (or on unit rows of them), with its thresholds."""
 
     tags: tuple[str, ...]
+    # (n_tags, dim), the standardisation folded in; (n_tags, 0) for head ``knn``
     weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
-    C: NDArray[np.float64]
+    bias: NDArray[np.float32]  # (n_tags,)
+    thresholds: NDArray[np.float32]  # (n_tags,), on logits
+    C: NDArray[np.float64]  # (n_tags,), strength chosen for each tag
+    # JSON-able: identity of the embeddings, catalogue digest, rules, seed
     facts: dict[str, Any] = field(default_factory=dict)
-    scale: str = "standardise"
-    head: str = "logistic"
-    vote: KnnVote | None = None
+    scale: str = "standardise"  # kind of scaling that C was chosen under
+    head: str = "logistic"  # or ridge, text, knn
+    vote: KnnVote | None = None  # gives the logits of head ``knn``
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
@@ -61,7 +43,7 @@ class Probe:
 
     @property
     def unit(self) -> bool:
-        """Whether the weights want unit rows."""
+        """Whether the weights want every embedding divided by its norm first."""
         return self.head == "logistic" and is_unit(self.scale)
 
     @property

@@ -40,14 +40,23 @@ def joined(fits: Sequence[ProbeFits]) -> ProbeFits:
 
 
 @dataclass(frozen=True)
-class FoldCheckpoints:
-    """Checkpoints of one fold in a folder; one written under another `key` is not used.
+class Checkpoints:
+    """Checkpoints of a sweep, or `of` one fold of it, in a folder of their own.
 
     The key names all that the fits depend on beside C: embeddings, labels, folds, scaling, solver.
+    A checkpoint written under another one is not used.
     """
 
     folder: Path
     key: str
+
+    def of(self, scale: str, fold: int) -> Checkpoints:
+        """Checkpoints of one fold under one kind of scaling."""
+        return Checkpoints(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
+
+    def clear(self) -> None:
+        """Remove every checkpoint, of whatever key."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, fits: ProbeFits) -> None:
         """Store the fits of one strength."""
@@ -86,22 +95,6 @@ class FoldCheckpoints:
     def _digest(self, C: float, body: bytes) -> bytes:
         stated = f"{self.key}\n{C!r}\n".encode()
         return hashlib.sha256(stated + hashlib.sha256(body).digest()).digest()
-
-
-@dataclass(frozen=True)
-class SweepCheckpoints:
-    """Checkpoints of a whole sweep, in a `folder` of its own, under the `key` of all its inputs."""
-
-    folder: Path
-    key: str
-
-    def of(self, scale: str, fold: int) -> FoldCheckpoints:
-        """Checkpoints of one fold under one kind of scaling."""
-        return FoldCheckpoints(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
-
-    def clear(self) -> None:
-        """Remove every checkpoint, of whatever key."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def missing_runs(known: NDArray[np.bool_]) -> list[slice]:

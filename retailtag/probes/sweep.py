@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.checkpoints import SweepCheckpoints
+from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.choice import shared_choices
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads.head import Head, HeadFits
@@ -111,7 +111,7 @@ class Sweeper:
     solver : Solver
     average_precision : callable
         ``(logits, labels) -> (n_tags,)``, NaN where undefined.
-    checkpoints : SweepCheckpoints, optional
+    checkpoints : Checkpoints, optional
         Where finished strengths are stored, and taken from.
     """
 
@@ -120,7 +120,7 @@ class Sweeper:
     fold: Fold
     solver: Solver
     average_precision: AveragePrecision
-    checkpoints: SweepCheckpoints | None = None
+    checkpoints: Checkpoints | None = None
     progress: Progress = SILENT
 
     def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:

@@ -27,26 +27,14 @@ RULE = (
 
 @dataclass(frozen=True)
 class Decision:
-    """The recommended pair and the path to it.
+    """The recommended pair and the path to it."""
 
-    Parameters
-    ----------
-    winner : str
-        Name of the recommended pair.
-    decided_by : {"macro-F1", "tail", "latency", "training", "only pair"}
-    reasons : tuple of str
-        What each step of the rule decided, in sentences with figures.
-    ties : tuple of str
-        The leader and the pairs that the data do not tell from it, in rank order.
-    smallest_difference : dict of str to float
-        By scope (``all``, ``tail``): the smallest true difference from the leader that this split
-        would show with 80 % power, median over the pairs; in macro-F1.
-    """
-
-    winner: str
-    decided_by: str
-    reasons: tuple[str, ...]
-    ties: tuple[str, ...]
+    winner: str  # name of the recommended pair
+    decided_by: str  # ``macro-F1``, ``tail``, ``latency``, ``training`` or ``only pair``
+    reasons: tuple[str, ...]  # what each step of the rule decided, in sentences with figures
+    ties: tuple[str, ...]  # the leader and what the data do not tell from it, in rank order
+    # By scope (``all``, ``tail``): the smallest true difference in macro-F1 from the leader that
+    # this split would show with 80 % power, median over the pairs.
     smallest_difference: dict[str, float]
 
 

@@ -54,34 +54,19 @@ class PairResult:
 class BakeoffResult:
     """Everything that the decision and the report read.
 
-    Parameters
-    ----------
-    catalog : dict
-        As `describe_catalog` gives it.
-    pairs : tuple of PairResult
-        All scored on the same images.
-    comparisons : tuple of Comparison
-        Of every two pairs, by their names.
-    machine : dict of str to str, int or float
-        Processor, memory, device, versions; shown as it is.
-    command : str
-        Command line that repeats the bake-off.
-    findings : tuple of Finding
-        On the bake-off as a whole; each scorecard also has its own.
-
     Raises
     ------
     DataError
         If a pair appears twice, or the pairs were scored on different splits or tags.
     """
 
-    catalog: dict[str, Any]
-    pairs: tuple[PairResult, ...]
-    comparisons: tuple[Comparison, ...]
-    machine: dict[str, Any]
-    command: str
+    catalog: dict[str, Any]  # as `describe_catalog` gives it
+    pairs: tuple[PairResult, ...]  # all scored on the same images
+    comparisons: tuple[Comparison, ...]  # of every two pairs, by their names
+    machine: dict[str, Any]  # processor, memory, device, versions; shown as it is
+    command: str  # repeats the bake-off
     seed: int
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...] = ()  # on the bake-off as a whole
 
     def __post_init__(self) -> None:
         repeated = [name for name, n in Counter(p.name for p in self.pairs).items() if n > 1]

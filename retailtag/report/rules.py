@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from retailtag.report.results import BakeoffResult
@@ -23,28 +23,17 @@ class Cell:
         return cls(points(all_tags) + ("" if tail is None else f" ({points(tail)})"), taken)
 
 
-@dataclass
-class Tried:
-    """What the pairs tried: cells by pair and by rule or head; false where no pair recorded any."""
-
-    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
-
-    @property
-    def columns(self) -> list[str]:
-        """Rules or heads that any pair tried, in the order first seen."""
-        return list(dict.fromkeys(column for cells in self.rows.values() for column in cells))
+Tried = dict[str, dict[str, Cell]]
+"""Cells by pair and by rule or head; empty where no pair recorded any."""
 
 
 def rules_tried(result: BakeoffResult) -> Tried:
     """Cross-fit macro-F of every threshold rule of the pairs that recorded it."""
-    tried = Tried()
+    tried: Tried = {}
     for name, facts in _recorded(result).items():
         thresholds = facts.get("thresholds")
         if isinstance(thresholds, dict) and thresholds.get("cross_fit"):
-            tried.rows[name] = {
+            tried[name] = {
                 rule: Cell.of(row["all"], row.get("tail"), rule == thresholds["rule"])
                 for rule, row in thresholds["cross_fit"].items()
             }
@@ -53,11 +42,11 @@ def rules_tried(result: BakeoffResult) -> Tried:
 
 def heads_tried(result: BakeoffResult) -> Tried:
     """Cross-fit macro-F of every head of the probes that tried several."""
-    tried = Tried()
+    tried: Tried = {}
     for name, facts in _recorded(result).items():
         heads = facts.get("heads", {})
         if len(heads) > 1 and all("macro_f" in row for row in heads.values()):
-            tried.rows[name] = {
+            tried[name] = {
                 head: Cell.of(row["macro_f"], row.get("tail_macro_f"), head == facts["head"])
                 for head, row in heads.items()
             }

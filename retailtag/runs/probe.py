@@ -17,7 +17,7 @@ from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import write_whole
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.checkpoints import SweepCheckpoints
+from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.knn import KnnFits, KnnVote
 from retailtag.probes.scaling import parse_scales
@@ -237,7 +237,7 @@ def _fit(
     context: RunContext,
     train: Features,
     settings: ProbeSettings,
-    checkpoints: SweepCheckpoints,
+    checkpoints: Checkpoints,
     texts: NDArray[np.float32] | None,
 ) -> _Fitted:
     """Sweep, choose the head, and fit it again on all training images."""
@@ -331,7 +331,7 @@ def load_rows(
 
 def _checkpoints(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
-) -> SweepCheckpoints:
+) -> Checkpoints:
     """Where the sweep stores finished fits, under a key of everything that they depend on."""
     # Cut-offs, texts and most settings come in after the fits: changing them reuses the sweep.
     later = ("cutoffs", "settings", "texts")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.folds import k_folds
 from retailtag.context import RunContext
-from retailtag.probes.checkpoints import SweepCheckpoints
+from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.head import Head
@@ -55,7 +55,7 @@ def sweep_and_choose(
     X: NDArray[np.float32],
     settings: ProbeSettings,
     *,
-    checkpoints: SweepCheckpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     texts: NDArray[np.float32] | None = None,
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
@@ -69,7 +69,7 @@ def sweep_and_choose(
     settings : ProbeSettings
         Of scalings with equal macro-AP the earlier is taken. Head ``text`` is skipped without
         `texts`, or without standardised embeddings among the scalings, whose strengths it takes.
-    checkpoints : SweepCheckpoints, optional
+    checkpoints : Checkpoints, optional
         Where finished strengths are stored.
     texts : ndarray of float32, shape (n_tags, dim), optional
         Directions of the tags' names; see `retailtag.probes.heads.text_prior.text_embeddings`.

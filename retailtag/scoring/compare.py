@@ -41,30 +41,15 @@ NORMAL = "normal, images and seeds"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Macro-F1 of model `a` minus that of model `b` over the tags of one scope.
-
-    Parameters
-    ----------
-    a, b : str
-        Names of the models.
-    scope : str
-        ``all`` or ``tail``.
-    difference : Difference
-        Value, paired 95 % interval and standard error.
-    p, p_holm : float
-        Two-sided p, and p adjusted over all pairs compared in the scope; NaN where not tested, as
-        in files of early versions.
-    test : str
-        What gave p: `SWAP` or `NORMAL`; empty where not tested.
-    """
+    """Macro-F1 of model `a` minus that of model `b` over the tags of one scope."""
 
     a: str
     b: str
-    scope: str
+    scope: str  # ``all`` or ``tail``
     difference: Difference
-    p: float = math.nan
-    p_holm: float = math.nan
-    test: str = ""
+    p: float = math.nan  # two-sided; NaN where not tested, as in files of early versions
+    p_holm: float = math.nan  # adjusted over all pairs compared in the scope
+    test: str = ""  # what gave p: `SWAP` or `NORMAL`
 
     @property
     def is_tie(self) -> bool:
@@ -94,51 +79,26 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Standing:
-    """Score of one model among those compared, over the tags of one scope.
-
-    Parameters
-    ----------
-    model : str
-        Its name.
-    scope : str
-        ``all`` or ``tail``.
-    macro_f1, low, high : float
-        Value (mean over its seeds) and 95 % interval: for one run that of its scorecard
-        (`intervals.macro_interval`), for several the central 95 % of the replicates, which vary
-        images and seeds.
-    p_best : float
-        Share of the bootstrap replicates in which no model has a higher macro-F1; ties shared.
-    n_seeds : int
-        Runs of the model, which differ only in their seed.
-    seed_sd : float
-        Standard deviation of macro-F1 between them; NaN for one run.
-    """
+    """Score of one model among those compared, over the tags of one scope."""
 
     model: str
-    scope: str
-    macro_f1: float
+    scope: str  # ``all`` or ``tail``
+    macro_f1: float  # mean over its seeds
+    # 95 % interval: for one run that of its scorecard (`intervals.macro_interval`), for several the
+    # central 95 % of the replicates, which vary images and seeds
     low: float
     high: float
-    p_best: float
-    n_seeds: int
-    seed_sd: float
+    p_best: float  # share of the replicates in which no model has a higher macro-F1; ties shared
+    n_seeds: int  # runs of the model, which differ only in their seed
+    seed_sd: float  # standard deviation of macro-F1 between them; NaN for one run
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Models compared on the same images: the ranking and every pair.
+    """Models compared on the same images; a scope without a defined tag is left out."""
 
-    Parameters
-    ----------
-    standings : tuple of Standing
-        Scope by scope, best first.
-    comparisons : tuple of Comparison
-        For each unordered pair in the order given, scope ``all`` then ``tail``; a scope without
-        a defined tag is left out.
-    """
-
-    standings: tuple[Standing, ...]
-    comparisons: tuple[Comparison, ...]
+    standings: tuple[Standing, ...]  # scope by scope, best first
+    comparisons: tuple[Comparison, ...]  # for each pair in the order given, ``all`` then ``tail``
 
 
 @dataclass(frozen=True, eq=False)

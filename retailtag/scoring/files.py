@@ -96,28 +96,23 @@ def score_files(
     Parameters
     ----------
     paths : sequence of Path
-        Files that `Predictions.save` wrote, or keys of `loaded`.
+        As `find_predictions` takes them, or keys of `loaded`.
     read : callable
         Reads a catalogue: ``read(path, **catalog_args)``.
     catalog, catalog_args : Path and dict, optional
         The catalogue and how to read it; as recorded in each predictions file by default.
     out : Path, optional
         Folder for the scorecards, one folder per model; by default each lies beside its
-        predictions, in ``NAME.SPLIT``.
+        predictions, in ``NAME.SPLIT``. Nothing is written unless every file can be scored.
     split, allow_missing, n_bootstrap, seed
         As in `retailtag.scoring.compare.hold_contest`.
     loaded : mapping of Path to Predictions, optional
         Predictions made from files of other tools, by path.
 
-    Returns
-    -------
-    ScoredFiles
-        Nothing is written unless every file can be scored.
-
     Raises
     ------
     UsageError
-        If a file is given twice, or no catalogue is given and a file records none.
+        If no catalogue is given and a file records none.
     """
     paths = find_predictions(paths)
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]

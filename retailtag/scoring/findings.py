@@ -184,29 +184,12 @@ def often_scored(n_models: int | None, n_now: int, split: str) -> Finding | None
     """Different models scored on a split so far (None: unknown), `n_now` of them in this run."""
     if n_models is None or n_models < 2 or split != "test":
         return None
-    sentence = (
-        f"{n_models:,} different models have been scored on the {split} split of this catalogue, "
-        f"{n_now:,} of them in this run"
-        if n_now > 1
-        else f"This is the {ordinal(n_models)} model scored on the {split} split of this catalogue"
-    )
     return Finding(
         "split-reused",
-        f"{sentence}; the score of the best of them is too high by selection.",
+        f"{n_models:,} different models have been scored on the {split} split of this catalogue, "
+        f"{n_now:,} of them in this run; the score of the best is too high by selection.",
         "Choose on validation or out-of-fold scores, and keep a fresh split for the final figure.",
     )
-
-
-def ordinal(n: int) -> str:
-    """Ordinal of a number.
-
-    Examples
-    --------
-    >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 22, 113)]
-    ['1st', '2nd', '3rd', '4th', '11th', '22nd', '113th']
-    """
-    suffix = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n:,}{'th' if n % 100 in (11, 12, 13) else suffix}"
 
 
 def shared_products(shared: NDArray[np.str_], n_products: int, split: str) -> Finding | None:

@@ -87,15 +87,7 @@ def f1(
 
     with :math:`\hat P` the images given the tag and :math:`P` the images that carry it.
 
-    Parameters
-    ----------
-    tp, predicted, positives : ndarray, shape (..., n_tags)
-        Counts or weighted counts, non-negative.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_tags)
-        In [0, 1], larger is better; NaN where the tag has no positive.
+    All are (..., n_tags); NaN where the tag has no positive.
 
     Examples
     --------
@@ -190,21 +182,21 @@ def average_precision(scores: NDArray[np.floating], labels: NDArray[np.int8]) ->
     >>> average_precision(np.zeros(4), truth)
     0.5
     """
-    found, retrieved, _ = retrieved_at_positives(scores, labels)
+    found, retrieved = retrieved_at_positives(scores, labels)
     return float(np.mean(found / retrieved)) if len(found) else float("nan")
 
 
 def retrieved_at_positives(
     scores: NDArray[np.floating], labels: NDArray[np.int8]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], int]:
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Positives and images that score at least as much as each positive of one tag.
 
-    Two arrays of shape (n_positives,), the lowest positive first, and n_positives; every curve
-    over thresholds turns at these points. Unknown labels are left out.
+    Both (n_positives,), the lowest positive first; every curve over thresholds turns at these
+    points. Unknown labels are left out.
     """
     own = np.sort(scores[labels == POSITIVE])
     if not len(own):
-        return np.zeros(0, np.intp), np.zeros(0, np.intp), 0
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
     # Images below the lowest positive are never retrieved: a good model leaves few to sort.
     above = scores[(scores >= own[0]) & (labels != UNKNOWN)]
     if len(own) <= MAX_POSITIVES_TO_COUNT:
@@ -214,7 +206,7 @@ def retrieved_at_positives(
     # side="left" counts scores below each positive's own, so equal scores (other positives here,
     # any image in `retrieved`) count as retrieved with it and the row order cannot matter.
     found = len(own) - np.searchsorted(own, own, side="left")
-    return found, retrieved, len(own)
+    return found, retrieved
 
 
 def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:

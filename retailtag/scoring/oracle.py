@@ -35,10 +35,10 @@ def ap_and_oracle(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> tup
     ap = np.full(logits.shape[1], np.nan)
     oracle = np.full(logits.shape[1], np.nan)
     for j, (scores, truth) in enumerate(columns(logits, labels)):
-        found, retrieved, n_positive = retrieved_at_positives(scores, truth)
-        if n_positive:
+        found, retrieved = retrieved_at_positives(scores, truth)
+        if len(found):
             ap[j] = np.mean(found / retrieved)
             # Lowering a threshold raises F1 only where it takes in another positive, so those at
             # the positives' own scores are all the candidates.
-            oracle[j] = (2 * found / (retrieved + n_positive)).max()
+            oracle[j] = (2 * found / (retrieved + len(found))).max()
     return ap, oracle

@@ -21,133 +21,64 @@ LOW_SUPPORT = 10  # positives; with fewer in the scored split one tag's F1 says 
 
 @dataclass(frozen=True)
 class TagRow:
-    """Scores of one tag.
-
-    Parameters
-    ----------
-    tag : str
-        Name.
-    group : str
-        ``tail``, ``common`` or ``frequent``, by training images.
-    train_count, support : int
-        Positive images in training and in the scored split.
-    tp, fp, fn, tn : int
-        Counts over scored images with a known label.
-    precision, recall, f1, ap : float
-        In [0, 1], larger is better; NaN without a positive in the scored split.
-    threshold : float
-        Logit from which the tag is given; infinite: never.
-    low_support : bool
-        Fewer than `LOW_SUPPORT` positives in the scored split.
-    rule : str
-        How the threshold was chosen, as the predictions record it; ``given`` if they do not.
-    f1_low, f1_high : float
-        95 % interval of F1 (Wilson's, of the Jaccard index behind it; products are the trials).
-    f1_oracle : float
-        F1 at the best threshold in hindsight: an upper bound, never a score.
-    """
+    """Scores of one tag; the metrics are NaN without a positive in the scored split."""
 
     tag: str
-    group: str
-    train_count: int
-    support: int
-    tp: int
+    group: str  # ``tail``, ``common`` or ``frequent``, by training images
+    train_count: int  # positive images in training
+    support: int  # positive images in the scored split
+    tp: int  # counts over scored images with a known label
     fp: int
     fn: int
     tn: int
-    precision: float
+    precision: float  # in [0, 1], like those that follow
     recall: float
     f1: float
     ap: float
-    threshold: float
-    low_support: bool
-    rule: str = "given"
-    f1_low: float = math.nan
+    threshold: float  # logit from which the tag is given; infinite: never
+    low_support: bool  # fewer than `LOW_SUPPORT` positives in the scored split
+    rule: str = "given"  # how the threshold was chosen, if the predictions record it
+    f1_low: float = math.nan  # 95 % interval of F1, see `intervals.wilson_f1`
     f1_high: float = math.nan
-    f1_oracle: float = math.nan
+    f1_oracle: float = math.nan  # at the best threshold in hindsight: a bound, never a score
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """Means over the tags of one scope that have a positive in the scored split.
+    """Means over the tags of one scope with a positive in the scored split; NaN without any."""
 
-    Parameters
-    ----------
-    scope : str
-        ``all``, ``tail``, ``common``, ``frequent``, or a range of the tail such as ``tail 0-9``.
-    n_tags : int
-        Tags averaged.
-    n_undefined : int
-        Tags of the scope left out because they have no positive.
-    macro_f1, macro_precision, macro_recall, macro_ap : float
-        Means of the per-tag values, in [0, 1]; NaN if `n_tags` is 0.
-    macro_f1_low, macro_f1_high : float
-        95 % interval of `macro_f1`, see `intervals.macro_interval`.
-    macro_f1_sklearn : float
-        Mean F1 with 0 for undefined tags: the column that equals scikit-learn's default.
-    macro_f1_oracle : float
-        Mean F1 at each tag's best threshold in hindsight: an upper bound, never a score.
-    n_never_predicted : int
-        Averaged tags that no image was given.
-    brier, calibration_error : float
-        Of the probabilities (logistic of the logits), pooled over all known cells of the scope's
-        tags, undefined tags included; smaller is better.
-    """
-
-    scope: str
-    n_tags: int
-    n_undefined: int
+    scope: str  # one of `SCOPES`, or a range of the tail such as ``tail 0-9``
+    n_tags: int  # tags averaged
+    n_undefined: int  # tags left out because they have no positive
     macro_f1: float
-    macro_f1_low: float
+    macro_f1_low: float  # 95 % interval, see `intervals.macro_interval`
     macro_f1_high: float
     macro_precision: float
     macro_recall: float
     macro_ap: float
-    macro_f1_sklearn: float = math.nan
-    macro_f1_oracle: float = math.nan
-    n_never_predicted: int = 0
+    macro_f1_sklearn: float = math.nan  # with 0 for undefined tags, as scikit-learn's default
+    macro_f1_oracle: float = math.nan  # at the best thresholds in hindsight: a bound, never a score
+    n_never_predicted: int = 0  # averaged tags that no image was given
+    # Of the probabilities, pooled over all known cells of the scope's tags, undefined ones included
     brier: float = math.nan
     calibration_error: float = math.nan
 
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """One model scored on one split; equal inputs give an equal card, byte for byte.
+    """One model scored on one split; equal inputs give an equal card, byte for byte."""
 
-    Parameters
-    ----------
-    model : str
-        Name to show, ``backbone · strategy``.
-    split : str
-        Split that was scored.
-    n_images, n_products : int
-        What was scored.
-    tags : tuple of TagRow
-        One row per tag in the catalogue's order.
-    summaries : dict of str to GroupSummary
-        By scope: those of `SCOPES`, then the ranges of the tail.
-    micro_f1 : float
-        F1 of the pooled cells.
-    macro_f1_sklearn : float
-        Mean F1 with 0 for undefined tags: scikit-learn's default, to reconcile with.
-    samples : SampleScores
-        Metrics of each image's tags as a whole.
-    findings : tuple of Finding
-        In the order they are numbered.
-    provenance : dict
-        Hashes and settings of everything that was read; no dates, no timings.
-    """
-
-    model: str
+    model: str  # name to show, ``backbone · strategy``
     split: str
-    n_images: int
+    n_images: int  # scored
     n_products: int
-    tags: tuple[TagRow, ...]
-    summaries: dict[str, GroupSummary]
-    micro_f1: float
-    macro_f1_sklearn: float
-    samples: SampleScores = NO_SAMPLES
-    findings: tuple[Finding, ...] = ()
+    tags: tuple[TagRow, ...]  # in the catalogue's order
+    summaries: dict[str, GroupSummary]  # by scope: those of `SCOPES`, then the ranges of the tail
+    micro_f1: float  # F1 of the pooled cells
+    macro_f1_sklearn: float  # with 0 for undefined tags, as scikit-learn's default
+    samples: SampleScores = NO_SAMPLES  # metrics of each image's tags as a whole
+    findings: tuple[Finding, ...] = ()  # in the order they are numbered
+    # Hashes and settings of everything that was read; no dates, no timings
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -101,7 +101,7 @@ def test_models_scored_on_the_test_split_are_counted(shop, monkeypatch, capsys, 
     assert first["findings"] == []
     assert json.loads(call(monkeypatch, capsys, *one)[1]) == first
     two = ["score", "run/demo-cnn/weak", "--replicates", 100]
-    assert "2nd model scored on the test split" in " ".join(
+    assert "2 different models have been scored on the test split" in " ".join(
         call(monkeypatch, capsys, *two)[1].split()
     )
     assert (state / "scored.jsonl").read_text().count("\n") == 2

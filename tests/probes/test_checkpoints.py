@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from retailtag.probes.checkpoints import (
-    FoldCheckpoints,
-    SweepCheckpoints,
+    Checkpoints,
     at_strength,
     joined,
     missing_runs,
@@ -48,7 +47,7 @@ def _same(a, b, taken_over):
 
 
 def test_an_interrupted_fit_continues_after_its_last_checkpoint(world, whole, tmp_path):
-    checkpoints = FoldCheckpoints(tmp_path, "key")
+    checkpoints = Checkpoints(tmp_path, "key")
     with pytest.raises(KeyboardInterrupt):
         LogisticHead(GRID, Counting(stop_after=2), checkpoints=checkpoints).fit(*world)
     solver, told = Counting(), []
@@ -62,7 +61,7 @@ def test_an_interrupted_fit_continues_after_its_last_checkpoint(world, whole, tm
 
 
 def _filled(world, folder, key="key"):
-    LogisticHead(GRID, make_solver(), checkpoints=FoldCheckpoints(folder, key)).fit(*world)
+    LogisticHead(GRID, make_solver(), checkpoints=Checkpoints(folder, key)).fit(*world)
 
 
 def _truncate(path):
@@ -89,7 +88,7 @@ def test_a_damaged_checkpoint_is_fitted_again_and_replaced(world, whole, tmp_pat
     damage(tmp_path / "C-0.1.block")
     for expected in ([0.1], []):
         solver = Counting()
-        again = LogisticHead(GRID, solver, checkpoints=FoldCheckpoints(tmp_path, "key")).fit(*world)
+        again = LogisticHead(GRID, solver, checkpoints=Checkpoints(tmp_path, "key")).fit(*world)
         assert solver.asked == expected
         _same(again, whole, taken_over=2)
 
@@ -98,15 +97,15 @@ def test_checkpoints_of_another_key_or_shape_are_not_used(world, tmp_path):
     X, Y = world
     _filled(world, tmp_path)
     solver = Counting()
-    LogisticHead(GRID, solver, checkpoints=FoldCheckpoints(tmp_path, "other")).fit(X, Y)
+    LogisticHead(GRID, solver, checkpoints=Checkpoints(tmp_path, "other")).fit(X, Y)
     assert solver.asked == GRID.tolist()
-    assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 12) is not None
-    assert FoldCheckpoints(tmp_path, "other").load(0.1, 7, 12) is None
-    assert FoldCheckpoints(tmp_path, "other").load(0.1, 8, 13) is None
+    assert Checkpoints(tmp_path, "other").load(0.1, 8, 12) is not None
+    assert Checkpoints(tmp_path, "other").load(0.1, 7, 12) is None
+    assert Checkpoints(tmp_path, "other").load(0.1, 8, 13) is None
 
 
 def test_folds_and_scalings_do_not_share_checkpoints_and_clear_removes_all(world, tmp_path):
-    sweep = SweepCheckpoints(tmp_path / "sweep", "key")
+    sweep = Checkpoints(tmp_path / "sweep", "key")
     _filled(world, sweep.of("standardise", 0).folder, sweep.of("standardise", 0).key)
     path = sweep.of("standardise", 0).folder / "C-0.1.block"
     assert sweep.of("standardise", 0).load(0.1, 8, 12) is not None

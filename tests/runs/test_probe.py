@@ -18,7 +18,7 @@ from retailtag.files import read_json, write_json
 from retailtag.finetuning.head import Head
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
+from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.scaling import SCALES
 from retailtag.probes.solver.fit import make_solver
@@ -43,12 +43,12 @@ from retailtag.catalog.readers import read_catalog
 from retailtag.context import RunContext
 from retailtag.runs.probe import run_probe
 from retailtag.settings import ProbeSettings
-from retailtag.probes.checkpoints import FoldCheckpoints, SweepCheckpoints
+from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.solver.fit import make_solver
 from retailtag.store import FeatureStore
 
 catalogue, store, out, grid, folds, n = sys.argv[1:]
-save, saved = FoldCheckpoints.save, []
+save, saved = Checkpoints.save, []
 
 def save_and_die(self, fits):
     save(self, fits)
@@ -56,7 +56,7 @@ def save_and_die(self, fits):
     if len(saved) == int(n):
         os.kill(os.getpid(), signal.SIGKILL)
 
-FoldCheckpoints.save = save_and_die
+Checkpoints.save = save_and_die
 run_probe(
     RunContext(read_catalog(Path(catalogue))),
     FeatureStore.open(Path(store)),
@@ -111,15 +111,15 @@ def test_a_killed_sweep_continues_after_its_finished_strengths(
 
 def test_checkpoints_of_other_labels_or_folds_are_not_used(tiny, tiny_store, tmp_path, monkeypatch):
     """Each run finds the checkpoints of the one before; later choices do not matter."""
-    monkeypatch.setattr(SweepCheckpoints, "clear", lambda self: None)
+    monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
     served = []
-    load = FoldCheckpoints.load
+    load = Checkpoints.load
 
     def counting(self, *args):
         served.append(load(self, *args))
         return served[-1]
 
-    monkeypatch.setattr(FoldCheckpoints, "load", counting)
+    monkeypatch.setattr(Checkpoints, "load", counting)
     labels = tiny.table.labels.copy()
     labels[tiny.split == "train", 0] ^= 1
     other = replace(tiny, table=replace(tiny.table, labels=labels))

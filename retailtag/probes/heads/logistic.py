@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.checkpoints import FoldCheckpoints, at_strength, joined, missing_runs
+from retailtag.probes.checkpoints import Checkpoints, at_strength, joined, missing_runs
 from retailtag.probes.scaling import Scaled, Scaler
 from retailtag.probes.solver.fits import ProbeFits
 from retailtag.probes.solver.interface import FeatureRows, OnStrength, Solver, ignore
@@ -40,7 +40,7 @@ class LogisticHead:
     C: NDArray[np.float64]
     solver: Solver
     scale: str = "standardise"
-    checkpoints: FoldCheckpoints | None = None
+    checkpoints: Checkpoints | None = None
     name: str = "logistic"
 
     @property

@@ -34,24 +34,19 @@ Floats = NDArray[np.float64]
 class RidgeHead:
     """Ridge regression on standardised embeddings, mapped to log-odds.
 
-    Parameters
-    ----------
-    strengths : tuple of float
-        λ as a share of the number of images with a known label, descending: the penalty of one
-        feature of unit variance relative to its own sum of squares.
-
     Notes
     -----
-    Exact in float64 also with unknown labels: tags are grouped by which images they leave out,
-    and each group has its own factorisation, of some ``2·min(left out, kept)·dim² + 9·dim³``
-    operations. In the usual case there are a handful of groups, one per attribute; the worst case
-    is one per tag.
+    Exact in float64 also with unknown labels: tags are grouped by which images they leave out (one
+    group per attribute as a rule, one per tag at worst), and each group has its own factorisation,
+    of some ``2·min(left out, kept)·dim² + 9·dim³`` operations.
 
     References
     ----------
     Hoerl & Kennard (1970); leave-one-out: Golub, Heath & Wahba (1979).
     """
 
+    # λ as a share of the number of images with a known label, descending: the penalty of one
+    # feature of unit variance relative to its own sum of squares
     strengths: tuple[float, ...] = STRENGTHS
     name: str = "ridge"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.scaling import Standardiser, row_blocks
+from retailtag.probes.scaling import Standardiser, row_blocks, unit_rows
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import Advance, nobody
@@ -52,24 +52,13 @@ def text_embeddings(tags: Sequence[str], encode: EncodeText) -> NDArray[np.float
     Radford et al. (2021), CLIP, §3.1.4: prompts and the mean of their directions.
     """
     asked = [prompts(tag) for tag in tags]
-    encoded = _unit(encode([text for texts in asked for text in texts]))
-    return _unit(encoded.reshape(len(asked), len(PLAIN), -1).mean(axis=1))
+    encoded = unit_rows(encode([text for texts in asked for text in texts]))
+    return unit_rows(encoded.reshape(len(asked), len(PLAIN), -1).mean(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
 class TextPriorHead:
     """Logistic regression on the images and one row per tag name.
-
-    Parameters
-    ----------
-    text : ndarray of float32, shape (n_tags, dim)
-        `text_embeddings` of the tags, from the backbone whose embeddings are fitted.
-    C : ndarray of float64, shape (n_C,)
-        Inverse L2 strengths, ascending; a few around the choice without text suffice, since every
-        weight costs a solve of them all.
-    solver : Solver
-    weights : tuple of float
-        How many images one row counts as; 0 is logistic regression without text.
 
     References
     ----------
@@ -77,10 +66,12 @@ class TextPriorHead:
     rows of a linear probe.
     """
 
+    # `text_embeddings` (n_tags, dim) of the tags, from the backbone whose embeddings are fitted
     text: NDArray[np.float32]
+    # Ascending; a few around the choice without text suffice, as every weight solves all of them
     C: NDArray[np.float64]
     solver: Solver
-    weights: tuple[float, ...] = WEIGHTS
+    weights: tuple[float, ...] = WEIGHTS  # 0 is logistic regression without text
     name: str = "text"
 
     @property
@@ -131,8 +122,3 @@ def place_among_images(text: NDArray[np.float32], scaler: Standardiser) -> NDArr
 
 def _words(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").split())
-
-
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(length > 0, length, 1)).astype(np.float32)
