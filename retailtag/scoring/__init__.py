@@ -1,14 +1,6 @@
-"""Long-tail-aware scoring: predictions and a catalogue in, a scorecard with intervals out."""
+"""Long-tail-aware scoring: predictions and a catalogue in, a scorecard with intervals out.
 
-from retailtag.scoring.compare import Comparison, hold_contest
-from retailtag.scoring.score import score_predictions
-from retailtag.scoring.scorecard import GroupSummary, ScoreCard, TagRow
-
-__all__ = [
-    "Comparison",
-    "GroupSummary",
-    "ScoreCard",
-    "TagRow",
-    "hold_contest",
-    "score_predictions",
-]
+``score`` is the way in: it aligns predictions with labels (``aligned``), measures (``metrics``,
+``oracle``, ``ranking``, ``calibration``, ``intervals``) and gives a ``scorecard`` with its
+``findings``. ``compare`` ranks several models; ``files`` does both for files.
+"""

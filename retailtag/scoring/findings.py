@@ -34,8 +34,15 @@ def _calibration(card: ScoreCard) -> Finding | None:
         for scope, s in card.summaries.items()
         if scope in ("all", *GROUPS) and s.calibration_error > MAX_CALIBRATION_ERROR
     }
-    worst = max(errors, key=lambda scope: errors[scope], default=None)
-    return None if worst is None else calibration_off(worst, errors[worst])
+    if not errors:
+        return None
+    worst = max(errors, key=lambda scope: errors[scope])
+    return Finding(
+        "calibration",
+        f"Read as probabilities, the scores of {worst} tags are off by {100 * errors[worst]:.1f} "
+        "points on average (pooled calibration error): they rank, but 0.8 does not mean 80 %.",
+        "Use the thresholds instead of the probabilities, or calibrate on a separate split.",
+    )
 
 
 def _undefined(card: ScoreCard) -> Finding | None:
@@ -149,18 +156,6 @@ def probe_kept(is_probe: object) -> Finding | None:
         "Train longer (--epochs), lower the learning rate (--lr), add training images, or choose "
         "the epoch by average precision (--choose-epoch macro-ap), which a small validation set "
         "measures better than macro-F1.",
-    )
-
-
-def calibration_off(scope: str, error: float) -> Finding | None:
-    """Expected calibration error (a fraction) of the probabilities, pooled over a scope."""
-    if not error > MAX_CALIBRATION_ERROR:
-        return None
-    return Finding(
-        "calibration",
-        f"Read as probabilities, the scores of {scope} tags are off by {100 * error:.1f} points "
-        "on average (pooled calibration error): they rank, but 0.8 does not mean 80 %.",
-        "Use the thresholds instead of the probabilities, or calibrate on a separate split.",
     )
 
 

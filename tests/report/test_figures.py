@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.report import decide, plots
+from retailtag.report import plots
+from retailtag.report.decision import decide
 from retailtag.report.theme import short_backbones, short_names, style
 
 

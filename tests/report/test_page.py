@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from retailtag.report import BakeoffResult, decide, write_report
+from retailtag.report.decision import decide
 from retailtag.report.html import render_html
+from retailtag.report.results import BakeoffResult
+from retailtag.report.write import write_report
 from retailtag.scoring.finding import Finding
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")

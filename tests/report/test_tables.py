@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from retailtag.report import decide
+from retailtag.report.decision import decide
 from retailtag.report.tables import (
     comparison_table,
     decision_text,
