@@ -373,7 +373,6 @@ def fit_probes(
     *,
     C: str | float | Sequence[float] = ProbeSettings.sweep_C,
     sample_weight: Any = None,
-    tag_weight: Any = None,
     solver: str = ProbeSettings.solver,
     device: str = "auto",
 ) -> ProbeFits:
@@ -389,8 +388,6 @@ def fit_probes(
         Inverse L2 strengths: ``START:STOP:N`` (logarithmically spaced), or numbers.
     sample_weight : array of shape (n_images,), optional
         Not negative.
-    tag_weight : array of shape (n_tags,), optional
-        Positive.
     solver : {"torch", "cuml", "sklearn"}
     device : {"auto", "cpu", "cuda"}
 
@@ -418,7 +415,6 @@ def fit_probes(
         _numbers("Y", Y),
         (parse_grid(C) if isinstance(C, str) else np.atleast_1d(_numbers("C", C))).tolist(),
         sample_weight=sample_weight,
-        tag_weight=tag_weight,
         solver=solver,
         device=resolve_device(device),
     )

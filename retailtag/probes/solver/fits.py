@@ -93,6 +93,10 @@ class ProbeFits(LinearFits, Displayed):
     status: NDArray[np.str_]
     seconds: float
 
+    def logits(self, X: NDArray[np.float32], c: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Logits (n_images, n_tags) of X (n_images, dim) at strength index `c`, one or per tag."""
+        return self.scores(X, c)
+
     @property
     def table(self) -> pa.Table:
         """One row per C and tag (by its column of Y): status, objective, gap, iterations."""
