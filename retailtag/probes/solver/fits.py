@@ -66,7 +66,7 @@ class LinearFits:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeFits(LinearFits, Displayed):
+class ProbeFits(Displayed, LinearFits):
     """Logistic regressions of every (C, tag), and how each fit went.
 
     Parameters
