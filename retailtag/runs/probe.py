@@ -346,7 +346,7 @@ def _checkpoints(
         "version": __version__,
     }
     key = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    return SweepCheckpoints(out / "sweep", key)
+    return Checkpoints(out / "sweep", key)
 
 
 def _out_of_fold_summary(
