@@ -50,7 +50,7 @@ def parsed(kind: type[_Row], value: dict[str, Any]) -> _Row:
 def _value(hint: Any, value: Any) -> Any:
     if hint is float:
         return number(value)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return hint.from_json(value) if hasattr(hint, "from_json") else parsed(hint, value)
     if get_origin(hint) is tuple:
         return tuple(_value(get_args(hint)[0], item) for item in value)

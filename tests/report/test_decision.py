@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from retailtag.errors import DataError
-from retailtag.report.decision import RULE, decide
+from retailtag.report.decision import decide
 from retailtag.report.results import BakeoffResult, PairCost, PairResult
 from retailtag.scoring.bootstrap import Difference
 from retailtag.scoring.compare import Comparison
@@ -122,7 +122,3 @@ def test_what_cannot_be_decided_is_refused():
         decide(bakeoff([], {}))
     with pytest.raises(DataError, match="comparison of b · probe with a · probe is missing"):
         decide(bakeoff([pair("a", 0.5, 0.2), pair("b", 0.6, 0.2)], {}))
-
-
-def test_the_rule_is_written_on_the_decision(bakeoff):
-    assert decide(bakeoff).rule == RULE

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from retailtag.report.decision import decide
+from retailtag.report.decision import RULE, decide
 from retailtag.report.html import render_html
 from retailtag.report.results import BakeoffResult
 from retailtag.report.write import write_report
@@ -84,6 +84,10 @@ def test_names_from_data_are_escaped(page):
 def test_every_tag_and_pair_is_on_the_page(page, hostile):
     assert page.count('<td class="text">') == len(hostile.pairs[0].scorecard.tags)
     assert page.count("recommended</span>") == 2
+
+
+def test_the_rule_is_on_the_page(page):
+    assert RULE in page
 
 
 def test_page_is_the_same_for_the_same_result(page, hostile):

@@ -12,7 +12,7 @@ Parameters of the batch lie in one tensor (tags, dim + 1), the intercept last.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -113,7 +113,9 @@ class Problem:
 
     def double(self) -> Problem:
         """The same in float64."""
-        return Problem(*(None if v is None else v.double() for v in vars(self).values()))
+        fields = vars(self).items()
+        doubled: dict[str, Any] = {k: None if v is None else v.double() for k, v in fields}
+        return Problem(**doubled)
 
     def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
         """One pass over the images: `du` becomes the logits of d, and the sums are of u + du.
