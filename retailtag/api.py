@@ -572,6 +572,7 @@ def _paths(runs: Any) -> list[Path]:
 
 def _keep_settings(verb: str, out: Path, settings: BakeoffSettings, catalog: Any) -> None:
     """Write the settings of a run beside its files, so that ``--config`` repeats it."""
-    path = Path(catalog) if isinstance(catalog, str | Path) else None
+    source = settings.catalog.path if catalog is None else catalog
+    path = Path(source) if isinstance(source, str | Path) else None
     whole = replace(settings, out=out, catalog=replace(settings.catalog, path=path))
     write_settings(out / SETTINGS_FILE, whole, {*USES[verb], "catalog.path"})

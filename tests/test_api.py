@@ -3,10 +3,14 @@
 import json
 import sys
 
+import pyarrow as pa
 import pytest
 
 import retailtag as rt
 from retailtag.cli.main import run
+from retailtag.display import Displayed, View
+from retailtag.errors import RetailtagError, UsageError
+from retailtag.verbs import resolve
 
 PROBE = {"sweep_C": "0.01,1", "folds": 2, "heads": "logistic"}
 FINETUNE = {"epochs": 1, "augment": "none", "blocks": 1}
@@ -106,3 +110,109 @@ def test_a_command_and_its_call_write_the_same_files(world, place):
 
 def test_compare_writes_the_same_pairs_by_command_and_by_call(world):
     assert (world.commands / "pairs.csv").read_bytes() == (world.calls / "pairs.csv").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["extract", "probe", "finetune", "score", "compare", "bakeoff"])
+def test_results_show_themselves_as_text_and_html(world, verb):
+    made = world.made[verb]
+    tables = list(made.views())
+    assert tables
+    assert all(view.title in repr(made) for view in tables)
+    assert made._repr_html_().count("<table>") == len(tables)
+
+
+def test_results_are_tables(world):
+    made, tags = world.made, len(world.made["probe"].run.probe.tags)
+    assert made["extract"].table.column("computed").to_pylist() == [140]
+    per_tag = made["probe"].per_tag
+    assert per_tag.column_names == ["tag", "group", "support", "ap", "C", "threshold"]
+    assert per_tag.num_rows == tags
+    assert set(per_tag.column("C").to_pylist()) <= set(made["probe"].run.probe.C.tolist())
+    assert made["finetune"].history.column("best").to_pylist().count(True) == 1
+    assert made["score"].per_tag.num_rows == 2 * tags
+    assert made["score"].comparisons.num_rows == made["compare"].pairs.num_rows
+    assert {"model", "macro_f1", "p_best"} <= set(made["compare"].standings.column_names)
+    ranking = made["bakeoff"].ranking
+    assert ranking.column("recommended").to_pylist().count(True) == 1
+    assert ranking.to_pylist()[0]["pair"] == made["bakeoff"].decision.ranking[0]
+
+
+def test_html_escapes_what_users_named():
+    class Made(Displayed):
+        def views(self):
+            yield View("<i>title</i>", pa.table({"<a>": ["<b>"]}), ("<script>",))
+
+    page = Made()._repr_html_()
+    assert not any(mark in page for mark in ("<i>", "<a>", "<script>", "<b><"))
+    assert "&lt;script&gt;" in page
+
+
+def test_the_recommended_model_tags_images(world):
+    images = sorted((world.csv.parent / "images").iterdir())[:2]
+    made = world.made["bakeoff"]
+    tags = made.recommended.tag(images)
+    assert tags == rt.load(made.folder).tag([str(path) for path in images])
+    assert [list(found) for found in made.recommended.predict(images)] == tags
+    assert all(0 < p < 1 for found in made.recommended.predict(images) for p in found.values())
+    strategy = made.decision.winner.rpartition(" ")[2]
+    assert tags == rt.load(made.folder / "demo-cnn" / strategy).tag(images)
+
+
+def test_the_settings_of_a_bakeoff_start_it_again_and_reuse_every_stage(world, capsys):
+    again = rt.bakeoff(settings=world.calls / "runs/bakeoff/settings.toml")
+    assert again.run.ran == []
+    assert run(["bakeoff", "--config", "runs/bakeoff/settings.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ran"] == []
+
+
+def test_settings_are_written_before_the_work_starts(tiny_csv, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retailtag.bakeoffs.run.run_request", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        rt.bakeoff(tiny_csv, "demo:cnn", folds=3, device="cpu")
+    assert "folds = 3" in (tmp_path / "runs/bakeoff/settings.toml").read_text()
+    with pytest.raises(UsageError, match="folds"):
+        rt.bakeoff(tiny_csv, "demo:cnn", folds=1000, device="cpu", out="refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_score_takes_a_catalogue_that_was_read(world, tmp_path):
+    catalog = rt.read_catalog(str(world.csv))
+    assert rt.read_catalog(catalog) is catalog
+    made = rt.score(world.made["probe"], catalog=catalog, out=tmp_path)
+    assert made.scorecards[0].summaries == world.made["score"].scorecards[0].summaries
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda csv: rt.probe(csv, "demo:cnn", fold=3), "did you mean folds"),
+        (lambda csv: rt.probe(csv, "demo:cnn", settings=3), "settings takes BakeoffSettings"),
+        (lambda csv: rt.extract(csv, "demo:cnn", shard=3), "--shard 3"),
+        (lambda csv: rt.extract(3, "demo:cnn"), "int"),
+        (lambda csv: rt.extract(backbones="demo:cnn"), "CATALOGUE is missing"),
+        (lambda csv: rt.probe(csv, 3), "backbones"),
+        (lambda csv: rt.load(3), "Give a path or what a run returned, not int"),
+        (lambda csv: rt.score([None]), "not NoneType"),
+        (lambda csv: rt.fit_probes([["a"]], [[1]]), "X must be an array of numbers"),
+    ],
+)
+def test_wrong_types_and_names_are_refused_in_a_sentence(tiny_csv, tmp_path, call, sentence):
+    with pytest.raises(RetailtagError, match=sentence):
+        call(tiny_csv)
+
+
+def test_the_environment_gives_way_to_whole_settings(monkeypatch):
+    monkeypatch.setenv("RETAILTAG_DEVICE", "cuda")
+    assert resolve("probe", rt.BakeoffSettings())[0].compute.device == "auto"
+    assert resolve("probe", rt.ProbeSettings(folds=3))[0].compute.device == "cuda"
+    assert resolve("probe", rt.ComputeSettings(device="cpu"))[0].compute.device == "cpu"
+
+
+def test_probes_of_arrays_are_a_table():
+    fits = rt.fit_probes([[0.0], [1.0], [2.0], [3.0]], [[0], [0], [1], [1]], C=1, device="cpu")
+    assert fits.table.column_names == ["C", "tag", "status", "objective", "gap", "iterations"]
+    assert "few positives" in repr(fits)

@@ -130,10 +130,18 @@ class Tagger:
 
         Takes images and raises errors as `logits` does.
         """
-        return [
-            [self.tags[j] for j in np.argsort(-z, kind="stable") if z[j] >= self.thresholds[j]]
-            for z in self.logits(images)
-        ]
+        return [list(found) for found in self.predict(images)]
+
+    def predict(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
+        """Probability of each tag of each image, for the tags and in the order of `tag`."""
+        found = []
+        for z in self.logits(images).astype(np.float64):
+            order = np.argsort(-z, kind="stable")
+            given = order[z[order] >= self.thresholds[order]]
+            probabilities = 0.5 * (1 + np.tanh(0.5 * z[given]))  # the logistic, without overflow
+            names = [self.tags[j] for j in given]
+            found.append(dict(zip(names, probabilities.tolist(), strict=True)))
+        return found
 
     def _decode(self, image: ImageInput, number: int) -> Image.Image:
         if isinstance(image, Image.Image):
