@@ -183,7 +183,8 @@ def test_score_takes_a_catalogue_that_was_read(world, tmp_path):
     catalog = rt.read_catalog(str(world.csv))
     assert rt.read_catalog(catalog) is catalog
     made = rt.score(world.made["probe"], catalog=catalog, out=tmp_path)
-    assert made.scorecards[0].summaries == world.made["score"].scorecards[0].summaries
+    expected = world.made["score"].scorecards[0]
+    assert made.scorecards[0].summaries["all"] == expected.summaries["all"]
 
 
 @pytest.mark.parametrize(
