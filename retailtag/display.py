@@ -6,9 +6,10 @@ import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:  # `retailtag score` prints no tables of these and starts without pyarrow
+    import pyarrow as pa
 
 MAX_ROWS = 20  # rows of a table that are shown; the table itself has all
 
@@ -39,6 +40,8 @@ class Displayed:
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Table of rows with equal keys; one without columns if there are no rows."""
+    import pyarrow as pa
+
     return pa.Table.from_pylist([dict(row) for row in rows])
 
 
@@ -70,6 +73,8 @@ def _cells(table: pa.Table) -> tuple[list[list[str]], str]:
 
 
 def _is_figure(field: pa.Field) -> bool:
+    import pyarrow as pa
+
     return pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
 
 

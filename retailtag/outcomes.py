@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from retailtag.display import Displayed, View, table_of
 from retailtag.progress import SILENT, Progress
 
-if TYPE_CHECKING:  # scoring starts without PyTorch
+if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
+    import pyarrow as pa
+
     from retailtag.bakeoffs.run import BakeoffRun
     from retailtag.catalog.catalog import Catalog
     from retailtag.extraction.engines import ChosenEngine
@@ -146,6 +145,9 @@ class ProbeOutcome(Displayed):
     @cached_property
     def per_tag(self) -> pa.Table:
         """One row per tag: group, support in training, out-of-fold AP, C, threshold (a logit)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         probe, table = self.run.probe, self.catalog.table
         heads = pq.read_table(self.folder / "heads.parquet").to_pylist()
         taken = [row for row in heads if row["head"] == probe.head and row["chosen"]]
