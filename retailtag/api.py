@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from retailtag.verbs import USES, resolve
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailtag.backbones.backbone import Backbone
     from retailtag.bakeoffs.plan import PlannedStage
     from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.split import SplitCatalog
@@ -210,9 +210,7 @@ def finetune(
     context = _context(catalog, s, progress)
     weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
-    def load() -> Backbone:
-        return load_backbone(backbone, weights=weights, device=context.device)
-
+    load = partial(load_backbone, backbone, weights=weights, device=context.device)
     model = load()
     store = find_store(
         s.compute.features,
