@@ -134,7 +134,7 @@ def test_results_are_tables(world):
     assert {"model", "macro_f1", "p_best"} <= set(made["compare"].standings.column_names)
     ranking = made["bakeoff"].ranking
     assert ranking.column("recommended").to_pylist().count(True) == 1
-    assert ranking.to_pylist()[0]["pair"] == made["bakeoff"].decision.ranking[0]
+    assert ranking.to_pylist()[0]["pair"] == made["bakeoff"].run.result.ranking[0].name
 
 
 def test_html_escapes_what_users_named():
