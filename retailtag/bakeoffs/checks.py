@@ -22,12 +22,7 @@ def check_request(
 ) -> None:
     """Refuse now what a bake-off would refuse after hours.
 
-    Parameters
-    ----------
-    fine_tuned : sequence of str
-        Backbones that are fine-tuned.
-    weights : set of str
-        Backbones with local weights.
+    `fine_tuned` are the backbones that are fine-tuned, `weights` those with local weights.
 
     Raises
     ------

@@ -31,10 +31,7 @@ def load(request: Request, backbone: str) -> Backbone:
 class ExtractionPass:
     """The feature stores of a bake-off, filled in one pass that all its backbones share.
 
-    Attributes
-    ----------
-    summaries : dict of str to ExtractSummary
-        By canonical id; empty until the pass has run.
+    `summaries` are by canonical id, and empty until the pass has run.
     """
 
     def __init__(self, request: Request) -> None:

@@ -42,12 +42,8 @@ def run_bakeoff(
 ) -> BakeoffRun:
     """Run what is missing or stale of every pair, score all of them, decide and report.
 
-    Parameters
-    ----------
-    provenance : dict, optional
-        Recorded in predictions: where the catalogue was read from.
-    command : str
-        Command line that repeats the run, for the report.
+    `provenance`, recorded in predictions, says where the catalogue was read from; `command` is the
+    command line that repeats the run, for the report.
 
     Raises
     ------

@@ -17,17 +17,9 @@ def allot(
 ) -> NDArray[np.int64]:
     """Products of each size for each fold (n_folds, n_product_sizes), about in proportion.
 
-    Parameters
-    ----------
-    product_sizes : sequence of int
-        Distinct product sizes in images.
-    counts : sequence of int
-        Number of products of each size.
-    fold_sizes : sequence of int
-        Wanted size of each fold in images; they sum to all images.
+    `product_sizes` are distinct sizes in images, `counts` the number of products of each; the
+    wanted `fold_sizes`, in images, sum to all images.
 
-    Notes
-    -----
     Folds are split off one at a time, the last first. Each gets the size that is nearest to the
     wanted one among those that the remaining products can sum to, so two folds are as exact as
     whole products allow. With more folds, an early choice may cost a later fold a few images.

@@ -21,36 +21,20 @@ SPLITS = ("train", "val", "test")
 class Catalog:
     """Images, their labels and their splits; all per-image arrays share one row order.
 
-    Parameters
-    ----------
-    path : Path
-        The manifest (or folder) that was read; for messages and provenance.
-    image_ids : ndarray of str, shape (n_images,)
-        Unique ids.
-    split : ndarray of str, shape (n_images,)
-        ``train``, ``val`` or ``test``.
-    group : ndarray of str, shape (n_images,)
-        Product of each image; a split never separates one. Its own id where none was given.
-    title : ndarray of str, shape (n_images,)
-        Free text, empty where none was given.
-    table : TagTable
-        Labels (n_images, n_tags) and training counts.
-    images : ImageSource
-        Gives the bytes of row i.
-
     Raises
     ------
     DataError
         If the arrays differ in length, an id repeats or a split is unknown.
     """
 
-    path: Path
-    image_ids: NDArray[np.str_]
-    split: NDArray[np.str_]
+    path: Path  # the manifest (or folder) that was read; for messages and provenance
+    image_ids: NDArray[np.str_]  # unique, (n_images,)
+    split: NDArray[np.str_]  # train, val or test, (n_images,)
+    # Product of each image (n_images,), which a split never separates; its id where none was given
     group: NDArray[np.str_]
-    title: NDArray[np.str_]
-    table: TagTable
-    images: ImageSource
+    title: NDArray[np.str_]  # free text, empty where none was given, (n_images,)
+    table: TagTable  # labels (n_images, n_tags) and training counts
+    images: ImageSource  # gives the bytes of row i
 
     def __post_init__(self) -> None:
         n = len(self.image_ids)

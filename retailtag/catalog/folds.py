@@ -34,28 +34,16 @@ def stratified_folds(
 ) -> Assignment:
     """Folds of given sizes with every tag spread over them and no product separated.
 
-    Parameters
-    ----------
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0 or -1; only positives are stratified.
-    groups : ndarray of str, shape (n_images,)
-        Product of each image.
-    ids : ndarray of str, shape (n_images,)
-        Unique; they order the products, so that the order of the rows does not matter.
-    sizes : sequence of int
-        Images wanted in each fold, the training fold first and the held-out fold last.
-    seed : int
-        Decides between equals.
-    tags, names : sequence of str, optional
-        Names of tags and folds for `Assignment.unsatisfied`.
+    `labels` (n_images, n_tags) are 1, 0 or -1, and only positives are stratified; `groups`
+    (n_images,) is the product of each image; `ids` are unique and order the products, so that the
+    order of the rows does not matter. `sizes` are the images wanted in each fold, the training fold
+    first and the held-out fold last; `seed` decides between equals; `tags` and `names` name tags
+    and folds in `Assignment.unsatisfied`.
 
-    Returns
-    -------
-    Assignment
-        Two folds are as near to their sizes as whole products allow (see
-        `retailtag.catalog.allotment.allot`). A tag of at least as many products as folds has a
-        positive in every fold, a tag of at least two products in the first and the last fold,
-        as far as the repair reaches; the rest is in `Assignment.unsatisfied`.
+    Two folds are as near to their sizes as whole products allow (see
+    `retailtag.catalog.allotment.allot`). A tag of at least as many products as folds has a
+    positive in every fold, a tag of at least two products in the first and the last fold, as far
+    as the repair reaches; the rest is in `Assignment.unsatisfied`.
 
     Raises
     ------

@@ -115,17 +115,7 @@ CUTOFFS = MappingProxyType(
 class TagTable:
     """Which image carries which tag, and how often each was seen in training.
 
-    Parameters
-    ----------
-    tags : tuple of str, length n_tags
-        Distinct tag names; their order is the order of every tag axis.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1 present, 0 absent, -1 not annotated. Unknown cells take no part in fitting, thresholds
-        or scores.
-    train_count : ndarray of int64, shape (n_tags,)
-        Positive images of each tag in the training split.
-    cutoffs : GroupCutoffs
-        Stored as data, so that a scorecard says which cut-offs it used.
+    Unknown cells take no part in fitting, thresholds or scores.
 
     Raises
     ------
@@ -133,9 +123,10 @@ class TagTable:
         If shapes disagree, a tag repeats, or a label is not 1, 0 or -1.
     """
 
-    tags: tuple[str, ...]
-    labels: NDArray[np.int8]
-    train_count: NDArray[np.int64]
+    tags: tuple[str, ...]  # distinct names; their order is the order of every tag axis
+    labels: NDArray[np.int8]  # 1 present, 0 absent, -1 not annotated, (n_images, n_tags)
+    train_count: NDArray[np.int64]  # positive images of each tag in the training split, (n_tags,)
+    # Stored as data, so that a scorecard says which cut-offs it used
     cutoffs: GroupCutoffs = field(default_factory=GroupCutoffs)
 
     def __post_init__(self) -> None:

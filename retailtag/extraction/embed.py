@@ -83,15 +83,7 @@ def embed_blocks(
 ) -> Generator[list[tuple[Forward, Block]], None, None]:
     """Yield the blocks of each request, one per model, each image read and decoded once.
 
-    Parameters
-    ----------
-    requests : iterable of BlockRequest
-        Consumed in order, as far ahead as decoding needs.
-    on_batch : callable, optional
-        See `OnBatch`.
-
-    Notes
-    -----
+    `requests` are consumed in order, as far ahead as decoding needs; for `on_batch` see `OnBatch`.
     Images are decoded ahead across the bounds of blocks, so that the model does not wait at the
     end of a block, and only a few batches ahead, so that memory does not grow with their number.
     """

@@ -118,17 +118,11 @@ def extract_together(
     the same embeddings. An image that several stores lack is read, hashed and decoded once; each
     store has the bytes that it would have if it were extracted alone.
 
-    Parameters
-    ----------
-    backbones : sequence of Embedder
-        They decide what computes the embeddings, whatever engine the settings name.
-    strict : bool
-        Raise at the end if an image could not be read; everything readable is stored first.
-    recompute : bool
-        Compute every image again and drop what that supersedes.
-    shard : Shard
-        Share of the catalogue to extract. One of several has stores of its own, in the folder
-        ``shard-I-of-N`` of the features; `retailtag.store.maintenance.merge` joins them.
+    The `backbones` decide what computes the embeddings, whatever engine the settings name.
+    `strict` raises at the end if an image could not be read; everything readable is stored first.
+    `recompute` computes every image again and drops what that supersedes. `shard` is the share of
+    the catalogue to extract: one of several has stores of its own, in the folder ``shard-I-of-N``
+    of the features; `retailtag.store.maintenance.merge` joins them.
 
     Raises
     ------
@@ -141,7 +135,6 @@ def extract_together(
     Unavailable
         If another process writes one of the stores, the disk is full or read-only, or a backbone
         does not fit into memory.
-
     """
     settings = settings or ExtractSettings()
     catalog, progress = context.catalog, context.progress

@@ -72,12 +72,8 @@ def find_store(
 ) -> FeatureStore:
     """Open the store of `spec`, whichever engine filled it.
 
-    Parameters
-    ----------
-    fitted : str, optional
-        Digest of the identity that a probe was fitted on; that store is preferred.
-    progress : Progress
-        Says which store is read if there are several.
+    `fitted` is the digest of the identity that a probe was fitted on; that store is preferred.
+    `progress` says which store is read if there are several.
 
     Raises
     ------

@@ -84,10 +84,8 @@ def find_current(
 ) -> NDArray[np.bool_]:
     """Whether each store has an embedding of each of `rows` made from its present bytes.
 
-    Returns
-    -------
-    ndarray of bool, shape (n_stores, n_rows)
-        The bytes of an image are read and hashed once, and not at all if no store has it.
+    Shape (n_stores, n_rows). The bytes of an image are read and hashed once, and not at all if no
+    store has it.
     """
     # Hashed bytes decide, not path, size or modification time: files are copied, touched and
     # replaced in place, and an embedding of other bytes would silently enter every later stage.

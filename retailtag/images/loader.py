@@ -116,30 +116,13 @@ def load_views(
 ) -> Generator[tuple[Batch, ...], None, None]:
     """Yield each request's images once for every preprocessing; each is read and decoded once.
 
-    Parameters
-    ----------
-    images : ImageSource
-        Gives the bytes of a row.
-    requests : iterable of Request
-        Asked for in order, as far ahead as needed.
-    ahead : int
-        Images loaded before they are asked for, at most: across the bounds of requests, and
-        however many rows there are.
-    workers : int
-        Threads, each with a process that decodes; 0 does it all in the calling thread when the
-        next batch is asked for, where a crash of a codec ends the run.
-    max_pixels : int
-        Larger images fail, from their header alone.
-    allow_truncated : bool
-        Accept files that end early, the missing part grey.
+    `requests` are asked for in order, as far ahead as needed. Each gives one batch for each of its
+    steps, alike but for their pixels. At most `ahead` images are loaded before they are asked for:
+    across the bounds of requests, and however many rows there are. Each of the `workers` threads
+    has a process that decodes; 0 does it all in the calling thread when the next batch is asked
+    for, where a crash of a codec ends the run. Images of over `max_pixels` fail, from their header
+    alone; `allow_truncated` accepts files that end early, the missing part grey.
 
-    Yields
-    ------
-    tuple of Batch
-        One for each step of the request, alike but for their pixels.
-
-    Notes
-    -----
     An image that cannot be read is a `Failure`; any other exception (a defect of a step, say)
     ends the iteration.
     """

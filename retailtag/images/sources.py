@@ -42,19 +42,9 @@ _FIX = "fix the file or its permissions, or leave it out"
 class ImageSource:
     """Where the bytes of a catalogue's images lie; safe to read from several threads.
 
-    Parameters
-    ----------
-    root : Path
-        The folder or archive.
-    paths : sequence of str
-        Path of each image inside it, by row.
-
-    Attributes
-    ----------
-    faults : dict of int to str
-        Rows that cannot be served, as far as that is known beforehand, and why.
-    max_bytes : int
-        Larger files are refused before they are read; `MAX_BYTES` until another is set.
+    `root` is the folder or archive, `paths` the path of each image inside it, by row. `faults` are
+    the rows that cannot be served, as far as that is known beforehand, and why. Files larger than
+    `max_bytes` (`MAX_BYTES` until another is set) are refused before they are read.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
@@ -247,21 +237,10 @@ def _zip_fault(info: zipfile.ZipInfo | None) -> str:
 class ParquetImages(ImageSource):
     """Image bytes in a column of Parquet files, as Hugging Face datasets write them.
 
-    Parameters
-    ----------
-    root : Path
-        The file or folder; for messages.
-    paths : sequence of str
-        Name of each image, by row.
-    files : sequence of Path
-        Parquet files in row order.
-    column : str
-        Column of bytes, or of structs with a field ``bytes``.
-    rows : sequence of int, optional
-        Row of each image in these files; default: the first, the second and so on.
+    `root`, the file or folder, is for messages; `paths` are the names of the images, by row.
+    `files` are in row order; `column` holds bytes, or structs with a field ``bytes``; `rows` is the
+    row of each image in these files, by default the first, the second and so on.
 
-    Notes
-    -----
     Parquet is read a row group at a time, and the last few are cached: reading in row order costs
     one pass, reading in random order costs one row group per image. For many passes in random
     order put the images into a tar.

@@ -21,22 +21,12 @@ def choose_candidate(
 ) -> NDArray[np.intp]:
     """Candidate of each tag by the one-standard-error rule.
 
-    Parameters
-    ----------
-    ap : ndarray of float64, shape (n_candidates, n_tags)
-        Out-of-fold AP, the most regularised candidate first; NaN for tags that have no score.
-    group : ndarray of str, shape (n_tags,)
-    rule : {"per-group", "per-tag", "global"}
-        ``per-tag``: a tag with P positives takes the best of its own curve shrunk toward the mean
-        curve of its group, (P·own + 20·group) / (P + 20); its tolerance is the group's standard
-        error times 20 / (P + 20), so that the rarest tags choose as their group does.
-    positives : ndarray of int, shape (n_tags,), optional
-        Training positives of each tag; needed for ``per-tag``.
-
-    Returns
-    -------
-    ndarray of int, shape (n_tags,)
-        A group without any score takes the choice of all tags.
+    `ap` (n_candidates, n_tags) is AP out of fold, the most regularised candidate first; NaN for
+    tags that have no score. A `group` (n_tags,) without any score takes the choice of all tags.
+    `rule` is ``per-group``, ``global`` or ``per-tag``: a tag with P training `positives` (n_tags,)
+    takes the best of its own curve shrunk toward the mean curve of its group,
+    (P·own + 20·group) / (P + 20); its tolerance is the group's standard error times 20 / (P + 20),
+    so that the rarest tags choose as their group does.
     """
     index = np.zeros(ap.shape[1], np.intp)
     scored = np.isfinite(ap).all(axis=0)

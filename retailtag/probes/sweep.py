@@ -62,10 +62,7 @@ def out_of_fold(
     average_precision: AveragePrecision,
     progress: Progress = SILENT,
 ) -> tuple[Pooled, NDArray[np.float64]]:
-    """Fits of a head outside every fold, and the out-of-fold AP (n_candidates, n_tags) of each.
-
-    Parameters are those of `Sweeper`.
-    """
+    """Fits of a head outside every fold, and the out-of-fold AP (n_candidates, n_tags) of each."""
     n_folds = int(fold.max()) + 1
     n = len(head.candidates)
     fits = []
@@ -99,28 +96,14 @@ class Sweep(Pooled):
 
 @dataclass(frozen=True, eq=False)
 class Sweeper:
-    """Fits and scores grids of C on the folds of one training set.
+    """Fits and scores grids of C on the folds of one training set."""
 
-    Parameters
-    ----------
-    X : array of shape (n_images, dim)
-        Raw features; of any float type, a memory map too.
-    Y : ndarray of int8, shape (n_images, n_tags)
-    fold : ndarray of int, shape (n_images,)
-        0 .. n_folds - 1, none empty; products must not be divided.
-    solver : Solver
-    average_precision : callable
-        ``(logits, labels) -> (n_tags,)``, NaN where undefined.
-    checkpoints : Checkpoints, optional
-        Where finished strengths are stored, and taken from.
-    """
-
-    X: FeatureRows
-    Y: NDArray[np.int8]
-    fold: Fold
+    X: FeatureRows  # raw features (n_images, dim) of any float type; a memory map too
+    Y: NDArray[np.int8]  # labels (n_images, n_tags)
+    fold: Fold  # (n_images,) of 0 .. n_folds - 1, none empty; products must not be divided
     solver: Solver
-    average_precision: AveragePrecision
-    checkpoints: Checkpoints | None = None
+    average_precision: AveragePrecision  # of logits and labels: (n_tags,), NaN where undefined
+    checkpoints: Checkpoints | None = None  # where finished strengths are stored, and taken from
     progress: Progress = SILENT
 
     def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:

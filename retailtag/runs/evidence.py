@@ -36,26 +36,15 @@ def threshold_f1(
 ) -> dict[str, dict[str, float]]:
     """Macro-F1 of tuned thresholds in sample (on the scores they were tuned on) and cross-fit.
 
-    Parameters
-    ----------
-    rows : ndarray of intp, shape (n_images,)
-        Images of the scores: training images, or a validation set.
-    logits : ndarray of float32, shape (n_images, n_tags)
-        Out-of-fold or validation scores.
-    thresholds : ndarray of float32, shape (n_tags,)
-        Tuned by `tuning` on all of `logits`.
-    tuning : Tuning
-        Its seed also divides the images into halves.
-    fold : ndarray of int, shape (n_images,), optional
-        Folds by which `tuning` chose its rule, if it did.
+    `rows` (n_images,) are the images of the scores, training images or a validation set, and
+    `logits`, float32 (n_images, n_tags), their out-of-fold or validation scores. `thresholds`
+    (n_tags,) were tuned by `tuning` on all of them; `fold` (n_images,) are the folds by which it
+    chose its rule, if it did. `tuning.seed` also divides the images into halves.
 
-    Returns
-    -------
-    dict
-        By scope (``all``, ``tail``): ``in_sample`` and ``cross_fit`` macro-F1, whatever the
-        objective. Cross-fit: the images are halved, no product divided, and each half is given
-        tags by the thresholds tuned on the other. A scope without a positive is left out; empty
-        for a single product, which cannot be halved.
+    Gives, by scope (``all``, ``tail``), ``in_sample`` and ``cross_fit`` macro-F1, whatever the
+    objective. Cross-fit: the images are halved, no product divided, and each half is given tags by
+    the thresholds tuned on the other. A scope without a positive is left out; empty for a single
+    product, which cannot be halved.
     """
     half = halves(catalog, rows, tuning.seed)
     if half is None:

@@ -70,18 +70,11 @@ def run_finetune(
     without the validation set: `probe` itself has seen the labels of the images that choose epoch
     and thresholds.
 
-    Parameters
-    ----------
-    store : FeatureStore
-        Frozen embeddings of the same backbone, for the start of the head.
-    backbone : Backbone
-        As loaded; trained in place.
-    probe : Probe
-        Gives the strength C of each tag and the scaling; fitted on this catalogue and this store.
-    out : Path
-        Folder for ``checkpoint.safetensors``, ``checkpoint.json``, ``history.jsonl``,
-        ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
-        ``resume.pt``, from which the same call continues after a kill.
+    `store` holds frozen embeddings of the same backbone, for the start of the head; `backbone` is
+    trained in place; `probe`, fitted on this catalogue and this store, gives the strength C of each
+    tag and the scaling. `out` is the folder for ``checkpoint.safetensors``, ``checkpoint.json``,
+    ``history.jsonl``, ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
+    ``resume.pt``, from which the same call continues after a kill.
 
     Raises
     ------

@@ -30,17 +30,10 @@ def search_settings(
 ) -> tuple[FinetuneSettings, Ranking]:
     """Try `n` settings of loss, sampler, learning rate and layer decay; the best, and the ranking.
 
-    Parameters
-    ----------
-    load : callable
-        Loads the backbone again for every setting.
-    out : Path
-        Folder of the fine-tune; the search is stored in ``search`` below it, and continued there.
-    config : FinetuneSettings
-        Tried first; gives everything that is not searched.
+    `load` loads the backbone again for every setting; `config` is tried first, and gives everything
+    that is not searched. The search is stored in ``search`` below `out`, the folder of the
+    fine-tune, and continued there.
 
-    Notes
-    -----
     The value of a setting is the criterion of its best epoch, without interpolation. The winner was
     chosen among `n` on the validation set, so its criterion there is optimistic.
     """

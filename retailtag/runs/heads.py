@@ -103,12 +103,9 @@ class ScoredHead:
 class HeadChoice:
     """The head that is used, with its thresholds.
 
-    Parameters
-    ----------
-    facts : dict
-        By head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an F-beta
-        ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind`` and
-        ``se``, how far it lies behind the best head, and the standard error of that.
+    `facts` are, by head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an
+    F-beta ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind``
+    and ``se``, how far it lies behind the best head, and the standard error of that.
     """
 
     head: ScoredHead
@@ -126,17 +123,9 @@ def choose_head(
 ) -> HeadChoice:
     """The first head within one standard error of the best cross-fit macro F-beta.
 
-    Parameters
-    ----------
-    heads : sequence of ScoredHead
-        In the order of preference: of heads that the folds cannot tell apart the first is taken.
-    labels : ndarray of int8, shape (n_images, n_tags)
-    group : ndarray of str, shape (n_tags,)
-    fold : ndarray of int, shape (n_images,)
-        Folds of the scores.
+    `heads` are in the order of preference: of heads that the folds cannot tell apart the first is
+    taken. `labels` is (n_images, n_tags), `group` (n_tags,); `fold` (n_images,) divided the scores.
 
-    Notes
-    -----
     Each head takes the threshold rule that suits its scores before they are compared: what counts
     is the tags that it will give. Average precision, which sees only the order within a tag,
     ranked a ridge head first that then gave rare tags to nearly every image. Under a precision no

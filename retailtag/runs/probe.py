@@ -77,22 +77,12 @@ def check_probe_settings(settings: ProbeSettings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ProbeRun:
-    """Result of a probe run.
-
-    Parameters
-    ----------
-    predictions : Predictions
-        Of every image outside the training split that has an embedding.
-    findings : list of (code, sentence, remedy)
-        Warnings about the sweep.
-    n_absent : int
-        Images of the catalogue that have no embedding and were left out.
-    """
+    """Result of a probe run."""
 
     probe: Probe
-    predictions: Predictions
-    findings: list[tuple[str, str, str]]
-    n_absent: int
+    predictions: Predictions  # of every image outside the training split that has an embedding
+    findings: list[tuple[str, str, str]]  # warnings about the sweep: code, sentence, remedy
+    n_absent: int  # images of the catalogue that have no embedding and were left out
     record: StageRecord
 
 
@@ -127,13 +117,10 @@ def run_probe(
     Finished fits are stored in the folder ``sweep`` of `out` until the run is complete: after a
     kill, the same call computes only what is missing.
 
-    Parameters
-    ----------
-    out : Path
-        Folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
-        ``predictions.npz`` and ``stage.json``; existing files are replaced one by one.
-    texts : ndarray of float32, shape (n_tags, dim), optional
-        Tag names embedded by `retailtag.runs.embeddings.find_texts`, for the head ``text``.
+    `out` is the folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
+    ``predictions.npz`` and ``stage.json``; existing files are replaced one by one. `texts`, float32
+    (n_tags, dim), are the tag names embedded by `retailtag.runs.embeddings.find_texts`, for the
+    head ``text``.
 
     Raises
     ------

@@ -60,19 +60,11 @@ def sweep_and_choose(
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
 
-    Parameters
-    ----------
-    rows : ndarray of int, shape (n,)
-        Training images.
-    X : ndarray of float32, shape (n, dim)
-        Their raw embeddings.
-    settings : ProbeSettings
-        Of scalings with equal macro-AP the earlier is taken. Head ``text`` is skipped without
-        `texts`, or without standardised embeddings among the scalings, whose strengths it takes.
-    checkpoints : Checkpoints, optional
-        Where finished strengths are stored.
-    texts : ndarray of float32, shape (n_tags, dim), optional
-        Directions of the tags' names; see `retailtag.probes.heads.text_prior.text_embeddings`.
+    `rows` (n,) are the training images, X float32 (n, dim) their raw embeddings. Of scalings with
+    equal macro-AP the earlier in `settings` is taken. Finished strengths are stored in
+    `checkpoints`. Head ``text`` is skipped without `texts` (n_tags, dim), the directions of the
+    tags' names (see `retailtag.probes.heads.text_prior.text_embeddings`), or without standardised
+    embeddings among the scalings, whose strengths it takes.
     """
     catalog = context.catalog
     labels = catalog.table.labels[rows]

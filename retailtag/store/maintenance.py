@@ -200,12 +200,8 @@ class Merged(NamedTuple):
 def merge(features: Path, inputs: Sequence[Path], *, progress: Progress = SILENT) -> Merged:
     """Join stores of one identity in the store of that identity under `features`.
 
-    Parameters
-    ----------
-    features : Path
-        Folder of feature stores; the store is made there, or added to.
-    inputs : sequence of Path
-        Stores to join, or folders of such stores; one at least. They are only read.
+    The store is made in the folder of stores `features`, or added to there. `inputs`, one at least,
+    are stores or folders of such stores; they are only read.
 
     Raises
     ------

@@ -20,35 +20,16 @@ class FeatureSpec:
 
     Library versions, device, batch size and number of workers are recorded beside a store, not
     here: they do not change what an embedding means.
-
-    Parameters
-    ----------
-    backbone : str
-        Resolved id, e.g. ``timm:resnet50.a1_in1k``.
-    weights_sha256 : str
-        Hash of the parameters and buffers that were loaded, hexadecimal.
-    architecture : str
-        Model name and arguments as canonical JSON.
-    output : str
-        Which tensor is the embedding (pooling and projection), e.g. ``cls``, ``avg``, ``proj``.
-    dim : int
-        Length of one embedding.
-    preprocessing : str
-        Fully resolved preprocessing and decoding policy as canonical JSON.
-    engine : str
-        Compute engine and precision, e.g. ``eager-float32``.
-    dtype : str
-        Stored dtype, ``float32`` or ``float16``.
     """
 
-    backbone: str
-    weights_sha256: str
-    architecture: str
-    output: str
-    dim: int
-    preprocessing: str
-    engine: str = "eager-float32"
-    dtype: str = "float32"
+    backbone: str  # resolved id, e.g. timm:resnet50.a1_in1k
+    weights_sha256: str  # of the parameters and buffers that were loaded, hexadecimal
+    architecture: str  # model name and arguments as canonical JSON
+    output: str  # which tensor is the embedding (pooling and projection), e.g. cls, avg, proj
+    dim: int  # length of one embedding
+    preprocessing: str  # fully resolved preprocessing and decoding policy as canonical JSON
+    engine: str = "eager-float32"  # compute engine and precision
+    dtype: str = "float32"  # as stored: float32 or float16
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary of the fields."""

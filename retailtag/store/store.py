@@ -158,10 +158,7 @@ class FeatureStore:
     def repairing(self) -> Iterator[list[str]]:
         """Pass over damaged segments inside the block; when it succeeds, set them aside.
 
-        Yields
-        ------
-        list of str
-            Names of the damaged segments; usually none.
+        Yields the names of the damaged segments; usually none.
 
         Raises
         ------
@@ -211,21 +208,10 @@ class FeatureStore:
     ) -> str:
         """Write one block as one segment, whole or not at all; when it returns it is on the disk.
 
-        Parameters
-        ----------
-        image_ids : sequence of str, length n
-            Distinct; an id that the store already holds is superseded.
-        sha256 : sequence of str, length n
-            SHA-256 of each image's bytes, hexadecimal.
-        embeddings : ndarray of float32, shape (n, dim)
-            One row per id.
-        absent : sequence of Absent
-            Images of this block that gave none; at most 4,096 with the rows together.
-
-        Returns
-        -------
-        str
-            File name of the new segment.
+        `image_ids` are distinct, and supersede what the store already holds of them; `sha256` are
+        of each image's bytes, hexadecimal; `embeddings`, float32 (n, dim), has one row per id.
+        `absent` are the images of this block that gave none; at most 4,096 with the rows together.
+        Returns the file name of the new segment.
 
         Raises
         ------

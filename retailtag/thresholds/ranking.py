@@ -101,12 +101,8 @@ def between(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.f
 def rank_tags(logits: Logits, labels: Labels) -> tuple[RankedTag, ...]:
     """Rank the known cells of every tag.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (n_images, n_tags)
-        Without NaN; infinities are allowed.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1 present, 0 absent, -1 unknown (left out).
+    `logits`, float32 (n_images, n_tags), may be infinite; `labels`, int8 of the same shape, are 1
+    present, 0 absent, -1 unknown (left out).
 
     Raises
     ------

@@ -24,8 +24,6 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
     Midpoint between the last score taken and the next lower one of any tag; of equal means the
     highest threshold; NaN if no tag has a positive.
 
-    Notes
-    -----
     Exact, by branch and bound over the distinct scores of all positives (the best cut is just
     below one of them, as for a single tag). About the square root of the number of candidates is
     evaluated.

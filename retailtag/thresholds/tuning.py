@@ -102,16 +102,9 @@ class Tuning:
     ) -> Tuned:
         """Thresholds of every tag, and the cross-fit scores of every rule where there are folds.
 
-        Parameters
-        ----------
-        logits : ndarray of float32, shape (n_images, n_tags)
-            Out-of-fold or validation scores, never scores of images that were fitted.
-        labels : ndarray of int8, shape (n_images, n_tags)
-            -1 cells are left out.
-        group : ndarray of str, shape (n_tags,)
-            Frequency group of each tag.
-        fold : ndarray of int, shape (n_images,), optional
-            The folds of the scores.
+        `logits`, float32 (n_images, n_tags), are out-of-fold or validation scores, never scores of
+        images that were fitted; cells whose label is -1 are left out. `group` (n_tags,) is the
+        frequency group of each tag, `fold` (n_images,) the folds of the scores.
         """
         return self.tune_ranked(rank_tags(logits, labels), group, fold)
 

@@ -34,8 +34,6 @@ Floats = NDArray[np.float64]
 class RidgeHead:
     """Ridge regression on standardised embeddings, mapped to log-odds.
 
-    Notes
-    -----
     Exact in float64 also with unknown labels: tags are grouped by which images they leave out (one
     group per attribute as a rule, one per tag at worst), and each group has its own factorisation,
     of some ``2·min(left out, kept)·dim² + 9·dim³`` operations.

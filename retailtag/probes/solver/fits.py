@@ -40,16 +40,10 @@ STATUS_REMEDY = {
 
 @dataclass(frozen=True, eq=False)
 class LinearFits:
-    """A linear head on features as given for every (candidate, tag).
+    """A linear head on features as given for every (candidate, tag)."""
 
-    Parameters
-    ----------
-    weight : ndarray of float32, shape (n_candidates, n_tags, dim)
-    bias : ndarray of float32, shape (n_candidates, n_tags)
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    weight: NDArray[np.float32]  # (n_candidates, n_tags, dim)
+    bias: NDArray[np.float32]  # (n_candidates, n_tags)
 
     def scores(self, X: NDArray[np.float32], choice: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of X (n_images, dim) at candidate `choice`, one or per tag."""
@@ -69,29 +63,18 @@ class LinearFits:
 class ProbeFits(Displayed, LinearFits):
     """Logistic regressions of every (C, tag), and how each fit went.
 
-    Parameters
-    ----------
-    C : ndarray of float64, shape (n_C,)
-        Inverse L2 strengths, ascending: the candidates of `LinearFits`.
-    objective : ndarray of float64, shape (n_C, n_tags)
-        ½‖w‖² + C·Σ loss at the solution; NaN for a single class.
-    gap : ndarray of float64, shape (n_C, n_tags)
-        Bound on (objective - optimum) / objective; NaN if the solver gives none.
-    iterations : ndarray of int32, shape (n_C, n_tags)
-    status : ndarray of str, shape (n_C, n_tags)
-        `CONVERGED`; `SEPARABLE`: converged, and all known labels lie on their side, so that the
-        norm of w grows with C; `FEW_POSITIVES`: converged on fewer than `MIN_POSITIVES` positives
-        or negatives; `STEP_LIMIT`: not converged; `SINGLE_CLASS`: a constant.
-    seconds : float
-        Wall time of all fits together.
+    Arrays but `C` are (n_C, n_tags). `status` is `CONVERGED`; `SEPARABLE`: converged, and all known
+    labels lie on their side, so that the norm of w grows with C; `FEW_POSITIVES`: converged on
+    fewer than `MIN_POSITIVES` positives or negatives; `STEP_LIMIT`: not converged; or
+    `SINGLE_CLASS`: a constant.
     """
 
-    C: NDArray[np.float64]
-    objective: NDArray[np.float64]
-    gap: NDArray[np.float64]
+    C: NDArray[np.float64]  # inverse L2 strengths (n_C,), ascending: the candidates of `LinearFits`
+    objective: NDArray[np.float64]  # ½‖w‖² + C·Σ loss at the solution; NaN for a single class
+    gap: NDArray[np.float64]  # bound on (objective - optimum) / objective; NaN if there is none
     iterations: NDArray[np.int32]
     status: NDArray[np.str_]
-    seconds: float
+    seconds: float  # wall time of all fits together
 
     def logits(self, X: NDArray[np.float32], c: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of X (n_images, dim) at strength index `c`, one or per tag."""

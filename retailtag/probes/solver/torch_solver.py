@@ -40,23 +40,17 @@ DIAGONAL_ITERATIONS = 8  # iterations that a tag may take with the diagonal gues
 class TorchSolver:
     """Batched L-BFGS in the eigenbasis of the features.
 
-    Parameters
-    ----------
-    device : {"cpu", "cuda"}
-    tol : float
-        Stop a tag when its bound on (objective - optimum) / objective is below this; see
-        `retailtag.probes.solver.descent.relative_gap`. Where C·mean(x²) is above 1e8, which
-        standardised features never reach, the truth may be up to 1e-3 above the bound.
-    max_iter : int
-        Iterations allowed for one (tag, C), each two products of (n_images, dim) by (dim, n_tags).
-    memory : int, optional
-        Bytes that the rotated features may take before they go to a scratch file that is
-        streamed; by default 60 % of what is free on the device.
+    A tag stops when its bound on (objective - optimum) / objective is below `tol`; see
+    `retailtag.probes.solver.descent.relative_gap`. Where C·mean(x²) is above 1e8, which
+    standardised features never reach, the truth may be up to 1e-3 above the bound.
     """
 
-    device: str = "cpu"
+    device: str = "cpu"  # cpu or cuda
     tol: float = 1e-4
+    # Iterations allowed for one (tag, C), each two products of (n_images, dim) by (dim, n_tags)
     max_iter: int = 300
+    # Bytes that the rotated features may take before they go to a scratch file that is streamed;
+    # by default 60 % of what is free on the device
     memory: int | None = None
 
     def __call__(
