@@ -44,21 +44,10 @@ class LoadedModel:
 class Backbone:
     """A pretrained image model that embeds images and whose last blocks can be trained.
 
-    Attributes
-    ----------
-    dim : int
-        Length of one embedding.
-    family : str
-        ``cnn``, ``vit`` or ``clip``; ``other`` for an unknown architecture.
-    memory_format : memory_format
-        Of the module's weights and of the images it is given.
-    weights_sha256 : str
-        Hash of the image model's parameters and buffers as loaded, before any training.
-
-    Raises
-    ------
-    UsageError
-        If the model does not give one vector per image.
+    `dim` is the length of one embedding; `family` is ``cnn``, ``vit`` or ``clip``, ``other`` for an
+    unknown architecture; `memory_format` that of the module's weights and of the images it is
+    given; `weights_sha256` the hash of the image model's parameters and buffers as loaded, before
+    any training. Raises `UsageError` if the model does not give one vector per image.
     """
 
     def __init__(self, model: LoadedModel, device: str = "cpu") -> None:
@@ -180,24 +169,14 @@ class Backbone:
     ) -> tuple[Run, Run]:
         """Cut the model before the last k blocks, so that frozen activations can be cached.
 
-        Raises `UsageError` where `can_split_at` is false.
+        Returns ``trunk``, from uint8 pixels (n, 3, h, w) to the input of the first of these blocks,
+        and ``rest``, from there to the embedding (n, dim). ``rest(trunk(x))`` equals ``forward(x)``
+        bit for bit. With `first_token_only`, where a single token is pooled, the last block runs
+        for that token alone (see `retailtag.backbones.first_token`): equal to rounding.
 
-        Parameters
-        ----------
-        gradient_checkpointing : bool
-            Store only the input of each block behind the cut for the backward pass, which runs
-            the block again: less memory for one more forward pass.
-        first_token_only : bool
-            Where a single token is pooled, run the last block for that token alone (see
-            `retailtag.backbones.first_token`): equal to rounding, not bit for bit.
-
-        Returns
-        -------
-        trunk : callable
-            uint8 pixels (n, 3, h, w) to the input of the first of the last k blocks.
-        rest : callable
-            The output of `trunk` to the embedding (n, dim); ``rest(trunk(x))`` equals
-            ``forward(x)`` bit for bit unless `first_token_only` is given.
+        With `gradient_checkpointing` only the input of each block behind the cut is stored for the
+        backward pass, which runs the block again: less memory for one more forward pass. Raises
+        `UsageError` where `can_split_at` is false.
         """
         last = last_blocks(self.id, self._layout, k)
         layout = self._layout

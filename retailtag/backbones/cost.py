@@ -31,8 +31,6 @@ class Cost:
 def cost_of(backbone_id: str) -> Cost:
     """Count a backbone's operations and parameters.
 
-    Notes
-    -----
     Counts convolutions, matrix products and attention, as `torch.utils.flop_counter` does, but not
     norms, activations and pooling (one or two per cent of these models). The model is built on the
     meta device, which allocates nothing.

@@ -26,31 +26,16 @@ def load_backbone(
 ) -> Backbone:
     """Load a pretrained image model by its id; see `retailtag.backbones.ids.resolve_id`.
 
-    Parameters
-    ----------
-    weights : Path, optional
-        Local file (safetensors, or a torch file of tensors) or folder (whose ``config.json`` or
-        ``open_clip_config.json`` is followed) instead of the published weights.
-    device : str
-        ``cpu``, ``cuda`` or ``cuda:N``.
-    random_weights : bool
-        Untrained weights, equal in every process, for tests, timing and training from scratch.
+    `weights` is a local file (safetensors, or a torch file of tensors) or folder (whose
+    ``config.json`` or ``open_clip_config.json`` is followed) instead of the published weights,
+    `device` is ``cpu``, ``cuda`` or ``cuda:N``. With `random_weights` the weights are untrained and
+    equal in every process, for tests, timing and training from scratch. The backbone is in
+    evaluation mode; its id names timm's default tag if it named none and the published weights were
+    loaded.
 
-    Returns
-    -------
-    Backbone
-        In evaluation mode. Its id names timm's default tag if it named none and the published
-        weights were loaded.
-
-    Raises
-    ------
-    UsageError
-        If the id or the path is wrong.
-    DataError
-        If the weights do not fit the architecture, are damaged, or would have to run code.
-    Unavailable
-        If the weights, or files or packages of the text tower, are missing and cannot be
-        downloaded.
+    Raises `UsageError` if the id or the path is wrong, `DataError` if the weights do not fit the
+    architecture, are damaged, or would have to run code, and `Unavailable` if the weights, or files
+    or packages of the text tower, are missing and cannot be downloaded.
     """
     from retailtag.backbones.backbone import Backbone
 

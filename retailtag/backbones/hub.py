@@ -32,10 +32,7 @@ class Published:
     def fetch(self) -> Path:
         """Return the cached file, after downloading it if necessary.
 
-        Raises
-        ------
-        Unavailable
-            If it is not cached and cannot be downloaded; the message names the file and its place.
+        `Unavailable`, with the file and its place, if it is not cached and cannot be downloaded.
         """
         return self.cached() or self._download()
 

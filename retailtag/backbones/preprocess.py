@@ -31,8 +31,6 @@ class Preprocess:
     ``squash`` scales both sides to ``size / crop_pct``, whatever the aspect ratio, and crops the
     centre. ``longest`` fits the whole image and adds a border of `fill`.
 
-    Notes
-    -----
     Sizes, crops and borders equal those of ``timm.data.create_transform`` and
     ``open_clip.image_transform`` with torchvision's Pillow backend. With bilinear and bicubic,
     which PyTorch computes (`retailtag.backbones.resize`), pixels differ by at most 2 of 255 and by

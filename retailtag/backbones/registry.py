@@ -15,13 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """How the ids of one family read, and which functions serve them.
+    """How the ids of one family read, and which functions serve them."""
 
-    `build` builds a model and loads its weights, local ones if a path is given:
-    ``(BackboneId, Path or None, *, random_weights) -> LoadedModel``.
-    """
-
-    build: str
+    build: str  # (BackboneId, Path of local weights or None, *, random_weights) -> LoadedModel
     published: str  # BackboneId -> Published; empty if retailtag packages the weights
     split_name: Callable[[str], tuple[str, str]]  # after the scheme: model's name, weights' tag
     tag_separator: str = ""  # between the two in a canonical id; empty if weights have no tags

@@ -103,16 +103,10 @@ class Augment:
         view: int,
         pool: Executor | None = None,
     ) -> Tensor:
-        """View number `view` of a batch of images, uint8 (n, 3, h, w).
+        """View number `view` of a batch of images on the CPU, uint8 (n, 3, h, w).
 
-        Parameters
-        ----------
-        pixels : Tensor of uint8, shape (n, 3, h, w)
-            On the CPU; not changed, and returned as they are for view 0.
-        images : ndarray of int, shape (n,)
-            Key of each image, at least 0; see `image_keys`.
-        pool : Executor, optional
-            Threads that share the batch; the result is the same.
+        `images` (n,) are their keys, at least 0; see `image_keys`. `pixels` are not changed, and
+        returned as they are for view 0. Threads of `pool` share the batch; the result is the same.
         """
         if view == 0 or self.preset == "none":
             return pixels

@@ -142,27 +142,12 @@ def cached_batch_loader(
 ) -> CachedBatchLoader | None:
     """Cached activations of all images, computed now where missing; None if they do not fit.
 
-    Parameters
-    ----------
-    identity : FeatureSpec
-        Of the backbone's embeddings: names architecture and preprocessing of the frozen part.
-    root : Path
-        Folder of all caches.
-    budget : int
-        Bytes that all caches may take together.
-    dtype : str
-        ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module.
+    None where the budget or the disk is too small, another process is writing, or the model cannot
+    be cut; `progress` is told which. `identity`, of the backbone's embeddings, names architecture
+    and preprocessing of the frozen part. All caches lie in `root` and may take `budget` bytes
+    together. `dtype` is ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module.
 
-    Returns
-    -------
-    CachedBatchLoader or None
-        None where the budget or the disk is too small, another process is writing, or the model
-        cannot be cut; `progress` is told which.
-
-    Raises
-    ------
-    UnreadableImage, DataError
-        If an image cannot be read or has changed.
+    Raises `UnreadableImage` or `DataError` if an image cannot be read or has changed.
     """
     if network.frozen_part is None:
         progress.say(

@@ -22,15 +22,10 @@ MEMORY_SHARE = 0.25  # of the memory available at the start
 class ImageLoader:
     """Batches of preprocessed pixels of a catalogue's images, in any order.
 
-    Parameters
-    ----------
-    rows : sequence of int
-        Rows of the catalogue that are needed every epoch. Their pixels are cached if they fit into
-        a quarter of the available memory; later epochs then decode nothing.
-    sha256 : mapping of str to str, optional
-        Hash of the bytes of each image, by id, as its embedding was made; others are refused.
-    workers, max_pixels, allow_truncated
-        As `load_batches` takes them.
+    `rows` of the catalogue are needed every epoch; their pixels are cached if they fit into a
+    quarter of the available memory, and later epochs then decode nothing. `sha256` are hashes by id
+    of the images' bytes when they were embedded; images with others are refused. The rest is as in
+    `load_batches`.
     """
 
     def __init__(

@@ -69,21 +69,11 @@ def open_logs(
     resume_at: int | None = None,
     say: Say = lambda line: None,
 ) -> Logs:
-    """Open ``log.jsonl`` in `folder` and the `trackers`.
+    """Open ``log.jsonl`` in `folder`, whose name is the run's in trackers, and the `trackers`.
 
-    Parameters
-    ----------
-    folder : Path
-        Of the run; its name is the run's name in the trackers.
-    resume_at : int, optional
-        Last step to keep; by default a fresh log replaces what is there.
-    say : callable
-        Called with a sentence when a tracker stops answering; training continues without it.
-
-    Raises
-    ------
-    UsageError, Unavailable
-        If a tracker is unknown, or its package is not installed; says what to install.
+    `resume_at` is the last step to keep; by default a fresh log replaces what is there. `say` gets
+    a sentence when a tracker stops answering; training continues without it. Raises `UsageError` if
+    a tracker is unknown, `Unavailable` if its package is not installed, with what to install.
     """
     for name in trackers:
         if name not in _TRACKERS:

@@ -92,8 +92,6 @@ class Asymmetric(Loss):
     ``L⁺ = -(1 - p)^γ⁺ log p`` and ``L⁻ = -q^γ⁻ log(1 - q)`` with ``p = σ(z)`` and
     ``q = max(p - clip, 0)``.
 
-    Notes
-    -----
     Defaults are the paper's. Gradients flow through the focusing factor, as in its equations.
     timm's version is not used: it clamps probabilities at 1e-8, so that a positive with z < -18 has
     no gradient, and its older releases return a sum, in which unknown cells cannot be masked.
@@ -141,8 +139,6 @@ class Focal(Loss):
     ``L⁺ = -α(1 - p)^γ log p`` and ``L⁻ = -(1 - α)p^γ log(1 - p)`` with ``p = σ(z)``, as torchvision
     computes them.
 
-    Notes
-    -----
     Defaults are the paper's. The paper divides the sum by the number of matched anchors; tags have
     none, and the mean over cells takes its place.
 
@@ -181,8 +177,6 @@ class DistributionBalanced(Loss):
     ``L⁺ = w·log(1 + e^{-(z - v)})`` and ``L⁻ = (w/lam)·log(1 + e^{lam·(z - v)})`` with the weight w
     of the cell and the shift v of the tag; both are derived beside the code.
 
-    Notes
-    -----
     Written from the paper's equations; its code is under a non-commercial licence and was not used.
     The paper combines the loss with class-aware sampling. Defaults are those in use for COCO-MLT
     (80 tags), the larger of the paper's two data sets.

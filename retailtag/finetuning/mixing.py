@@ -39,13 +39,8 @@ class Mix:
     def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
         """Mixed inputs of the same shape and dtype; targets float32, -1 where unknown.
 
-        Parameters
-        ----------
-        inputs : Tensor of uint8 or float, shape (n, ...)
-        targets : Tensor, shape (n, n_tags)
-            1, 0 or -1.
-        key : sequence of int
-            Such as (seed, epoch, step): the result is a function of it and the batch.
+        `inputs` are uint8 or float (n, ...), `targets` (n, n_tags) 1, 0 or -1. The result is a
+        function of the batch and `key`, such as (seed, epoch, step).
         """
         return inputs, targets.float()
 
@@ -93,8 +88,6 @@ class Mixup(_Pairs):
 class Cutmix(_Pairs):
     """A rectangle of one image pasted into another, its area's share from Beta(alpha, alpha).
 
-    Notes
-    -----
     The rectangle has the aspect of the image and a centre anywhere in it; what extends beyond the
     edge is cut off, and targets are mixed by the area that was in fact pasted. A tag whose article
     was covered stays in the target, as in the paper.

@@ -52,8 +52,6 @@ class RepeatFactor(Sampler):
     ``r_c = max(1, √(t/f_c))`` with f_c the share of images that carry tag c. The factor of an image
     is the largest r_c of its tags, 1 if it has none.
 
-    Notes
-    -----
     An unknown label counts as not given: f_c is how often an epoch shows a positive. LVIS takes
     t = 0.001 at 57,000 images, where a tag below 57 images is repeated; a tag of 50 in 80,000
     comes 1.26 times as often. Smaller catalogues need a larger t.

@@ -110,28 +110,18 @@ def search(
 ) -> Ranking:
     """Try n settings, at least 1, or as many as are missing to n.
 
-    Parameters
-    ----------
-    objective : callable
-        ``(setting, report) -> value``, larger is better. It calls ``report(epoch, value)`` after
-        each epoch, from 1, also for epochs that it takes from a snapshot; if that returns True,
-        the setting is stopped and the objective returns its value so far at once. A `DataError`
-        (such as a loss that is not finite) or a value that is not finite makes the setting a
-        failed one; any other exception ends the search. A setting that was interrupted is given
-        again.
-    folder : Path
-        Of the run; ``search.db`` is created or continued in it.
-    start : Setting, optional
-        Tried first; by default the defaults.
-    inputs : mapping, optional
-        JSON-able: everything else that values depend on. A database of other inputs is refused.
+    ``objective(setting, report)`` gives a value, larger is better. It calls ``report(epoch,
+    value)`` after each epoch, from 1, also for epochs that it takes from a snapshot; if that
+    returns True, the setting is stopped and the objective returns its value so far at once. A
+    `DataError` (such as a loss that is not finite) or a value that is not finite makes the setting
+    a failed one; any other exception ends the search. A setting that was interrupted is given
+    again.
 
-    Raises
-    ------
-    Unavailable
-        If Optuna is not installed, or another process is searching in this folder.
-    ArtefactError
-        If the database belongs to another search, or is damaged.
+    `start` is tried first, by default the defaults. `inputs`, JSON-able, are everything else that
+    values depend on. ``search.db`` in `folder` is created or continued.
+
+    Raises `Unavailable` if Optuna is not installed or another process is searching in this folder,
+    `ArtefactError` if the database belongs to another search or other inputs, or is damaged.
     """
     if n < 1:
         raise UsageError(f"--search {n} is out of range; give how many settings to try, from 1.")

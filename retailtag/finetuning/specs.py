@@ -15,12 +15,8 @@ def parse_spec(text: str, kinds: Mapping[str, type[T]], option: str) -> T:
     """Make the dataclass that ``name:key=value,...`` describes; omitted keys keep their defaults.
 
     `kinds` are dataclasses of numbers, by name; each checks its own values. `option`, such as
-    ``--loss``, is named in messages.
-
-    Raises
-    ------
-    UsageError
-        If the name or a key is unknown, a key is given twice, or a value cannot be used.
+    ``--loss``, is named in messages. Raises `UsageError` if the name or a key is unknown, a key is
+    given twice, or a value cannot be used.
     """
     name, _, rest = text.strip().partition(":")
     if name not in kinds:

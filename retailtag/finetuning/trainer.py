@@ -81,19 +81,10 @@ def train(
     has seen the validation images would make its choice of epoch worthless. `labels` are those of
     the whole catalogue, int8 (n_images, n_tags); only `train_rows` and `val_rows` are read.
 
-    Parameters
-    ----------
-    snapshots : Snapshots, optional
-        Where the state is stored; training continues from a state found there, to the same result.
-    open_log : callable, optional
-        Opens the log, which gets every row of the history.
-    report : callable, optional
-        Called after every epoch, those of an interrupted run included; True ends the training.
-
-    Raises
-    ------
-    DataError
-        If the loss stops being finite; names epoch and batch.
+    Training continues from a state found in `snapshots`, to the same result. `open_log` opens the
+    log, which gets every row of the history. `report` is called after every epoch, those of an
+    interrupted run included; True ends the training. Raises `DataError`, which names epoch and
+    batch, if the loss stops being finite.
 
     References
     ----------

@@ -82,8 +82,6 @@ def interpolate(
     factor of 0 is the start and 1 the tuned model, bit for bit. Dtypes are those of `tuned`, and so
     are whole numbers (counters).
 
-    Notes
-    -----
     Linear in the weights, not in the scores: it works because a model fine-tuned from the start
     stays in the same basin of the loss. Unlike an ensemble it costs nothing at inference.
 

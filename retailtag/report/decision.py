@@ -42,11 +42,7 @@ def decide(result: BakeoffResult) -> Decision:
     """Recommend one pair by `RULE`.
 
     `result` needs a comparison of every two pairs over all tags, and over the tail if it has tags.
-
-    Raises
-    ------
-    DataError
-        If there is no pair, or a comparison with the leader is missing.
+    `DataError` if there is no pair, or a comparison with the leader is missing.
     """
     if not result.pairs:
         raise DataError("The bake-off holds no pair; run at least one backbone and strategy.")

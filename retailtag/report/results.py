@@ -54,10 +54,7 @@ class PairResult:
 class BakeoffResult:
     """Everything that the decision and the report read.
 
-    Raises
-    ------
-    DataError
-        If a pair appears twice, or the pairs were scored on different splits or tags.
+    `DataError` if a pair appears twice, or the pairs were scored on different splits or tags.
     """
 
     catalog: dict[str, Any]  # as `describe_catalog` gives it

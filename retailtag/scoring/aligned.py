@@ -30,10 +30,8 @@ def align(
 ) -> Aligned:
     """Bring predictions and labels of a split into the catalogue's order.
 
-    Raises
-    ------
-    ArtefactError
-        If the tags differ, an image of the split has no prediction (unless allowed), or none has.
+    Raises `ArtefactError` if the tags differ, an image of the split has no prediction (unless
+    allowed), or none has.
     """
     columns = _columns(predictions.tags, catalog)
     rows = catalog.rows(split)

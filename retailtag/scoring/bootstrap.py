@@ -1,7 +1,6 @@
-"""Bootstrap of macro-F1 over products, with matrix products instead of loops.
+"""Bootstrap of macro-F1 over products: three matrix products give all replicates of all models.
 
-All replicates of all tags and models are three matrix products. The same draws for every model
-make the differences of models paired.
+The same draws for every model make the differences of models paired.
 """
 
 from __future__ import annotations
@@ -46,16 +45,9 @@ class ProductCounts:
 def count_by_product(
     predicted: NDArray[np.bool_], labels: NDArray[np.int8], product: NDArray[np.str_]
 ) -> ProductCounts:
-    """Sum the counts of the images of each product.
+    """Sum the counts of each product; a replicate draws whole products, whose images are alike.
 
-    Parameters
-    ----------
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Whether the tag was given.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 (left out).
-    product : ndarray of str, shape (n_images,)
-        A replicate draws whole products because their images are alike.
+    `predicted` and `labels` (1, 0, or -1: left out) are (n_images, n_tags), `product` (n_images,).
 
     Examples
     --------
@@ -102,30 +94,14 @@ def replicate_weights(
 def bootstrap_f1(
     models: Sequence[ProductCounts], *, n_replicates: int = N_REPLICATES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Per-tag F1 of every model in every replicate, under the same weights.
+    """Per-tag F1 of every model in every replicate, float64 (n_models, n_replicates, n_tags).
 
-    Parameters
-    ----------
-    models : sequence of ProductCounts
-        Counts on the same products and labels.
-    n_replicates, seed : int
-        Equal seeds draw equal replicates.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_models, n_replicates, n_tags)
-        NaN where the tag has no positive in the replicate; averages drop it there.
-
-    Raises
-    ------
-    DataError
-        If the models were counted on different products, labels or numbers of images.
-
-    Notes
-    -----
-    A tag that vanishes is dropped: counted as 0 it would pull every replicate down. Even so the
+    All models get the same weights; equal seeds draw equal replicates. NaN where the tag has no
+    positive in the replicate: counted as 0 it would pull every replicate down. Even so the
     replicates of a macro average are off centre where tags are rare (`intervals.macro_interval`
     says why and gives the interval that covers); paired differences cancel most of that.
+
+    Raises `DataError` if the models were counted on different products, labels or images.
 
     References
     ----------

@@ -55,12 +55,9 @@ class CalibrationSums:
 
         .. math:: ECE = \sum_b \frac{n_b}{n} \left| \bar y_b - \bar p_b \right|
 
-        over 15 bins of equal width; in [0, 1], smaller is better; NaN without a cell.
-
-        Notes
-        -----
-        Bins are closed below; the last holds 1 too. With equal width nearly all cells of rare tags
-        lie in the first bin, where the error is that of the mean probability.
+        over 15 bins of equal width, closed below; the last holds 1 too. In [0, 1], smaller is
+        better; NaN without a cell. With equal width nearly all cells of rare tags lie in the first
+        bin, where the error is that of the mean probability.
 
         References
         ----------
@@ -76,12 +73,7 @@ class CalibrationSums:
 def calibration_sums(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> CalibrationSums:
     """Sum probabilities and positives by tag and bin.
 
-    Parameters
-    ----------
-    logits : ndarray of float, shape (n_images, n_tags)
-        Log-odds, without NaN.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 (left out).
+    `logits` (without NaN) and `labels` (1, 0, or -1: left out) are (n_images, n_tags).
 
     Examples
     --------

@@ -121,28 +121,16 @@ def hold_contest(
 ) -> Contest:
     r"""Rank models and compare every two of them on the images of one split.
 
-    Parameters
-    ----------
-    models : mapping of str to sequence of Predictions
-        By the names that the comparisons will carry; several predictions are runs of one model
-        that differ in their seed.
-    catalog, split, allow_missing
-        As in `retailtag.scoring.score.score_predictions`.
-    n_bootstrap, seed : int
-        Replicates, in which products are drawn, and the seed of everything random.
-    n_permutations : int
-        Swaps behind each p, see `retailtag.scoring.permutation.swap_p_values`; at least
-        `MIN_SWAPS_PER_PAIR` for each compared pair.
+    The keys of `models` are the names that the comparisons will carry; several predictions under
+    one are runs of one model that differ in their seed. Products are drawn in
+    `n_bootstrap` replicates; `seed` is that of everything random. `n_permutations`, the swaps
+    behind each p (see `retailtag.scoring.permutation.swap_p_values`), is at least
+    `MIN_SWAPS_PER_PAIR` for each compared pair. The rest is as in
+    `retailtag.scoring.score.score_predictions`.
 
-    Raises
-    ------
-    ArtefactError
-        As in `retailtag.scoring.aligned.align`.
-    DataError
-        If the models lack different images.
+    Raises `ArtefactError` as `retailtag.scoring.aligned.align` does, and `DataError` if the models
+    lack different images.
 
-    Notes
-    -----
     A model with n seeds scores the mean of its runs' macro-F1, in every replicate too. To each
     replicate is added a draw from N(0, s²/n), s² being the sample variance of macro-F1 between
     the runs, so that interval, standard error and probability of being best carry
@@ -253,8 +241,7 @@ def _standings(entrants: Sequence[_Entrant]) -> list[Standing]:
 def best_shares(replicates: Floats) -> Floats:
     """Share of the replicates in which each model has the highest value, ties shared, (n_models,).
 
-    `replicates` is (n_models, n_replicates); those with a NaN are left out, and all shares are NaN
-    if none is left.
+    `replicates` (n_models, n_replicates) with a NaN are left out; all shares NaN if none is left.
 
     Examples
     --------

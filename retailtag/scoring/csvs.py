@@ -12,8 +12,6 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 def safe_cell(value: Any) -> str:
     """One cell as text: numbers plain, NaN empty, text that looks like a formula quoted.
 
-    Notes
-    -----
     A text cell that begins with ``= + - @``, a tab or a carriage return gets a leading single
     quote, so that a tag named ``=HYPERLINK(...)`` stays a name. Numbers are never quoted.
 

@@ -93,26 +93,12 @@ def score_files(
 ) -> ScoredFiles:
     """Score every predictions file on one split and write its scorecard.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        As `find_predictions` takes them, or keys of `loaded`.
-    read : callable
-        Reads a catalogue: ``read(path, **catalog_args)``.
-    catalog, catalog_args : Path and dict, optional
-        The catalogue and how to read it; as recorded in each predictions file by default.
-    out : Path, optional
-        Folder for the scorecards, one folder per model; by default each lies beside its
-        predictions, in ``NAME.SPLIT``. Nothing is written unless every file can be scored.
-    split, allow_missing, n_bootstrap, seed
-        As in `retailtag.scoring.compare.hold_contest`.
-    loaded : mapping of Path to Predictions, optional
-        Predictions made from files of other tools, by path.
-
-    Raises
-    ------
-    UsageError
-        If no catalogue is given and a file records none.
+    `paths` are as `find_predictions` takes them, or keys of `loaded`, predictions made from files
+    of other tools. ``read(catalog, **catalog_args)`` reads the catalogue; by default both are as
+    recorded in each predictions file, and `UsageError` is raised if one records none. Each
+    scorecard goes to a folder of its model in `out`, by default beside its predictions, in
+    ``NAME.SPLIT``. Nothing is written unless every file can be scored. The rest is as in
+    `retailtag.scoring.compare.hold_contest`.
     """
     paths = find_predictions(paths)
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
@@ -157,22 +143,12 @@ def compare_files(
 ) -> ComparedFiles:
     """Rank the models of predictions files, compare every two, and write ``pairs.csv``.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        As `find_predictions` takes them; at least two models. Runs that differ only in their seed
-        are one model.
-    out : Path
-        CSV to write, one line per pair and scope.
-    read, catalog, catalog_args, split, n_bootstrap, n_permutations, seed, allow_missing
-        As in `score_files` and `retailtag.scoring.compare.hold_contest`.
+    `paths`, as `find_predictions` takes them, name at least two models; runs that differ only in
+    their seed are one. `out`, a CSV, gets one line per pair and scope. The rest is as in
+    `score_files` and `retailtag.scoring.compare.hold_contest`.
 
-    Raises
-    ------
-    UsageError
-        If there is nothing to compare, or the files come from several catalogues.
-    SplitOverlap
-        If a model was fitted on an image of the split.
+    Raises `UsageError` if there is nothing to compare or the files come from several catalogues,
+    `SplitOverlap` if a model was fitted on an image of the split.
     """
     paths = find_predictions(paths)
     models = [Predictions.load(path) for path in paths]

@@ -7,21 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found while scoring.
+    """One thing found while scoring."""
 
-    Parameters
-    ----------
-    code : str
-        Stable name for programs, e.g. ``undefined-tags``.
-    sentence : str
-        What was found, with its figures.
-    remedy : str
-        What to do about it.
-    """
-
-    code: str
-    sentence: str
-    remedy: str
+    code: str  # stable name for programs, e.g. ``undefined-tags``
+    sentence: str  # what was found, with its figures
+    remedy: str  # what to do about it
 
 
 def count(n: int, noun: str) -> str:

@@ -56,17 +56,10 @@ def is_foreign(path: Path) -> bool:
 def read_foreign(path: Path) -> ForeignScores:
     """Read a table of scores with one row per image and one column per tag.
 
-    Parameters
-    ----------
-    path : Path
-        CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one per tag; or NPZ
-        with arrays ``image_ids``, ``tags``, ``scores`` and optionally ``thresholds``.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, a column is missing or repeated, an id repeats, or a cell is
-        not a number; the message lists the first ten such rows.
+    The file is CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one per tag;
+    or NPZ with arrays ``image_ids``, ``tags``, ``scores`` and optionally ``thresholds``. Raises
+    `DataError` if it cannot be read, a column is missing or repeated, an id repeats, or a cell is
+    not a number; the message lists the first ten such rows.
     """
     kind = path.suffix.lower()
     try:
@@ -130,11 +123,7 @@ def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
     """Thresholds (n_tags,) from a CSV with columns ``tag`` and ``threshold``, any order.
 
     A scorecard's ``per_tag.csv`` is such a file. ``inf`` means that the tag is never given.
-
-    Raises
-    ------
-    DataError
-        If a column or a tag is missing, a tag is repeated, or a threshold is not a number.
+    `DataError` if a column or a tag is missing, a tag is repeated, or a threshold is no number.
     """
     header, rows = _csv_rows(path, ",")
     if "tag" not in header or "threshold" not in header:

@@ -57,8 +57,6 @@ def macro_interval(jack: Jackknife, scope: int) -> tuple[float, float]:
     `scope` is its row in `jack`. Low and high lie in [0, 1], with the estimate between them; NaN if
     no tag has a positive.
 
-    Notes
-    -----
     The truth is the mean, over the averaged tags, of the F1 that this model with these thresholds
     has in the population. Percentile and BCa bootstrap intervals miss it on 5,000 images, for two
     reasons; each has its term here.

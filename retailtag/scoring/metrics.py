@@ -43,12 +43,7 @@ class TagCounts:
 def tag_counts(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> TagCounts:
     """Confusion counts of each tag.
 
-    Parameters
-    ----------
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Whether the tag was given.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1 present, 0 absent, -1 unknown (left out).
+    `predicted` and `labels` (1 present, 0 absent, -1 unknown: left out) are (n_images, n_tags).
 
     Examples
     --------
@@ -86,7 +81,6 @@ def f1(
     .. math:: F_1 = \frac{2\,TP}{\hat P + P} = \frac{2\,TP}{2\,TP + FP + FN}
 
     with :math:`\hat P` the images given the tag and :math:`P` the images that carry it.
-
     All are (..., n_tags); NaN where the tag has no positive.
 
     Examples
@@ -151,20 +145,10 @@ def average_precision(scores: NDArray[np.floating], labels: NDArray[np.int8]) ->
     Every positive sees the precision at its own score, so images with equal scores count as
     retrieved together and the row order cannot matter.
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (n_images,)
-        Larger means more likely present; any monotone scale; infinities allowed.
-    labels : ndarray of int8, shape (n_images,)
-        1, 0, or -1 (left out).
+    `scores` (n_images,) are on any monotone scale, larger for more likely; infinities are allowed;
+    `labels` (n_images,) are 1, 0, or -1 (left out). The result is in (0, 1], larger is better; NaN
+    without a positive. Constant scores give the prevalence.
 
-    Returns
-    -------
-    float
-        In (0, 1], larger is better; NaN without a positive. Constant scores give the prevalence.
-
-    Notes
-    -----
     One pass over the scores and O(m log m) for a sort of the m that reach the lowest positive, or
     O(m P) without a sort for up to `MAX_POSITIVES_TO_COUNT` positives. Equal to
     ``sklearn.metrics.average_precision_score``.
@@ -212,10 +196,7 @@ def retrieved_at_positives(
 def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
     """Average precision of every tag, float64 (n_tags,); see `average_precision`.
 
-    Raises
-    ------
-    DataError
-        If the shapes differ or a logit is NaN.
+    Raises `DataError` if the shapes differ or a logit is NaN.
 
     Examples
     --------
@@ -230,10 +211,7 @@ def average_precision_per_tag(logits: NDArray[np.floating], labels: NDArray[np.i
 def columns(
     logits: NDArray[np.floating], labels: NDArray[np.int8]
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int8]]]:
-    """Yield the contiguous scores and labels of each tag.
-
-    Raises as `average_precision_per_tag` does.
-    """
+    """Yield contiguous scores and labels by tag; raises as `average_precision_per_tag` does."""
     if logits.shape != labels.shape:
         raise DataError(f"Logits have shape {logits.shape} and labels {labels.shape}; align them.")
     for start in range(0, logits.shape[1], COLUMNS_AT_ONCE):

@@ -43,23 +43,11 @@ def swap_p_values(
     n_permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """Two-sided p of every pair under random swaps of the two models' products.
+    """Two-sided p of every pair by scope, (n_pairs,) in (0, 1], under random swaps of products.
 
-    Parameters
-    ----------
-    models : sequence of ProductCounts
-        Counts on the same products and labels.
-    pairs : sequence of (int, int)
-        Positions in `models`; the swaps are the same for every pair.
-    masks : mapping of str to ndarray of bool, shape (n_tags,)
-        Tags that each scope averages over; all of them with a positive.
-    n_permutations : int
-        B, the random swaps; the smallest possible p is 1 / (B + 1).
-
-    Returns
-    -------
-    dict of str to ndarray of float64, shape (n_pairs,)
-        By scope, in (0, 1].
+    `pairs` are positions in `models`, which are counted on the same products and labels; the swaps
+    are the same for every pair. `masks` (n_tags,) are the tags that each scope averages over, all
+    with a positive. With B = `n_permutations` the smallest possible p is 1 / (B + 1).
 
     References
     ----------

@@ -65,16 +65,12 @@ def sample_f1(predicted: NDArray[np.bool_], labels: NDArray[np.int8]) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    """Tags of each image from the highest score down, unknown ones last; all (n_images, n_tags).
-
-    `found` counts true tags up to and including a place; `first` and `last` are the places where
-    the run of equal scores around a place begins and ends.
-    """
+    """Tags of each image from the highest score down, unknown ones last; all (n_images, n_tags)."""
 
     present: NDArray[np.bool_]
-    found: NDArray[np.int64]
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
+    found: NDArray[np.int64]  # true tags up to and including a place
+    first: NDArray[np.int64]  # where the run of equal scores around a place begins
+    last: NDArray[np.int64]  # and where it ends
     n_known: NDArray[np.int64]
 
     def found_through(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,19 +163,8 @@ def sample_scores(
 ) -> SampleScores:
     """All per-image metrics from one sort of each image's scores.
 
-    Parameters
-    ----------
-    logits : ndarray of float, shape (n_images, n_tags)
-        Scores comparable between the tags of an image, without NaN.
-    predicted : ndarray of bool, shape (n_images, n_tags)
-        Whether the tag was given.
-    labels : ndarray of int8, shape (n_images, n_tags)
-        1, 0, or -1 (left out).
-
-    Raises
-    ------
-    DataError
-        If the shapes differ or a logit is NaN.
+    All are (n_images, n_tags): `logits` without NaN and comparable between the tags of an image,
+    `labels` 1, 0, or -1 (left out). Raises `DataError` if the shapes differ or a logit is NaN.
 
     Examples
     --------

@@ -46,28 +46,13 @@ def score_predictions(
 ) -> ScoreCard:
     """Scorecard of one model on one split.
 
-    Parameters
-    ----------
-    predictions : Predictions
-        Any order of images and tags; images outside the split take no part.
-    catalog : Catalog
-        Gives labels, splits, products and training counts.
-    split : str
-        Split to score.
-    allow_missing : bool
-        Score without the images that have no prediction (unreadable ones) and report them in a
-        finding instead of raising.
-    name : str, optional
-        Model's name on the card; from the predictions' provenance by default.
+    The predictions' order does not matter, and their images outside the split take no part. With
+    `allow_missing`, images that have no prediction (unreadable ones) are left out and reported in a
+    finding. `name` is shown on the card; by default it comes from the predictions' provenance.
 
-    Raises
-    ------
-    SplitOverlap
-        If the model was fitted on an image of the split.
-    ArtefactError
-        If the predictions lack images of the split or have other tags than the catalogue.
-    UsageError
-        If the split is unknown or empty.
+    Raises `SplitOverlap` if the model was fitted on an image of the split, `ArtefactError` if the
+    predictions lack images of the split or have other tags than the catalogue, and `UsageError` if
+    the split is unknown or empty.
     """
     refuse_overlap(predictions, catalog, split)
     aligned = align(predictions, catalog, split, allow_missing=allow_missing)

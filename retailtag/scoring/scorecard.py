@@ -96,10 +96,7 @@ class ScoreCard:
         return parsed_file(cls, value, "scorecard", FORMAT, REMEDY)
 
     def save(self, folder: Path) -> None:
-        """Write ``scorecard.json`` and its tables as CSV, each whole or not at all.
-
-        ``scorecard.json`` is written last: if it exists, so do its tables.
-        """
+        """Write the tables as CSV and, last, ``scorecard.json``; each whole or not at all."""
         folder = Path(folder)
         write_text(folder / "per_tag.csv", csv_text(_names(TagRow), self.tags))
         groups = csv_text(_names(GroupSummary), self.summaries.values())

@@ -36,10 +36,8 @@ def number(value: float | str | None) -> float:
 def parsed(kind: type[_Row], value: dict[str, Any]) -> _Row:
     """Dataclass `kind` from what `plain` made of it, the dataclasses inside it too.
 
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If a field without a default is missing, or a number is not one.
+    Raises `KeyError`, `TypeError` or `ValueError` if a field without a default is missing, or a
+    number is not one.
     """
     hints = get_type_hints(kind)
     # Keys that are not fields are ignored: files of earlier versions hold some.
@@ -64,12 +62,8 @@ def parsed_file(
 ) -> _Row:
     """Dataclass from the content of its file, which messages call `name` and `remedy` writes again.
 
-    Raises
-    ------
-    ArtefactError
-        If it was written by another format than `version`.
-    DataError
-        If it is something else or is damaged.
+    Raises `ArtefactError` if it was written by another format than `version`, `DataError` if it is
+    something else or is damaged.
     """
     if not isinstance(value, dict) or "format" not in value:
         raise DataError(f"This is not a {name} of retailtag; {remedy}.")

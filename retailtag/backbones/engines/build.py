@@ -49,30 +49,16 @@ _BUILD_ERRORS = (
 def with_engine(
     backbone: Backbone, engine: str, precision: str = "exact", *, batch_size: int | None = None
 ) -> Backbone | EngineEmbedder:
-    """Return a backbone whose embeddings an engine computes.
+    """Return a backbone whose embeddings an engine, one of `ENGINES`, computes.
 
-    The backbone is not changed, and its weights must not change afterwards.
+    The backbone is not changed, and its weights must not change afterwards; for eager float32 it is
+    returned itself. An engine is built when it first embeds, and its embeddings are not compared:
+    see `retailtag.backbones.engines.trial`.
 
-    Parameters
-    ----------
-    engine : str
-        One of `ENGINES`; `retailtag.extraction.engines` chooses one for ``auto``.
-    precision : str
-        Numeric precision. ``exact`` is float32, ``fast`` the engine's shortest type on this device
-        (float32 if there is no other).
-    batch_size : int, optional
-        Images per call of an engine that converts the model; default: 16 on a CPU, 64 on CUDA.
-
-    Returns
-    -------
-    Backbone or EngineEmbedder
-        The backbone itself for eager float32. An engine is built when it first embeds, and its
-        embeddings are not compared: see `retailtag.backbones.engines.trial`.
-
-    Raises
-    ------
-    Unavailable
-        If the engine is unknown or cannot run here; the message says what is missing.
+    `precision` is ``exact`` (float32) or ``fast``, the engine's shortest type on this device
+    (float32 if there is no other). `batch_size` counts images per call of an engine that converts
+    the model; default: 16 on a CPU, 64 on CUDA. Raises `Unavailable` if the engine is unknown or
+    cannot run here; the message says what is missing.
     """
     name = best_name(engine, precision, backbone.device.type)
     return embedder_of(backbone, name, batch_size=batch_size)

@@ -14,9 +14,6 @@ BFLOAT16 = "bfloat16"
 class EngineName:
     """One way to compute embeddings, as a feature store's identity names it.
 
-    `arithmetic` is ``float32``, ``bfloat16`` (weights and activations), or PyTorch's
-    ``autocast-float16`` or ``autocast-bfloat16`` on CUDA.
-
     Examples
     --------
     >>> str(EngineName("openvino", "bfloat16"))
@@ -26,6 +23,7 @@ class EngineName:
     """
 
     engine: str
+    # float32, bfloat16 (weights and activations), or on CUDA autocast-float16, autocast-bfloat16
     arithmetic: str = FLOAT32
 
     def __str__(self) -> str:

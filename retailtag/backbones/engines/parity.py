@@ -49,8 +49,6 @@ def centred_cosine(
     stored row is too close to the mean for an angle, which `limit` decides, and both rows are equal
     within rounding; otherwise 0 if one of them is the mean itself.
 
-    Notes
-    -----
     Embeddings of one backbone share a large mean: without subtracting it the cosine of any two is
     near 1 and hides a change.
     """
