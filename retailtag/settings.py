@@ -25,6 +25,29 @@ FULL_C_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
 MAX_SEED = 2**32 - 1  # the largest that both NumPy and PyTorch accept
 
 
+# Options that several sections have: `bakeoff` gives one value to all of them.
+THRESHOLDS: dict[str, Any] = {
+    "help": (
+        "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best by "
+        "cross-fit (fine-tune: shrunk, or group where the tail has too few positives)."
+    ),
+    "metavar": "RULE",
+    "advanced": True,
+}
+OBJECTIVE: dict[str, Any] = {
+    "help": (
+        "What thresholds maximise: f1, fbeta:B, or recall at precision:P or more for every tag."
+    ),
+    "metavar": "WHAT",
+    "advanced": True,
+}
+SEED: dict[str, Any] = {
+    "help": "Seed of everything random.",
+    "at_least": 0,
+    "at_most": MAX_SEED,
+}
+
+
 @dataclass(frozen=True)
 class CatalogSettings(Section):
     """How a catalogue is read."""
@@ -160,26 +183,15 @@ class ProbeSettings(Section):
         "CLIP only): the first within one standard error of the best cross-fit macro-F1.",
         advanced=True,
     )
-    thresholds: str = setting(
-        AUTO,
-        "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best "
-        "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
-        metavar="RULE",
-        advanced=True,
-    )
-    objective: str = setting(
-        "f1",
-        "What thresholds maximise: f1, fbeta:B, or recall at precision:P or more for every tag.",
-        metavar="WHAT",
-        advanced=True,
-    )
+    thresholds: str = setting(AUTO, **THRESHOLDS)
+    objective: str = setting("f1", **OBJECTIVE)
     solver: str = setting(
         "torch",
         "What fits logistic regression: the batched solver, cuML, or scikit-learn as reference.",
         choices=("torch", "cuml", "sklearn"),
         advanced=True,
     )
-    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+    seed: int = setting(0, **SEED)
 
 
 @dataclass(frozen=True)
@@ -265,19 +277,8 @@ class FinetuneSettings(Section):
     refit: bool = setting(
         False, "Train again on all training images for the chosen epochs.", advanced=True
     )
-    thresholds: str = setting(
-        AUTO,
-        "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best "
-        "by cross-fit (fine-tune: shrunk, or group where the tail has too few positives).",
-        metavar="RULE",
-        advanced=True,
-    )
-    objective: str = setting(
-        "f1",
-        "What thresholds maximise: f1, fbeta:B, or recall at precision:P or more for every tag.",
-        metavar="WHAT",
-        advanced=True,
-    )
+    thresholds: str = setting(AUTO, **THRESHOLDS)
+    objective: str = setting("f1", **OBJECTIVE)
     mixed_precision: str = setting(
         AUTO,
         "float32, bf16 or fp16 training; auto: what the GPU computes fastest.",
@@ -298,7 +299,7 @@ class FinetuneSettings(Section):
         aliases=("--checkpoint-gradients",),
         advanced=True,
     )
-    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+    seed: int = setting(0, **SEED)
     compile: bool = setting(
         False, "Compile the trained part (minutes at the start).", recorded=False, advanced=True
     )
@@ -380,7 +381,7 @@ class ScoreSettings(Section):
         2000, "Random swaps behind each p-value.", at_least=100, advanced=True
     )
     allow_missing: bool = setting(False, "Score without the images that lack predictions.")
-    seed: int = setting(0, "Seed of everything random.", at_least=0, at_most=MAX_SEED)
+    seed: int = setting(0, **SEED)
 
 
 @dataclass(frozen=True)
