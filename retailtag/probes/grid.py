@@ -10,6 +10,7 @@ from retailtag.settings import ProbeSettings
 
 LIMITS = (1e-8, 1e7)  # a widened grid stays within
 VALUES_ADDED = 3  # at a time, when a grid is widened
+MIN_LOG_RATIO = 1e-9  # of two neighbours; a million times the rounding of float64
 
 
 def parse_grid(text: str) -> NDArray[np.float64]:
@@ -59,7 +60,11 @@ def beyond(C: NDArray[np.float64], *, above: bool) -> NDArray[np.float64]:
     if len(C) < 2:
         return np.zeros(0)
     end, inner = (C[-1], C[-2]) if above else (C[0], C[1])
-    values = end * (end / inner) ** np.arange(1, VALUES_ADDED + 1)
+    ratio = end / inner
+    # two values that rounding hardly tells apart have no ratio to go on with either
+    if abs(np.log(ratio)) < MIN_LOG_RATIO:
+        return np.zeros(0)
+    values = end * ratio ** np.arange(1, VALUES_ADDED + 1)
     slack = 1e-9  # rounding of the powers must not cut a value at the limit itself
     low = LIMITS[0] * (1 - slack)
     high = LIMITS[1] * (1 + slack)

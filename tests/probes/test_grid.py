@@ -14,8 +14,7 @@ def test_grids_that_are_none(text):
         parse_grid(text)
 
 
-def test_the_command_line_and_the_library_mean_the_same_grids():
-
+def test_the_full_grid_has_45_strengths():
     full = parse_grid(FULL_C_GRID)
     assert len(full) == 45
     np.testing.assert_allclose(full[[0, -1]], [1e-6, 1e5])
@@ -44,3 +43,4 @@ def test_a_wider_grid_goes_on_in_its_ratio_within_the_limits(values, above):
 def test_a_limit_itself_is_reached():
     np.testing.assert_allclose(beyond(parse_grid("1:1e4:5"), above=True), [1e5, 1e6, 1e7])
     assert len(beyond(np.array([1.0]), above=True)) == 0
+    assert len(beyond(np.array([1.0, np.nextafter(1.0, 2.0)]), above=True)) == 0
