@@ -130,9 +130,8 @@ def extract(
     s = _resolve("extract", settings, {**options, "backbones": backbones})
     context = _context(catalog, s, progress)
     rows = WHOLE if shard is None else Shard.parse(str(shard))
-    ids = list(dict.fromkeys(s.backbones))
-    local = local_weights(s.compute.weights, ids)
-    models = [load_backbone(i, weights=local.get(i), device=context.device) for i in ids]
+    local = local_weights(s.compute.weights, s.backbones)
+    models = [load_backbone(i, weights=local.get(i), device=context.device) for i in s.backbones]
     engines = [choose_engine(context, model, s.extract, shard=rows) for model in models]
     embedders = [chosen.embedder for chosen in engines]
     summaries = extract_together(
@@ -483,6 +482,12 @@ def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, An
     if source is None:
         raise UsageError("CATALOGUE is missing; name a manifest or a folder.")
     if isinstance(source, Catalog):
+        # Its tags and groups are fixed: options of reading would be ignored without a word.
+        if (s.attributes, s.images, s.cutoffs) != ((), None, type(s).cutoffs):
+            raise UsageError(
+                "The catalogue is read already; give attributes, images and cutoffs to "
+                "read_catalog."
+            )
         return source, {}
     provenance = {}
     if isinstance(source, str | Path):

@@ -217,3 +217,8 @@ def test_probes_of_arrays_are_a_table():
     fits = rt.fit_probes([[0.0], [1.0], [2.0], [3.0]], [[0], [0], [1], [1]], C=1, device="cpu")
     assert fits.table.column_names == ["C", "tag", "status", "objective", "gap", "iterations"]
     assert "few positives" in repr(fits)
+
+
+def test_options_of_reading_are_refused_for_a_catalogue_that_is_read(tiny):
+    with pytest.raises(UsageError, match="is read already; give attributes"):
+        rt.probe(tiny, "demo:cnn", attributes="colour")
