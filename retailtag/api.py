@@ -162,6 +162,7 @@ def probe(
     tags, device = context.catalog.table.tags, context.device
     texts = find_texts(s.probe.heads, backbone, tags, weights=local, device=device)
     store = find_embeddings(context, backbone, s.extract)
+    # Written once nothing is left to refuse, and before the work: a killed run has them too.
     out = folder_of("probe", s)
     _keep_settings("probe", out, s, catalog)
     run = run_probe(context, store, out, s.probe, texts=texts)
@@ -209,6 +210,7 @@ def finetune(
     context = _context(catalog, s, progress)
     weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
+    # Training changes the model in place, so every setting of a search and every seed loads anew.
     load = partial(load_backbone, backbone, weights=weights, device=context.device)
     model = load()
     store = find_store(
@@ -220,6 +222,7 @@ def finetune(
     )
     out, config, ranking = folder_of("finetune", s), s.finetune, None
     _keep_settings("finetune", out, s, catalog)
+    # After a search the settings that won repeat the run, without searching again.
     if search:
         config, ranking = search_settings(context, store, load, fitted, out, config, search)
         _keep_settings("finetune", out, replace(s, finetune=config), catalog)
@@ -259,6 +262,8 @@ def score(
     from retailtag.scoring.foreign import is_foreign
     from retailtag.scoring.ledger import reused_split
 
+    # What another tool's file does not say about itself is no setting: it is taken out before
+    # the settings are resolved, which refuse names that they do not know.
     names = [f.name for f in fields(Declared)]
     declared = {name: options.pop(name) for name in names if name in options}
     paths = find_predictions(_paths(runs))
@@ -520,6 +525,7 @@ def _to_score(
     s, given = _given(verb, settings, options)
     source = s.catalog.path if catalog is None else catalog
     is_path = isinstance(source, str | Path)
+    # Without new cut-offs the tags keep the groups that the predictions were made with.
     new_cutoffs = "catalog.cutoffs" in given or s.catalog.cutoffs != type(s.catalog).cutoffs
 
     def read(path: Path, *, attributes: Sequence[str] = (), **recorded: Any) -> Catalog:
@@ -550,6 +556,7 @@ def _numbers(name: str, values: Any) -> NDArray[Any]:
     """Array of numbers or booleans; anything else is refused in a sentence."""
     import numpy as np
 
+    # float, int, unsigned and bool: text and objects would be converted element by element
     try:
         array = np.asarray(values)
     except (TypeError, ValueError):
