@@ -127,7 +127,8 @@ def model_rate(embed: Callable[[], Any], n: int, job: Job) -> float:
     """Images a second of a model fed from memory."""
     embed()
     start, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - start < MODEL_SECONDS * (not job["quick"]):
+    least = 0.0 if job["quick"] else job.get("seconds", MODEL_SECONDS)
+    while not done or time.perf_counter() - start < least:
         embed()
         done += n
     return done / (time.perf_counter() - start)
@@ -186,7 +187,7 @@ def nearness(catalog: Any, backbone: Any, embedder: Any) -> Job:
     batches = load_batches(catalog.images, rows, backbone.preprocess, batch_size=32, workers=2)
     pixels = [torch.from_numpy(batch.pixels) for batch in batches]
     eager, other = (
-        np.concatenate([model.embed(p).float().numpy() for p in pixels])
+        np.concatenate([model.embed(p).float().cpu().numpy() for p in pixels])
         for model in (backbone, embedder)
     )
     mean = eager.mean(axis=0, dtype=np.float64)

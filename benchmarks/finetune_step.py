@@ -68,6 +68,7 @@ from retailtag.settings import FinetuneSettings
 BACKBONES = "dinov2,cnn,clip"
 QUICK = "timm:vit_tiny_patch16_224?img_size=64,timm:resnet18?size=64"
 BATCH, N_TAGS = 32, 250
+STEP = FinetuneSettings(blocks=4, batch_size=BATCH, augment="none", mixed_precision="float32")
 T4_BYTES, T4_SPARE = 16 << 30, 3 << 29
 
 
@@ -79,6 +80,7 @@ class Bench:
     labels: np.ndarray
     network: Network
     root: Path
+    workers: int = 2  # processes that decode
 
     @property
     def rows(self) -> np.ndarray:
@@ -91,7 +93,11 @@ class Bench:
         rows = self.rows.tolist()
         try:
             return ImageLoader(
-                self.catalog, self.network.backbone, rows, workers=2, max_pixels=MAX_PIXELS
+                self.catalog,
+                self.network.backbone,
+                rows,
+                workers=self.workers,
+                max_pixels=MAX_PIXELS,
             )
         finally:
             image_loader_module.MEMORY_SHARE = share
@@ -142,16 +148,23 @@ def make_catalog(folder: Path, n: int, side: int) -> Catalog:
     return read_catalog(folder / "catalogue.csv")
 
 
-def make_bench(backbone_id: str, folder: Path, catalog: Catalog) -> Bench:
+def make_bench(
+    backbone_id: str,
+    folder: Path,
+    catalog: Catalog,
+    config: FinetuneSettings = STEP,
+    device: str = "cpu",
+    workers: int = 2,
+) -> Bench:
     """Network of random weights on the catalogue, with random labels of 250 tags."""
     rng = np.random.default_rng(1)
     labels = (rng.random((len(catalog), N_TAGS)) < 0.02).astype(np.int8)
-    backbone = load_backbone(backbone_id, random_weights=True)
+    backbone = load_backbone(backbone_id, device=device, random_weights=True)
     nought, one = np.zeros(backbone.dim, np.float32), np.ones(backbone.dim, np.float32)
     weight = 0.01 * rng.standard_normal((N_TAGS, backbone.dim)).astype(np.float32)
     start = HeadInit(nought, one, weight, np.full(N_TAGS, -4, np.float32))
-    config = FinetuneSettings(blocks=4, batch_size=BATCH, augment="none", mixed_precision="float32")
-    return Bench(catalog, labels, Network(backbone, start, config), folder / "trunk")
+    network = Network(backbone, start, config)
+    return Bench(catalog, labels, network, folder / "trunk", workers)
 
 
 def epoch(bench: Bench, stepper: TrainingStep) -> tuple[float, float]:

@@ -26,15 +26,15 @@ def stamp() -> dict[str, object]:
     }
 
 
-def append(name: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add rows to the table `name` under ``results/``, with its header if it is new.
+def append(name: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows to the table `name` under ``results/``, or at a path, with its header if it is new.
 
     Raises
     ------
     ValueError
         If the table has other columns than the rows.
     """
-    path = RESULTS / name
+    path = RESULTS / name  # an absolute path replaces the folder
     columns = list(rows[0])
     known = path.read_text(encoding="utf-8").splitlines()[:1] if path.exists() else []
     if known and known[0].split(",") != columns:
