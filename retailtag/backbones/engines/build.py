@@ -88,7 +88,8 @@ def best_name(engine: str, precision: str, device: str) -> EngineName:
         return EngineName(engine, FLOAT32)
     if device == "cuda":
         return EngineName(engine, f"autocast-{_cuda_half()}")
-    return EngineName(engine, BFLOAT16 if cpu.has_bfloat16() else FLOAT32)
+    has_bfloat16 = device == "cpu" and cpu.has_bfloat16()
+    return EngineName(engine, BFLOAT16 if has_bfloat16 else FLOAT32)
 
 
 def candidates(precision: str, device: str) -> list[EngineName]:
