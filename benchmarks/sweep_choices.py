@@ -120,7 +120,7 @@ def rows_of(
     found, rows = sweep(catalog, train, args), []
     positives = (labels[train.rows] == 1).sum(axis=0)
     for choose in CHOICES:
-        choice = choose_candidate(found.ap, group, choose, positives)
+        choice = choose_candidate(found.evidence, group, choose, positives)
         scores = Scores(found.logits(choice), labels[train.rows], found.fold.astype(np.intp))
         weight, bias = fit_at(train.X, scores.labels, found.C[choice], solver).raw()
         test_logits = test.X @ weight.T + bias

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.probes.checkpoints import Checkpoints
-from retailtag.probes.choice import shared_choices
+from retailtag.probes.choice import deciding_choices, informative
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads.head import Head, HeadFits
 from retailtag.probes.heads.logistic import LogisticFits, LogisticHead
@@ -82,6 +82,12 @@ class Sweep(Pooled):
     scale: str
     ap: NDArray[np.float64]  # (n_C, n_tags), of the pooled logits; NaN for a tag without positives
     asked: NDArray[np.float64]  # the grid before it was widened
+    informative: NDArray[np.bool_]  # (n_tags,), tags whose AP may choose; see `choice.informative`
+
+    @property
+    def evidence(self) -> NDArray[np.float64]:
+        """AP to choose C by, (n_C, n_tags): NaN for a tag that is not informative."""
+        return np.where(self.informative, self.ap, np.nan)
 
     @property
     def C(self) -> NDArray[np.float64]:
@@ -110,7 +116,9 @@ class Sweeper:
         """Fit every (tag, C) outside each fold and score it on the fold; C ascending, (n_C,)."""
         n_folds = int(self.fold.max()) + 1
         no_ap = np.empty((0, self.Y.shape[1]))
-        return self._extended(Sweep(self.X, self.fold, (), scale, no_ap, C), C, (None,) * n_folds)
+        tells = informative(self.Y, self.fold)
+        start = Sweep(self.X, self.fold, (), scale, no_ap, C, tells)
+        return self._extended(start, C, (None,) * n_folds)
 
     def widened(self, sweep: Sweep, group: NDArray[np.str_], rule: str) -> Sweep:
         """Extend a grid while a group of tags chooses its end, at most `MAX_WIDENINGS` times.
@@ -119,7 +127,7 @@ class Sweeper:
         """
         for _ in range(MAX_WIDENINGS):
             C = sweep.C
-            choices = shared_choices(sweep.ap, group, rule).values()
+            choices = deciding_choices(sweep.evidence, group, rule).values()
             below = beyond(C, above=False) if any(at_lower_end(c) for c in choices) else C[:0]
             above = beyond(C, above=True) if any(at_upper_end(c) for c in choices) else C[:0]
             wider = np.concatenate([below, C, above])
@@ -154,15 +162,15 @@ class Sweeper:
 
 
 def at_upper_end(choice: Choice) -> bool:
-    """Whether the choice is the largest C."""
+    """Whether the largest C alone is within the tolerance of the best."""
     return choice.chosen == len(choice.mean) - 1
 
 
 def at_lower_end(choice: Choice) -> bool:
-    """Whether the smallest C has the best AP."""
-    # Merely within one standard error of the best does not count: still smaller values would be so
-    # too, for the order of the scores hardly changes as C goes to 0.
-    return choice.best == 0
+    """Whether the smallest C alone is within the tolerance of the best."""
+    # Being within it does not count: still smaller values would be so too, for the order of the
+    # scores hardly changes as C goes to 0.
+    return choice.chosen == 0 and not choice.within[1:].any()
 
 
 def sweep_rows(

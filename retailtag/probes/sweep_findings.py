@@ -1,4 +1,4 @@
-"""Findings of a sweep: choices at the end of the grid, and fits that went wrong."""
+"""Findings of a sweep: choices at the end of the grid, flat curves, fits that went wrong."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import named
-from retailtag.probes.choice import EVERY_TAG, shared_choices
+from retailtag.probes.choice import deciding_choices
 from retailtag.probes.solver.fits import STATUS_REMEDY, TRUSTED
 from retailtag.probes.sweep import Sweep, at_lower_end, at_upper_end
 from retailtag.statistics.one_standard_error import Choice
+
+MIN_FLAT_STRENGTHS = 3  # that are alike, and over how wide a range of C
+MIN_FLAT_RATIO = 99.0  # two decades, less the rounding of a grid
 
 Finding = tuple[str, str, str]  # code, sentence, remedy
 
 
 def grid_findings(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
-    """Findings about choices at the end of the grid: that it was widened, or that it is short."""
+    """Findings about the grid: it was widened, its end was chosen, or a curve is flat."""
     if len(sweep.C) < 2:
         return []
-    choices = _deciding(sweep.ap, group, rule)
-    at_ends = [found for name, choice in choices.items() for found in _at_end(sweep, name, choice)]
-    return [*_widened(sweep, group, rule), *at_ends]
-
-
-def _deciding(ap: NDArray[np.float64], group: NDArray[np.str_], rule: str) -> dict[str, Choice]:
-    """Choices without that of all tags together, where each group chooses for itself."""
-    choices = shared_choices(ap, group, rule)
-    return {n: choice for n, choice in choices.items() if rule == "global" or n != EVERY_TAG}
+    found = _widened(sweep, group, rule)
+    for name, choice in deciding_choices(sweep.evidence, group, rule).items():
+        found += [*_at_end(sweep, name, choice), *_flat(sweep, name, choice)]
+    return found
 
 
 def _widened(sweep: Sweep, group: NDArray[np.str_], rule: str) -> list[Finding]:
     asked = sweep.asked
     if len(asked) == len(sweep.C):
         return []
-    first = _deciding(sweep.ap[np.isin(sweep.C, asked)], group, rule)
+    first = deciding_choices(sweep.evidence[np.isin(sweep.C, asked)], group, rule)
     names = [name for name, at in first.items() if at_lower_end(at) or at_upper_end(at)]
     sentence = (
         f"The grid of C, {asked[0]:g} to {asked[-1]:g}, was widened to {sweep.C[0]:.3g} to "
@@ -61,6 +59,24 @@ def _at_end(sweep: Sweep, name: str, choice: Choice) -> list[Finding]:
     else:
         return []
     return [("grid-edge", f"The C of {name} tags is the {end}", remedy)]
+
+
+def _flat(sweep: Sweep, name: str, choice: Choice) -> list[Finding]:
+    """That the curve of a group is flat over two decades of C from the one that was chosen."""
+    first = choice.chosen
+    outside = np.flatnonzero(~choice.within[first:])
+    end = first + int(outside[0]) if len(outside) else len(choice.mean)
+    ratio = sweep.C[end - 1] / sweep.C[first]
+    if end - first < MIN_FLAT_STRENGTHS or ratio < MIN_FLAT_RATIO:
+        return []
+    mean = choice.mean[first:end]
+    sentence = (
+        f"AP hardly depends on C for {name} tags: it is {mean.min():.3f} to {mean.max():.3f} from "
+        f"C = {sweep.C[first]:.3g} to {sweep.C[end - 1]:.3g}, within one standard error; the most "
+        "regularised was taken."
+    )
+    remedy = "Any C in this range will do; more products per tag would tell them apart."
+    return [("flat-curve", sentence, remedy)]
 
 
 def troubled_tags(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.probes.choice import informative
 from retailtag.probes.heads.head import Head
 from retailtag.probes.sweep import Pooled
 from retailtag.scoring.metrics import macro
@@ -89,11 +90,6 @@ class ScoredHead:
         value = macro(self.ap)
         return value if np.isfinite(value) else None
 
-    @property
-    def rank(self) -> float:
-        """Macro-AP as a number to compare by; -1 if there is none."""
-        return -1.0 if self.macro_ap is None else self.macro_ap
-
     def logits(self) -> NDArray[np.float32]:
         """Pooled out-of-fold logits (n_images, n_tags) at the chosen candidates."""
         return self.pooled.logits(self.index)
@@ -105,7 +101,8 @@ class HeadChoice:
 
     `facts` are, by head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an
     F-beta ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind``
-    and ``se``, how far it lies behind the best head, and the standard error of that.
+    and ``se``, how far it lies behind the best head on the informative tags, and the standard
+    error of that.
     """
 
     head: ScoredHead
@@ -130,13 +127,14 @@ def choose_head(
     is the tags that it will give. Average precision, which sees only the order within a tag,
     ranked a ridge head first that then gave rare tags to nearly every image. Under a precision no
     F-beta is cross-fit, and the heads are compared by average precision. The rule is that of
-    `retailtag.statistics.one_standard_error`.
+    `retailtag.statistics.one_standard_error`, over the tags that are
+    `retailtag.probes.choice.informative`.
     """
     scores = [head.logits() for head in heads]
     tuned = [tuning.tune(logits, labels, group, fold) for logits in scores]
     f = [head.ap if at.f is None else at.f for head, at in zip(heads, tuned, strict=True)]
     # One row per head: the error of a difference is paired, tag by tag.
-    choice = one_standard_error(np.array(f))
+    choice = one_standard_error(np.where(informative(labels, fold), f, np.nan))
     facts = {head.name: _facts(head, at, group) for head, at in zip(heads, tuned, strict=True)}
     if choice is not None:
         for k, row in enumerate(facts.values()):

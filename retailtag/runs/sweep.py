@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.folds import k_folds
 from retailtag.context import RunContext
 from retailtag.probes.checkpoints import Checkpoints
-from retailtag.probes.choice import choose_candidate
+from retailtag.probes.choice import choose_candidate, informative
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.head import Head
 from retailtag.probes.heads.knn import KnnHead
@@ -22,8 +22,9 @@ from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.interface import Solver
 from retailtag.probes.sweep import Sweep, Sweeper, out_of_fold, sweep_rows
 from retailtag.runs.heads import ScoredHead, competing
-from retailtag.scoring.metrics import average_precision_per_tag
+from retailtag.scoring.metrics import average_precision_per_tag, macro
 from retailtag.settings import ProbeSettings
+from retailtag.statistics.one_standard_error import first_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,9 @@ def sweep_and_choose(
 ) -> Chosen:
     """Sweep C under every scaling, and choose C, then the scaling by out-of-fold macro-AP.
 
-    `rows` (n,) are the training images, X float32 (n, dim) their raw embeddings. Of scalings with
-    equal macro-AP the earlier in `settings` is taken. Finished strengths are stored in
+    `rows` (n,) are the training images, X float32 (n, dim) their raw embeddings. Of scalings
+    whose macro-AP is equal within the resolution of `retailtag.statistics.one_standard_error` the
+    earlier in `settings` is taken. Finished strengths are stored in
     `checkpoints`. Head ``text`` is skipped without `texts` (n_tags, dim), the directions of the
     tags' names (see `retailtag.probes.heads.text_prior.text_embeddings`), or without standardised
     embeddings among the scalings, whose strengths it takes.
@@ -83,17 +85,19 @@ def sweep_and_choose(
         # Strengths are added where a group chooses an end of the grid, so that none is cut off.
         first = sweeper.sweep(parse_grid(settings.sweep_C), scale)
         sweep = sweeper.widened(first, group, choose)
-        index = choose_candidate(sweep.ap, group, choose, positives)
+        index = choose_candidate(sweep.evidence, group, choose, positives)
         names = tuple(f"C={c:.3g}" for c in sweep.C)
         found.append((sweep, ScoredHead("logistic", names, sweep.ap, sweep, index)))
     tables = [sweep_rows(sweep, catalog.table.tags, group) for sweep, _ in found]
-    sweep, head = max(found, key=lambda pair: pair[1].rank)
+    tells = informative(labels, fold)
+    macro_ap = np.array([macro(head.ap, tells & np.isfinite(head.ap)) for _, head in found])
+    sweep, head = found[int(first_within(np.nan_to_num(macro_ap), np.zeros(len(found))))]
     others = []
     for other in _rivals(settings, found, group, solver, context.device, texts, len(rows)):
         pooled, ap = out_of_fold(
             other, X, labels, fold, average_precision_per_tag, context.progress
         )
-        index = choose_candidate(ap, group, choose, positives)
+        index = choose_candidate(np.where(tells, ap, np.nan), group, choose, positives)
         others.append(ScoredHead(other.name, other.candidates, ap, pooled, index, other))
     return Chosen(
         sweep=sweep,
@@ -118,7 +122,7 @@ def _rivals(
     rivals: dict[str, Head] = {"ridge": RidgeHead(), "knn": KnnHead(device=device)}
     standardised = next((sweep for sweep, _ in found if sweep.scale == "standardise"), None)
     if texts is not None and standardised is not None:
-        C = strengths_around(standardised.C, standardised.ap, group, settings.choose_C)
+        C = strengths_around(standardised.C, standardised.evidence, group, settings.choose_C)
         rivals["text"] = TextPriorHead(texts, C, solver)
     return [rivals[name] for name in competing(settings.heads, n_images) if name in rivals]
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDING = 1e-12  # scores that differ by less are equal: sums of the same numbers in another order
+# Mean scores (between 0 and 1) that differ by less are equal: a tenth of a point, the last digit of
+# any report. Without it the rule is scale-free, for the standard error of a difference falls with
+# the difference: on a curve that has become flat, the last bits of the scores would decide. Scores
+# that are off by 1e-4 of their size move a mean AP of 15 tags or more by up to 0.0003.
+RESOLUTION = 1e-3
 
 Floats = NDArray[np.float64]
 
@@ -16,16 +20,25 @@ Floats = NDArray[np.float64]
 class Choice:
     """The candidate that a set of tags supports together."""
 
-    best: int  # candidate with the largest mean score, the first of equals
-    chosen: int  # first candidate within one standard error of the best
+    best: int  # first candidate within the resolution of the largest mean score
     mean: Floats  # (n_candidates,), mean score over the tags
     error: Floats  # (n_candidates,), of the mean difference to `best`; 0 with a single tag
 
     @property
     def behind(self) -> Floats:
-        """How far each candidate's mean lies behind the best, (n_candidates,)."""
-        behind: Floats = self.mean[self.best] - self.mean
+        """How far each candidate's mean lies behind the largest, (n_candidates,)."""
+        behind: Floats = self.mean.max() - self.mean
         return behind
+
+    @property
+    def within(self) -> NDArray[np.bool_]:
+        """Candidates that the data cannot tell from the best, (n_candidates,)."""
+        return _within(self.mean, self.error)
+
+    @property
+    def chosen(self) -> int:
+        """The first candidate within one standard error of the best."""
+        return int(np.argmax(self.within))
 
 
 def one_standard_error(scores: Floats) -> Choice | None:
@@ -33,7 +46,8 @@ def one_standard_error(scores: Floats) -> Choice | None:
 
     With the mean :math:`\bar d_c` and the standard deviation :math:`s_c` of the differences
     :math:`d_{ct} = score_{\hat c t} - score_{ct}` to the best candidate :math:`\hat c` over T
-    tags, the choice is the smallest c with :math:`\bar d_c \le s_c / \sqrt T`.
+    tags, the choice is the smallest c whose mean lies behind the largest by at most
+    :math:`s_c / \sqrt T` plus `RESOLUTION`.
 
     Parameters
     ----------
@@ -50,6 +64,9 @@ def one_standard_error(scores: Floats) -> Choice | None:
     -----
     The differences are paired by tag: what makes a tag hard for every candidate cancels, so the
     tolerance is much narrower than with the standard error of the mean itself.
+
+    The best candidate is the first within the resolution of the largest mean, since the standard
+    errors depend on it, and on a plateau rounding would decide which one it is.
 
     References
     ----------
@@ -68,15 +85,19 @@ def one_standard_error(scores: Floats) -> Choice | None:
     if not n_tags:
         return None
     mean = scores.mean(axis=1)
-    best = int(np.argmax(mean))
+    best = int(first_within(mean, np.zeros(len(mean))))
     error = np.zeros(len(scores))
     if n_tags > 1:
         error = (scores[best] - scores).std(axis=1, ddof=1) / np.sqrt(n_tags)
-    return Choice(best, int(first_within(mean, error)), mean, error)
+    return Choice(best, mean, error)
 
 
 def first_within(scores: Floats, tolerance: Floats) -> NDArray[np.intp]:
-    """First index along axis 0 whose score is within its tolerance of the largest."""
-    near: NDArray[np.bool_] = scores.max(axis=0) - scores <= tolerance + ROUNDING
-    first: NDArray[np.intp] = np.argmax(near, axis=0)
+    """First index along axis 0 within its tolerance plus `RESOLUTION` of the largest score."""
+    first: NDArray[np.intp] = np.argmax(_within(scores, tolerance), axis=0)
     return first
+
+
+def _within(scores: Floats, tolerance: Floats) -> NDArray[np.bool_]:
+    near: NDArray[np.bool_] = scores.max(axis=0) - scores <= tolerance + RESOLUTION
+    return near

@@ -37,6 +37,8 @@ def lowest_own_threshold(
 class Replicates:
     """Poisson bootstrap replicates of a ranking, the same weights on ranks for every tag.
 
+    A positive is weighted by its rank among the positives, a negative among the negatives.
+
     References
     ----------
     Breiman (1996), Bagging predictors; Hanley & MacGibbon (2006), Creating non-parametric
@@ -46,20 +48,23 @@ class Replicates:
     # Image i of a replicate counts Poisson(1) times, independently of all others, so weights can
     # be drawn by rank as well as by image. That makes the result independent of the order of the
     # images and lets all tags and folds share one cumulative sum. Tags then share their weights
-    # rank by rank, which no tag's own threshold can see.
+    # rank by rank, which no tag's own threshold can see. Ranks are counted within positives and
+    # within negatives: two cells with nearly equal scores that change places then change the count
+    # of one cut by one cell; on common ranks they would change weights too, and every cut below.
 
     def __init__(self, n_images: int, seed: int) -> None:
-        draw = np.random.default_rng(seed).poisson(1.0, (N_REPLICATES, n_images))
-        self._weight = draw.astype(np.uint8)
-        self._total = np.cumsum(self._weight, axis=1, dtype=np.int32)
+        draw = np.random.default_rng(seed).poisson(1.0, (2, N_REPLICATES, n_images + 1))
+        draw[..., 0] = 0  # the sum over no cell
+        self._negatives, self._positives = np.cumsum(draw, axis=-1, dtype=np.int32)
 
     def threshold(self, tag: RankedTag, objective: Objective) -> float:
         """Mean of the replicates' best finite thresholds; NaN if none of them has one."""
         cuts = tag.cuts
-        found = np.cumsum(self._weight[:, tag.hits], axis=1, dtype=np.int32)
-        positives = found[:, -1:]
+        positives = self._positives[:, tag.positives, None]
         # Weighted TP and k of every cut, (N_REPLICATES, n_cuts).
-        value = objective.f(found[:, cuts.tp - 1], self._total[:, cuts.given - 1], positives)
+        tp = self._positives[:, cuts.tp]
+        given = tp + self._negatives[:, cuts.given - cuts.tp]
+        value = objective.f(tp, given, positives)
         best = cuts.threshold[np.argmax(value, axis=1)[positives[:, 0] > 0]]
         best = best[np.isfinite(best)]
         return float(best.mean(dtype=np.float64)) if len(best) else float("nan")

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from retailtag.errors import UsageError
-from retailtag.probes.choice import EVERY_TAG, choose_candidate, shared_choices
+from retailtag.probes.choice import (
+    EVERY_TAG,
+    choose_candidate,
+    deciding_choices,
+    informative,
+    shared_choices,
+)
 
 TAIL2 = np.array(["tail", "tail"])
 
@@ -59,3 +65,20 @@ def test_a_common_tag_takes_its_own_best_though_its_group_is_undecided():
     assert choose_candidate(ap, group).tolist() == [0, 0, 0]
     own = choose_candidate(ap, group, "per-tag", np.array([0, 0, 1_000_000]))
     assert own.tolist() == [0, 0, 1]
+
+
+def test_a_tag_in_one_fold_does_not_choose():
+    labels = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, -1]], np.int8)
+    fold = np.array([0, 0, 1, 1])
+    # positives in one fold; in both; none; no negative
+    assert informative(labels, fold).tolist() == [False, True, False, False]
+    assert informative(labels[:, [0, 2]], fold).tolist() == [True, True]  # better than no choice
+
+
+def test_all_tags_decide_only_where_some_tag_takes_their_choice():
+    ap = np.array([[0.1, 0.9, 0.3], [0.5, 0.2, 0.3]])
+    group = np.array(["tail", "common", "frequent"])
+    assert set(deciding_choices(ap, group)) == {"tail", "common", "frequent"}
+    assert set(deciding_choices(ap, group, "global")) == {EVERY_TAG}
+    ap[:, 2] = np.nan
+    assert set(deciding_choices(ap, group)) == {"tail", "common", EVERY_TAG}

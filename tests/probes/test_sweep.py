@@ -96,6 +96,18 @@ def test_an_end_chosen_for_want_of_evidence_says_what_was_best(sweep):
     assert "smallest of the grid (0.001), within one standard error of the best (0.1)" in found[1]
 
 
+def test_a_flat_curve_is_a_finding_and_not_widened(world):
+    sweeper = _sweeper(*world)
+    sweep = sweeper.sweep(np.array([1e-3, 1e-2, 1e-1, 1.0]))
+    flat = _with_ap(sweep, [0.1, 0.4, 0.4004, 0.4008])
+    assert sweeper.widened(flat, TAIL, "per-group") is flat
+    (found,) = grid_findings(flat, TAIL, "per-group")
+    assert found[0] == "flat-curve"
+    assert "for tail tags: it is 0.400 to 0.401 from C = 0.01 to 1," in found[1]
+    level = _with_ap(sweep, [0.4004, 0.4, 0.4003, 0.4])  # at the lower end: no reason to go down
+    assert sweeper.widened(level, TAIL, "per-group") is level
+
+
 def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     X, Y = world
     asked = []
