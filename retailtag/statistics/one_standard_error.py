@@ -22,7 +22,7 @@ class Choice:
 
     best: int  # first candidate within the resolution of the largest mean score
     mean: Floats  # (n_candidates,), mean score over the tags
-    error: Floats  # (n_candidates,), of the mean difference to `best`; 0 with a single tag
+    error: Floats  # (n_candidates,), of the mean difference to the best; 0 with a single tag
 
     @property
     def behind(self) -> Floats:
@@ -44,10 +44,9 @@ class Choice:
 def one_standard_error(scores: Floats) -> Choice | None:
     r"""The first candidate within one standard error of the best.
 
-    With the mean :math:`\bar d_c` and the standard deviation :math:`s_c` of the differences
-    :math:`d_{ct} = score_{\hat c t} - score_{ct}` to the best candidate :math:`\hat c` over T
-    tags, the choice is the smallest c whose mean lies behind the largest by at most
-    :math:`s_c / \sqrt T` plus `RESOLUTION`.
+    With the standard deviation :math:`s_c` of the differences to the best candidate,
+    :math:`score_{\hat c t} - score_{ct}`, over T tags, the choice is the smallest c whose
+    mean lies behind the largest by at most :math:`s_c / \sqrt T` plus `RESOLUTION`.
 
     Parameters
     ----------
@@ -65,8 +64,9 @@ def one_standard_error(scores: Floats) -> Choice | None:
     The differences are paired by tag: what makes a tag hard for every candidate cancels, so the
     tolerance is much narrower than with the standard error of the mean itself.
 
-    The best candidate is the first within the resolution of the largest mean, since the standard
-    errors depend on it, and on a plateau rounding would decide which one it is.
+    On a plateau rounding would decide which candidate is the best, and so the standard errors of
+    all. The scores of the best are therefore a mean of the candidates' scores with weights
+    :math:`\exp(-behind_c / RESOLUTION)`, which change little where the scores do.
 
     References
     ----------
@@ -86,9 +86,11 @@ def one_standard_error(scores: Floats) -> Choice | None:
         return None
     mean = scores.mean(axis=1)
     best = int(first_within(mean, np.zeros(len(mean))))
+    weight = np.exp((mean - mean.max()) / RESOLUTION)
     error = np.zeros(len(scores))
     if n_tags > 1:
-        error = (scores[best] - scores).std(axis=1, ddof=1) / np.sqrt(n_tags)
+        reference = np.average(scores, axis=0, weights=weight)
+        error = (reference - scores).std(axis=1, ddof=1) / np.sqrt(n_tags)
     return Choice(best, mean, error)
 
 

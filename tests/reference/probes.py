@@ -1,5 +1,6 @@
 """Slow, obviously right versions of what `retailtag.probes` does fast."""
 
+import math
 import warnings
 
 import numpy as np
@@ -114,9 +115,11 @@ def one_standard_error(ap):
     """First candidate within one standard error plus 0.001 of the best; lists of lists."""
     n_tags = len(ap[0])
     means = [sum(row) / n_tags for row in ap]
-    best = next(c for c, mean in enumerate(means) if max(means) - mean <= 1e-3)
+    weights = [math.exp((mean - max(means)) / 1e-3) for mean in means]
+    of_tags = [sum(w * a for w, a in zip(weights, t, strict=True)) for t in zip(*ap, strict=True)]
+    best = [total / sum(weights) for total in of_tags]
     for c, row in enumerate(ap):
-        behind = [a - b for a, b in zip(ap[best], row, strict=True)]
+        behind = [a - b for a, b in zip(best, row, strict=True)]
         mean = sum(behind) / n_tags
         spread = sum((d - mean) ** 2 for d in behind) / max(n_tags - 1, 1)
         if max(means) - means[c] <= (spread / n_tags) ** 0.5 + 1e-3:

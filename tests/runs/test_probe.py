@@ -152,11 +152,14 @@ def test_the_table_has_rows_only_for_what_was_fitted(tiny, tiny_store, tmp_path)
 
 def test_the_best_scaling_is_taken_and_all_are_told(tiny, tiny_store, tmp_path):
     run = run_probe(
-        RunContext(tiny), tiny_store, tmp_path, replace(SETTINGS, scale="none,l2,standardise")
+        RunContext(tiny),
+        tiny_store,
+        tmp_path,
+        replace(SETTINGS, scale="none,l2,standardise", heads="logistic"),
     )
     reached = run.probe.facts["scales"]
     assert list(reached) == ["none", "l2", "standardise"]
-    assert reached[run.probe.scale] == max(reached.values())
+    assert reached[run.probe.scale] >= max(reached.values()) - 0.001
     assert run.probe.facts["out_of_fold"]["all"]["macro_ap"] == reached[run.probe.scale]
     assert Probe.load(tmp_path).scale == run.probe.scale
 
