@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.choice import informative
 from retailtag.probes.heads.head import Head
 from retailtag.probes.sweep import Pooled
 from retailtag.scoring.metrics import macro
@@ -101,8 +100,7 @@ class HeadChoice:
 
     `facts` are, by head: ``macro_ap`` out of fold, or None; where thresholds are tuned for an
     F-beta ``macro_f`` and ``tail_macro_f``, cross-fit (left out where there is none); ``behind``
-    and ``se``, how far it lies behind the best head on the informative tags, and the standard
-    error of that.
+    and ``se``, how far it lies behind the best head, and the standard error of that.
     """
 
     head: ScoredHead
@@ -127,14 +125,15 @@ def choose_head(
     is the tags that it will give. Average precision, which sees only the order within a tag,
     ranked a ridge head first that then gave rare tags to nearly every image. Under a precision no
     F-beta is cross-fit, and the heads are compared by average precision. The rule is that of
-    `retailtag.statistics.one_standard_error`, over the tags that are
-    `retailtag.probes.choice.informative`.
+    `retailtag.statistics.one_standard_error`.
     """
     scores = [head.logits() for head in heads]
     tuned = [tuning.tune(logits, labels, group, fold) for logits in scores]
     f = [head.ap if at.f is None else at.f for head, at in zip(heads, tuned, strict=True)]
     # One row per head: the error of a difference is paired, tag by tag.
-    choice = one_standard_error(np.where(informative(labels, fold), f, np.nan))
+    # Tags of one fold count, unlike in the choice of C: a head that gives them to every image will
+    # do so with others.
+    choice = one_standard_error(np.array(f))
     facts = {head.name: _facts(head, at, group) for head, at in zip(heads, tuned, strict=True)}
     if choice is not None:
         for k, row in enumerate(facts.values()):
