@@ -127,8 +127,9 @@ def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     assert all(started for _, started in asked)
     np.testing.assert_array_equal(wider.ap[:2], gains.ap)
     direct = sweeper.sweep(wider.C)
-    # Another road to each optimum: equal within the certificate of the fits, not to the last bit.
-    np.testing.assert_allclose(wider.ap[2:], direct.ap[2:], rtol=5e-3)
+    # Another road to each optimum: equal within the certificate of the fits, which may swap a pair
+    # of images in the order of a tag of few positives.
+    np.testing.assert_allclose(wider.ap[2:], direct.ap[2:], rtol=3e-2)
     codes = [code for code, _, _ in grid_findings(wider, TAIL, "per-group")]
     assert codes[0] == "grid-widened"
     sentence = grid_findings(wider, TAIL, "per-group")[0][1]

@@ -1,21 +1,27 @@
-"""Descent of a batch of tags at one strength: directions, line search, and when to stop."""
+"""Descent of a batch of tags at one strength: directions, steps, and when to stop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retailtag.probes.solver.lbfgs import Pairs
+from retailtag.probes.solver.plane import Direction, Plane
 from retailtag.probes.solver.preconditioners import Preconditioner
-from retailtag.probes.solver.problem import PerTag, Problem, Sums, dot
+from retailtag.probes.solver.problem import PerTag, Problem, Sums, dot, objective
 
-ARMIJO = 1e-4  # share of the decrease that the slope promises which a step must bring
-MAX_SHORTENINGS = 25
 FLOAT32_EPSILON = 2.0**-24
-OBJECTIVE_NOISE = 2e-7  # relative rounding of a float32 objective
 ROUNDED_HEAD_GAP = 2e-6  # share of the objective that rounding the head to float32 may add
+
+
+class Limits(NamedTuple):
+    """When a tag stops: its bound on the relative gap, or its iterations at one strength."""
+
+    tol: float
+    iterations: int
 
 
 @dataclass
@@ -30,15 +36,10 @@ class State(PerTag):
     @classmethod
     def at(cls, problem: Problem, x: Tensor) -> State:
         """State at parameters x, no step taken yet."""
-        u = torch.empty_like(problem.neg_sign)
-        sums = problem.sums(None, x, u)
-        return cls(x, u, sums, torch.zeros(len(x), dtype=torch.int32, device=x.device))
-
-
-def objective(x: Tensor, loss: Tensor, C: Tensor) -> Tensor:
-    """½‖w‖² + C·loss, float64 (tags,)."""
-    w = x[:, :-1].double()
-    return 0.5 * dot(w, w) + C.double() * loss
+        u = problem.logits(x)
+        return cls(
+            x, u, problem.sums_at(u), torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        )
 
 
 def gradient(state: State, C: Tensor) -> Tensor:
@@ -90,16 +91,15 @@ def descend(
     tags: Tensor,
     C: Tensor,
     preconditioner: Preconditioner,
-    tol: float,
-    max_iter: int,
+    limits: Limits,
 ) -> None:
     """Minimise for the batch's `tags`, from `whole` and into it, at strengths C (all tags,)."""
     problem = problem.take(tags)
     state = whole.take(tags)
     C = C[tags]
     pairs = remembered.take(tags)
-    for step in range(max_iter + 1):
-        done = (relative_gap(state, C) <= tol) | (state.steps >= max_iter)
+    for step in range(limits.iterations + 1):
+        done = (relative_gap(state, C) <= limits.tol) | (state.steps >= limits.iterations)
         if done.any():  # tags that are done leave the batch
             ended = torch.nonzero(done).flatten()
             going = torch.nonzero(~done).flatten()
@@ -112,13 +112,10 @@ def descend(
             pairs = pairs.take(going)
         if not len(tags):
             break
-        if preconditioner.renew(problem, tags, state.u, C, step):
-            pairs.clear()
+        preconditioner.renew(problem, tags, state.u, C, step)
         g = gradient(state, C)
-        before = state.sums.gradient
         d = _downhill(pairs.direction(g, C, preconditioner, tags), g)
-        alpha = _step(problem, state, d, g, C)
-        pairs.add(alpha[:, None] * d, state.sums.gradient - before)
+        pairs.add(*move(problem, state, C, [Direction(d, problem.logits(d))]), C)
         state.steps += 1
 
 
@@ -128,58 +125,20 @@ def _downhill(d: Tensor, g: Tensor) -> Tensor:
     return torch.where((dot(g, d) < 0)[:, None], d, steepest)
 
 
-def _step(problem: Problem, state: State, d: Tensor, g: Tensor, C: Tensor) -> Tensor:
-    """Move along d until the decrease is sufficient; step lengths, (tags,)."""
-    # Logits are linear in the step, so this one pass gives the full step's loss and gradient, and
-    # a shorter step costs no product with the features.
-    du = torch.empty_like(state.u)
-    sums = problem.sums(state.u, d, du)
-    alpha = torch.ones_like(C)
-    line = _Line(problem, state.x, state.u, d, du, C, dot(g, d).double(), state.sums.loss)
-    reached = objective(state.x + d, sums.loss, C)
-    long = torch.nonzero(line.too_high(alpha, reached)).flatten()
-    if len(long):
-        alpha[long] = line.take(long).backtrack(alpha[long], reached[long])
-    state.x += alpha[:, None] * d
-    state.u.addcmul_(du, alpha[:, None])
-    state.sums = sums
-    if len(long):
-        sums.put(long, problem.take(long).sums_at(state.u[long]))
-    return alpha
+def move(
+    problem: Problem, state: State, C: Tensor, directions: list[Direction]
+) -> tuple[Tensor, Tensor]:
+    """Go to about the least objective along the directions.
 
-
-@dataclass(frozen=True)
-class _Line(PerTag):
-    """The objective along d (tags, dim + 1), whose logits are du (tags, n_images)."""
-
-    problem: Problem
-    x: Tensor
-    u: Tensor
-    d: Tensor
-    du: Tensor
-    C: Tensor
-    slope: Tensor  # g·d, float64 (tags,)
-    loss: Tensor
-
-    def too_high(self, alpha: Tensor, reached: Tensor) -> Tensor:
-        """Whether the objective `reached` at alpha has not decreased enough, (tags,)."""
-        f = objective(self.x, self.loss, self.C)
-        # Armijo's condition; near the optimum the promised decrease is below the rounding of f.
-        return ~(reached <= f + ARMIJO * alpha.double() * self.slope + OBJECTIVE_NOISE * f)
-
-    def backtrack(self, alpha: Tensor, reached: Tensor) -> Tensor:
-        """Shorten alpha (tags,) until the objective, `reached` at first, has decreased enough."""
-        f = objective(self.x, self.loss, self.C)
-        for _ in range(MAX_SHORTENINGS):
-            high = self.too_high(alpha, reached)
-            if not high.any():
-                break
-            # Minimum of the parabola through f, its slope and the trial, kept within [0.1, 0.5]
-            # of the trial; NaN comes from a trial that overflowed.
-            rise = self.slope * alpha.double()
-            shrink = (-rise / (2 * (reached - f - rise))).nan_to_num(0.1).clamp(0.1, 0.5)
-            alpha = torch.where(high, alpha * shrink.to(alpha.dtype), alpha)
-            u = torch.addcmul(self.u, self.du, alpha[:, None])
-            x = self.x + alpha[:, None] * self.d
-            reached = objective(x, self.problem.loss(u), self.C)
-        return alpha
+    Returns the steps and how the gradients of the loss changed, (tags, dim + 1).
+    """
+    before = state.sums.gradient
+    plane = Plane.make(problem, state.x, state.u, C, directions)
+    beta = plane.least(objective(state.x, state.sums.loss, C)).to(state.x.dtype)
+    moved = torch.zeros_like(state.x)
+    for j, way in enumerate(directions):
+        moved += beta[:, j : j + 1] * way.d
+        state.u.addcmul_(way.du, beta[:, j : j + 1])
+    state.x += moved
+    state.sums = problem.sums_at(state.u)
+    return moved, state.sums.gradient - before

@@ -20,31 +20,29 @@ class Pairs:
     Both are (N_PAIRS, tags, dim + 1), 0 where nothing is remembered yet.
     """
 
-    # The gradient of ½‖w‖² + C·loss changes over a step s by y = C·Δ∇loss + (s_w, 0). Only Δ∇loss
-    # is stored, so a pair that was seen at one strength is exact at every other.
+    # The gradient of ½‖w‖² + C·loss changes over a step s by y = C·Δ∇loss + (s_w, 0). A pair that
+    # was seen at one strength serves at others: with Δ∇loss alone it is exact as long as the
+    # curvature p(1-p) stays. Where a tag is separable p(1-p) falls as 1/C, so that C·Δ∇loss stays.
 
     steps: Tensor
     changes: Tensor
+    frozen: bool  # whether `changes` are C·Δ∇loss at the strength where they were seen
 
     @classmethod
-    def none(cls, like: Tensor) -> Pairs:
+    def none(cls, like: Tensor, *, frozen: bool = False) -> Pairs:
         """No pairs for parameters `like` (tags, dim + 1)."""
         empty = like.new_zeros(N_PAIRS, *like.shape)
-        return cls(empty, empty.clone())
+        return cls(empty, empty.clone(), frozen)
 
-    def add(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step and its change of gradient, (tags, dim + 1); forget the oldest pair."""
+    def add(self, step: Tensor, change: Tensor, C: Tensor) -> None:
+        """Remember a step (tags, dim + 1) and its Δ∇loss at strengths C; forget the oldest pair."""
+        seen = C[:, None] * change if self.frozen else change
         self.steps = torch.cat([self.steps[1:], step[None]])
-        self.changes = torch.cat([self.changes[1:], change[None]])
-
-    def clear(self) -> None:
-        """Forget every pair."""
-        self.steps.zero_()
-        self.changes.zero_()
+        self.changes = torch.cat([self.changes[1:], seen[None]])
 
     def take(self, rows: Tensor) -> Pairs:
         """Only the tags in `rows`."""
-        return Pairs(self.steps[:, rows], self.changes[:, rows])
+        return Pairs(self.steps[:, rows], self.changes[:, rows], self.frozen)
 
     def put(self, rows: Tensor, other: Pairs) -> None:
         """Overwrite the tags in `rows`."""
@@ -66,7 +64,7 @@ class Pairs:
         q = g.clone()
         seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for s, change in zip(self.steps.flip(0), self.changes.flip(0), strict=True):
-            y = C[:, None] * change
+            y = change.clone() if self.frozen else C[:, None] * change
             y[:, :-1] += s[:, :-1]  # the intercept has no penalty
             sy = dot(s, y)
             # s'y > 0 keeps H positive definite. It fails where rounding spoiled a step (and for

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retailtag.probes.solver.problem import Problem
+from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factored
 
-# Ratios of 7 and 11, and Newton from the 6th iteration on, gave no gain (results/LOG.md).
-STALE_RATIO = 3.5  # ratio of strengths from which a factored Hessian is made anew
-RENEW_EVERY = 8  # iterations between two factorings
-NEWTON_AFTER = 12  # iterations after which every step is Newton's, from its own factoring
-NEWTON_IMAGES = 4  # times the images of an ordinary factoring that those may take
-COVERED = 0.9999  # share of a tag's curvature that a factoring takes exactly
+# results/LOG.md, 2026-11-29, has what other values of these four gave.
+WORKING_IMAGES = 256  # images of a working set, at most, until a tag takes long
+COVERED = 0.95  # share of a tag's curvature that a working set holds, if it may be that large
+STALE_RATIO = 3.5  # ratio of strengths from which a working set is chosen anew
+RENEW_EVERY = 4  # iterations at one strength after which it is; again after 8, 16, ... (see below)
+DENSE_IMAGES = 4  # images a dimension of a guess that is factored whole
+DENSE_COVERED = 0.9999  # share of the curvature that those hold, if they may
 EXACT_NUMBERS = 100_000_000  # feature values that an exact factoring takes at once: 0.8 GB
-STORED_NUMBERS = 400_000_000  # entries of stored factors: 1.6 GB
+STORED_NUMBERS = 400_000_000  # entries of stored guesses: 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -26,55 +27,98 @@ class DiagonalPreconditioner:
 
     inverse: Tensor
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
         """Leave it as it is."""
-        return False
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
         """Inverse Hessian times q, (tags, dim + 1)."""
         return q * self.inverse[tags]
 
 
-class FactoredPreconditioner:
-    """Factored Hessians, each reused until the strength or the iterations have gone far.
+@dataclass(frozen=True)
+class _Woodbury(PerTag):
+    """Inverse of H = Δ + A'A for a diagonal Δ and few rows A, by Woodbury's identity."""
 
-    `exact` is Newton's method from the first step on, with the curvature of as many images as fit
-    in memory.
+    # H⁻¹ = Δ⁻¹ - Δ⁻¹A'·S⁻¹·AΔ⁻¹ with S = I + AΔ⁻¹A', which has as many rows as there are images:
+    # images²·dim operations, where a factor of H takes dim³/3 beside images·dim².
+
+    inverse: Tensor  # (tags, dim + 1), of the diagonal
+    A: Tensor  # (tags, images, dim + 1)
+    factor: Tensor  # (tags, images, images), Cholesky factor of S
+
+    @classmethod
+    def of(cls, some: WorkingSet) -> _Woodbury:
+        scaled = some.A * some.diagonal.rsqrt()[:, None, :]
+        S = scaled @ scaled.mT
+        S.diagonal(dim1=1, dim2=2).add_(1)
+        return cls(1 / some.diagonal, some.A, factored(S))
+
+    def apply(self, q: Tensor) -> Tensor:
+        y = self.inverse * q
+        z = torch.cholesky_solve(self.A @ y[:, :, None], self.factor)
+        return y - self.inverse * (self.A.mT @ z)[:, :, 0]
+
+
+@dataclass(frozen=True)
+class _Dense(PerTag):
+    """Inverse of H by its Cholesky factor."""
+
+    factor: Tensor  # (tags, dim + 1, dim + 1)
+
+    @classmethod
+    def of(cls, some: WorkingSet) -> _Dense:
+        return cls(some.hessian_factors())
+
+    def apply(self, q: Tensor) -> Tensor:
+        return torch.cholesky_solve(q[:, :, None], self.factor)[:, :, 0]
+
+
+_Guess = _Woodbury | _Dense
+
+
+class WorkingSetPreconditioner:
+    """Hessians whose curvature is exact for a working set of images, each reused for a while.
+
+    A tag's guess is made anew when the strength has grown by `STALE_RATIO`, and whenever the
+    iterations at one strength double, then of twice the images: a tag that takes long ends with
+    Newton's method. `exact` is Newton's method from the first step on, with the curvature of
+    as many images as fit in memory.
     """
 
     def __init__(self, dim: int, n_tags: int, device: torch.device, *, exact: bool = False) -> None:
         self.exact = exact
         self.dim = dim
         self.device = device
-        # 2 or 6 times as many images as dimensions gave no gain.
-        self.n_images = max(4 * dim, 1000)
-        self.capacity = max(STORED_NUMBERS // (dim + 1) ** 2, 1)
-        self.factor: OrderedDict[int, Tensor] = OrderedDict()  # the least recently used first
+        self.capacity = max(STORED_NUMBERS // (dim + 1) ** 2, 1)  # tags that `exact` takes at once
+        self.guess: OrderedDict[int, _Guess] = OrderedDict()  # the least recently made first
+        self.stored = 0  # entries of all guesses
         self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)  # strength; 0: none
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> bool:
-        """Factor again what is stale or was dropped because memory was full.
+    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
+        """Make anew what is stale or was dropped because memory was full.
 
-        `problem` holds the rows of `tags`, u (tags, n_images) their logits. Returns whether the
-        guess is made for these logits: older pairs would then mislead it.
+        `problem` holds the rows of `tags`, u (tags, n_images) their logits.
         """
-        newton = self.exact or step >= NEWTON_AFTER
-        for tag in tags.tolist():
-            if tag in self.factor:
-                self.factor.move_to_end(tag)
         stale = self.made_at[tags] * STALE_RATIO < C
-        if newton or (step and step % RENEW_EVERY == 0):
+        if self.exact or _doubles(step):
             stale[:] = True
-        n_images = self.n_images * NEWTON_IMAGES if newton else self.n_images
-        covered = COVERED
-        if self.exact:
-            n_images = max(n_images, EXACT_NUMBERS // (self.dim + 1))
-            covered = 1.0
+        kind, n_images, covered = self._size(len(tags), step)
         for rows in torch.nonzero(stale).flatten().split(self._tags_at_once(n_images)):
-            made = problem.take(rows).hessian_factors(u[rows], C[rows], n_images, covered)
-            self._remember(tags[rows].tolist(), made)
+            some = problem.take(rows).working_set(u[rows], C[rows], n_images, covered)
+            self._remember(tags[rows].tolist(), kind.of(some))
         self.made_at[tags[stale]] = C[stale].double()
-        return newton
+        self._forget(set(tags.tolist()))
+
+    def _size(self, n_tags: int, step: int) -> tuple[type[_Guess], int, float]:
+        """Kind of guess, images at most, and the share of curvature that is enough."""
+        if self.exact:
+            return _Dense, max(EXACT_NUMBERS // (self.dim + 1), self.dim), 1.0
+        n_images = WORKING_IMAGES * max(step // RENEW_EVERY, 1)
+        if n_images > self.dim and n_tags <= self.capacity:
+            return _Dense, max(DENSE_IMAGES * self.dim, 1000), DENSE_COVERED
+        n_images = min(n_images, self.dim, max(STORED_NUMBERS // (n_tags * (self.dim + 1)), 1))
+        # A GPU wants stacks of one size.
+        return _Woodbury, n_images, COVERED if self.device.type == "cpu" else 1.0
 
     def _tags_at_once(self, n_images: int) -> int:
         """Tags to factor together: a CPU is as fast one by one, a GPU wants many small ones."""
@@ -82,25 +126,59 @@ class FactoredPreconditioner:
             return 1
         return max(STORED_NUMBERS // (n_images * (self.dim + 1)), 1)
 
-    def _remember(self, tags: list[int], made: Tensor) -> None:
-        for tag, factor in zip(tags, made, strict=True):
+    def _remember(self, tags: list[int], made: _Guess) -> None:
+        for row, tag in enumerate(tags):
+            self._drop(tag)
             # A view would keep the whole stack alive after the other tags are dropped.
-            self.factor[tag] = factor.clone() if len(made) > 1 else factor
-            self.factor.move_to_end(tag)
-        while len(self.factor) > self.capacity:
-            dropped, _ = self.factor.popitem(last=False)
-            self.made_at[dropped] = 0
+            alone = made if len(tags) == 1 else made.take(torch.tensor([row], device=self.device))
+            self.guess[tag] = alone
+            self.stored += _numbers(alone)
+
+    def _forget(self, needed: set[int]) -> None:
+        """Drop the oldest guesses, but those `needed`, until the rest fits in memory."""
+        for tag in [tag for tag in self.guess if tag not in needed]:
+            if self.stored <= STORED_NUMBERS:
+                break
+            self._drop(tag)
+            self.made_at[tag] = 0
+
+    def _drop(self, tag: int) -> None:
+        if tag in self.guess:
+            self.stored -= _numbers(self.guess.pop(tag))
 
     def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """Inverse Hessian times q, (tags, dim + 1), of at most `capacity` tags, just renewed."""
-        if q.device.type != "cpu":
-            stacked = torch.stack([self.factor[tag] for tag in tags.tolist()])
-            return torch.cholesky_solve(q[:, :, None], stacked)[:, :, 0]
-        solved = [
-            torch.cholesky_solve(column[:, None], self.factor[tag])[:, 0]
-            for tag, column in zip(tags.tolist(), q, strict=True)
-        ]
-        return torch.stack(solved)
+        """Inverse Hessian times q, (tags, dim + 1), of tags just renewed."""
+        guesses = [self.guess[tag] for tag in tags.tolist()]
+        if self.device.type == "cpu":  # stacking would copy what is read once
+            alone = [guess.apply(row[None]) for guess, row in zip(guesses, q, strict=True)]
+            return torch.cat(alone)
+        solved = torch.empty_like(q)
+        by_shape: dict[torch.Size, list[int]] = {}
+        for row, guess in enumerate(guesses):
+            by_shape.setdefault(guess.factor.shape, []).append(row)
+        for rows in by_shape.values():
+            stack = _stacked([guesses[row] for row in rows])
+            at = torch.tensor(rows, device=self.device)
+            solved[at] = stack.apply(q[at])
+        return solved
 
 
-Preconditioner = DiagonalPreconditioner | FactoredPreconditioner
+def _doubles(step: int) -> bool:
+    """Whether a step is `RENEW_EVERY` times a power of two."""
+    times, rest = divmod(step, RENEW_EVERY)
+    return times > 0 and rest == 0 and times & (times - 1) == 0
+
+
+def _numbers(guess: _Guess) -> int:
+    return sum(values.numel() for values in vars(guess).values())
+
+
+def _stacked(guesses: list[_Guess]) -> _Guess:
+    """Guesses of one shape as one of several tags."""
+    fields = vars(guesses[0])
+    return type(guesses[0])(
+        **{name: torch.cat([getattr(guess, name) for guess in guesses]) for name in fields}
+    )
+
+
+Preconditioner = DiagonalPreconditioner | WorkingSetPreconditioner

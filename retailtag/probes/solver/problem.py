@@ -12,7 +12,7 @@ Parameters of the batch lie in one tensor (tags, dim + 1), the intercept last.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,13 +22,21 @@ from torch import Tensor
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 
 STRIPE = 256  # columns of a Gram matrix made at once
+LEAST_BIAS_CURVATURE = 1e-3  # of a tag's curvature, in the diagonal of a working set
 MAX_TAGS_IMAGES_FIRST = 16  # tags up to which a CPU multiplies images by tags the faster way round
+LEAST_PRIOR_CURVATURE = 1e-9  # of the curvature at the prevalence, likewise
 JITTER = np.logspace(-6, 1, 8)  # shares of the diagonal; the smallest that is enough is added
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise inner products of (tags, m), shape (tags,)."""
     return (a * b).sum(dim=1)
+
+
+def objective(x: Tensor, loss: Tensor, C: Tensor) -> Tensor:
+    """½‖w‖² + C·loss, float64 (tags,)."""
+    w = x[:, :-1].double()
+    return 0.5 * dot(w, w) + C.double() * loss
 
 
 class PerTag:
@@ -69,6 +77,14 @@ class Sums(PerTag):
             curvature=like.new_zeros(n_tags),
             spread=like.new_zeros(n_tags),
         )
+
+
+class Cells(NamedTuple):
+    """Of every label (tags, images): weighted log-loss, p - y and p(1-p)."""
+
+    loss: Tensor
+    residual: Tensor
+    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,27 +133,27 @@ class Problem:
         doubled: dict[str, Any] = {k: None if v is None else v.double() for k, v in fields}
         return Problem(**doubled)
 
-    def sums(self, u: Tensor | None, d: Tensor, du: Tensor) -> Sums:
-        """One pass over the images: `du` becomes the logits of d, and the sums are of u + du.
-
-        u (None for 0) and du are (tags, n_images), the direction d is (tags, dim + 1).
-        """
-        total = Sums.zero(len(d), d, d.shape[1] - 1)
-        for at, Z in self.features.blocks(len(d)):
-            step = _logits(d, Z)
-            du[:, at] = step
-            self._add(total, step if u is None else step.add_(u[:, at]), at, Z)
-        return total
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (tags, n_images) of parameters or directions x (tags, dim + 1)."""
+        u = torch.empty_like(self.neg_sign)
+        for at, Z in self.features.blocks(1):
+            u[:, at] = _logits(x, Z)
+        return u
 
     def sums_at(self, u: Tensor) -> Sums:
-        """Sums at logits u (tags, n_images)."""
+        """Sums at logits u (tags, n_images): the second product of a pass over the images."""
         total = Sums.zero(len(u), self.features.V, self.features.V.shape[0])
         for at, Z in self.features.blocks(len(u)):
-            self._add(total, u[:, at], at, Z)
+            cells = self.cells(u[:, at], at)
+            total.loss.add_(cells.loss.sum(dim=1))
+            total.curvature.add_(cells.curvature.sum(dim=1))
+            total.spread.add_(cells.curvature @ self.features.norms[at])
+            total.gradient[:, :-1].addmm_(cells.residual, Z)
+            total.gradient[:, -1].add_(cells.residual.sum(dim=1))
         return total
 
-    def _add(self, total: Sums, u: Tensor, at: slice, Z: Tensor) -> None:
-        """Add the images `at`, with features Z and logits u (tags, len), to the sums."""
+    def cells(self, u: Tensor, at: slice) -> Cells:
+        """Loss and its derivatives by the logits u (tags, len) of the images `at`."""
         # With the label's sign in the logit, m = -s·u, the loss is softplus(m) and its derivative
         # by u is -s·sigmoid(m). Neither cancels where an image is far on its side, as
         # softplus(u) - y·u and p - y do in float32.
@@ -150,17 +166,7 @@ class Problem:
         if self.label_weight is not None:
             weight = self.label_weight[:, at]
             loss, curvature, residual = loss * weight, curvature * weight, residual * weight
-        total.loss.add_(loss.sum(dim=1))
-        total.curvature.add_(curvature.sum(dim=1))
-        total.spread.add_(curvature @ self.features.norms[at])
-        total.gradient[:, :-1].addmm_(residual, Z)
-        total.gradient[:, -1].add_(residual.sum(dim=1))
-
-    def loss(self, u: Tensor) -> Tensor:
-        """Σ m·log-loss at logits u (tags, n_images), float64 (tags,)."""
-        cells = _softplus(self.neg_sign * u)
-        weighted = cells if self.label_weight is None else cells * self.label_weight
-        return weighted.sum(dim=1, dtype=torch.float64)
+        return Cells(loss, residual, curvature)
 
     def separated(self, u: Tensor) -> Tensor:
         """Whether logits u (tags, n_images) put every known label on its side of 0, (tags,)."""
@@ -177,34 +183,59 @@ class Problem:
         b = 1 / (C * self.prior_curvature * self.total_weight)
         return torch.cat([w, b[:, None]], dim=1)
 
-    def hessian_factors(self, u: Tensor, C: Tensor, n_images: int, covered: float) -> Tensor:
-        """Cholesky factors (tags, dim + 1, dim + 1) of the tags' Hessians, approximately.
+    def working_set(self, u: Tensor, C: Tensor, n_images: int, covered: float) -> WorkingSet:
+        """The Hessians at logits u (tags, n_images): exact for some images, averaged for others.
 
-        The curvature p(1-p) at logits u (tags, n_images) is exact for the images that have most of
-        it: as many as make up the share `covered`, at most `n_images`. That of the others is
-        spread over all images, where the Hessian is diagonal in this basis. Rare tags have nearly
-        all their curvature in few images.
+        The curvature p(1-p) is taken exactly for the images of which a tag's Hessian consists
+        most: as many as make up the share `covered` of its trace, at most `n_images`. That of the
+        others is spread over all images, where the Hessian is diagonal in this basis. Rare tags
+        have nearly all their curvature in few images.
         """
+        curvature = self._curvature(u)
+        trace = curvature * self.features.norms
+        top, rows = torch.topk(trace, min(n_images, trace.shape[1]), dim=1)
+        total = trace.sum(dim=1)
+        if covered < 1:
+            # An image is needed while those before it do not make up the share; the tag that needs
+            # most sets the width of the batch.
+            needed = top.cumsum(dim=1) - top < covered * total[:, None]
+            width = int(needed.any(dim=0).sum())
+            top, rows = top[:, :width], rows[:, :width]
+        inside = curvature.gather(1, rows)
+        A = torch.cat([self.features.rows(rows), torch.ones_like(inside)[:, :, None]], dim=2)
+        A *= (C[:, None] * inside).sqrt()[:, :, None]
+        # The trace that is left, as a curvature of every image
+        size = self.features.eigenvalues.sum().clamp_min(torch.finfo(u.dtype).tiny)
+        left = (total - top.sum(dim=1)).clamp_min(0) / size
+        diagonal = torch.empty(len(u), A.shape[2], dtype=u.dtype, device=u.device)
+        diagonal[:, :-1] = 1 + (C * left)[:, None] * self.features.eigenvalues  # 1: the penalty
+        whole = curvature.sum(dim=1)
+        rest = (whole - inside.sum(dim=1)).clamp_min(0)
+        # The intercept has no penalty: some of its curvature keeps the diagonal invertible, and
+        # some of the prior's keeps its steps finite where no label is uncertain any more.
+        prior = LEAST_PRIOR_CURVATURE * self.prior_curvature * self.total_weight
+        diagonal[:, -1] = C * rest.maximum(LEAST_BIAS_CURVATURE * whole).maximum(prior)
+        return WorkingSet(A, diagonal)
+
+    def _curvature(self, u: Tensor) -> Tensor:
+        """Weighted p(1-p) of each label, (tags, n_images)."""
         q = torch.sigmoid(self.neg_sign * u)
         curvature = q.mul_(1 - q)
-        if self.label_weight is not None:
-            curvature = curvature * self.label_weight
-        top, rows = torch.topk(curvature, min(n_images, curvature.shape[1]), dim=1)
-        total = curvature.sum(dim=1)
-        # An image is needed while those before it do not make up the share; the tag that needs
-        # most sets the width of the batch.
-        needed = top.cumsum(dim=1) - top < covered * total[:, None]
-        width = int(needed.any(dim=0).sum())
-        top = top[:, :width]
-        rows = rows[:, :width]
-        rest = C * (total - top.sum(dim=1)).clamp_min(0)
-        A = torch.cat([self.features.rows(rows), torch.ones_like(top)[:, :, None]], dim=2)
-        A *= (C[:, None] * top).sqrt()[:, :, None]  # (tags, width, dim + 1), so that H = A'A + ...
-        H = _lower_gram(A)
-        share = (rest / self.total_weight)[:, None] * self.features.eigenvalues
-        H.diagonal(dim1=1, dim2=2)[:, :-1] += 1 + share  # 1: the penalty
-        H.diagonal(dim1=1, dim2=2)[:, -1] += rest
-        return _factored(H)
+        return curvature if self.label_weight is None else curvature * self.label_weight
+
+
+@dataclass(frozen=True)
+class WorkingSet(PerTag):
+    """Hessians H ≈ diag(diagonal) + A'A of some tags."""
+
+    A: Tensor  # (tags, images, dim + 1), rows √(C·p(1-p))·(z, 1)
+    diagonal: Tensor  # (tags, dim + 1): the penalty and what the other images add
+
+    def hessian_factors(self) -> Tensor:
+        """Cholesky factors of H, (tags, dim + 1, dim + 1)."""
+        H = _lower_gram(self.A)
+        H.diagonal(dim1=1, dim2=2).add_(self.diagonal)
+        return factored(H)
 
 
 def _logits(x: Tensor, Z: Tensor) -> Tensor:
@@ -237,7 +268,7 @@ def _lower_gram(A: Tensor) -> Tensor:
     return gram
 
 
-def _factored(H: Tensor) -> Tensor:
+def factored(H: Tensor) -> Tensor:
     """Cholesky factors of H (tags, m, m); only its lower triangle is read."""
     # Diagonals may differ by many powers of ten. H = D·U·D with D = diag(H)^½ and U of unit
     # diagonal; a factor of U times D is one of H, and U is as well conditioned as scaling gets.

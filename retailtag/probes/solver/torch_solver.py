@@ -21,19 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.probes.solver.descent import State, descend, objective, relative_gap, rounding_gap
+from retailtag.probes.solver.descent import Limits, State, descend, move, relative_gap, rounding_gap
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fits import ProbeFits, statuses
 from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ignore
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.probes.solver.lbfgs import Pairs
-from retailtag.probes.solver.preconditioners import DiagonalPreconditioner, FactoredPreconditioner
-from retailtag.probes.solver.problem import PerTag, Problem
+from retailtag.probes.solver.plane import Direction
+from retailtag.probes.solver.preconditioners import (
+    DiagonalPreconditioner,
+    WorkingSetPreconditioner,
+)
+from retailtag.probes.solver.problem import PerTag, Problem, objective
 from retailtag.progress import Advance, nobody
 
 MAX_LOGITS = 48_000_000  # logits (tags x images) in flight: 0.2 GB for each float32 matrix
 FLOAT32_ITERATIONS = 50  # iterations after which a (tag, C) continues in float64
-DIAGONAL_ITERATIONS = 8  # iterations that a tag may take with the diagonal guess
+DIAGONAL_ITERATIONS = 2  # iterations that a tag may take with the diagonal guess
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,10 @@ class _Path:
         self.state: State | None = None
         self.hard = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.pairs = Pairs.none(x)
-        self.factors = FactoredPreconditioner(problem.features.V.shape[0], len(x), x.device)
+        self.hard_pairs = Pairs.none(x, frozen=True)
+        self.guesses = WorkingSetPreconditioner(problem.features.V.shape[0], len(x), x.device)
+        self.before: Direction | None = None  # where the last call started
+        self.ways: list[Direction] = []  # from one start to the next, the newest first
 
     def minimise(self, C: float) -> _Solution:
         """Minimise for every tag, from the last solution."""
@@ -171,26 +178,49 @@ class _Path:
         state = self.state or State.at(problem, self.x)
         state.steps.zero_()
         strength = torch.full_like(problem.prior_curvature, C)
+        self._extrapolate(state, strength)
         easy = torch.nonzero(~self.hard).flatten()
         if len(easy):
             diagonal = DiagonalPreconditioner(problem.prior_diagonal(strength))
-            limit = min(DIAGONAL_ITERATIONS, self.max_iter)
-            descend(problem, state, self.pairs, easy, strength, diagonal, tol, limit)
+            limits = Limits(tol, min(DIAGONAL_ITERATIONS, self.max_iter))
+            descend(problem, state, self.pairs, easy, strength, diagonal, limits)
         # A tag that once was hard stays so: curvature only moves further from the prior's.
-        hard = torch.nonzero(self.hard | (relative_gap(state, strength) > tol)).flatten()
-        self.hard[hard] = True
-        fresh = Pairs.none(state.x)  # pairs of another strength mislead a factor of this one
-        limit = self.float32_iterations
-        for some in hard.split(self.factors.capacity):
-            descend(problem, state, fresh, some, strength, self.factors, tol, limit)
+        self.hard |= relative_gap(state, strength) > tol
+        hard = torch.nonzero(self.hard).flatten()
+        limits = Limits(tol, self.float32_iterations)
+        if len(hard):
+            descend(problem, state, self.hard_pairs, hard, strength, self.guesses, limits)
         found = _Solution.of(problem, state, strength)
         stuck = torch.nonzero(found.gap > tol).flatten()
-        if len(stuck) and self.max_iter > limit:
+        if len(stuck) and self.max_iter > limits.iterations:
             found.put(stuck, self._in_double(stuck, state, strength))
             state.put(stuck, State.at(problem.take(stuck), found.x[stuck].to(state.x.dtype)))
         self.x = state.x
         self.state = state if self.keep_logits else None
         return found
+
+    def _extrapolate(self, state: State, C: Tensor) -> None:
+        """Go on as the path went over the last two strengths, as far as the objective falls.
+
+        Optima move almost steadily in log C where a tag is separable, and this takes one product
+        with the features where an iteration takes two.
+        """
+        if not self.keep_logits:
+            return
+        before, self.before = self.before, Direction(state.x.clone(), state.u.clone())
+        if before is None:
+            return
+        self.ways = [Direction(state.x - before.d, state.u - before.du), *self.ways[:1]]
+        tags = torch.nonzero(relative_gap(state, C) > self.tol).flatten()
+        if len(tags):
+            some = state.take(tags)
+            ways = [way.take(tags) for way in self.ways]
+            step = move(self.problem.take(tags), some, C[tags], ways)
+            state.put(tags, some)
+            for remembered in (self.pairs, self.hard_pairs):
+                pairs = remembered.take(tags)
+                pairs.add(*step, C[tags])
+                remembered.put(tags, pairs)
 
     def _in_double(self, tags: Tensor, state: State, C: Tensor) -> _Solution:
         """Continue in float64 with tags whose gradient float32 rounds above the tolerance."""
@@ -200,8 +230,9 @@ class _Path:
         exact.steps += state.steps[tags]
         everyone = torch.arange(len(tags), device=tags.device)
         dim = problem.features.V.shape[0]
-        factors = FactoredPreconditioner(dim, len(tags), tags.device, exact=True)
+        factors = WorkingSetPreconditioner(dim, len(tags), tags.device, exact=True)
         fresh = Pairs.none(exact.x)
+        limits = Limits(self.tol, self.max_iter)
         for some in everyone.split(factors.capacity):
-            descend(problem, exact, fresh, some, C, factors, self.tol, self.max_iter)
+            descend(problem, exact, fresh, some, C, factors, limits)
         return _Solution.of(problem, exact, C)

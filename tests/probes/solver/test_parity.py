@@ -109,7 +109,12 @@ def certified(problem, fits, weight=None):
             where = f"tag {tag} at C={C:g}: {status}, bound {gap:.3g}"
             assert status != SINGLE_CLASS, where
             assert (status in REACHED) == (gap <= CERTIFIED), where
-            true = excess(problem, fits, k, tag, weight)
+            try:
+                true = excess(problem, fits, k, tag, weight)
+            except reference.NoReferenceError:
+                # only where products of C and squared features leave float64 no digits
+                assert C * np.square(problem.X).mean() > FLOAT32, where
+                continue
             slack = REFERENCE if C * np.square(problem.X).mean() <= FLOAT32 else STORED
             assert -REFERENCE <= true <= gap + slack, f"{where}, truth {true:.3g}"
             yield k, tag, status

@@ -3,9 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
+from retailtag.probes.solver import preconditioners
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
-from retailtag.probes.solver.problem import MAX_TAGS_IMAGES_FIRST, Problem, _logits, _softplus
+from retailtag.probes.solver.fit import fit_probes
+from retailtag.probes.solver.plane import Direction, Plane
+from retailtag.probes.solver.preconditioners import WorkingSetPreconditioner, _Dense, _Woodbury
+from retailtag.probes.solver.problem import (
+    LEAST_BIAS_CURVATURE,
+    MAX_TAGS_IMAGES_FIRST,
+    Problem,
+    _logits,
+    _softplus,
+    objective,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,8 +47,8 @@ def test_sums_are_those_of_the_logits(dtype):
     x = torch.from_numpy(rng.standard_normal((3, 5)).astype(np.float32))
     if dtype == torch.float64:
         problem, x = problem.double(), x.double()
-    u = torch.empty_like(problem.neg_sign)
-    sums = problem.sums(None, x, u)
+    u = problem.logits(x)
+    sums = problem.sums_at(u)
 
     Z, norms = features.Z.double().numpy(), features.norms.double().numpy()
     known = (Y >= 0).T
@@ -55,17 +67,109 @@ def test_sums_are_those_of_the_logits(dtype):
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_factors_of_all_curvature_are_those_of_the_hessian():
+def _dense_hessians(problem, u, C, Z):
+    p = 1 / (1 + np.exp(-u.numpy()))
+    penalty = np.diag([1.0] * (Z.shape[1] - 1) + [0.0])
+    return [c * (Z.T * (q * (1 - q))) @ Z + penalty for c, q in zip(C.tolist(), p, strict=True)]
+
+
+@pytest.fixture
+def small():
+    """A problem of two tags in float64, logits, strengths and the features with a column of 1."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 4)).astype(np.float32)
     Y = rng.integers(0, 2, (60, 2)).astype(np.int8)
     features = RotatedFeatures.make(X, None, torch.device("cpu"), 1 << 20)
-    problem, C = Problem.make(features, Y, None).double(), torch.tensor([0.3, 40.0])
+    problem, C = Problem.make(features, Y, None).double(), torch.tensor([0.3, 40.0]).double()
     u = torch.from_numpy(rng.standard_normal((2, 60)))
-    L = problem.hessian_factors(u, C.double(), 60, 1.0).tril().numpy()
+    return problem, u, C, np.column_stack([features.Z.double().numpy(), np.ones(60)])
 
-    p = 1 / (1 + np.exp(-u.numpy()))
-    Z = np.column_stack([features.Z.double().numpy(), np.ones(60)])
-    for tag, c in enumerate(C.tolist()):
-        H = c * (Z.T * (p[tag] * (1 - p[tag]))) @ Z + np.diag([1.0] * 4 + [0.0])
-        np.testing.assert_allclose(L[tag] @ L[tag].T, H, rtol=1e-5)
+
+def test_a_working_set_of_all_images_has_their_hessian(small):
+    problem, u, C, _ = small
+    L = problem.working_set(u, C, 60, 1.0).hessian_factors().tril().numpy()
+    for found, expected in zip(L @ L.mT, _dense_hessians(*small), strict=True):
+        expected[-1, -1] *= 1 + LEAST_BIAS_CURVATURE
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_working_set_averages_the_images_that_it_leaves_out(small):
+    problem, u, C, _ = small
+    some = problem.working_set(u, C, 20, 1.0)
+    H = (some.A.mT @ some.A + torch.diag_embed(some.diagonal)).numpy()
+    for found, expected in zip(H, _dense_hessians(*small), strict=True):
+        assert np.trace(found[:-1, :-1]) == pytest.approx(np.trace(expected[:-1, :-1]), rel=1e-6)
+        assert found[-1, -1] == pytest.approx(expected[-1, -1], rel=1e-6)
+
+
+def test_a_working_set_is_as_small_as_the_share_allows(small):
+    problem, u, C, _ = small
+    share = problem.cells(u, slice(None)).curvature * problem.features.norms
+    for covered in (0.3, 0.9):
+        some = problem.working_set(u, C, 60, covered)
+        at_rest = share.sort(dim=1, descending=True).values.cumsum(dim=1) / share.sum(1)[:, None]
+        needed = 1 + int((at_rest < covered).sum(dim=1).max())
+        assert some.A.shape[1] == needed
+
+
+@pytest.mark.parametrize("n_images", [3, 20, 60])
+def test_woodbury_inverts_what_the_factors_do(small, n_images):
+    problem, u, C, _ = small
+    some = problem.working_set(u, C, n_images, 1.0)
+    q = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 5)))
+    np.testing.assert_allclose(_Woodbury.of(some).apply(q), _Dense.of(some).apply(q), rtol=1e-3)
+
+
+def test_guesses_are_found_again_in_any_order(small, monkeypatch):
+    """Stacked as on a GPU and one by one as on a CPU; and dropped where memory is full."""
+    problem, u, C, _ = small
+    guesses = WorkingSetPreconditioner(4, 2, torch.device("cpu"))
+    everyone = torch.arange(2)
+    guesses.renew(problem, everyone, u, C, 0)
+    q = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 5)))
+    found = guesses.apply(everyone, q)
+    np.testing.assert_array_equal(guesses.apply(everyone.flip(0), q.flip(0)).flip(0), found)
+
+    monkeypatch.setattr(preconditioners, "STORED_NUMBERS", 1)
+    one = torch.tensor([1])
+    guesses.renew(problem.take(one), one, u[one], C[one] * 10, 0)
+    assert list(guesses.guess) == [1]
+    assert guesses.made_at[0] == 0
+
+
+@pytest.mark.parametrize("n_ways", [1, 2])
+def test_the_least_of_a_plane_is_found(small, n_ways):
+    problem, u, C, _ = small
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.standard_normal((2, 5)) * 0.1)
+    u = problem.logits(x)
+    ways = [torch.from_numpy(rng.standard_normal((2, 5))) for _ in range(n_ways)]
+    plane = Plane.make(problem, x, u, C, [Direction(d, problem.logits(d)) for d in ways])
+
+    def f(beta, tag):
+        moved = x[tag] + sum(b * d[tag] for b, d in zip(beta, ways, strict=True))
+        loss = problem.sums_at(problem.logits(moved[None].expand(2, -1).clone())).loss[tag]
+        return float(objective(moved[None], loss[None], C[tag : tag + 1]))
+
+    at_zero = objective(x, problem.sums_at(u).loss, C)
+    beta = plane.least(at_zero).numpy()
+    for tag in range(2):
+        least = minimize(f, np.zeros(n_ways), args=(tag,), method="Nelder-Mead", tol=1e-9).fun
+        gained = float(at_zero[tag]) - least
+        assert f(beta[tag], tag) - least < 0.05 * gained + 1e-4 * least
+
+
+def test_nothing_is_worse_than_staying(small):
+    """A direction that only goes up, and one whose logits overflow."""
+    problem, u, C, _ = small
+    x = torch.zeros(2, 5).double()
+    best = fit_probes(problem.features.Z.numpy(), (problem.neg_sign.T < 0).numpy(), [1.0])
+    x[:, :4], x[:, 4] = torch.from_numpy(best.weight[0]), torch.from_numpy(best.bias[0])
+    for size in (1.0, 1e200):
+        d = torch.full((2, 5), size, dtype=torch.float64)
+        u = problem.logits(x)
+        start = objective(x, problem.sums_at(u).loss, C * 0 + 1)
+        plane = Plane.make(problem, x, u, C * 0 + 1, [Direction(d, problem.logits(d))])
+        moved = x + plane.least(start) * d
+        reached = objective(moved, problem.sums_at(problem.logits(moved)).loss, C * 0 + 1)
+        assert (reached <= start * (1 + 1e-6)).all()
