@@ -91,12 +91,14 @@ class TextPriorHead:
         rows_of_text = np.where(np.eye(n_tags, dtype=bool), 1, -1).astype(np.int8)
         labels = np.concatenate([Y, rows_of_text])
         heads = []
+        start = None  # of each weight, at its smallest C: the solution of the weight before
         for s in self.weights:
             if s == 0:
                 fits = self.solver(Z[:n], Y, self.C, advance)
             else:
                 counts = np.concatenate([np.ones(n), np.full(n_tags, s)])
-                fits = self.solver(Z, labels, self.C, advance, sample_weight=counts)
+                fits = self.solver(Z, labels, self.C, advance, sample_weight=counts, start=start)
+            start = fits.weight[0], fits.bias[0]
             heads.append(scaler.unscale(fits.weight, fits.bias))
         weight, bias = zip(*heads, strict=True)
         return LinearFits(np.concatenate(weight), np.concatenate(bias))

@@ -3,11 +3,13 @@
 * Features are rotated once into the eigenbasis of their Gram matrix, where the Hessian at the
   prevalence is diagonal. Its inverse is the first guess of every L-BFGS direction, so that the
   number of iterations does not depend on the spectrum of the features.
-* Where that guess no longer does (large C, rare tags, nearly separable), the guess is the factored
-  Hessian of the images that hold nearly all of the tag's curvature. Tags that take long end with
-  Newton steps, and what float32 does not bring to the tolerance continues in float64.
-* Strengths are solved in ascending order, each from the solution of the one before, with its sums
-  and, as long as the guess is the diagonal, its L-BFGS pairs.
+* Where that guess no longer does (large C, rare tags, nearly separable), the guess is the Hessian
+  that is exact for a working set of images, those with the most curvature, and averaged for the
+  others. Woodbury's identity inverts it at the cost of the images, not of the features. A tag that
+  takes long gets more images, up to Newton's method, and what float32 does not bring to the
+  tolerance continues in float64.
+* Strengths are solved in ascending order. Each starts from where the path of the last two leads,
+  as far as the objective falls that way, and with the L-BFGS pairs of the one before.
 """
 
 from __future__ import annotations
