@@ -18,7 +18,7 @@ from torch import Tensor
 from retailtag.probes.solver.interface import FeatureRows
 
 READ_NUMBERS = 16_000_000  # feature values read at once: 64 MB in float32
-CACHED_NUMBERS = 1_000_000  # feature values, or logits, that a pass works on at once: in cache
+CACHED_NUMBERS = 4_000_000  # feature values, or logits, that a pass works on at once
 MIN_BLOCK_IMAGES = 256
 MAX_SCALE_RATIO = 100.0  # ratio of feature scales above which float32 loses the small ones
 CONSTANT = 1e-7  # of the largest scale: features below are constants but for rounding
