@@ -14,7 +14,7 @@ from retailtag.probes.solver.fits import CONVERGED, ProbeFits
 from retailtag.probes.solver.labels import prior_logit
 
 
-def weighted_solver(X, Y, C, advance=lambda n: None, *, sample_weight=None):
+def weighted_solver(X, Y, C, advance=lambda n: None, *, sample_weight=None, start=None):
     """Slow solver with a weight per image, by scikit-learn."""
     from sklearn.linear_model import LogisticRegression
 
