@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score
 
 from retailtag.probes.choice import choose_candidate
 from retailtag.probes.solver.fit import make_solver
-from retailtag.probes.solver.fits import CONVERGED
+from retailtag.probes.solver.fits import CONVERGED, SINGLE_CLASS
 from retailtag.probes.sweep import Sweeper, sweep_rows
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 
@@ -127,9 +127,10 @@ def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     assert all(started for _, started in asked)
     np.testing.assert_array_equal(wider.ap[:2], gains.ap)
     direct = sweeper.sweep(wider.C)
-    # Another road to each optimum: equal within the certificate of the fits, which may swap a pair
-    # of images in the order of a tag of few positives.
-    np.testing.assert_allclose(wider.ap[2:], direct.ap[2:], rtol=3e-2)
+    # Another road to each optimum: equal within the certificate of the fits, not to the last bit.
+    for one, other in zip(wider.fits, direct.fits, strict=True):
+        assert one.fits.gap[one.fits.status != SINGLE_CLASS].max() <= 1e-4
+        np.testing.assert_allclose(one.fits.objective, other.fits.objective, rtol=1e-4)
     codes = [code for code, _, _ in grid_findings(wider, TAIL, "per-group")]
     assert codes[0] == "grid-widened"
     sentence = grid_findings(wider, TAIL, "per-group")[0][1]

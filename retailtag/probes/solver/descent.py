@@ -126,11 +126,17 @@ def _downhill(d: Tensor, g: Tensor) -> Tensor:
 
 
 def move(
-    problem: Problem, state: State, C: Tensor, directions: list[Direction]
+    problem: Problem,
+    state: State,
+    C: Tensor,
+    directions: list[Direction],
+    *,
+    afresh: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Go to about the least objective along the directions.
 
-    Returns the steps and how the gradients of the loss changed, (tags, dim + 1).
+    Returns the steps and how the gradients of the loss changed, (tags, dim + 1). Logits are
+    computed `afresh` from the parameters, or follow the steps, whose rounding adds up.
     """
     before = state.sums.gradient
     plane = Plane.make(problem, state.x, state.u, C, directions)
@@ -140,5 +146,7 @@ def move(
         moved += beta[:, j : j + 1] * way.d
         state.u.addcmul_(way.du, beta[:, j : j + 1])
     state.x += moved
+    if afresh:
+        state.u = problem.logits(state.x)
     state.sums = problem.sums_at(state.u)
     return moved, state.sums.gradient - before

@@ -18,9 +18,8 @@ ENOUGH = 0.01  # of the decrease so far: a Newton step in the plane that promise
 NEGLIGIBLE = 1e-5  # of the objective: likewise
 SHORTENED = 0.1  # a step that went up is shortened to this; Newton goes on from there
 OBJECTIVE_NOISE = 2e-7  # relative rounding of a float32 objective
-MAX_REACH = (
-    32.0  # times a direction; longer steps would magnify how logits of small ones are rounded
-)
+# Longer steps, in directions, would magnify how the logits of small directions are rounded.
+MAX_REACH = 32.0
 GROWTH = 4.0  # times the largest coordinate, or 1, that a Newton step in the plane may be
 DAMPING = 1e-6  # of the diagonal of the plane's Hessian, for two directions that are nearly one
 TRIAL_NUMBERS = 250_000  # logits that a trial works on at once: in cache
@@ -82,7 +81,7 @@ class Plane:
             trial = plane._at(beta)
             # NaN comes from a trial that overflowed, and is no decrease.
             down = trial.f <= lowest + OBJECTIVE_NOISE * start
-            newton = torch.linalg.solve(trial.hessian, -trial.slope[:, :, None])[:, :, 0]
+            newton = torch.linalg.solve_ex(trial.hessian, -trial.slope[:, :, None]).result[:, :, 0]
             newton = newton.nan_to_num(0.0, 0.0, 0.0)
             # Where the labels are far on their sides curvature is next to nothing, and so is what
             # Newton's step says there: go a few times as far as now at most.

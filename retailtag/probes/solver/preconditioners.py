@@ -10,11 +10,11 @@ from torch import Tensor
 
 from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factored
 
-# results/LOG.md, 2026-11-29, has what other values of these four gave.
+# Other values of these four were no better (results/LOG.md).
 WORKING_IMAGES = 256  # images of a working set, at most, until a tag takes long
 COVERED = 0.95  # share of a tag's curvature that a working set holds, if it may be that large
 STALE_RATIO = 3.5  # ratio of strengths from which a working set is chosen anew
-RENEW_EVERY = 4  # iterations at one strength after which it is; again after 8, 16, ... (see below)
+RENEW_EVERY = 4  # iterations at one strength after which it is, and after 8, 16, 32, ...
 DENSE_IMAGES = 4  # images a dimension of a guess that is factored whole
 DENSE_COVERED = 0.9999  # share of the curvature that those hold, if they may
 EXACT_NUMBERS = 100_000_000  # feature values that an exact factoring takes at once: 0.8 GB

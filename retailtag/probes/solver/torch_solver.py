@@ -204,8 +204,7 @@ class _Path:
     def _extrapolate(self, state: State, C: Tensor) -> None:
         """Go on as the path went over the last two strengths, as far as the objective falls.
 
-        Optima move almost steadily in log C where a tag is separable, and this takes one product
-        with the features where an iteration takes two.
+        Optima move almost steadily in log C where a tag is separable.
         """
         if not self.keep_logits:
             return
@@ -217,7 +216,8 @@ class _Path:
         if len(tags):
             some = state.take(tags)
             ways = [way.take(tags) for way in self.ways]
-            step = move(self.problem.take(tags), some, C[tags], ways)
+            # The gap is stated for the logits: what rounding took from them would make it false.
+            step = move(self.problem.take(tags), some, C[tags], ways, afresh=True)
             state.put(tags, some)
             for remembered in (self.pairs, self.hard_pairs):
                 pairs = remembered.take(tags)

@@ -10,6 +10,7 @@ from retailtag.probes.heads.text_prior import (
     text_embeddings,
 )
 from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import CONVERGED, ProbeFits
 from retailtag.probes.solver.labels import prior_logit
 
@@ -135,3 +136,22 @@ def test_demo_text_tower_gives_a_row_per_tag():
     )
     assert rows.shape == (2, backbone.dim)
     np.testing.assert_allclose((rows**2).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_every_weight_starts_from_the_one_before():
+    starts, solved = [], []
+
+    def recorded(X, Y, C, advance=lambda n: None, *, sample_weight=None, start=None):
+        starts.append(start)
+        solved.append(make_solver()(X, Y, C, advance, sample_weight=sample_weight, start=start))
+        return solved[-1]
+
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 5)).astype(np.float32)
+    Y = (X[:, :2] > 0).astype(np.int8)
+    text = rng.standard_normal((2, 5)).astype(np.float32)
+    TextPriorHead(text, np.array([0.1, 1.0]), recorded, weights=(0.0, 1.0, 10.0)).fit(X, Y)
+    assert starts[0] is None
+    for start, before in zip(starts[1:], solved, strict=False):
+        np.testing.assert_array_equal(start[0], before.weight[0])
+        np.testing.assert_array_equal(start[1], before.bias[0])

@@ -85,6 +85,23 @@ def test_separable_tags_take_few_iterations_at_large_strengths():
             assert -1e-5 < _gap(fits, k, tag, X, Y) <= fits.gap[k, tag] + 1e-5
 
 
+def test_bounds_hold_at_the_end_of_a_long_path():
+    """Rounding of the logits does not add up from strength to strength."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2000, 96)).astype(np.float32)
+    Y = np.zeros((2000, 6), np.int8)
+    for tag, positives in enumerate((4, 10, 20, 40, 80, 160)):
+        score = X @ rng.standard_normal(96) / 10 + 0.3 * rng.standard_normal(2000)
+        Y[np.argsort(-score)[:positives], tag] = 1
+    C = np.geomspace(1e-6, 1e5, 45)
+    fits = fit_probes(X, Y, C)
+    for k in range(30, 45):
+        for tag in range(6):
+            head = fits.weight[k, tag], float(fits.bias[k, tag])
+            true = reference.suboptimality(*head, X, Y[:, tag], C[k], 1.0)
+            assert true <= fits.gap[k, tag] + 1e-5
+
+
 def test_single_class_tags_are_a_status_not_a_crash(world):
     X, Y = world
     fits = fit_probes(X, Y, GRID)
