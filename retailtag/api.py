@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from retailtag.errors import UsageError
 from retailtag.fields import Section
 from retailtag.progress import SILENT, Progress
-from retailtag.settings import BakeoffSettings, ProbeSettings
+from retailtag.settings import BakeoffSettings, CatalogSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
 from retailtag.verbs import USES, resolve
 
@@ -54,7 +54,8 @@ def read_catalog(source: Any = None, *, settings: Settings = None, **options: An
         A manifest (CSV, Parquet, JSON lines) or a folder, or rows with the columns ``path`` and
         ``tags``; see `retailtag.catalog.readers.read_catalog`.
     **options
-        ``attributes``, ``images``, ``cutoffs``, ``max_bytes``.
+        Fields of `CatalogSettings` such as ``attributes``, ``tags_column`` and ``images``;
+        ``max_bytes``.
     """
     return _read(source, _resolve("check", settings, options))[0]
 
@@ -81,7 +82,7 @@ def split(
     force : bool
         Overwrite `out`.
     **options
-        ``attributes``, ``images``, ``seed``.
+        Fields of `CatalogSettings` such as ``attributes`` and ``images``; ``seed``.
     """
     from retailtag.catalog.split import split as split_catalog
 
@@ -91,8 +92,7 @@ def split(
         test=test,
         val=val,
         seed=s.probe.seed,
-        attributes=s.catalog.attributes,
-        images=s.catalog.images,
+        settings=s.catalog,
         out=out,
         force=force,
     )
@@ -278,7 +278,7 @@ def score(
         raise UsageError(f"{foreign[0]} does not record its catalogue; name it with --catalogue.")
     loaded: dict[Path, Predictions] = {}
     for path in foreign:
-        shop = read(shared["catalog"], **(shared["catalog_args"] or {}))
+        shop = read(shared["catalog"])
         stated = Declared(**{"scores": None, **declared})
         loaded[path] = foreign_predictions(path, shop, stated, s.score.split)
     where = None if out is None else _path(out)
@@ -480,7 +480,6 @@ def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, An
     """The catalogue, unless it is one already, and where it was read from if that is a path."""
     from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.readers import read_catalog as read
-    from retailtag.catalog.table import GroupCutoffs
 
     s = settings.catalog
     source = s.path if source is None else source
@@ -488,31 +487,19 @@ def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, An
         raise UsageError("CATALOGUE is missing; name a manifest or a folder.")
     if isinstance(source, Catalog):
         # Its tags and groups are fixed: options of reading would be ignored without a word.
-        if (s.attributes, s.images, s.cutoffs) != ((), None, type(s).cutoffs):
+        if replace(s, path=None) != CatalogSettings():
             raise UsageError(
-                "The catalogue is read already; give attributes, images and cutoffs to "
+                "The catalogue is read already; give attributes, images, cutoffs and columns to "
                 "read_catalog."
             )
         return source, {}
     provenance = {}
     if isinstance(source, str | Path):
         source = Path(source)
-        provenance = {
-            "catalog": str(source),
-            "catalog_args": {
-                "attributes": list(s.attributes),
-                "images": None if s.images is None else str(s.images),
-                "cutoffs": s.cutoffs,
-            },
-        }
-    catalog = read(
-        source,
-        attributes=s.attributes,
-        images=s.images,
-        cutoffs=GroupCutoffs.parse(s.cutoffs),
-        max_bytes=settings.reading.max_bytes,
-    )
-    return catalog, provenance
+        how = s.recorded()
+        del how["path"]
+        provenance = {"catalog": str(source), "catalog_args": how}
+    return read(source, s, max_bytes=settings.reading.max_bytes), provenance
 
 
 def _to_score(
@@ -520,30 +507,29 @@ def _to_score(
 ) -> tuple[BakeoffSettings, ReadCatalog, dict[str, Any]]:
     """Settings of a scoring call, its reader of catalogues, and what scoring and comparing share.
 
-    Catalogues are read as the predictions record them, but by the attributes and cut-offs given.
+    Catalogues are read as the predictions record them, but by the options given.
     """
     s, given = _given(verb, settings, options)
     source = s.catalog.path if catalog is None else catalog
     is_path = isinstance(source, str | Path)
-    # Without new cut-offs the tags keep the groups that the predictions were made with.
-    new_cutoffs = "catalog.cutoffs" in given or s.catalog.cutoffs != type(s.catalog).cutoffs
+    # What was asked for, by name or in settings; all else is as the predictions record it, the
+    # cut-offs of the tags' groups among them.
+    named = {n for n, v in vars(s.catalog).items() if v != getattr(CatalogSettings, n)}
+    named |= {key.removeprefix("catalog.") for key in given}
 
-    def read(path: Path, *, attributes: Sequence[str] = (), **recorded: Any) -> Catalog:
+    def read(path: Path, **recorded: Any) -> Catalog:
         if source is not None and not is_path:
             return _read(source, s)[0]
         if not path.exists():
             raise UsageError(f"The catalogue {path} is not there; name it with --catalogue.")
-        how = replace(s.catalog, attributes=tuple(attributes), images=recorded.get("images"))
-        if not new_cutoffs and "cutoffs" in recorded:
-            how = replace(how, cutoffs=recorded["cutoffs"])
-        return _read(path, replace(s, catalog=how))[0]
+        # a version before recorded None for no --images
+        known = {n: v for n, v in recorded.items() if v is not None and n not in named}
+        return _read(path, replace(s, catalog=replace(s.catalog, **known)))[0]
 
     from retailtag.scoring.files import once
 
-    attributes = list(s.catalog.attributes)
     shared = {
         "catalog": source if source is None else Path(source if is_path else "."),
-        "catalog_args": {"attributes": attributes} if attributes else None,
         "split": s.score.split,
         "n_bootstrap": s.score.replicates,
         "seed": s.score.seed,

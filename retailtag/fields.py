@@ -143,8 +143,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _tuple(value: Any, kind: Any) -> tuple[str, ...] | None:
-    """Comma-separated text, a list of texts, or a mapping as texts ``KEY=VALUE``."""
+def _tuple(value: Any, kind: Any) -> tuple[Any, ...] | None:
+    """Comma-separated text, a list of texts, or a mapping as texts ``KEY=VALUE``.
+
+    Of paths: one path, whose commas are its own, or a list of paths.
+    """
+    if typing.get_args(kind)[0] is Path:
+        paths = value if isinstance(value, list | tuple) else [value]
+        named = all(isinstance(p, str | Path) and str(p) for p in paths)
+        return tuple(map(Path, paths)) if named else None
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if isinstance(value, Mapping):

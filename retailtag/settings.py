@@ -61,8 +61,31 @@ class CatalogSettings(Section):
     attributes: tuple[str, ...] = setting(
         (), "Columns that become tags, comma-separated: gender,articleType.", metavar="COLUMN,..."
     )
-    images: Path | None = setting(
-        None, "Folder, tar/zip or Parquet of the images, if not beside the manifest."
+    path_column: str = setting(
+        "",
+        "Column of the images' paths; default: path, file_name, filename or image.",
+        metavar="COLUMN",
+        advanced=True,
+    )
+    tags_column: str = setting(
+        "", "Column of the tags; default: tags or labels.", metavar="COLUMN", advanced=True
+    )
+    id_column: str = setting(
+        "", "Column of the image ids; default: image_id.", metavar="COLUMN", advanced=True
+    )
+    group_column: str = setting(
+        "", "Column of the products; default: group.", metavar="COLUMN", advanced=True
+    )
+    images: tuple[Path, ...] = setting(
+        (),
+        "Folder, tar/zip or Parquet of the images, if not beside the manifest; repeatable.",
+        metavar="PATH",
+    )
+    allow_root: tuple[Path, ...] = setting(
+        (),
+        "Folder that absolute paths and links may lead to; repeatable.",
+        metavar="DIR",
+        advanced=True,
     )
     cutoffs: str = setting(
         "50,500",

@@ -18,7 +18,11 @@ from retailtag.settings import (
     values_of,
 )
 
-CATALOG = ("catalog.attributes", "catalog.images", "catalog.cutoffs")
+# How a catalogue's rows and images are found; frequency groups are a matter of some verbs only.
+LAYOUT = tuple(
+    k for k in keys() if k.startswith("catalog.") and k not in ("catalog.path", "catalog.cutoffs")
+)
+CATALOG = (*LAYOUT, "catalog.cutoffs")
 READING = ("reading.max_pixels", "reading.max_bytes", "reading.allow_truncated")
 COMPUTE = ("compute.device", "compute.features", "compute.weights")
 STORED = ("extract.dtype", "extract.engine", "extract.precision")
@@ -28,7 +32,7 @@ FINETUNE = tuple(k for k in keys() if k.startswith("finetune."))
 
 USES: dict[str, tuple[str, ...]] = {
     "extract": (
-        *("backbones", *CATALOG[:2], *READING, *COMPUTE, "compute.workers"),
+        *("backbones", *LAYOUT, *READING, *COMPUTE, "compute.workers"),
         *(*STORED, "extract.batch_size"),
     ),
     "probe": (
@@ -43,20 +47,20 @@ USES: dict[str, tuple[str, ...]] = {
         *("backbones", "strategies", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
         *(*STORED, "extract.batch_size", *PROBE, *FINETUNE, "score.replicates", "score.seed"),
     ),
-    "score": ("catalog.path", "catalog.attributes", "catalog.cutoffs", *SCORE),
+    "score": ("catalog.path", *CATALOG, *SCORE),
     "compare": (
-        *("catalog.path", "catalog.attributes", "catalog.cutoffs", *SCORE),
+        *("catalog.path", *CATALOG, *SCORE),
         "score.permutations",
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "predict": ("compute.device", "compute.weights"),
-    "split": (*CATALOG[:2], "probe.seed"),
+    "split": (*LAYOUT, "probe.seed"),
     "features": ("compute.features",),
     "verify": (
-        *("catalog.path", *CATALOG[:2], "reading.max_pixels", *COMPUTE, "compute.workers"),
+        *("catalog.path", *LAYOUT, "reading.max_pixels", *COMPUTE, "compute.workers"),
         "probe.seed",
     ),
-    "gc": (*CATALOG[:2], "compute.features", "compute.workers"),
+    "gc": (*LAYOUT, "compute.features", "compute.workers"),
     "merge": (),
     "init": (),
     "demo": ("probe.seed",),

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from retailtag.images.sources import (
     ParquetImages,
     open_images,
 )
+from retailtag.settings import CatalogSettings
 
 FOLDER_MANIFEST = "catalogue.csv"
 ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
@@ -56,12 +58,11 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 def read_catalog(
     source: Any,
+    settings: CatalogSettings | None = None,
     *,
-    attributes: Sequence[str] = (),
-    images: str | Path | None = None,
-    cutoffs: GroupCutoffs | None = None,
     use_split: bool = True,
     max_bytes: int = MAX_BYTES,
+    **options: Any,
 ) -> Catalog:
     """Read a manifest, a folder of images, a table or a list of records.
 
@@ -75,21 +76,19 @@ def read_catalog(
         Or a folder: with a ``catalogue.csv``; of Parquet files
         (``train-00000-of-00004.parquet``), there or in its ``data``; or of one folder per tag,
         optionally under ``train``, ``val`` and ``test``.
-    attributes : sequence of str
-        Columns whose values become tags under their name: column ``gender`` gives
-        ``gender:Men``.
-    images : Path, optional
-        Folder, tar or zip of the images, or Parquet with their bytes (a file or a folder).
-        Default: files beside the manifest, or, if none of them is there, ``images.tar``,
-        ``images.tar.xz``/``.gz``/``.bz2`` or ``images.zip`` beside it; the bytes inside a
-        Parquet manifest or a table. Paths of a table or of records are relative to the working
-        directory, or all absolute.
-    cutoffs : GroupCutoffs, optional
-        Where tail ends and frequent begins.
+    settings : CatalogSettings, optional
+        ``attributes`` are columns whose values become tags under their name: column ``gender``
+        gives ``gender:Men``. ``images`` are folders, tar or zip archives of the images, or
+        Parquet with their bytes (a file or a folder). Default: files beside the manifest, or, if
+        none of them is there, ``images.tar``, ``images.tar.xz``/``.gz``/``.bz2`` or
+        ``images.zip`` beside it; the bytes inside a Parquet manifest or a table. Paths of a table
+        or of records are relative to the working directory, or all absolute.
     use_split : bool
         Follow the split that is given; without, whatever it says, everything is ``train``.
     max_bytes : int
         Image files larger than this count as unreadable.
+    **options
+        Fields of `settings` to replace, such as ``attributes=["gender"]``.
 
     Returns
     -------
@@ -124,8 +123,10 @@ def read_catalog(
     >>> catalog.table.tags, catalog.image_ids.tolist()
     (('blue', 'red', 'shirt'), ['row-000000001', 'row-000000002'])
     """
+    how = replace(settings or CatalogSettings(), **options)
     manifest = _open(source)
-    images = None if images is None else Path(images)
+    attributes = how.attributes
+    images = how.images[0] if how.images else None
     if not use_split:
         manifest.columns.pop("split", None)
     problems = manifest.problems
@@ -151,7 +152,7 @@ def read_catalog(
         split=split,
         group=np.array(groups),
         title=np.array([" ".join(str(t).split()) for t in _column(manifest, "title")]),
-        table=TagTable.build(tags, labels, split == "train", cutoffs),
+        table=TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs)),
         images=found,
     )
 

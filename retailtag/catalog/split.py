@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.folds import stratified_folds
 from retailtag.catalog.readers import read_catalog, write_catalogue
 from retailtag.errors import UsageError, check_seed
+from retailtag.settings import CatalogSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,7 @@ def split(
     test: float,
     val: float = 0,
     seed: int = 0,
-    attributes: Sequence[str] = (),
-    images: str | Path | None = None,
+    settings: CatalogSettings | None = None,
     out: str | Path | None = None,
     force: bool = False,
 ) -> SplitCatalog:
@@ -61,7 +60,7 @@ def split(
         as whole products allow.
     seed : int
         Decides between equals.
-    attributes, images
+    settings : CatalogSettings, optional
         As for `read_catalog`, where `catalog` has to be read.
     out : str or Path, optional
         CSV manifest to write.
@@ -83,7 +82,7 @@ def split(
     if out is not None and out.exists() and not force:
         raise UsageError(f"--out {out} exists; give another name, or --force to overwrite it.")
     if not isinstance(catalog, Catalog):
-        catalog = read_catalog(catalog, attributes=attributes, images=images, use_split=False)
+        catalog = read_catalog(catalog, settings, use_split=False)
     n = len(catalog)
     n_test = _n_images(test, n, "test")
     n_val = _n_images(val, n, "val")

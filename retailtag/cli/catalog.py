@@ -33,16 +33,9 @@ def check(call: Call) -> None:
     """
     from retailtag.catalog.check import check_catalog
     from retailtag.catalog.readers import read_catalog
-    from retailtag.catalog.table import GroupCutoffs
 
     output, s = call.output, call.settings
-    catalog = read_catalog(
-        call.catalogue,
-        attributes=s.catalog.attributes,
-        images=s.catalog.images,
-        cutoffs=GroupCutoffs.parse(s.catalog.cutoffs),
-        max_bytes=s.reading.max_bytes,
-    )
+    catalog = read_catalog(call.catalogue, s.catalog, max_bytes=s.reading.max_bytes)
     report = check_catalog(
         catalog,
         workers=s.compute.workers,
@@ -73,8 +66,7 @@ def split(
         test=_amount(test, "--test"),
         val=_amount(val, "--val"),
         seed=call.settings.probe.seed,
-        attributes=call.settings.catalog.attributes,
-        images=call.settings.catalog.images,
+        settings=call.settings.catalog,
         out=out,
         force=force,
     )

@@ -168,7 +168,7 @@ def merge(
 def _read(path: Path, settings: CatalogSettings) -> Catalog:
     from retailtag.catalog.readers import read_catalog
 
-    return read_catalog(path, attributes=settings.attributes, images=settings.images)
+    return read_catalog(path, settings)
 
 
 def _backbones(paths: Sequence[Path]) -> list[str]:

@@ -83,7 +83,6 @@ def score_files(
     read: ReadCatalog,
     *,
     catalog: Path | None = None,
-    catalog_args: dict[str, Any] | None = None,
     split: str = "test",
     out: Path | None = None,
     n_bootstrap: int = N_REPLICATES,
@@ -94,8 +93,8 @@ def score_files(
     """Score every predictions file on one split and write its scorecard.
 
     `paths` are as `find_predictions` takes them, or keys of `loaded`, predictions made from files
-    of other tools. ``read(catalog, **catalog_args)`` reads the catalogue; by default both are as
-    recorded in each predictions file, and `UsageError` is raised if one records none. Each
+    of other tools. ``read(catalog)`` reads the catalogue; by default it is read where and how
+    each predictions file records it, and `UsageError` is raised if one records none. Each
     scorecard goes to a folder of its model in `out`, by default beside its predictions, in
     ``NAME.SPLIT``. Nothing is written unless every file can be scored. The rest is as in
     `retailtag.scoring.compare.hold_contest`.
@@ -103,7 +102,7 @@ def score_files(
     paths = find_predictions(paths)
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
     names = _distinct_names(paths, models)
-    catalogs = _catalogs(paths, models, read, catalog, catalog_args)
+    catalogs = _catalogs(paths, models, read, catalog)
     cards = tuple(
         score_predictions(p, c, split=split, allow_missing=allow_missing, name=name)
         for p, c, name in zip(models, catalogs, names, strict=True)
@@ -134,7 +133,6 @@ def compare_files(
     *,
     out: Path,
     catalog: Path | None = None,
-    catalog_args: dict[str, Any] | None = None,
     split: str = "test",
     n_bootstrap: int = N_REPLICATES,
     n_permutations: int = PERMUTATIONS,
@@ -155,7 +153,7 @@ def compare_files(
     groups = seed_groups(models, _distinct_names(paths, models))
     if len(groups) < 2:
         raise UsageError("There is only one model; name the predictions of two or more.")
-    catalogs = _catalogs(paths, models, read, catalog, catalog_args)
+    catalogs = _catalogs(paths, models, read, catalog)
     if len({c.digest for c in catalogs}) > 1:
         raise UsageError("The predictions come from several catalogues; give one with --catalog.")
     for model in models:
@@ -244,14 +242,13 @@ def _catalogs(
     models: Sequence[Predictions],
     read: ReadCatalog,
     catalog: Path | None,
-    catalog_args: dict[str, Any] | None,
 ) -> list[Catalog]:
     """Catalogue of each model; each distinct one is read once."""
     read = once(read)
     found = []
     for path, model in zip(paths, models, strict=True):
         where = catalog or model.provenance.get("catalog")
-        how = catalog_args or ({} if catalog else model.provenance.get("catalog_args")) or {}
+        how = {} if catalog else model.provenance.get("catalog_args") or {}
         if where is None:
             raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
         found.append(read(Path(where), **how))
