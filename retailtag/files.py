@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and read JSON that a user may have damaged."""
+"""Write files whole or not at all, read JSON that a user may have damaged, tell kinds of files."""
 
 from __future__ import annotations
 
@@ -168,6 +168,55 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+HEAD_BYTES = 512  # enough for the magic of every kind, the last at byte 257 (tar)
+_TEXTS = {
+    b"version https://git-lfs": "a Git LFS pointer", b"<!doctype": "a web page",
+    b"<html": "a web page", b"<?xml": "XML", b"{": "JSON",
+}  # fmt: skip
+_MAGICS = {
+    b"PK\3\4": "a zip archive", b"\x1f\x8b": "a gzip archive", b"\xfd7zXZ\0": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive", b"Rar!\x1a\7": "a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"PAR1": "a Parquet file", b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3\0": "an SQLite database", b"%PDF": "PDF",
+}  # fmt: skip
+
+
+def kind_of(head: bytes) -> str:
+    """Name the kind of a file that begins with `head`, where that is unmistakable; else empty."""
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
+        return "a bzip2 archive"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    found = [what for start, what in _TEXTS.items() if text.startswith(start)]
+    found += [what for magic, what in _MAGICS.items() if head.startswith(magic)]
+    return found[0] if found else ""
+
+
+def other_kind(head: bytes, expected: str, *, but: Sequence[str] = ()) -> str:
+    """``is A, not EXPECTED; REMEDY`` if `head` begins a file of a kind not in `but`; else empty.
+
+    Examples
+    --------
+    >>> other_kind(b"<html>", "an image")
+    'is a web page, not an image; fetch it again'
+    """
+    what = kind_of(head)
+    if not what or what in (expected, *but):
+        return ""
+    remedy = "fetch it with git lfs pull" if "LFS" in what else "fetch it again"
+    return f"is {what}, not {expected}; {remedy}"
+
+
+def head_of(path: Path) -> bytes:
+    """First bytes of a file, for `kind_of`; raises `DataError` if it cannot be read."""
+    try:
+        with Path(path).open("rb") as handle:
+            return handle.read(HEAD_BYTES)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def slug(name: str) -> str:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from retailtag import files
-from retailtag.files import make_folder, slug, sync_folder, write_text, write_whole
+from retailtag.files import (
+    kind_of,
+    make_folder,
+    other_kind,
+    slug,
+    sync_folder,
+    write_text,
+    write_whole,
+)
 
 
 def test_a_failed_block_leaves_what_stood_there(tmp_path):
@@ -106,3 +114,30 @@ def test_only_a_folder_that_cannot_be_synced_at_all_is_passed_over(
             sync_folder(tmp_path)
     else:
         sync_folder(tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (POINTER, "a Git LFS pointer"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><p>", "a web page"),
+        (bytes(257) + b"ustar\0", "a tar archive"),
+        (b"BZh91AY&SY", "a bzip2 archive"),
+        (b"PAR1", "a Parquet file"),
+        (b"path,tags\n", ""),
+        (b"BZhonours,tags\n", ""),
+        (b"", ""),
+    ],
+)
+def test_a_kind_is_told_by_the_first_bytes(head, kind):
+    assert kind_of(head) == kind
+
+
+def test_another_kind_is_named_with_its_remedy_and_the_expected_one_is_not():
+    said = other_kind(POINTER, "a table")
+    assert said == "is a Git LFS pointer, not a table; fetch it with git lfs pull"
+    assert other_kind(b"PAR1", "a Parquet file") == ""
+    assert other_kind(b"{", "a table", but=("JSON",)) == ""

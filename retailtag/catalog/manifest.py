@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from retailtag.errors import DataError
+from retailtag.files import HEAD_BYTES, head_of, other_kind
 
 Cell = str | tuple[str, ...]
 SEPARATOR = "|"
@@ -213,6 +214,9 @@ def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
             [pq.ParquetFile(file).read(columns=plain + stored_path) for file in files]
         )
     except (OSError, pa.ArrowException) as error:
+        for file in files:
+            if kind := other_kind(head_of(file), "a Parquet file"):
+                raise DataError(f"{file} {kind}.") from error
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     n = table.num_rows
     columns = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))
@@ -245,6 +249,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if kind := other_kind(data[:HEAD_BYTES], "a table", but=("JSON",)):
+        raise DataError(f"{path} {kind}.")
     # UTF-16 and UTF-32, with or without a byte order mark, spell every ASCII character with NULs.
     if b"\0" in data.partition(b"\n")[0]:
         raise DataError(

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from retailtag.errors import UnreadableImage
+from retailtag.files import HEAD_BYTES, other_kind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,10 +38,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _ICO = b"\0\0\1\0"
 _OURS = (_JPEG, _PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", _ICO)
 
-_NOT_IMAGES = {
-    b"<!doctype": "a web page", b"<html": "a web page", b"<?xml": "XML", b"{": "JSON",
-    b"pk\3\4": "a zip archive", b"\x1f\x8b": "a gzip archive", b"rar!": "a RAR archive",
-}  # fmt: skip
 _OTHER_FORMATS = {
     b"<svg": "SVG", b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "a Photoshop file",
     b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjxl ": "JPEG XL",
@@ -125,16 +122,15 @@ def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 def _unknown(data: bytes) -> str:
     """What bytes are that no parser takes, and the remedy."""
     head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, what in _NOT_IMAGES.items():
-        if head.startswith(start):
-            return f"is {what}, not an image; {AGAIN}"
+    if kind := other_kind(data[:HEAD_BYTES], "an image", but=("PDF",)):
+        return kind
     for start, what in _OTHER_FORMATS.items():
         if head.startswith(start):
             return f"is {what}, which retailtag does not read; {_CONVERT}"
-    kind = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
-    if kind and kind not in known_formats():
-        return f"is {kind}, {_NEEDS[kind]} or {_CONVERT}"
-    if kind or data.startswith(_OURS) or _is_webp(data):
+    brand = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if brand and brand not in known_formats():
+        return f"is {brand}, {_NEEDS[brand]} or {_CONVERT}"
+    if brand or data.startswith(_OURS) or _is_webp(data):
         return f"is damaged (its header cannot be read); {AGAIN}"
     return f"is of no image format that retailtag reads; {AGAIN} or {_CONVERT}"
 

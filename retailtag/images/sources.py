@@ -19,9 +19,11 @@ from stat import S_ISLNK, S_ISREG
 from typing import Any
 
 from retailtag.errors import DataError, UnreadableImage
+from retailtag.files import head_of, kind_of, other_kind
 from retailtag.images.tar import plain_tar
 
 MAX_BYTES = 256 << 20
+_TARS = ("a tar archive", "a gzip archive", "an xz archive", "a bzip2 archive")
 MISSING = "is missing"
 LINK = "is a link that leaves the folder; put the file itself there"
 LINKED = (
@@ -317,4 +319,11 @@ def open_images(place: Path, paths: Sequence[str]) -> ImageSource:
         return FolderImages(place, paths)
     if not place.exists():
         raise DataError(f"{place} does not exist; give the folder or archive of the images.")
-    return ZipImages(place, paths) if zipfile.is_zipfile(place) else TarImages(place, paths)
+    if zipfile.is_zipfile(place):
+        return ZipImages(place, paths)
+    head = head_of(place)
+    if kind_of(head) == "a zip archive":
+        raise DataError(f"{place} is a zip archive that breaks off; fetch it again.")
+    if kind := other_kind(head, "an archive of images that retailtag reads", but=_TARS):
+        raise DataError(f"{place} {kind}.")
+    return TarImages(place, paths)

@@ -417,3 +417,18 @@ def test_the_real_catalogue(fashion):
     assert len(catalog.table.tags) == 250
     assert np.unique(catalog.table.group, return_counts=True)[1].tolist() == [98, 64, 88]
     assert catalog.images.read(len(catalog) - 1)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl", "c.parquet"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"PK\3\4" + bytes(60), "a zip archive"),
+    ],
+)
+def test_what_lies_in_place_of_a_manifest_is_called_what_it_is(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is {kind}, not a (table|Parquet file); "):
+        read_catalog(tmp_path / name)

@@ -291,6 +291,7 @@ def not_images(rng: np.random.Generator) -> Iterator[Case]:
         "zeros": (bytes(500), "no image format"),
         "words": (b"Forbidden\n" * 9, "no image format"),
         "page": (b"<!DOCTYPE html><title>404</title>", "web page"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         "page behind a mark": (b"\xef\xbb\xbf\n <HTML>", "web page"),
         "feed": (b"<?xml version='1.0'?><rss/>", "XML"),
         "drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG.*convert"),

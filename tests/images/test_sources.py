@@ -149,3 +149,19 @@ def test_zip_members_are_checked(tmp_path, picture):
     path.write_bytes(data)
     with pytest.raises(UnreadableImage, match="CRC"):
         ZipImages(path, ["stored.jpg"]).read(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not an archive"),
+        (b"<html>Sign in</html>", "a web page, not an archive"),
+        (b"Rar!\x1a\7\0", "a RAR archive, not an archive of images that retailtag reads"),
+        (b"PK\3\4" + bytes(90), "a zip archive that breaks off"),
+    ],
+)
+def test_what_lies_in_place_of_an_archive_is_called_what_it_is(tmp_path, content, kind):
+    path = tmp_path / "images.zip"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"images\.zip is {kind}"):
+        open_images(path, ["a.jpg"])
