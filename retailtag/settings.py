@@ -61,6 +61,13 @@ class CatalogSettings(Section):
     attributes: tuple[str, ...] = setting(
         (), "Columns that become tags, comma-separated: gender,articleType.", metavar="COLUMN,..."
     )
+    one_of: tuple[str, ...] = setting(
+        (),
+        "Attributes with one value an image: gender,season; default: those that the catalogue "
+        "records, and found among --attributes.",
+        metavar="NAME,...",
+        advanced=True,
+    )
     path_column: str = setting(
         "",
         "Column of the images' paths; default: path, file_name, filename or image.",

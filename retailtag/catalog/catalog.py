@@ -56,10 +56,9 @@ class Catalog:
 
     def with_split(self, split: NDArray[np.str_]) -> Catalog:
         """The same catalogue under another split (n_images,), training counts included."""
-        table = TagTable.build(
-            self.table.tags, self.table.labels, split == "train", self.table.cutoffs
-        )
-        return replace(self, split=split, table=table)
+        table = self.table
+        recounted = TagTable.build(table.tags, table.labels, split == "train", table.cutoffs)
+        return replace(self, split=split, table=replace(recounted, exclusive=table.exclusive))
 
     @cached_property
     def digest(self) -> str:

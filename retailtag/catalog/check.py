@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.attributes import with_one_value
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
 from retailtag.errors import UnreadableImage
@@ -68,6 +69,7 @@ class CatalogReport:
     without_positive: dict[str, tuple[str, ...]]  # tags without a positive image, by split
     suspicious: tuple[ImageFinding, ...]
     tag_notes: tuple[str, ...]
+    exclusive: tuple[str, ...] = ()  # attributes recorded to have one value an image
 
     @property
     def n_images(self) -> int:
@@ -124,6 +126,7 @@ def check_catalog(
         },
         suspicious=tuple(_suspicious(catalog, inspections, per_image)),
         tag_notes=tuple(_tag_notes(catalog)),
+        exclusive=catalog.table.exclusive,
     )
 
 
@@ -256,3 +259,10 @@ def _tag_notes(catalog: Catalog) -> Iterator[str]:
     always = (catalog.table.labels == POSITIVE).all(axis=0) & (len(catalog) > 0)
     for t in np.flatnonzero(always).tolist():
         yield f"tag {catalog.table.tags[t]} is on every image, so there is nothing to learn"
+    names = {tag.partition(":")[0] for tag in catalog.table.tags if ":" in tag}
+    maybe = sorted(names - set(catalog.table.exclusive))
+    if single := with_one_value(catalog.table.tags, catalog.table.labels, maybe):
+        yield (
+            f"no image has two tags of {', '.join(single)}: if such attributes have one value, "
+            f"record it with --one-of {','.join(single)}"
+        )

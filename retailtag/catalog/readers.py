@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.labels import TagColumn, encode_labels
 from retailtag.catalog.manifest import (
@@ -78,7 +79,9 @@ def read_catalog(
         optionally under ``train``, ``val`` and ``test``.
     settings : CatalogSettings, optional
         ``attributes`` are columns whose values become tags under their name: column ``gender``
-        gives ``gender:Men``. ``images`` are folders, tar or zip archives of the images, or
+        gives ``gender:Men``. ``one_of`` names attributes with one value an image, by default
+        those in a column ``one_of``, and those of ``attributes`` of which no image has two
+        values. ``images`` are folders, tar or zip archives of the images, or
         Parquet with their bytes (a file or a folder). Default: files beside the manifest, or, if
         none of them is there, ``images.tar``, ``images.tar.xz``/``.gz``/``.bz2`` or
         ``images.zip`` beside it; the bytes inside a Parquet manifest or a table. Paths of a table
@@ -99,11 +102,13 @@ def read_catalog(
     ------
     BadCatalogue
         With every row that cannot be used: no or unsafe path, missing file, repeated id, unknown
-        split, empty tags, a tag with the separator in it, text that is not UTF-8.
+        split, empty tags, a tag with the separator in it, text that is not UTF-8, two values of
+        an attribute of ``one_of``.
     DataError
         If the manifest as a whole cannot be read.
     UsageError
-        If `source` is of another type, or an attribute names no column.
+        If `source` is of another type, an attribute names no column, or one of ``one_of`` no
+        tag.
 
     Notes
     -----
@@ -143,8 +148,10 @@ def read_catalog(
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
     tags, labels = encode_labels(*_tag_columns(manifest, attributes), len(manifest), problems)
+    exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
     if lines := problems.lines():
         raise BadCatalogue(str(manifest.path), lines)
+    table = TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs))
     groups = [str(g) or i for g, i in zip(_column(manifest, "group"), ids, strict=True)]
     return Catalog(
         path=Path(source) if isinstance(source, str | Path) else manifest.path,
@@ -152,7 +159,7 @@ def read_catalog(
         split=split,
         group=np.array(groups),
         title=np.array([" ".join(str(t).split()) for t in _column(manifest, "title")]),
-        table=TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs)),
+        table=replace(table, exclusive=exclusive),
         images=found,
     )
 
@@ -167,6 +174,8 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
         raise DataError(f"The images of {catalog.path} have no paths that a manifest could name.")
     tags = np.array(catalog.table.tags, dtype=object)
     labels = catalog.table.labels
+    # Tags alone do not say which attributes have one value: the manifest repeats it in every row.
+    one_of = catalog.table.exclusive and (SEPARATOR.join(catalog.table.exclusive),)
     rows = (
         (
             str(catalog.image_ids[i]),
@@ -176,11 +185,12 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
             str(catalog.split[i]),
             str(catalog.group[i]),
             str(catalog.title[i]),
+            *one_of,
         )
         for i in range(len(catalog))
     )
     header = ("image_id", "path", "tags", "tags_unknown", "split", "group", "title")
-    write_text(path, csv_text(header, rows))
+    write_text(path, csv_text((*header, ONE_OF) if one_of else header, rows))
 
 
 def _open(source: Any) -> Manifest:
@@ -315,7 +325,8 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
 
 def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
     """Report cells that are no text: objects, wrong bytes, or a NUL (arrays of text drop it)."""
-    used = {"path", "tags", "image_id", "split", "group", "title", "tags_unknown", *attributes}
+    known = ("path", "tags", "image_id", "split", "group", "title", "tags_unknown", ONE_OF)
+    used = {*known, *attributes}
     for name in manifest.columns.keys() & used:
         cells = manifest.columns[name]
         # One check of the whole column first: nearly always it is clean, and a check per cell

@@ -128,6 +128,8 @@ class TagTable:
     train_count: NDArray[np.int64]  # positive images of each tag in the training split, (n_tags,)
     # Stored as data, so that a scorecard says which cut-offs it used
     cutoffs: GroupCutoffs = field(default_factory=GroupCutoffs)
+    # Attributes with one value an image: ``gender`` is that of the tags ``gender:...``
+    exclusive: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.tags)) != len(self.tags):

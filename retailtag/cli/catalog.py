@@ -128,6 +128,7 @@ def _facts(report: CatalogReport) -> Table:
             f"{spread['mean']:.2f} on average, median {spread['median']:g}, "
             f"{spread['min']:g} to {spread['max']:g}",
         ),
+        *([("one value an image", ", ".join(report.exclusive))] if report.exclusive else []),
         ("unreadable", f"{len(report.unreadable):,}"),
         ("duplicates across splits", f"{len(report.duplicates_across):,}"),
         ("duplicates within a split", f"{report.duplicates_within:,}"),

@@ -1,0 +1,96 @@
+"""Attributes with one value an image, such as ``gender``: which of their tags an image is given.
+
+The tags of the attribute ``gender`` are those that begin with ``gender:``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.errors import UsageError
+
+INDEPENDENT = "independent"
+AT_MOST_ONE = "at-most-one"
+EXACTLY_ONE = "exactly-one"
+DECISIONS = (INDEPENDENT, AT_MOST_ONE, EXACTLY_ONE)
+
+
+def attribute_columns(tags: Sequence[str], attribute: str) -> NDArray[np.intp]:
+    """Columns of an attribute's tags, in the order of their names.
+
+    Examples
+    --------
+    >>> attribute_columns(["red", "gender:Women", "gender:Men"], "gender").tolist()
+    [2, 1]
+    """
+    prefix = f"{attribute}:"
+    own = [j for j, tag in enumerate(tags) if tag.startswith(prefix)]
+    return np.array(sorted(own, key=tags.__getitem__), np.intp)
+
+
+def decide(
+    logits: NDArray[np.floating],
+    thresholds: NDArray[np.float32],
+    tags: Sequence[str] = (),
+    exclusive: Iterable[str] = (),
+    decision: str = INDEPENDENT,
+) -> NDArray[np.bool_]:
+    """Tags that each image is given, (n_images, n_tags).
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (n_images, n_tags)
+    thresholds : ndarray of float32, shape (n_tags,)
+        A tag passes where its logit is at least its threshold (``inf``: never).
+    tags : sequence of str
+        Names of the columns.
+    exclusive : iterable of str
+        Attributes with one value an image.
+    decision : str
+        ``independent``: every tag that passes. ``at-most-one``: of the tags of each exclusive
+        attribute only the one with the largest logit less threshold, if it passes.
+        ``exactly-one``: that tag, whether it passes or not. Other tags are given if they pass.
+
+    Examples
+    --------
+    >>> logits = np.array([[3.0, 2.0], [-1.0, -2.0]])
+    >>> tags, thresholds = ("gender:Men", "gender:Women"), np.array([2.5, 1.0], np.float32)
+    >>> decide(logits, thresholds, tags, ["gender"], "at-most-one").tolist()
+    [[False, True], [False, False]]
+    >>> decide(logits, thresholds, tags, ["gender"], "exactly-one").tolist()
+    [[False, True], [False, True]]
+    """
+    given: NDArray[np.bool_] = logits >= thresholds
+    if decision == INDEPENDENT:
+        return given
+    for attribute in exclusive:
+        columns = attribute_columns(tags, attribute)
+        if not len(columns):
+            continue
+        own = given[:, columns]
+        furthest = np.argmax(_margins(logits[:, columns], thresholds[columns]), axis=1)
+        winner = np.arange(len(columns)) == furthest[:, None]
+        given[:, columns] = winner & own if decision == AT_MOST_ONE else winner
+    return given
+
+
+def _margins(logits: NDArray[np.floating], thresholds: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Logits less thresholds, (n_images, n_tags) without NaN."""
+    # The threshold of a rare tag is low, because its logits are: the excess over it compares tags
+    # of different frequency, where the logits themselves favour the frequent ones.
+    if np.isposinf(thresholds).all():
+        return logits
+    equal = logits == thresholds  # inf less inf is no number
+    return np.subtract(logits, thresholds, where=~equal, out=np.zeros(logits.shape))
+
+
+def check_decision(decision: str, exclusive: Sequence[str]) -> None:
+    """Raise `UsageError` for a decision that concerns no attribute."""
+    if decision != INDEPENDENT and not exclusive:
+        raise UsageError(
+            f"--decide {decision} concerns attributes with one value an image, and none is "
+            "recorded; name them with --one-of, such as --one-of gender,season."
+        )
