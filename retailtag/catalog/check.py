@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.attributes import with_one_value
 from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.products import missing_products
+from retailtag.catalog.similar import Look, near_pairs
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
-from retailtag.errors import UnreadableImage
+from retailtag.catalog.thumbnails import IMAGES_AHEAD, SIDE, thumbnail
+from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.decode_pool import decode_in_subprocess
 from retailtag.images.loader import map_in_order
 from retailtag.progress import SILENT, Progress
 
-IMAGES_AHEAD = 256
 MIN_SIDE = 32  # pixels
 MAX_ASPECT_RATIO = 8.0
 
@@ -46,7 +48,7 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Images of identical pixels, the splits they are in, and whether their labels agree."""
+    """Images of equal or nearly equal pixels, their splits, and whether their labels agree."""
 
     image_ids: tuple[str, ...]
     splits: tuple[str, ...]
@@ -66,6 +68,9 @@ class CatalogReport:
     unreadable: tuple[ImageFinding, ...]
     duplicates_across: tuple[Duplicate, ...]  # in more than one split: they leak
     duplicates_within: int  # images that repeat another of the same split
+    near_across: tuple[Duplicate, ...]  # pairs of near-duplicates in two splits
+    near_within: int  # pairs of near-duplicates of the same split
+    missing_products: str  # a warning if photographs of one product are not named as such
     without_positive: dict[str, tuple[str, ...]]  # tags without a positive image, by split
     suspicious: tuple[ImageFinding, ...]
     tag_notes: tuple[str, ...]
@@ -84,6 +89,7 @@ class CatalogReport:
 class _Inspection(NamedTuple):
     """What one image showed: digest of its pixels, oddity, and the reason if it did not decode."""
 
+    thumbnail: NDArray[np.uint8] | None = None
     digest: bytes = b""
     oddity: str = ""
     error: str = ""
@@ -99,7 +105,9 @@ def check_catalog(
     """Decode every image, and report counts, duplicates and oddities of a catalogue.
 
     Duplicates are images of equal size and equal pixels after decoding, so that another container
-    or other metadata does not hide one. Images of over `max_pixels` count as unreadable.
+    or other metadata does not hide one. Near-duplicates are other images whose thumbnails are
+    nearly equal, such as copies of another size or compression; see `retailtag.catalog.similar`.
+    Images of over `max_pixels` count as unreadable.
     """
     inspections = _inspect_all(catalog, workers or os.cpu_count() or 1, progress, max_pixels)
     labels = catalog.table.labels
@@ -107,6 +115,8 @@ def check_catalog(
     here = [s for s in SPLITS if (catalog.split == s).any()]
     positives = {s: (labels[catalog.split == s] == POSITIVE).sum(axis=0) for s in here}
     across, n_within = _duplicates(catalog, inspections)
+    look = _look(inspections)
+    near_across, n_near = _near_duplicates(catalog, inspections, look)
     group = catalog.table.group
     return CatalogReport(
         path=str(catalog.path),
@@ -120,6 +130,9 @@ def check_catalog(
         ),
         duplicates_across=across,
         duplicates_within=n_within,
+        near_across=near_across,
+        near_within=n_near,
+        missing_products=missing_products(catalog, look),
         without_positive={
             s: tuple(np.array(catalog.table.tags)[count == 0].tolist())
             for s, count in positives.items()
@@ -154,7 +167,7 @@ def _inspect_all(
 def _inspect(pixels: NDArray[np.uint8]) -> _Inspection:
     # The shape too: a 2 x 8 and a 4 x 4 image can have the same bytes.
     digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
-    return _Inspection(digest, _oddity(pixels))
+    return _Inspection(thumbnail(pixels), digest, _oddity(pixels))
 
 
 def _oddity(pixels: NDArray[np.uint8]) -> str:
@@ -208,6 +221,35 @@ def _duplicates(
         if len(np.unique(splits)) > 1:
             ids = tuple(catalog.image_ids[rows].tolist())
             across.append(Duplicate(ids, tuple(splits.tolist()), _same_labels(catalog, rows)))
+    return tuple(across), within
+
+
+def _look(inspections: Sequence[_Inspection]) -> Look:
+    """The thumbnails of all images that could be decoded."""
+    none = np.zeros((SIDE, SIDE, 3), np.uint8)
+    pixels = np.stack([none if x.thumbnail is None else x.thumbnail for x in inspections])
+    return Look.of_thumbnails(pixels, np.array([x.thumbnail is not None for x in inspections]))
+
+
+def _near_duplicates(
+    catalog: Catalog, inspections: Sequence[_Inspection], look: Look
+) -> tuple[tuple[Duplicate, ...], int]:
+    """Pairs of near-duplicates that cross splits, and the number of pairs inside one."""
+    rows = np.flatnonzero(look.seen)
+    try:
+        pairs = near_pairs(look, rows, rows)
+    except DataError:  # nearly all pictures are alike, which the oddities say
+        return (), 0
+    across, within = [], 0
+    for i, j in pairs.tolist():
+        if inspections[i].digest == inspections[j].digest:
+            continue
+        if catalog.split[i] == catalog.split[j]:
+            within += 1
+            continue
+        ids = (str(catalog.image_ids[i]), str(catalog.image_ids[j]))
+        splits = (str(catalog.split[i]), str(catalog.split[j]))
+        across.append(Duplicate(ids, splits, _same_labels(catalog, (i, j))))
     return tuple(across), within
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from retailtag.catalog.check import CatalogReport, ImageFinding
+    from retailtag.catalog.check import CatalogReport, Duplicate, ImageFinding
     from retailtag.catalog.split import SplitCatalog
 
 SHOWN = 20  # rows of a list printed to a person; --json gives all
@@ -101,7 +101,8 @@ def _report(report: CatalogReport) -> Group:
 
     parts: list[Table | Text] = [_facts(report), Text(_frequency_plot(report))]
     parts += _findings("Unreadable images", report.unreadable)
-    parts += _duplicates(report)
+    parts += _duplicates("Exact duplicates", report.duplicates_across)
+    parts += _duplicates("Near-duplicates", report.near_across)
     parts += [
         Text(f"Without a positive in {name}: {named(tags, SHOWN)}")
         for name, tags in report.without_positive.items()
@@ -109,6 +110,8 @@ def _report(report: CatalogReport) -> Group:
     ]
     parts += _findings("Suspicious rows", report.suspicious)
     parts += [Text(note) for note in report.tag_notes]
+    if report.missing_products:
+        parts.append(Text(f"Warning: {report.missing_products}"))
     return Group(*parts)
 
 
@@ -132,6 +135,8 @@ def _facts(report: CatalogReport) -> Table:
         ("unreadable", f"{len(report.unreadable):,}"),
         ("duplicates across splits", f"{len(report.duplicates_across):,}"),
         ("duplicates within a split", f"{report.duplicates_within:,}"),
+        ("near-duplicates across splits", f"{len(report.near_across):,} pairs"),
+        ("near-duplicates within a split", f"{report.near_within:,} pairs"),
         ("suspicious rows", f"{len(report.suspicious):,}"),
     ):
         table.add_row(name, fact)
@@ -180,14 +185,14 @@ def _findings(title: str, findings: Sequence[ImageFinding]) -> list[Table]:
     return [table]
 
 
-def _duplicates(report: CatalogReport) -> list[Table]:
+def _duplicates(title: str, found: Sequence[Duplicate]) -> list[Table]:
     from rich.table import Table
 
-    if not report.duplicates_across:
+    if not found:
         return []
-    title = f"Exact duplicates across splits ({len(report.duplicates_across):,})"
+    title = f"{title} across splits ({len(found):,})"
     table = Table("images", "tags agree", title=title, title_justify="left")
-    for row in report.duplicates_across[:SHOWN]:
+    for row in found[:SHOWN]:
         pairs = zip(row.image_ids, row.splits, strict=True)
         table.add_row(", ".join(f"{i} ({s})" for i, s in pairs), "yes" if row.same_labels else "no")
     return [table]

@@ -77,3 +77,49 @@ def test_large_images_count_as_unreadable(shop, manifest):
     path = manifest("path,tags", "images/0.jpg,x")
     report = check_catalog(read_catalog(path), max_pixels=100)
     assert "above the limit" in report.unreadable[0].reason
+
+
+def photographs(n_products, n_views, rng):
+    """Records of products with views that do not look alike, tags of the product on each view."""
+    records = []
+    for product in range(n_products):
+        tags = [f"t{k}" for k in rng.choice(30, 5, replace=False)]
+        for view in range(n_views):
+            pixels = rng.integers(0, 255, (16, 16, 3), np.uint8)
+            name = f"p{product:03d}{'abc'[view]}"
+            records.append({"image": Image.fromarray(pixels), "image_id": name, "tags": tags})
+    return records
+
+
+def test_without_products_the_check_warns_where_tags_or_names_suggest_them():
+    records = photographs(20, 3, np.random.default_rng(0))
+    warning = check_catalog(read_catalog(records), workers=1).missing_products
+    assert warning == ""  # noise never looks alike: nearest neighbours have other tags
+    for i, record in enumerate(records):
+        record["image_id"] = f"p{i // 3}_{i % 3}"
+    warning = check_catalog(read_catalog(records), workers=1).missing_products
+    assert "60 ids have 20 beginnings" in warning
+    assert "--group-by 'id:(.+)[_-]'" in warning
+    for record in records:
+        record["title"] = f"thing {record['image_id'][:3]}"
+    assert "--group-by title" in check_catalog(read_catalog(records), workers=1).missing_products
+    for record in records:
+        record["group"] = record["title"]
+    assert check_catalog(read_catalog(records), workers=1).missing_products == ""
+
+
+def test_copies_of_another_size_are_near_duplicates(shop, manifest):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 255, (8, 8, 1), np.uint8)
+    small = Image.fromarray(np.tile(grey, 3))
+    small.resize((64, 64), Image.Resampling.NEAREST).save(shop / "images" / "a.png")
+    small.resize((160, 160), Image.Resampling.NEAREST).save(shop / "images" / "b.jpg", quality=90)
+    path = manifest(
+        "path,tags,split",
+        "images/a.png,x,train",
+        "images/b.jpg,x,test",
+        "images/0.jpg,x,test",
+    )
+    report = check_catalog(read_catalog(path))
+    assert [d.image_ids for d in report.near_across] == [("images/a", "images/b")]
+    assert (report.duplicates_across, report.near_within) == ((), 0)

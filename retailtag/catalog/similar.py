@@ -1,0 +1,258 @@
+"""Near-duplicates and photographs of one product, found without a product column.
+
+Two images belong together if they look nearly the same, or if they carry the same tags and the
+catalogue's tags identify products (see `tags_name_products`). Photographs of one product from
+several angles differ as much as photographs of different products do, so looks alone seldom find
+them; tags that a merchandiser gives to a product are the same on all its photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.table import POSITIVE
+from retailtag.errors import DataError
+
+Pairs = NDArray[np.int64]  # (n_pairs, 2), image numbers
+
+# On 9,000 images of a real shop 83 % of the pairs above this cosine of centred embeddings were
+# known duplicates, at 0.98 54 % (results/leaks.csv).
+NEAR_COSINE = 0.99
+# Lower 1 % of the pairs of one product have less; tells it from chance when tags agree too.
+TAGGED_COSINE = 0.3
+NEAR_RMS = 3.0  # of thumbnails, in levels of 255: 93 % of the pairs on those images were duplicates
+MAX_PHOTOS = 50  # images of one product; a larger cluster is only made of equal images
+MIN_TAGS = 3  # a set of fewer tags says nothing about the product
+MIN_SIGN = 5  # nearest neighbours with equal tags before tags count as identifying products
+N_ANCHORS = 2_000  # images whose nearest neighbour is looked at for that
+BLOCK = 2_048  # images on each side of one matrix product
+MAX_MEAN_PAIRS = 100  # near neighbours of an image on average; with more, vectors tell nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What images look like: i and j are close by ``left[i] @ right[j]``, larger is closer."""
+
+    left: NDArray[np.float32]  # (n_images, k)
+    right: NDArray[np.float32]  # (n_images, k)
+    seen: NDArray[np.bool_]  # (n_images,), whether the image has a vector; the others match nothing
+    near: float  # closeness of near-duplicates
+    tagged: float  # closeness that images with the same tags must have
+
+    @classmethod
+    def of_embeddings(cls, X: NDArray[np.float32], seen: NDArray[np.bool_]) -> Look:
+        """Closeness by cosine; `X` (n_seen, dim) are the embeddings of the images `seen`."""
+        # Without the mean, which all images share and which makes every cosine large.
+        centred = X - X.mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        Z = np.zeros((len(seen), X.shape[1]), np.float32)
+        Z[seen] = centred
+        return cls(Z, Z, seen, NEAR_COSINE, TAGGED_COSINE)
+
+    @classmethod
+    def of_thumbnails(cls, pixels: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Look:
+        """Closeness by mean squared difference; `pixels` are uint8 (n_images, side, side, 3)."""
+        T = pixels.reshape(len(pixels), -1).astype(np.float32)
+        T -= T.mean(axis=0)  # smaller numbers, smaller rounding errors
+        half = -(T * T).sum(axis=1, keepdims=True) / 2
+        one = np.ones_like(half)
+        # [a, 1, -|a|^2/2] @ [b, -|b|^2/2, 1] = -|a - b|^2 / 2
+        left = np.hstack([T, one, half])
+        right = np.hstack([T, half, one])
+        # Other angles of a product have quite other thumbnails: with the same tags, all count.
+        return cls(left, right, seen, -T.shape[1] * NEAR_RMS**2 / 2, -np.inf)
+
+    def closeness(self, pairs: Pairs) -> NDArray[np.float32]:
+        """Closeness of each pair (n_pairs,)."""
+        found = np.empty(len(pairs), np.float32)
+        for start in range(0, len(pairs), BLOCK * 8):
+            i, j = pairs[start : start + BLOCK * 8].T
+            found[start : start + BLOCK * 8] = np.einsum("ij,ij->i", self.left[i], self.right[j])
+        return found
+
+
+def near_pairs(look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Pairs:
+    """Near-duplicates, one image of `rows` and one of `columns`, both ascending image numbers.
+
+    A pair within both is given once, the smaller number first. Blocks of the matrix of all
+    closenesses are computed one at a time, so that memory does not grow with its size.
+
+    Raises
+    ------
+    DataError
+        If images have over `MAX_MEAN_PAIRS` near-duplicates on average: such vectors are alike for
+        all images.
+    """
+    found = []
+    n_found = 0
+    same = np.array_equal(rows, columns)
+    for a in range(0, len(rows), BLOCK):
+        i = rows[a : a + BLOCK]
+        for b in range(a if same else 0, len(columns), BLOCK):
+            j = columns[b : b + BLOCK]
+            inside, other = np.nonzero(look.left[i] @ look.right[j].T >= look.near)
+            pairs = np.stack([i[inside], j[other]], axis=1)
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]] if same else pairs
+            found.append(pairs)
+            n_found += len(pairs)
+            if n_found > MAX_MEAN_PAIRS * max(len(rows), 1):
+                raise DataError(
+                    f"Images have over {MAX_MEAN_PAIRS} near-duplicates on average, so these "
+                    "embeddings or thumbnails do not tell images apart; use other features."
+                )
+    return np.concatenate(found).astype(np.int64) if found else np.empty((0, 2), np.int64)
+
+
+def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
+    """Whether images with the very same tags show one product, by the images that look alike most.
+
+    Photographs of one product have equal tags if tags are given to products. If a catalogue has
+    one photograph per product, or if tags are given to photographs, an image's nearest neighbour
+    has nearly the same tags more often than exactly the same. `labels` are int8 (n_images, n_tags).
+    """
+    has = (labels == POSITIVE).astype(np.float32)
+    size = has.sum(axis=1)
+    usable = np.flatnonzero(look.seen & (size >= MIN_TAGS))
+    anchors = usable[:: max(len(usable) // N_ANCHORS, 1)]
+    nearest = _nearest(look, anchors, np.flatnonzero(look.seen))
+    anchors = anchors[nearest >= 0]
+    nearest = nearest[nearest >= 0]
+    # |A| + |B| - 2 |A and B|: tags that one of the two images has and the other has not
+    differ = size[anchors] + size[nearest] - 2 * (has[anchors] * has[nearest]).sum(axis=1)
+    n_equal = int((differ == 0).sum())
+    n_close = int(((differ == 1) | (differ == 2)).sum())
+    return n_equal >= MIN_SIGN and n_equal >= 2 * n_close
+
+
+def _nearest(look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The image of `columns` nearest to each of `rows` other than a copy; -1: none (n_rows,)."""
+    best = np.full(len(rows), -np.inf, np.float32)
+    found = np.full(len(rows), -1, np.intp)
+    for b in range(0, len(columns), BLOCK):
+        j = columns[b : b + BLOCK]
+        closeness = look.left[rows] @ look.right[j].T
+        # The image itself and copies of its pixels have the same tags in any catalogue.
+        closeness[closeness >= look.near] = -np.inf
+        here = closeness.argmax(axis=1)
+        value = closeness[np.arange(len(rows)), here]
+        closer = value > best
+        best[closer] = value[closer]
+        found[closer] = j[here[closer]]
+    return found
+
+
+def tagged_pairs(look: Look, labels: NDArray[np.int8]) -> Pairs:
+    """Images with the very same tags, at least `MIN_TAGS`, that look somewhat alike."""
+    pairs = [rows[_every_two(len(rows))] for rows in _same_tags(labels, look.seen)]
+    found = np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
+    return found[look.closeness(found) >= look.tagged]
+
+
+def _every_two(n: int) -> NDArray[np.intp]:
+    """Every two of n positions, (n (n - 1) / 2, 2)."""
+    return np.stack(np.triu_indices(n, 1), axis=1)
+
+
+def _same_tags(labels: NDArray[np.int8], seen: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """Images that share all their tags, from 2 to `MAX_PHOTOS` together, ascending."""
+    has = labels == POSITIVE
+    usable = np.flatnonzero(seen & (has.sum(axis=1) >= MIN_TAGS))
+    packed = np.packbits(has[usable], axis=1)
+    by_tags: dict[bytes, list[int]] = {}
+    for row, key in zip(usable.tolist(), packed, strict=True):
+        by_tags.setdefault(key.tobytes(), []).append(row)
+    for rows in by_tags.values():
+        if 2 <= len(rows) <= MAX_PHOTOS:
+            yield np.array(rows, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarImages:
+    """Images in clusters that show one product each, as far as looks and tags tell."""
+
+    cluster: NDArray[np.int64]  # (n_images,), numbered by the first image of each cluster
+    by_tags: bool  # whether equal tags counted; see `tags_name_products`
+    n_unseen: int  # images without a vector, each a cluster of its own
+
+    @property
+    def members(self) -> list[NDArray[np.intp]]:
+        """Images of each cluster of two or more, the largest cluster first."""
+        order = np.argsort(self.cluster, kind="stable")
+        starts = np.flatnonzero(np.diff(self.cluster[order], prepend=-1))
+        found = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+        return sorted(found, key=lambda rows: (-len(rows), rows[0]))
+
+
+def similar_images(look: Look, labels: NDArray[np.int8]) -> SimilarImages:
+    """Cluster images so that every two of a cluster are similar; `labels` (n_images, n_tags).
+
+    Complete linkage: the closest pairs are joined first, and two clusters only where all their
+    images are similar to each other and at most `MAX_PHOTOS` together, so that no chain of similar
+    images swallows a catalogue. Images with equal vectors are always together.
+    """
+    first = _first_equal(look)
+    distinct = np.flatnonzero((first == np.arange(len(first))) & look.seen)
+    pairs = near_pairs(look, distinct, distinct)
+    by_tags = tags_name_products(look, labels)
+    if by_tags:
+        tagged = tagged_pairs(look, labels)
+        # Pairs of copies become pairs of the images that stand for them.
+        tagged = np.sort(first[tagged], axis=1)
+        pairs = np.concatenate([pairs, tagged[tagged[:, 0] < tagged[:, 1]]])
+    pairs = np.unique(pairs, axis=0)
+    pairs = pairs[np.argsort(-look.closeness(pairs), kind="stable")]
+    cluster = _complete_linkage(len(first), pairs)[first]
+    return SimilarImages(cluster, by_tags, int((~look.seen).sum()))
+
+
+def _first_equal(look: Look) -> NDArray[np.int64]:
+    """The first image with the same vector as each image (n_images,)."""
+    first = np.arange(len(look.seen))
+    known: dict[bytes, int] = {}
+    for row in np.flatnonzero(look.seen).tolist():
+        first[row] = known.setdefault(look.left[row].tobytes(), row)
+    return first
+
+
+def _complete_linkage(n: int, pairs: Pairs) -> NDArray[np.int64]:
+    """Cluster (n,) of each image, named by its first one; `pairs` are the closest first."""
+    similar: dict[int, set[int]] = {}
+    for i, j in pairs.tolist():
+        similar.setdefault(i, set()).add(j)
+        similar.setdefault(j, set()).add(i)
+    cluster = list(range(n))
+    members = {i: [i] for i in similar}
+    for i, j in pairs.tolist():
+        a, b = sorted((cluster[i], cluster[j]))
+        if a == b or len(members[a]) + len(members[b]) > MAX_PHOTOS:
+            continue
+        if all(similar[x].issuperset(members[b]) for x in members[a]):
+            for x in members[b]:
+                cluster[x] = a
+            members[a] += members.pop(b)
+    return np.array(cluster, np.int64)
+
+
+def similar_in(
+    look: Look,
+    labels: NDArray[np.int8],
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+) -> dict[int, int]:
+    """Images of `rows` with a similar image in `columns`, and the closest such image.
+
+    `rows` and `columns` are disjoint image numbers, ascending.
+    """
+    pairs = near_pairs(look, rows[look.seen[rows]], columns[look.seen[columns]])
+    if tags_name_products(look, labels):
+        tagged = tagged_pairs(look, labels)
+        tagged = np.concatenate([tagged, tagged[:, ::-1]])
+        keep = np.isin(tagged[:, 0], rows) & np.isin(tagged[:, 1], columns)
+        pairs = np.concatenate([pairs, tagged[keep]])
+    # A dictionary keeps the last of equal keys, so the closest pair comes last.
+    order = np.argsort(look.closeness(pairs), kind="stable")
+    return dict(pairs[order].tolist())
