@@ -473,6 +473,8 @@ def _context(catalog: Any, settings: BakeoffSettings, progress: Progress | None)
     from retailtag.context import RunContext
 
     found, provenance = _read(catalog, settings)
+    for note in found.notes:
+        (progress or SILENT).say(note)
     return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
 
 

@@ -68,6 +68,15 @@ class CatalogSettings(Section):
         metavar="NAME,...",
         advanced=True,
     )
+    one_hot: tuple[str, ...] = setting(
+        (),
+        "Columns of 0 and 1 that are a tag each; * stands for any characters.",
+        metavar="COLUMN,...",
+        advanced=True,
+    )
+    tag_separator: str = setting(
+        "", "What separates the tags in a cell; default: |.", metavar="TEXT", advanced=True
+    )
     path_column: str = setting(
         "",
         "Column of the images' paths; default: path, file_name, filename or image.",

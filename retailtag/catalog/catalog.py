@@ -35,6 +35,7 @@ class Catalog:
     title: NDArray[np.str_]  # free text, empty where none was given, (n_images,)
     table: TagTable  # labels (n_images, n_tags) and training counts
     images: ImageSource  # gives the bytes of row i
+    notes: tuple[str, ...] = ()  # sentences on what was left out or assumed in reading it
 
     def __post_init__(self) -> None:
         n = len(self.image_ids)

@@ -75,6 +75,7 @@ class CatalogReport:
     suspicious: tuple[ImageFinding, ...]
     tag_notes: tuple[str, ...]
     exclusive: tuple[str, ...] = ()  # attributes recorded to have one value an image
+    notes: tuple[str, ...] = ()  # what was left out or assumed in reading the catalogue
 
     @property
     def n_images(self) -> int:
@@ -140,6 +141,7 @@ def check_catalog(
         suspicious=tuple(_suspicious(catalog, inspections, per_image)),
         tag_notes=tuple(_tag_notes(catalog)),
         exclusive=catalog.table.exclusive,
+        notes=catalog.notes,
     )
 
 

@@ -39,6 +39,15 @@ class Problems:
         if broken:
             self._broken.add(row)
 
+    def joined(self, groups: Sequence[Sequence[int]]) -> Problems:
+        """The same complaints where each of `groups` of rows has become one row."""
+        joined = Problems([self.row_numbers[group[0]] for group in groups])
+        for row, group in enumerate(groups):
+            for old in group:
+                for sentence in self._by_row.get(old, ()):
+                    joined.add(row, sentence, broken=old in self._broken)
+        return joined
+
     def lines(self) -> list[str]:
         """One line a row, in row order."""
         return [
@@ -58,6 +67,7 @@ class Manifest:
     image_column: str = ""  # Parquet column of image bytes, if there is one
     in_memory: bool = False  # whether it is a table or a list of records
     images: list[Any] = field(default_factory=list)  # bytes or PIL images of a table in memory
+    notes: list[str] = field(default_factory=list)  # sentences on what was left out or assumed
 
     def __len__(self) -> int:
         return len(self.problems.row_numbers)

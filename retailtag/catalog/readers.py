@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.catalog.labels import TagColumn, encode_labels
+from retailtag.catalog.labels import encode_labels
 from retailtag.catalog.manifest import (
     NESTED,
     NO_TAGS,
@@ -31,7 +32,10 @@ from retailtag.catalog.manifest import (
     read_records,
     read_table,
 )
+from retailtag.catalog.rows import join_rows
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
+from retailtag.catalog.tag_cells import EMPTY_WORDS, better_separator, parse_cell
+from retailtag.catalog.tag_columns import tag_columns
 from retailtag.errors import BadCatalogue, DataError, UsageError
 from retailtag.files import write_text
 from retailtag.images.memory import MemoryImages
@@ -134,8 +138,10 @@ def read_catalog(
     images = how.images[0] if how.images else None
     if not use_split:
         manifest.columns.pop("split", None)
+    manifest = join_rows(manifest, attributes)
     problems = manifest.problems
     _check_columns(manifest, attributes)
+    cells = tag_columns(manifest, how)
     _check_text(manifest, attributes)
     paths = [str(c) for c in manifest.columns["path"]]
     if manifest.in_memory and images is None and paths and all(map(os.path.isabs, paths)):
@@ -147,7 +153,7 @@ def read_catalog(
     _check_files(found, safe, manifest, problems)
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
-    tags, labels = encode_labels(*_tag_columns(manifest, attributes), len(manifest), problems)
+    tags, labels = encode_labels(cells, len(manifest), problems)
     exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
     if lines := problems.lines():
         raise BadCatalogue(str(manifest.path), lines)
@@ -161,6 +167,7 @@ def read_catalog(
         title=np.array([" ".join(str(t).split()) for t in _column(manifest, "title")]),
         table=replace(table, exclusive=exclusive),
         images=found,
+        notes=tuple(manifest.notes),
     )
 
 
@@ -172,16 +179,16 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
     """
     if isinstance(catalog.images, MemoryImages):
         raise DataError(f"The images of {catalog.path} have no paths that a manifest could name.")
-    tags = np.array(catalog.table.tags, dtype=object)
-    labels = catalog.table.labels
+    present = _tag_texts(catalog, POSITIVE)
+    unknown = _tag_texts(catalog, UNKNOWN)
     # Tags alone do not say which attributes have one value: the manifest repeats it in every row.
     one_of = catalog.table.exclusive and (SEPARATOR.join(catalog.table.exclusive),)
     rows = (
         (
             str(catalog.image_ids[i]),
             catalog.images.paths[i],
-            SEPARATOR.join(tags[labels[i] == POSITIVE]) or NO_TAGS,
-            SEPARATOR.join(tags[labels[i] == UNKNOWN]),
+            present[i] or NO_TAGS,
+            unknown[i],
             str(catalog.split[i]),
             str(catalog.group[i]),
             str(catalog.title[i]),
@@ -191,6 +198,19 @@ def write_catalogue(catalog: Catalog, path: Path) -> None:
     )
     header = ("image_id", "path", "tags", "tags_unknown", "split", "group", "title")
     write_text(path, csv_text((*header, ONE_OF) if one_of else header, rows))
+
+
+def _tag_texts(catalog: Catalog, state: int) -> list[str]:
+    """Each row's tags of a state, joined; as JSON lists if joined they would be read otherwise."""
+    tags = np.array(catalog.table.tags, dtype=object)
+    rows = [tags[row == state].tolist() for row in catalog.table.labels]
+    texts = [SEPARATOR.join(row) for row in rows]
+    distinct = dict(zip(texts, rows, strict=True))
+    if better_separator(distinct, SEPARATOR, known=catalog.table.tags) is None and all(
+        parse_cell(text, SEPARATOR)[0] == row for text, row in distinct.items()
+    ):
+        return texts
+    return [json.dumps(row, ensure_ascii=False) if row else "" for row in rows]
 
 
 def _open(source: Any) -> Manifest:
@@ -301,7 +321,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _column(manifest: Manifest, name: str) -> Sequence[Cell]:
-    return manifest.columns.get(name) or [""] * len(manifest)
+    cells = manifest.columns.get(name) or [""] * len(manifest)
+    return ["" if cell in EMPTY_WORDS else cell for cell in cells]
 
 
 def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
@@ -315,11 +336,6 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
         raise UsageError(
             f"--attributes {', '.join(absent)}: {manifest.path} has no such column; "
             f"its columns are {listed}."
-        )
-    if "tags" not in there and not attributes:
-        raise DataError(
-            f"{manifest.path} has no column tags; name the columns that hold tags with "
-            f"--attributes (its columns are {listed})."
         )
 
 
@@ -450,13 +466,3 @@ def _splits(manifest: Manifest, problems: Problems) -> NDArray[np.str_]:
     for row in np.flatnonzero(~np.isin(split, SPLITS)):
         problems.add(int(row), f"unknown split '{split[row]}' (expected {', '.join(SPLITS)})")
     return split
-
-
-def _tag_columns(
-    manifest: Manifest, attributes: Sequence[str]
-) -> tuple[list[TagColumn], TagColumn | None]:
-    columns = manifest.columns
-    present = [TagColumn("tags", columns["tags"])] if "tags" in columns else []
-    present += [TagColumn(name, columns[name], f"{name}:") for name in attributes]
-    unknown = columns.get("tags_unknown")
-    return present, TagColumn("tags_unknown", unknown) if unknown else None

@@ -79,6 +79,7 @@ def _sentences(found: SplitCatalog, out: Path) -> Text:
     from rich.text import Text
 
     lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)]
+    lines += found.catalog.notes
     lines += found.unsatisfied or ["Every size is exact, and every tag is in every split."]
     # Paths in the new manifest are relative to the images' root, not to the manifest.
     root = getattr(found.catalog.images, "root", out.parent)
@@ -100,6 +101,7 @@ def _report(report: CatalogReport) -> Group:
     from rich.text import Text
 
     parts: list[Table | Text] = [_facts(report), Text(_frequency_plot(report))]
+    parts += [Text(note) for note in report.notes]
     parts += _findings("Unreadable images", report.unreadable)
     parts += _duplicates("Exact duplicates", report.duplicates_across)
     parts += _duplicates("Near-duplicates", report.near_across)
