@@ -131,7 +131,10 @@ def extract(
     context = _context(catalog, s, progress)
     rows = WHOLE if shard is None else Shard.parse(str(shard))
     local = local_weights(s.compute.weights, s.backbones)
-    models = [load_backbone(i, weights=local.get(i), device=context.device) for i in s.backbones]
+    models = [
+        load_backbone(i, weights=local.get(i), device=context.device, progress=context.progress)
+        for i in s.backbones
+    ]
     engines = [choose_engine(context, model, s.extract, shard=rows) for model in models]
     embedders = [chosen.embedder for chosen in engines]
     summaries = extract_together(

@@ -37,6 +37,7 @@ class LoadedModel:
     preprocess: Preprocess
     architecture: dict[str, Any]  # library, model and its arguments, as plain JSON values
     output: str  # which tensor is the embedding
+    note: str = ""  # what was stripped or converted to read the weights
     # texts and a device to float32 (n_texts, dim_text), not normalised
     encode_text: EncodeText | None = None
 

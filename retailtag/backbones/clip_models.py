@@ -19,7 +19,8 @@ from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
 from retailtag.backbones.preprocess import Preprocess, pair, triple, with_arguments
-from retailtag.backbones.weights import State, fit_state, read_state, weights_file
+from retailtag.backbones.tensor_file import State
+from retailtag.backbones.weights import Target, split_branch, weights_file
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.files import read_json
 
@@ -54,6 +55,7 @@ def build(
 
     The ``open_clip_config.json`` of a local folder decides architecture and preprocessing.
     """
+    weights, branch = split_branch(weights)
     from_hub = weights is None and not random_weights
     folder = weights if weights is not None and (weights / CONFIG_NAME).is_file() else None
     stored = _folder_config(folder) if folder else {}
@@ -64,8 +66,7 @@ def build(
     tag = {} if stored else pretrained.get_pretrained_cfg(backbone_id.model, backbone_id.tag)
     path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     model, config = _create(backbone_id, stored, tag)
-    if path is not None:
-        _load(model, path)
+    note = _load(model, path, branch) if path is not None else ""
     if "size" in backbone_id.preprocess_args and hasattr(model.visual, "set_input_size"):
         # timm towers need the positions of their checkpoint's size until it is loaded
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
@@ -84,6 +85,7 @@ def build(
         preprocess=with_arguments(from_open_clip(config_of_images), backbone_id),
         architecture={"library": "open_clip", "model": backbone_id.model, "args": config},
         output="encode_image, projected, not normalised",
+        note=note,
         encode_text=_text_encoder(model, f"local-dir:{folder}" if folder else backbone_id.model),
     )
 
@@ -214,9 +216,13 @@ def _root_logger_unchanged() -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
 
 
-def _load(model: Any, path: Path) -> None:
-    state = _converted(model, read_state(path))
-    fit_state(model, state, path, optional=lambda name: name in _OPTIONAL)
+def _load(model: Any, path: Path, branch: str) -> str:
+    target = Target(
+        model,
+        optional=lambda name: name in _OPTIONAL,
+        convert=lambda state: _converted(model, state),
+    )
+    return target.load(path, branch)
 
 
 def _converted(model: Any, state: State) -> State:

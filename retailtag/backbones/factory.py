@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from retailtag.backbones.ids import BackboneId, resolve_id
 from retailtag.backbones.registry import FAMILIES, load_function
 from retailtag.errors import UsageError
+from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone, LoadedModel
@@ -23,25 +24,32 @@ def load_backbone(
     device: str = "cpu",
     random_weights: bool = False,
     seed: int = RANDOM_SEED,
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Load a pretrained image model by its id; see `retailtag.backbones.ids.resolve_id`.
 
     `weights` is a local file (safetensors, or a torch file of tensors) or folder (whose
-    ``config.json`` or ``open_clip_config.json`` is followed) instead of the published weights,
+    ``config.json`` or ``open_clip_config.json`` is followed) instead of the published weights;
+    ``?branch=NAME`` behind it chooses one of several sets of weights in a checkpoint. `progress` is
+    told what was stripped or converted to read it.
+
     `device` is ``cpu``, ``cuda`` or ``cuda:N``. With `random_weights` the weights are untrained and
     equal in every process, for tests, timing and training from scratch. The backbone is in
     evaluation mode; its id names timm's default tag if it named none and the published weights were
     loaded.
 
-    Raises `UsageError` if the id or the path is wrong, `DataError` if the weights do not fit the
-    architecture, are damaged, or would have to run code, and `Unavailable` if the weights, or files
-    or packages of the text tower, are missing and cannot be downloaded.
+    Raises `UsageError` if the id or the path is wrong or several sets of weights fit, `DataError`
+    if the weights do not fit the architecture, are damaged, or would have to run code, and
+    `Unavailable` if the weights, or files or packages of the text tower, are missing and cannot be
+    downloaded.
     """
     from retailtag.backbones.backbone import Backbone
 
     if weights is not None and random_weights:
         raise UsageError("Random weights and --weights exclude each other; drop one.")
     model = build_model(resolve_id(backbone_id), weights, random_weights=random_weights, seed=seed)
+    if model.note:
+        progress.say(model.note)
     return Backbone(model, device)
 
 

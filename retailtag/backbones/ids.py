@@ -145,6 +145,11 @@ def _parse_args(backbone_id: str, query: str) -> tuple[tuple[str, Value], ...]:
         key, equals, text = argument.partition("=")
         if not (equals and text and _KEY.fullmatch(key)):
             raise UsageError(f"Backbone {backbone_id}: write argument {argument!r} as name=value.")
+        if key == "branch":
+            raise UsageError(
+                f"Backbone {backbone_id}: a branch belongs to the weights file; write --weights "
+                f"FILE?branch={text}."
+            )
         if key in args:
             raise UsageError(f"Backbone {backbone_id} gives {key} twice; keep one.")
         args[key] = _value(text)

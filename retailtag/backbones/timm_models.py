@@ -25,7 +25,8 @@ from retailtag.backbones.preprocess import (
     triple,
     with_arguments,
 )
-from retailtag.backbones.weights import State, fit_state, read_state, weights_file
+from retailtag.backbones.tensor_file import State
+from retailtag.backbones.weights import Target, split_branch, weights_file
 from retailtag.errors import DataError, UsageError
 from retailtag.files import read_json
 
@@ -52,8 +53,10 @@ def build(
 ) -> LoadedModel:
     """Build a timm model and load its weights; see `retailtag.backbones.factory.load_backbone`.
 
-    A local folder is in timm's hub format: its ``config.json`` is followed if present.
+    The ``config.json`` of a local folder in timm's hub format is followed; of Hugging Face's own
+    models mean and standard deviation in ``preprocessor_config.json``.
     """
+    weights, branch = split_branch(weights)
     from_hub = weights is None and not random_weights
     backbone_id = _known(backbone_id, default_tag=from_hub)
     config = _folder_config(backbone_id, weights)
@@ -62,8 +65,7 @@ def build(
         _require_normalisation(backbone_id)
     path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     trunk = _create(backbone_id, args, config.get("pretrained_cfg", {}))
-    if path is not None:
-        _load(trunk, path)
+    note = _load(trunk, path, branch) if path is not None else ""
     layout = layout_of(trunk)
     return LoadedModel(
         id=backbone_id,
@@ -72,6 +74,7 @@ def build(
         preprocess=_preprocess(backbone_id, trunk),
         architecture={"library": "timm", "model": backbone_id.model, "args": args},
         output=f"forward_head(pre_logits=True), pool={_pool_name(trunk)}",
+        note=note,
     )
 
 
@@ -111,6 +114,8 @@ def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, A
     if weights is None or not (weights / "config.json").is_file():
         return {}
     config = read_json(weights / "config.json")
+    if isinstance(config, dict) and "model_type" in config and "architecture" not in config:
+        return _hugging_face_config(weights)
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if architecture != backbone_id.model:
         raise DataError(
@@ -122,6 +127,18 @@ def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, A
     known = {k: stored[k] for k in _CONFIG_KEYS if k in stored}
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     return {"model_args": args, "pretrained_cfg": known}
+
+
+def _hugging_face_config(weights: Path) -> dict[str, Any]:
+    """Normalisation of a model that Hugging Face's own library wrote; empty if it is not stored."""
+    place = weights / "preprocessor_config.json"
+    stored = read_json(place) if place.is_file() else {}
+    found = {
+        name: tuple(stored[f"image_{name}"])
+        for name in ("mean", "std")
+        if f"image_{name}" in stored
+    }
+    return {"pretrained_cfg": found} if found else {}
 
 
 def _create(backbone_id: BackboneId, args: dict[str, Any], overlay: dict[str, Any]) -> Any:
@@ -190,19 +207,24 @@ def _require_normalisation(backbone_id: BackboneId) -> None:
         )
 
 
-def _load(trunk: Any, path: Path) -> None:
-    state = _converted(trunk, read_state(path))
+def _load(trunk: Any, path: Path, branch: str) -> str:
     classifiers = trunk.pretrained_cfg.get("classifier") or ()  # two names if it was distilled
     names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     prefixes = tuple(f"{name}." for name in names)
-    fit_state(trunk, state, path, optional=lambda name: name.startswith(prefixes))
+    target = Target(
+        trunk,
+        optional=lambda name: name.startswith(prefixes),
+        convert=lambda state: _converted(trunk, state),
+    )
+    return target.load(path, branch)
 
 
 def _converted(trunk: Any, state: State) -> State:
     """Apply timm's conversion for this family: foreign names, position embeddings resized."""
     # timm keeps it as a function of the model's module and exports no way to ask for it
     home = vars(sys.modules[type(trunk).__module__])
-    convert = home.get("checkpoint_filter_fn") or home.get("_filter_fn")
+    names = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+    convert = next((home[name] for name in names if name in home), None)
     if convert is None:
         return state
     takes_model = len(inspect.signature(convert).parameters) > 1

@@ -25,7 +25,10 @@ def load(request: Request, backbone: str) -> Backbone:
     """Load a backbone, after freeing those of earlier stages."""
     gc.collect()
     weights = request.weights.get(backbone)
-    return load_backbone(backbone, weights=weights, device=request.context.device)
+    context = request.context
+    return load_backbone(
+        backbone, weights=weights, device=context.device, progress=context.progress
+    )
 
 
 class ExtractionPass:

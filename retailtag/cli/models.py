@@ -70,7 +70,10 @@ def verify(
 
     output = call.output
     loaded = load_backbone(
-        backbone, weights=weights, device=resolve_device(call.settings.compute.device)
+        backbone,
+        weights=weights,
+        device=resolve_device(call.settings.compute.device),
+        progress=output.progress,
     )
     if expect is not None and expect.lower() != loaded.weights_sha256:
         raise ArtefactError(

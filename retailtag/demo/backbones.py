@@ -13,7 +13,7 @@ from retailtag.backbones.backbone import EncodeText, LoadedModel
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, with_arguments
-from retailtag.backbones.weights import fit_state, read_state, weights_file
+from retailtag.backbones.weights import Target, split_branch, weights_file
 from retailtag.demo.weights_file import unpack
 from retailtag.errors import UsageError
 
@@ -35,12 +35,14 @@ def build(
 
     if max(with_arguments(PREPROCESS, backbone_id).size) > MAX_SIZE:
         raise UsageError(f"Backbone {backbone_id}: demo models take a size of at most {MAX_SIZE}.")
+    weights, branch = split_branch(weights)
     packaged = weights is None and not random_weights
     model = build_demo_model(backbone_id.model, weights="packaged" if packaged else None)
+    note = ""
     if weights is not None:
-        path = weights_file(weights)
-        fit_state(model, unpack(read_state(path), model.state_dict()), path)
-    return from_demo_model(backbone_id, model)
+        target = Target(model, convert=lambda state: unpack(state, model.state_dict()))
+        note = target.load(weights_file(weights), branch)
+    return replace(from_demo_model(backbone_id, model), note=note)
 
 
 def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:

@@ -242,7 +242,9 @@ def _from_probe(
 ) -> Tagger:
     ids = components_of(probe.facts["backbone"])
     local = _local_weights(weights, ids)
-    backbones = [load_backbone(i, weights=local.get(i), device=device) for i in ids]
+    backbones = [
+        load_backbone(i, weights=local.get(i), device=device, progress=progress) for i in ids
+    ]
     stored = probe.facts["stored_as"]
     engines = stored["engine"].split("+")  # one for all components, or one for each
     if len(engines) == 1:

@@ -1,0 +1,246 @@
+"""Read the tensors of a checkpoint by their dotted names; no code of the file is run.
+
+PyTorch files are pickles, which can call anything. They are read by torch's own restricted
+unpickler (``weights_only``), which knows tensors and plain containers. Every other class that a
+file names is replaced by an inert `Record`, so that training arguments and numpy scalars beside the
+tensors do not stop the reading, and nothing of them is imported or called.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from retailtag.errors import DataError, named
+from retailtag.files import head_of, other_kind
+
+State = dict[str, Tensor]
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+MAX_DEPTH = 8  # of dictionaries in dictionaries; a pickle may nest a dictionary in itself
+
+_AGAIN = "download or copy it again"
+_SAVE = "where it was made, save the model's state_dict() as safetensors"
+# What no checkpoint needs: to name it means an attack. (Nothing else is called either.)
+_HOSTILE_MODULES = {"os", "posix", "nt", "sys", "subprocess", "runpy", "shutil", "socket", "pty"}
+_TENSOR_NAMES = (
+    "torch._utils.", "torch._tensor.", "torch.Size", "torch.serialization.", "collections.",
+    "_codecs.encode", "builtins.set",
+)  # fmt: skip
+_MODERN = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules of Python 2, as torch maps
+_HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "input", "__import__", "breakpoint"}
+# What torch's reader raises on damaged bytes.
+_DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, MemoryError,
+)  # fmt: skip
+# A file of the format before PyTorch 1.6 begins with three pickles before that of the content.
+_PICKLES_OF_OLD_FILE = 4
+
+
+class Record:
+    """Stands for an object of a class that is not imported; it takes everything, does nothing."""
+
+    path = ""  # module and name of the class
+    state: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it stands for a ``torch.nn.Module``."""
+        return isinstance(self.state, dict) and "_modules" in self.state
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a weights file by dotted name, and the classes of its whole modules."""
+
+    path: Path
+    tensors: State
+    models: tuple[str, ...] = ()  # tensors inside a module of such a class cannot be read
+
+    def needs_classes(self, classes: Sequence[str] = ()) -> DataError:
+        """The error of a file whose objects cannot be made without their classes."""
+        whole = "it holds a whole model instead of its tensors, and " if self.models else ""
+        return DataError(
+            f"{self.path} needs the class {named(self.models or classes)} to be read: {whole}"
+            f"retailtag runs no code of a weights file; {_SAVE}."
+        )
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read a safetensors or PyTorch file; nested names are joined by dots.
+
+    Raises `DataError` if the file is damaged, of another kind, holds no tensors, or needs classes.
+    """
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise DataError(
+            f"{path} has an unknown ending; weights are .safetensors, or torch files ending in "
+            f"{', '.join(TORCH_SUFFIXES)}."
+        )
+    head = head_of(path)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes); {_AGAIN}.")
+    # Both are recognised by content: files are renamed. A safetensors file begins with the length
+    # of its header in 8 bytes, then JSON; PyTorch's begin as zip or as pickle.
+    if head[8:9] == b"{" or not head.startswith((b"PK", b"\x80")):
+        return TensorFile(path, _read_safetensors(path, head))
+    content, classes = _read_torch(path)
+    tensors: State = {}
+    models: dict[str, None] = {}
+    for name, value in _leaves(content):
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, Record) and value.is_module:
+            models[value.path] = None
+    found = TensorFile(path, tensors, tuple(models))
+    if not tensors and classes:
+        raise found.needs_classes(classes)
+    if not tensors:
+        raise DataError(f"{path} holds no named tensors; save the model's state_dict().")
+    return found
+
+
+def _leaves(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values inside nested dictionaries."""
+    if isinstance(content, dict) and depth <= MAX_DEPTH:
+        # not content.items(): a pickle may give an OrderedDict an attribute of that name
+        for key, value in dict.items(content):
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    else:
+        yield prefix, content
+
+
+def _read_safetensors(path: Path, head: bytes) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        if kind := other_kind(head, "weights"):
+            raise DataError(f"{path} {kind}.") from error
+        raise DataError(
+            f"{path} is damaged or cut off, no complete weights file ({error}); {_AGAIN}."
+        ) from error
+
+
+def _read_torch(path: Path) -> tuple[Any, list[str]]:
+    """Content, and the classes that were not imported for it."""
+    try:
+        names = _globals(path)
+    except (*_DAMAGE, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged or cut off; {_AGAIN}.") from error
+    if hostile := [name for name in names if _is_hostile(name)]:
+        raise DataError(
+            f"{path} asks to run {named(hostile)}, which no weights need; nothing was run. The "
+            "file may be an attack: do not load it with other tools."
+        )
+    classes = [name for name in names if not name.startswith(_TENSOR_NAMES)]
+    try:
+        return _load(path, {name: _record(name) for name in names}), classes
+    except pickle.UnpicklingError:
+        pass  # some class is a dictionary, such as a configuration, which is filled item by item
+    # Numpy's objects take a state that a dictionary cannot take.
+    kinds = {n: _record(n) if n.startswith("numpy.") else _DictRecord for n in names}
+    try:
+        return _load(path, kinds), classes
+    except pickle.UnpicklingError as error:
+        # Torch's own message is left out: it advises to load the file with weights_only=False.
+        raise TensorFile(path, {}).needs_classes(classes or ["pickle"]) from error
+
+
+def _load(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
+    """Read with torch's restricted unpickler, `stand_ins` in place of the classes of that name."""
+    with (
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals([(stand_in, c) for c, stand_in in stand_ins.items()]),
+    ):
+        # torch warns about a pickle protocol that it did not write; such a file loads or is
+        # refused
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            with path.open("rb") as handle:  # of a path torch would judge by the suffix
+                return torch.load(handle, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise
+        except _DAMAGE as error:
+            raise DataError(f"{path} is damaged or cut off; {_AGAIN}.") from error
+
+
+def _record(path: str) -> type[Record]:
+    return type("Record", (Record,), {"path": path})
+
+
+class _DictRecord:
+    """Stands for a class that may be a dictionary: what is made of it is a plain one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()  # of all dictionaries that torch fills the one that takes attributes
+
+
+def _is_hostile(name: str) -> bool:
+    module, _, function = name.rpartition(".")
+    outer = module.partition(".")[0]
+    return outer in _HOSTILE_MODULES or (outer == "builtins" and function in _HOSTILE_BUILTINS)
+
+
+def _globals(path: Path) -> list[str]:
+    """Classes and functions that a torch file names; its pickle is disassembled, not run.
+
+    Raises `DataError` for a zip without such a pickle, `ValueError` and the like for damage.
+    """
+    if not head_of(path).startswith(b"PK"):
+        with path.open("rb") as handle:
+            found = _named_by(handle)  # else it is no pickle
+            with suppress(ValueError):  # a single pickle, which torch did not write
+                for _ in range(_PICKLES_OF_OLD_FILE - 1):
+                    found |= _named_by(handle)
+            return sorted(found)
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        if any(member.endswith("/constants.pkl") for member in members):
+            raise DataError(
+                f"{path} is a TorchScript program, not weights; {_SAVE}, or take "
+                "torch.jit.load(FILE).state_dict() there if you trust the file."
+            )
+        pickles = [member for member in members if member.endswith("/data.pkl")]
+        if not pickles:
+            raise DataError(
+                f"{path} is a zip archive without PyTorch's weights (it holds {named(members)}); "
+                "give a weights file."
+            )
+        with archive.open(pickles[0]) as handle:
+            return sorted(_named_by(handle))
+
+
+def _named_by(handle: IO[bytes]) -> set[str]:
+    """Names that one pickle imports, as Python 3 calls them."""
+    found: set[str] = set()
+    texts: list[str] = []  # the last two are what STACK_GLOBAL takes
+    for opcode, argument, _ in pickletools.genops(handle):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            found.add(f"{_MODERN.get(module, module)}.{name}")
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(".".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
+    return found
