@@ -1,12 +1,16 @@
 """What every test may use: the reference implementations and the real data, where present."""
 
 import csv
+import gc
 import importlib.util
 import io
+import multiprocessing
 import sys
 import tarfile
 import uuid
 import zipfile
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +53,17 @@ def state(_state_of_all, monkeypatch) -> Path:
     folder = _state_of_all / uuid.uuid4().hex
     monkeypatch.setenv("RETAILTAG_STATE", str(folder))
     return folder
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries report at the exit what they take for leaks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_what_is_loaded():
+    """Keep garbage collections short: stages ask for them, and libraries are a million objects."""
+    gc.collect(1)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +128,20 @@ def tiny(tiny_csv):
     from retailtag.catalog.readers import read_catalog
 
     return read_catalog(tiny_csv)
+
+
+@pytest.fixture(scope="session")
+def small_csv(tmp_path_factory) -> Path:
+    """Half of that world, 36 products, for what trains; do not write beside it."""
+    return write_tiny_catalogue(tmp_path_factory.mktemp("small"), n_products=36)
+
+
+@pytest.fixture(scope="session")
+def small(small_csv):
+    """The same, read."""
+    from retailtag.catalog.readers import read_catalog
+
+    return read_catalog(small_csv)
 
 
 def encoded(shade: int = 0, kind: str = "JPEG", size: tuple[int, int] = (48, 40), **save) -> bytes:
@@ -181,13 +210,102 @@ def manifest(shop):
     return write
 
 
-@pytest.fixture(scope="session")
-def tiny_store(tiny, tmp_path_factory):
-    """Embeddings of the small world by demo:cnn; read only."""
+def _store_of(catalog, features):
     from retailtag.backbones import load_backbone
     from retailtag.context import RunContext
     from retailtag.extraction.extract import extract
     from retailtag.settings import ComputeSettings
 
-    compute = ComputeSettings(device="cpu", features=tmp_path_factory.mktemp("features"))
-    return extract(RunContext(tiny, compute=compute), load_backbone("demo:cnn")).store
+    compute = ComputeSettings(device="cpu", features=features)
+    return extract(RunContext(catalog, compute=compute), load_backbone("demo:cnn")).store
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny, tmp_path_factory):
+    """Embeddings of the small world by demo:cnn; read only."""
+    return _store_of(tiny, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="session")
+def small_store(small, tmp_path_factory):
+    """Embeddings of half of it by demo:cnn; read only."""
+    return _store_of(small, tmp_path_factory.mktemp("small-features"))
+
+
+def _time_few(patch):
+    """Let a latency be that of few images."""
+    from retailtag.tagger import latency
+
+    for name in ("WARM_UP_IMAGES", "SINGLE_IMAGES", "BATCH_SIZE"):
+        patch.setattr(latency, name, 2)
+
+
+@pytest.fixture
+def few_timed(monkeypatch):
+    """A latency measured in the test is that of few images."""
+    _time_few(monkeypatch)
+
+
+_TICK = count(1)  # a latency that is measured again is another
+
+
+@contextmanager
+def _quick_stages(*, timed: bool = False):
+    """Inside, a bake-off draws no report and measures no latency (`timed`: of few images).
+
+    Both take seconds a run, and most tests only ask whether these stages ran.
+    """
+    from retailtag.bakeoffs import pairs, stages
+    from retailtag.files import write_json
+    from retailtag.report.write import PICTURES
+
+    def write_report(result, decision, out):
+        for name in PICTURES:
+            (out / name).write_bytes(b"picture")
+        write_json(out / "bakeoff.json", result.to_json())
+        (out / "report.html").write_text("page")
+        return out / "report.html"
+
+    names = ("latency_ms_p50", "latency_ms_p95", "images_per_second", "parameters", "weights_mib")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "write_report", write_report)
+        patch.setattr(pairs, "LATENCY_IMAGES", 3)
+        _time_few(patch)
+        if not timed:
+            measured = lambda *a, **k: dict.fromkeys(names, next(_TICK))  # noqa: E731
+            patch.setattr(stages, "measure_pair", measured)
+        yield
+
+
+@pytest.fixture(scope="session")
+def quick_stages():
+    """Context manager for fixtures of a module; see `quick_bakeoffs`."""
+    return _quick_stages
+
+
+@pytest.fixture
+def quick_bakeoffs():
+    """The last stages of a bake-off write placeholders during the test."""
+    with _quick_stages():
+        yield
+
+
+@pytest.fixture(scope="session")
+def fork_script():
+    """Start a script in a process of its own, which has the libraries loaded already.
+
+    A new interpreter spends seconds on importing torch; the fork server of this session imports it
+    once. ``fork_script(code, *args)`` gives the started process; ``sys.argv[1:]`` are the texts of
+    `args`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retailtag.runs.finetune", "retailtag.catalog.readers"])
+    head = "import sys; sys.argv[1:] = ARGUMENTS; import torch; torch.set_num_threads(1)\n"
+
+    def start(code: str, *args: object) -> multiprocessing.Process:
+        names = {"ARGUMENTS": list(map(str, args)), "__name__": "__main__"}
+        process = context.Process(target=exec, args=(head + code, names))
+        process.start()
+        return process
+
+    return start

@@ -12,7 +12,7 @@ from retailtag.display import Displayed, View
 from retailtag.errors import RetailtagError, UsageError
 from retailtag.verbs import resolve
 
-PROBE = {"sweep_C": "0.01,1", "folds": 2, "heads": "logistic"}
+PROBE = {"sweep_C": "0.01", "folds": 2, "heads": "logistic"}
 FINETUNE = {"epochs": 1, "augment": "none", "blocks": 1}
 # what differs between equal runs: times, memory and latency, and digests of the files with them
 TIMED_FILES = ("bakeoff.json", "report.html", "history.jsonl", "quality_cost.png", "summary.png")
@@ -32,12 +32,12 @@ def _command(*words):
 
 
 @pytest.fixture(scope="module")
-def world(tiny_csv, tmp_path_factory):
+def world(small_csv, tmp_path_factory, quick_stages):
     """The same work by commands and by calls, each in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_stages(timed=True):
         patch.setattr(sys, "argv", ["retailtag"])
         patch.setenv("RETAILTAG_DEVICE", "cpu")
-        yield _World(tiny_csv, tmp_path_factory.mktemp("api"), patch)
+        yield _World(small_csv, tmp_path_factory.mktemp("api"), patch)
 
 
 class _World:
@@ -123,7 +123,7 @@ def test_results_show_themselves_as_text_and_html(world, verb):
 
 def test_results_are_tables(world):
     made, tags = world.made, len(world.made["probe"].run.probe.tags)
-    assert made["extract"].table.column("computed").to_pylist() == [140]
+    assert made["extract"].table.column("computed").to_pylist() == [72]
     per_tag = made["probe"].per_tag
     assert per_tag.column_names == ["tag", "group", "support", "ap", "C", "threshold"]
     assert per_tag.num_rows == tags

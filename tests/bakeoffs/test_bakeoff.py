@@ -64,6 +64,14 @@ def heard():
     return _Heard()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_images_for_latency():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WARM_UP_IMAGES", "SINGLE_IMAGES", "BATCH_SIZE"):
+            patch.setattr(f"retailtag.tagger.latency.{name}", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory, heard):
     root = tmp_path_factory.mktemp("bakeoff")
@@ -123,7 +131,7 @@ def test_a_second_run_does_nothing(finished, tiny):
     assert {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()} == before
 
 
-def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path):
+def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path, quick_bakeoffs):
     shutil.copytree(finished[0], tmp_path / "copy")
     settings = _settings(tmp_path / "copy")
     (pair_folder(settings.out, "demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(
@@ -134,7 +142,7 @@ def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path):
     assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
 
 
-def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path):
+def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path, quick_bakeoffs):
     run_bakeoff(tiny, _settings(tmp_path))
     for backbone in PAIRS:
         for strategy in ("probe", "finetune"):
@@ -208,13 +216,13 @@ def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
         Tagger.load(tmp_path)
 
 
-def test_unreadable_images_are_said_and_left_out(tiny_csv, tmp_path):
+def test_unreadable_images_are_said_and_left_out(tiny_csv, tmp_path, quick_bakeoffs):
     shutil.copytree(tiny_csv.parent, tmp_path / "shop")
     bad = [f"images/p{product:03d}-1.png" for product in (0, 3)]  # one to train, one to test
     for name in bad:
         (tmp_path / "shop" / name).write_bytes(b"broken")
     catalog = read_catalog(tmp_path / "shop" / "catalogue.csv")
-    settings = _settings(tmp_path, backbones=("demo:cnn",))
+    settings = _settings(tmp_path, backbones=("demo:cnn",), finetune=FinetuneSettings(epochs=0))
     run = run_bakeoff(catalog, settings)
     assert any("2 of 140 images could not be read" in f.sentence for f in run.result.findings)
     card = run.result.pairs[0].scorecard

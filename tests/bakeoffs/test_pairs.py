@@ -30,7 +30,7 @@ from retailtag.settings import (
 )
 from retailtag.tagger.tagger import Tagger
 
-QUICK = ProbeSettings(sweep_C="0.01", folds=2)
+QUICK = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
 
 
 def _settings(root, **changes):
@@ -61,7 +61,7 @@ def cut_off(tiny_csv, tmp_path):
     return read_catalog(tmp_path / "shop" / tiny_csv.name)
 
 
-def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path):
+def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path, quick_bakeoffs):
     run = run_bakeoff(cut_off, _settings(tmp_path, reading=ReadingSettings(allow_truncated=True)))
     assert all(p.scorecard.n_images == len(cut_off.rows("test")) for p in run.result.pairs)
     # without the option their embeddings, which lie in a store of their own, are not used
@@ -105,7 +105,7 @@ def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(tiny_csv,
         load_rows(catalog, store, catalog.rows("test"), 0)
 
 
-def test_stages_record_their_machine_and_a_moved_run_says_so(tiny, tmp_path):
+def test_stages_record_their_machine_and_a_moved_run_says_so(tiny, tmp_path, quick_bakeoffs):
     settings = _settings(tmp_path, strategies=("probe",))
     first = run_bakeoff(tiny, settings)
     assert not any(f.code == "several-machines" for f in first.result.findings)

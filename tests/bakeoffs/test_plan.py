@@ -2,15 +2,11 @@
 
 import shutil
 from dataclasses import replace
-from itertools import count
 
 import pytest
 
-from retailtag.bakeoffs import stages as bakeoff
 from retailtag.bakeoffs.plan import plan_bakeoff
 from retailtag.bakeoffs.run import run_bakeoff
-from retailtag.files import write_json
-from retailtag.report.write import PICTURES
 from retailtag.settings import (
     BakeoffSettings,
     ComputeSettings,
@@ -20,7 +16,7 @@ from retailtag.settings import (
     ScoreSettings,
 )
 
-PROBE = ProbeSettings(sweep_C="0.01", folds=2)
+PROBE = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
 
 
 def _settings(root, **changes):
@@ -37,29 +33,17 @@ def _settings(root, **changes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_drawn_or_timed():
+def _quick(quick_stages):
     """What the slow last stages write is no matter here, only whether they run."""
-
-    def write_report(result, decision, out):
-        for name in PICTURES:
-            (out / name).write_bytes(b"picture")
-        write_json(out / "bakeoff.json", result.to_json())
-        (out / "report.html").write_text("page")
-        return out / "report.html"
-
-    tick = count(1)  # a latency measured again is another
-    names = ("latency_ms_p50", "latency_ms_p95", "images_per_second", "parameters", "weights_mib")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bakeoff, "write_report", write_report)
-        patch.setattr(bakeoff, "measure_pair", lambda *a, **k: dict.fromkeys(names, next(tick)))
+    with quick_stages():
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(small, tmp_path_factory):
     """A run of both strategies without training, to copy."""
     root = tmp_path_factory.mktemp("plan")
-    run_bakeoff(tiny, _settings(root, strategies=("probe", "finetune")))
+    run_bakeoff(small, _settings(root, strategies=("probe", "finetune")))
     return root
 
 
@@ -88,38 +72,38 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_plan_and_run_agree(finished, tiny, tmp_path, name):
+def test_plan_and_run_agree(finished, small, tmp_path, name):
     shutil.copytree(finished, tmp_path / "copy")
     changes, damage = CHANGES[name]
     damage(tmp_path / "copy" / "run")
     settings = _settings(tmp_path / "copy", **{"strategies": ("probe", "finetune"), **changes})
-    planned = plan_bakeoff(tiny, settings)
-    ran = run_bakeoff(tiny, settings).ran
+    planned = plan_bakeoff(small, settings)
+    ran = run_bakeoff(small, settings).ran
     certain = [stage.name for stage in planned if stage.why and stage.certain]
     possible = [stage.name for stage in planned if stage.why]
     assert set(certain) <= set(ran) <= set(possible)
     assert [s for s in possible if s in ran] == ran
     assert (possible == []) == (ran == [])
-    assert not any(stage.why for stage in plan_bakeoff(tiny, settings))
+    assert not any(stage.why for stage in plan_bakeoff(small, settings))
 
 
-def test_the_plan_says_what_will_embed(finished, tiny, tmp_path):
+def test_the_plan_says_what_will_embed(finished, small, tmp_path):
     def why(root, **changes):
-        return plan_bakeoff(tiny, _settings(root, **changes))[0].why
+        return plan_bakeoff(small, _settings(root, **changes))[0].why
 
-    assert why(tmp_path) == "140 new images, eager-float32"
+    assert why(tmp_path) == "72 new images, eager-float32"
     asked = ExtractSettings(engine="onnxruntime", precision="fast")
-    assert why(tmp_path, extract=asked) == "140 new images, onnxruntime-float32"
-    more = replace(tiny, image_ids=tiny.image_ids + "-new")
+    assert why(tmp_path, extract=asked) == "72 new images, onnxruntime-float32"
+    more = replace(small, image_ids=small.image_ids + "-new")
     settings = _settings(finished, extract=ExtractSettings(precision="fast"))
-    assert plan_bakeoff(more, settings)[0].why == "140 new images, eager-float32"
+    assert plan_bakeoff(more, settings)[0].why == "72 new images, eager-float32"
 
 
-def test_back_from_another_dtype(finished, tiny, tmp_path):
+def test_back_from_another_dtype(finished, small, tmp_path):
     """The float32 store is reused, but the probe in the folder was fitted on the float16 one."""
     shutil.copytree(finished, tmp_path / "copy")
-    run_bakeoff(tiny, _settings(tmp_path / "copy", extract=ExtractSettings(dtype="float16")))
+    run_bakeoff(small, _settings(tmp_path / "copy", extract=ExtractSettings(dtype="float16")))
     back = _settings(tmp_path / "copy")
-    planned = [stage.name for stage in plan_bakeoff(tiny, back) if stage.why]
-    assert planned == run_bakeoff(tiny, back).ran
+    planned = [stage.name for stage in plan_bakeoff(small, back) if stage.why]
+    assert planned == run_bakeoff(small, back).ran
     assert "probe demo:cnn" in planned

@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,8 +123,10 @@ def test_what_looks_like_markup_is_shown_as_it_is(capsys):
     assert said.count("\n") == 7  # the long line is one
 
 
-def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here, capsys):
-    command = ["bakeoff", str(tiny_csv), "--backbones", "demo:dino", "--strategies", "probe"]
+def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(
+    small_csv, here, capsys, few_timed
+):
+    command = ["bakeoff", str(small_csv), "--backbones", "demo:dino", "--strategies", "probe"]
     command += ["--sweep-C", "0.1", "--folds", "2", "--out", "run", "--device", "cpu"]
     assert run([*command, "--plan"]) == 0
     planned = capsys.readouterr().out
@@ -142,7 +144,8 @@ def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(tiny_csv, here
 
 def test_sweep_without_a_value_means_the_full_grid(tiny_csv, here, capsys):
     assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
-    command = ["probe", str(tiny_csv), *SHORT, "--folds", "2", "--json", "--quiet", "--sweep-C"]
+    command = ["probe", str(tiny_csv), *SHORT, "--folds", "2", "--json", "--quiet"]
+    command += ["--heads", "logistic", "--sweep-C"]
     assert run(command) == 0
     assert _json(capsys)["n_fits"] == 2 * 45 * 9
 
@@ -210,39 +213,41 @@ def test_exceptions_carry_the_documented_codes():
     assert StaleFeatures("x").exit_code == 4
 
 
-def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv):
+def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv, fork_script):
     """SIGINT in the middle: 130, one sentence, and the same command ends the work."""
     slow = (
-        "import signal, time, sys\n"
+        "import os, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background
+        "folder, *sys.argv[1:] = sys.argv[1:]\n"
+        "os.chdir(folder)\n"
+        "sys.stderr = open('said', 'w')\n"
         "from retailtag.backbones import backbone\n"
         "real = backbone.Backbone.embed\n"
         "def embed(self, pixels):\n"
-        "    print('embedding', flush=True)\n"
+        "    open('embedding', 'w').close()\n"
         "    time.sleep(60)\n"
         "    return real(self, pixels)\n"
         "backbone.Backbone.embed = embed\n"
         "from retailtag.cli.main import main\n"
         "main()\n"
     )
-    command = [sys.executable, "-c", slow, "extract", str(tiny_csv), *SHORT]
-    command += ["--batch-size", "4", "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "embedding\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip() == f"retailtag: {program.INTERRUPTED}"
-    assert run(["extract", str(tiny_csv), *SHORT, "--quiet"]) == 0
+    command = ["extract", str(tiny_csv), *SHORT, "--batch-size", "4", "--quiet"]
+    process = fork_script(slow, here, *command)
+    while process.is_alive() and not (here / "embedding").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert (here / "said").read_text().strip() == f"retailtag: {program.INTERRUPTED}"
+    assert run(["extract", *command[1:-3], "--quiet"]) == 0
 
 
-def test_no_color_and_no_terminal_give_plain_lines(here, tiny_csv):
-    command = [sys.executable, "-m", "retailtag", "extract", str(tiny_csv), *SHORT]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"}
-    )
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "extract demo:cnn: 140 images in" in done.stderr
+def test_no_color_and_no_terminal_give_plain_lines(here, tiny_csv, monkeypatch, capsys):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(["extract", str(tiny_csv), *SHORT]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "extract demo:cnn: 140 images in" in said.err
 
 
 def test_progress_lines_hold_rate_and_time_left(capsys, monkeypatch):

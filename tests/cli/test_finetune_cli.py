@@ -11,12 +11,12 @@ QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_csv, tmp_path_factory):
+def prepared(small_csv, tmp_path_factory):
     """A folder with features and probe of the small world."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        same = [str(tiny_csv), "--backbone", "demo:cnn", "--device", "cpu", "--quiet"]
+        same = [str(small_csv), "--backbone", "demo:cnn", "--device", "cpu", "--quiet"]
         assert run(["extract", *same]) == 0
         assert (
             run(["probe", *same, "--sweep-C", "0.01", "--folds", "2", "--heads", "logistic"]) == 0
@@ -25,10 +25,10 @@ def prepared(tiny_csv, tmp_path_factory):
 
 
 @pytest.fixture
-def tune(prepared, tiny_csv, monkeypatch, tmp_path):
+def tune(prepared, small_csv, monkeypatch, tmp_path):
     """Run the command there, into a folder of its own."""
     monkeypatch.chdir(prepared)
-    common = [str(tiny_csv), "--backbone", "demo:cnn", "--device", "cpu", "--out", str(tmp_path)]
+    common = [str(small_csv), "--backbone", "demo:cnn", "--device", "cpu", "--out", str(tmp_path)]
     return lambda *options: run(["finetune", *common, *QUICK, *options])
 
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -381,19 +380,22 @@ def assert_same_data(a: FeatureStore, b: FeatureStore) -> None:
         assert (a.path / name).read_bytes() == (b.path / name).read_bytes()
 
 
-def test_a_run_resumed_after_sigkill_is_byte_identical(tmp_path):
+def test_a_run_resumed_after_sigkill_is_byte_identical(tmp_path, fork_script):
     """Kill the writer again and again, each time once it has committed one more segment."""
     features = tmp_path / "killed"
-    program = [sys.executable, __file__, str(features)]
+    program = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
     for _ in range(2):
         before = n_segments(features)
-        with subprocess.Popen(program) as writer:
-            while writer.poll() is None and n_segments(features) == before:
-                time.sleep(0.002)
-            writer.kill()
-        assert writer.returncode == -signal.SIGKILL
+        writer = fork_script(program, features)
+        while writer.is_alive() and n_segments(features) == before:
+            time.sleep(0.002)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
     assert 2 <= n_segments(features) < 13
-    subprocess.run(program, check=True)
+    writer = fork_script(program, features)
+    writer.join()
+    assert writer.exitcode == 0
     whole = write(tmp_path / "whole", pause=0.0)
     assert_same_data(FeatureStore.find(features, StandIn().spec()), whole.store)
 

@@ -33,7 +33,7 @@ def _settings(root, **changes):
         "backbones": (JOINT, "demo:cnn"),
         "out": root / "run",
         "compute": ComputeSettings(features=root / "features", device="cpu"),
-        "probe": ProbeSettings(sweep_C="0.01,1", folds=2),
+        "probe": ProbeSettings(sweep_C="0.01", folds=2, heads="logistic"),
         "finetune": FinetuneSettings(epochs=0),
         "score": ScoreSettings(replicates=100),
     }
@@ -53,11 +53,12 @@ class _Heard:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(small, tmp_path_factory, quick_stages):
     """Root of a finished run, the run, what its plan said, and what was said on the way."""
     root, heard = tmp_path_factory.mktemp("joint"), _Heard()
-    plan = plan_bakeoff(tiny, _settings(root))
-    return root, run_bakeoff(tiny, _settings(root), progress=heard), plan, heard.lines
+    plan = plan_bakeoff(small, _settings(root))
+    with quick_stages(timed=True):
+        return root, run_bakeoff(small, _settings(root), progress=heard), plan, heard.lines
 
 
 def test_it_is_a_pair_of_its_own_and_every_part_is_extracted_once(finished):
@@ -71,22 +72,22 @@ def test_it_is_a_pair_of_its_own_and_every_part_is_extracted_once(finished):
     assert line.startswith(f"finetune {JOINT}: skipped. Several backbones")
 
 
-def test_a_second_run_does_nothing_and_the_plan_knows(finished, tiny):
+def test_a_second_run_does_nothing_and_the_plan_knows(finished, small):
     root, first, _, _ = finished
-    assert not any(stage.why for stage in plan_bakeoff(tiny, _settings(root)))
-    again = run_bakeoff(tiny, _settings(root))
+    assert not any(stage.why for stage in plan_bakeoff(small, _settings(root)))
+    again = run_bakeoff(small, _settings(root))
     assert again.ran == []
     assert again.reused == first.ran
 
 
-def test_cost_is_that_of_both(finished, tiny):
+def test_cost_is_that_of_both(finished, small):
     root, run, _, _ = finished
     joint, alone = run.result.pairs[:2]
     stores = [
         FeatureStore.find(root / "features", load_backbone(b).spec())
         for b in ("demo:cnn", "demo:clip")
     ]
-    seconds = sum(len(tiny.rows("train")) * s.seconds / s.n_rows for s in stores)
+    seconds = sum(len(small.rows("train")) * s.seconds / s.n_rows for s in stores)
     assert joint.cost.extract_seconds == pytest.approx(seconds)
     clip = load_backbone("demo:clip")
     assert joint.cost.parameters > alone.cost.parameters + sum(
@@ -95,18 +96,18 @@ def test_cost_is_that_of_both(finished, tiny):
     assert joint.cost.weights_mib > alone.cost.weights_mib
 
 
-def test_tagger_runs_both_and_answers_as_the_predictions_do(finished, tiny):
+def test_tagger_runs_both_and_answers_as_the_predictions_do(finished, small):
     root = finished[0]
     folder = pair_folder(root / "run", JOINT, "probe")
     probe, predictions = Probe.load(folder), Predictions.load(folder / "predictions.npz")
     dims = [load_backbone(b).dim for b in ("demo:cnn", "demo:clip")]
-    assert probe.weight.shape == (len(tiny.table.tags), sum(dims))
+    assert probe.weight.shape == (len(small.table.tags), sum(dims))
     assert (np.abs(probe.weight[:, : dims[0]]).max(), np.abs(probe.weight[:, dims[0] :]).max()) > (
         (0, 0)
     )
-    rows = tiny.rows("test")[:5].tolist()
-    place = [predictions.image_ids.tolist().index(tiny.image_ids[i]) for i in rows]
-    logits = Tagger.load(folder).logits([tiny.images.read(i) for i in rows])
+    rows = small.rows("test")[:5].tolist()
+    place = [predictions.image_ids.tolist().index(small.image_ids[i]) for i in rows]
+    logits = Tagger.load(folder).logits([small.images.read(i) for i in rows])
     np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
     assert backbones_of(folder) == ("demo:cnn", "demo:clip")
 
@@ -125,9 +126,9 @@ def test_tagger_refuses_other_weights_of_a_part(finished, tmp_path):
     assert backbones_of(tmp_path / "nowhere") == ()
 
 
-def test_stores_are_found_together_or_the_missing_one_is_named(finished, tiny):
+def test_stores_are_found_together_or_the_missing_one_is_named(finished, small):
     compute = _settings(finished[0]).compute
-    context = RunContext(tiny, compute=compute)
+    context = RunContext(small, compute=compute)
     assert find_embeddings(context, JOINT).spec.backbone == JOINT
     alone = find_embeddings(context, "demo:clip")
     assert isinstance(alone, FeatureStore)
@@ -135,21 +136,21 @@ def test_stores_are_found_together_or_the_missing_one_is_named(finished, tiny):
         find_embeddings(context, "demo:cnn+demo:dino")
 
 
-def test_it_cannot_be_fine_tuned(tiny, tmp_path):
+def test_it_cannot_be_fine_tuned(small, tmp_path):
     with pytest.raises(UsageError, match=r"demo:cnn\+demo:clip: .*Add probe to --strategies"):
-        Request(RunContext(tiny), _settings(tmp_path, strategies=("finetune",)))
+        Request(RunContext(small), _settings(tmp_path, strategies=("finetune",)))
     with pytest.raises(UsageError, match="twice"):
         _settings(tmp_path, backbones=(JOINT, JOINT))
-    assert Request(RunContext(tiny), _settings(tmp_path)).fine_tuned == ("demo:cnn",)
+    assert Request(RunContext(small), _settings(tmp_path)).fine_tuned == ("demo:cnn",)
 
 
-def test_commands_take_it(finished, tiny_csv, tmp_path, monkeypatch, capsys):
+def test_commands_take_it(finished, small_csv, tmp_path, monkeypatch, capsys):
     root = finished[0]
     monkeypatch.chdir(tmp_path)
     names = ["--features", str(root / "features"), "--backbone", JOINT, "--device", "cpu"]
-    given = [str(tiny_csv), *names, "--quiet"]
+    given = [str(small_csv), *names, "--quiet"]
     assert command(["probe", *given, "--sweep-C", "0.1", "--folds", "2"]) == 0
-    image = str(tiny_csv.parent / "images" / "p003-0.png")
+    image = str(small_csv.parent / "images" / "p003-0.png")
     assert command(["predict", "runs/demo-cnn+demo-clip/probe", image]) == 0
     assert f"{image}: " in capsys.readouterr().out
     for verb in ("extract", "finetune"):

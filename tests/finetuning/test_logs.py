@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +69,7 @@ def test_a_fresh_run_begins_a_fresh_log(tmp_path):
     assert _rows(tmp_path / "log.jsonl") == [{"step": 1, "loss": 1.0}]
 
 
-def test_what_was_told_before_a_kill_is_there(tmp_path):
+def test_what_was_told_before_a_kill_is_there(tmp_path, fork_script):
     program = (
         "import os, signal\nfrom pathlib import Path\n"
         "from retailtag.finetuning.logs import open_logs\n"
@@ -78,8 +77,9 @@ def test_what_was_told_before_a_kill_is_there(tmp_path):
         "for step in range(1, 50): logs.metrics(step, {'loss': 0.5})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=False, env=os.environ.copy())
-    assert done.returncode == -signal.SIGKILL
+    killed = fork_script(program)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert [row["step"] for row in _rows(tmp_path / "log.jsonl")] == list(range(1, 50))
 
 

@@ -1,10 +1,7 @@
 """Fine-tunes as users start them: killed and started again, over seeds, refitted, searched."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 
@@ -33,22 +30,22 @@ def context(catalog):
 
 
 @pytest.fixture(scope="module")
-def probe(tiny, tiny_store, tmp_path_factory):
+def probe(small, small_store, tmp_path_factory):
     settings = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
-    return run_probe(context(tiny), tiny_store, tmp_path_factory.mktemp("probe"), settings).probe
+    return run_probe(context(small), small_store, tmp_path_factory.mktemp("probe"), settings).probe
 
 
 def load():
     return load_backbone("demo:cnn")
 
 
-def test_cached_activations_give_the_same_predictions(tiny, tiny_store, probe, tmp_path):
+def test_cached_activations_give_the_same_predictions(small, small_store, probe, tmp_path):
     runs = []
     for gigabytes in (0, None):
         config = replace(QUICK, cache_gb=gigabytes, cache_dtype="float32")
         out = tmp_path / str(gigabytes)
-        runs.append(run_finetune(context(tiny), tiny_store, load(), probe, out, config))
-    root = tiny_store.path.parent
+        runs.append(run_finetune(context(small), small_store, load(), probe, out, config))
+    root = small_store.path.parent
     kept = root.with_name(f"{root.name}-trunk")
     assert len(list(kept.glob("*/rows-*.bin"))) == 1
     plain, cached = (run.predictions.logits for run in runs)
@@ -57,9 +54,7 @@ def test_cached_activations_give_the_same_predictions(tiny, tiny_store, probe, t
 
 
 SCRIPT = """
-import sys
 from pathlib import Path
-import torch
 from retailtag.backbones import load_backbone
 from retailtag.catalog.readers import read_catalog
 from retailtag.settings import ComputeSettings, FinetuneSettings
@@ -69,7 +64,6 @@ from retailtag.runs.finetune import run_finetune
 from retailtag.probes.artefact import Probe
 from retailtag.store import FeatureStore
 
-torch.set_num_threads(1)
 csv, features, probe, out = sys.argv[1:]
 run_finetune(
     RunContext(read_catalog(Path(csv)), compute=ComputeSettings(workers=0)),
@@ -83,40 +77,36 @@ run_finetune(
 """
 
 
-def _start(*args):
-    command = [sys.executable, "-c", SCRIPT, *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
 def _kill_after(process, path, n_snapshots):
     """SIGKILL once `n_snapshots` snapshots were seen; whether that came before the end."""
     seen, last = 0, None
-    while process.poll() is None:
+    while process.is_alive():
         stamp = path.stat().st_mtime_ns if path.exists() else None
         if stamp is not None and stamp != last:
             seen, last = seen + 1, stamp
             if seen >= n_snapshots:
-                os.kill(process.pid, signal.SIGKILL)
-                process.communicate()
-                return True
+                process.kill()
+                break
         time.sleep(0.002)
-    process.communicate()
-    return False
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_run_goes_on_to_the_same_predictions(tiny, tiny_csv, tiny_store, probe, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_predictions(
+    small_csv, small_store, probe, tmp_path, fork_script
+):
     probe.save(tmp_path / "probe")
-    args = (tiny_csv, tiny_store.path.parent, tmp_path / "probe")
+    args = (SCRIPT, small_csv, small_store.path.parent, tmp_path / "probe")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kills = sum(
-        _kill_after(_start(*args, killed), killed / name, n)
-        for name, n in (("resume.pt", 7), ("resume-refit.pt", 3))
-    )
-    assert kills == 2
+    kills = [
+        _kill_after(fork_script(*args, killed), killed / name, n)
+        for name, n in (("resume.pt", 5), ("resume-refit.pt", 3))
+    ]
+    assert kills == [True, True]
     for out in (killed, whole):
-        process = _start(*args, out)
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
+        process = fork_script(*args, out)
+        process.join()
+        assert process.exitcode == 0
     a, b = (Predictions.load(out / "predictions.npz") for out in (killed, whole))
     np.testing.assert_array_equal(a.logits, b.logits)
     np.testing.assert_array_equal(a.thresholds, b.thresholds)
@@ -128,16 +118,20 @@ def test_a_killed_run_goes_on_to_the_same_predictions(tiny, tiny_csv, tiny_store
     assert not list(killed.glob("resume*"))
 
 
-def test_seeds_are_reused_and_are_one_model_to_the_scorer(tiny, tiny_store, probe, tmp_path):
-    args = (context(tiny), tiny_store, load, probe, tmp_path)
-    first = run_seeds(*args, QUICK, 2)
+def test_seeds_are_reused_and_are_one_model_to_the_scorer(small, small_store, probe, tmp_path):
+    def load():  # a poor start: some epoch is kept
+        return load_backbone("demo:cnn", random_weights=True)
+
+    args = (context(small), small_store, load, probe, tmp_path)
+    config = replace(QUICK, choose_epoch="macro-ap", interpolate="1")
+    first = run_seeds(*args, config, 2)
     loaded = []
 
     def counted():
         loaded.append(1)
         return load()
 
-    again = run_seeds(*(*args[:2], counted, *args[3:]), QUICK, 3)
+    again = run_seeds(*(*args[:2], counted, *args[3:]), config, 3)
     assert len(loaded) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seed-0", "seed-1", "seed-2"]
     np.testing.assert_array_equal(again[0].predictions.logits, first[0].predictions.logits)
@@ -147,11 +141,11 @@ def test_seeds_are_reused_and_are_one_model_to_the_scorer(tiny, tiny_store, prob
     assert list(groups.values()) == [[0, 1, 2]]
     assert "3 seeds" in next(iter(groups))
     with pytest.raises(UsageError, match="--seeds 0"):
-        run_seeds(*args, QUICK, 0)
+        run_seeds(*args, config, 0)
 
 
-def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
-    run = run_finetune(context(tiny), tiny_store, load(), probe, tmp_path, QUICK)
+def test_a_run_is_read_back_from_its_folder(small, small_store, probe, tmp_path):
+    run = run_finetune(context(small), small_store, load(), probe, tmp_path, QUICK)
     back = FinetuneRun.load(tmp_path)
     assert (back.history, back.best_epoch) == (run.history, run.best_epoch)
     assert FinetuneRun.load(tmp_path / "nothing") is None
@@ -160,12 +154,12 @@ def test_a_run_is_read_back_from_its_folder(tiny, tiny_store, probe, tmp_path):
     assert [row["step"] for row in rows[1:]] == [0, 1]
 
 
-def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
+def test_a_refit_sees_all_training_images(small, small_store, probe, tmp_path):
     config = replace(QUICK, epochs=2, choose_epoch="macro-ap", interpolate="1", lr=1e-3)
     once, twice = (  # random weights, so that the start is poor and an epoch is kept
         run_finetune(
-            context(tiny),
-            tiny_store,
+            context(small),
+            small_store,
             load_backbone("demo:cnn", random_weights=True),
             probe,
             tmp_path / str(refit),
@@ -176,31 +170,33 @@ def test_a_refit_sees_all_training_images(tiny, tiny_store, probe, tmp_path):
     assert once.best_epoch == twice.best_epoch > 0
     assert once.history[1]["loss"] == twice.history[1]["loss"]
     np.testing.assert_array_equal(once.checkpoint.thresholds, twice.checkpoint.thresholds)
-    assert twice.checkpoint.facts["n_fit"] == len(tiny.rows("train"))
-    assert once.checkpoint.facts["n_fit"] < len(tiny.rows("train"))
+    assert twice.checkpoint.facts["n_fit"] == len(small.rows("train"))
+    assert once.checkpoint.facts["n_fit"] < len(small.rows("train"))
     assert not np.array_equal(once.predictions.logits, twice.predictions.logits)
 
 
-def test_a_refit_of_the_start_is_a_probe_of_all_training_images(tiny, tiny_store, probe, tmp_path):
+def test_a_refit_of_the_start_is_a_probe_of_all_training_images(
+    small, small_store, probe, tmp_path
+):
     config = replace(QUICK, epochs=0, refit=True)
-    run = run_finetune(context(tiny), tiny_store, load(), probe, tmp_path, config)
-    train = tiny.rows("train")
-    X = tiny_store.load(tiny.image_ids[train].tolist()).X
+    run = run_finetune(context(small), small_store, load(), probe, tmp_path, config)
+    train = small.rows("train")
+    X = small_store.load(small.image_ids[train].tolist()).X
     logits = X @ run.checkpoint.weight.T + run.checkpoint.bias
     expected = probe.logits(X)
     np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(tiny, tiny_store, probe):
-    split = tiny.split.copy()
-    split[tiny.rows("train")[:20]] = "val"
+def test_a_refit_leaves_a_val_split_of_the_catalogue_alone(small, small_store, probe):
+    split = small.split.copy()
+    split[small.rows("train")[:20]] = "val"
     with pytest.raises(UsageError, match="has a val split of its own"):
-        split_images(tiny.with_split(split), tiny_store, replace(QUICK, refit=True))
+        split_images(small.with_split(split), small_store, replace(QUICK, refit=True))
 
 
-def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):
+def test_the_best_of_a_search_is_trained(small, small_store, probe, tmp_path):
     pytest.importorskip("optuna")
-    args = (context(tiny), tiny_store, load, probe, tmp_path, QUICK)
+    args = (context(small), small_store, load, probe, tmp_path, QUICK)
     best, ranking = search_settings(*args, 2)
     assert len(ranking) == 2
     assert {r.setting.loss for r in ranking} >= {"bce"}
@@ -210,12 +206,14 @@ def test_the_best_of_a_search_is_trained(tiny, tiny_store, probe, tmp_path):
     assert replace(best, loss="bce", sampler="shuffle", lr=3e-4, layer_decay=0.75) == QUICK
 
 
-def test_from_scratch_nothing_of_the_pretrained_weights_is_used(tiny, tiny_store, probe, tmp_path):
+def test_from_scratch_nothing_of_the_pretrained_weights_is_used(
+    small, small_store, probe, tmp_path
+):
     config = replace(QUICK, blocks="scratch", epochs=0)
     runs = [
         run_finetune(
-            context(tiny),
-            tiny_store,
+            context(small),
+            small_store,
             load(),
             probe,
             tmp_path / str(s),

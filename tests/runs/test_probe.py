@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -34,10 +32,10 @@ from retailtag.runs.sweep import fit_at, strengths_around
 from retailtag.settings import ComputeSettings, ProbeSettings
 from retailtag.tagger.tagger import Tagger
 
-SETTINGS = ProbeSettings(sweep_C="1e-5:1e-2:4", folds=3)
+SETTINGS = ProbeSettings(sweep_C="1e-5:1e-2:4", folds=3, heads="logistic")
 
 KILLED = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
 from retailtag.catalog.readers import read_catalog
 from retailtag.context import RunContext
@@ -61,7 +59,7 @@ run_probe(
     RunContext(read_catalog(Path(catalogue))),
     FeatureStore.open(Path(store)),
     Path(out),
-    ProbeSettings(sweep_C=grid, folds=int(folds)),
+    ProbeSettings(sweep_C=grid, folds=int(folds), heads="logistic"),
 )
 """
 
@@ -75,13 +73,14 @@ def whole(tiny, tiny_store, tmp_path_factory):
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not of this system")
 def test_a_killed_sweep_continues_after_its_finished_strengths(
-    tiny_csv, tiny, tiny_store, whole, tmp_path, monkeypatch
+    tiny_csv, tiny, tiny_store, whole, tmp_path, monkeypatch, fork_script
 ):
     """Killed in the second fold: only the rest is fitted, and the choice is the same."""
     n_killed, out = 6, tmp_path / "run"
     args = [tiny_csv, tiny_store.path, out, SETTINGS.sweep_C, SETTINGS.folds, n_killed]
-    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, args)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed = fork_script(KILLED, *args)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     blocks = sorted((out / "sweep").rglob("*.block"))
     assert len(blocks) == n_killed
     assert read_record(out) is None
@@ -155,7 +154,7 @@ def test_the_best_scaling_is_taken_and_all_are_told(tiny, tiny_store, tmp_path):
         RunContext(tiny),
         tiny_store,
         tmp_path,
-        replace(SETTINGS, scale="none,l2,standardise", heads="logistic"),
+        replace(SETTINGS, scale="none,l2,standardise"),
     )
     reached = run.probe.facts["scales"]
     assert list(reached) == ["none", "l2", "standardise"]

@@ -69,15 +69,15 @@ def benchmark(*options: str) -> dict[str, object]:
     return row
 
 
-def test_two_hundred_killed_writers_lose_nothing():
-    row = benchmark("--kills", "200", "--flips", "0")
-    assert (row["trials"], row["harmless"], row["failed"]) == (200, 200, 0)
+def test_killed_writers_lose_nothing():
+    row = benchmark("--kills", "60", "--flips", "0")
+    assert (row["trials"], row["harmless"], row["failed"]) == (60, 60, 0)
 
 
-def test_ten_thousand_flipped_bits_are_noticed_or_harmless():
-    row = benchmark("--kills", "0", "--flips", "10000")
-    assert row["noticed"] + row["harmless"] == row["trials"] == 10_000
-    assert row["noticed"] > 9_000
+def test_flipped_bits_are_noticed_or_harmless():
+    row = benchmark("--kills", "0", "--flips", "3000")
+    assert row["noticed"] + row["harmless"] == row["trials"] == 3_000
+    assert row["noticed"] > 2_700
 
 
 def test_a_file_cut_anywhere_is_refused_and_mended(store, world, tmp_path):

@@ -86,14 +86,14 @@ def test_scratch_file_leaves_nothing_behind(world, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is capped on Linux only")
 def test_features_larger_than_the_memory_allowed_are_streamed(tmp_path):
-    """160 MB of features under a cap of 100 MB: streamed they fit, held they do not."""
+    """80 MB of features under a cap of 50 MB: streamed they fit, held they do not."""
     rng = np.random.default_rng(0)
-    X = rng.standard_normal((160_000, 256), np.float32)
+    X = rng.standard_normal((80_000, 256), np.float32)
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "Y.npy", (X[:, :2] + rng.logistic(size=(len(X), 2)) > 3).astype(np.int8))
 
     def run(memory):
-        arguments = [str(tmp_path), str(memory), str(100 * 2**20)]
+        arguments = [str(tmp_path), str(memory), str(50 * 2**20)]
         return subprocess.run(
             [sys.executable, "-c", CHILD, *arguments],
             capture_output=True,
@@ -101,10 +101,10 @@ def test_features_larger_than_the_memory_allowed_are_streamed(tmp_path):
             check=False,
         )
 
-    streamed, held = run(32 * 2**20), run(10**9)
+    streamed, held = run(16 * 2**20), run(10**9)
     assert streamed.returncode == 0, streamed.stderr
     assert held.returncode != 0
-    assert "can't allocate memory" in held.stderr
+    assert "allocate" in held.stderr  # of PyTorch or of NumPy
 
 
 def test_weights_of_zero_leave_images_out_and_whole_ones_repeat_them(world):
