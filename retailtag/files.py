@@ -210,6 +210,12 @@ def other_kind(head: bytes, expected: str, *, but: Sequence[str] = ()) -> str:
     return f"is {what}, not {expected}; {remedy}"
 
 
+def check_kind(path: Path, expected: str, *, but: Sequence[str] = ()) -> None:
+    """Raise `DataError` if a file is of another kind than `expected`; see `other_kind`."""
+    if kind := other_kind(head_of(path), expected, but=but):
+        raise DataError(f"{path} {kind}.")
+
+
 def head_of(path: Path) -> bytes:
     """First bytes of a file, for `kind_of`; raises `DataError` if it cannot be read."""
     try:

@@ -147,7 +147,8 @@ class ComputeSettings(Section):
     )
     weights: tuple[str, ...] = setting(
         (),
-        "Local weights (file or folder) of a backbone; repeat as ID=PATH for several.",
+        "Local weights of a backbone: FILE, FILE?branch=NAME or a folder; repeat as ID=PATH for "
+        "several.",
         metavar="[ID=]PATH",
         recorded=False,
     )

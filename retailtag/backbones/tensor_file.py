@@ -8,8 +8,10 @@ tensors do not stop the reading, and nothing of them is imported or called.
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from retailtag.errors import DataError, named
-from retailtag.files import head_of, other_kind
+from retailtag.files import check_kind, head_of
 
 State = dict[str, Tensor]
 
@@ -101,7 +103,7 @@ def read_tensors(path: Path) -> TensorFile:
     # Both are recognised by content: files are renamed. A safetensors file begins with the length
     # of its header in 8 bytes, then JSON; PyTorch's begin as zip or as pickle.
     if head[8:9] == b"{" or not head.startswith((b"PK", b"\x80")):
-        return TensorFile(path, _read_safetensors(path, head))
+        return TensorFile(path, _read_safetensors(path))
     content, classes = _read_torch(path)
     tensors: State = {}
     models: dict[str, None] = {}
@@ -128,15 +130,14 @@ def _leaves(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[st
         yield prefix, content
 
 
-def _read_safetensors(path: Path, head: bytes) -> State:
+def _read_safetensors(path: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        if kind := other_kind(head, "weights"):
-            raise DataError(f"{path} {kind}.") from error
+        check_kind(path, "weights")
         raise DataError(
             f"{path} is damaged or cut off, no complete weights file ({error}); {_AGAIN}."
         ) from error
@@ -227,8 +228,34 @@ def _globals(path: Path) -> list[str]:
                 f"{path} is a zip archive without PyTorch's weights (it holds {named(members)}); "
                 "give a weights file."
             )
-        with archive.open(pickles[0]) as handle:
-            return sorted(_named_by(handle))
+        if _has_checksums(archive):
+            with archive.open(pickles[0]) as handle:
+                return sorted(_named_by(handle))
+        place = archive.getinfo(pickles[0]).header_offset
+    with path.open("rb") as handle:
+        # A local header of 30 bytes ends in the lengths of a name and of an extra field.
+        handle.seek(place + 26)
+        handle.seek(sum(struct.unpack("<HH", handle.read(4))), os.SEEK_CUR)
+        return sorted(_named_by(handle))
+
+
+def _has_checksums(archive: zipfile.ZipFile) -> bool:
+    """Compare all checksums; False for a file that torch wrote without them.
+
+    torch compares none, so that a changed byte would be a changed weight. Raises
+    `zipfile.BadZipFile` if some member differs from its checksum.
+    """
+    n_damaged = 0
+    for member in archive.infolist():
+        try:
+            with archive.open(member) as handle:
+                while handle.read(1 << 22):
+                    pass
+        except zipfile.BadZipFile:
+            n_damaged += 1
+    if 0 < n_damaged < len(archive.infolist()):
+        raise zipfile.BadZipFile(f"{n_damaged} members differ from their checksums")
+    return not n_damaged
 
 
 def _named_by(handle: IO[bytes]) -> set[str]:

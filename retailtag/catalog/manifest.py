@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from retailtag.errors import DataError
-from retailtag.files import HEAD_BYTES, head_of, other_kind
+from retailtag.files import HEAD_BYTES, check_kind, other_kind
 
 Cell = str | tuple[str, ...]
 SEPARATOR = "|"
@@ -225,8 +225,7 @@ def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
         )
     except (OSError, pa.ArrowException) as error:
         for file in files:
-            if kind := other_kind(head_of(file), "a Parquet file"):
-                raise DataError(f"{file} {kind}.") from error
+            check_kind(file, "a Parquet file")
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     n = table.num_rows
     columns = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))

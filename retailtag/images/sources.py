@@ -19,7 +19,7 @@ from stat import S_ISLNK, S_ISREG
 from typing import Any
 
 from retailtag.errors import DataError, UnreadableImage
-from retailtag.files import head_of, kind_of, other_kind
+from retailtag.files import check_kind, head_of, kind_of
 from retailtag.images.tar import plain_tar
 
 MAX_BYTES = 256 << 20
@@ -321,9 +321,7 @@ def open_images(place: Path, paths: Sequence[str]) -> ImageSource:
         raise DataError(f"{place} does not exist; give the folder or archive of the images.")
     if zipfile.is_zipfile(place):
         return ZipImages(place, paths)
-    head = head_of(place)
-    if kind_of(head) == "a zip archive":
+    if kind_of(head_of(place)) == "a zip archive":
         raise DataError(f"{place} is a zip archive that breaks off; fetch it again.")
-    if kind := other_kind(head, "an archive of images that retailtag reads", but=_TARS):
-        raise DataError(f"{place} {kind}.")
+    check_kind(place, "an archive of images that retailtag reads", but=_TARS)
     return TarImages(place, paths)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import DataError, UsageError
+from retailtag.files import check_kind
 from retailtag.scoring.csvs import unquoted
 from retailtag.scoring.finding import count
 from retailtag.scoring.metrics import Floats
@@ -62,6 +63,7 @@ def read_foreign(path: Path) -> ForeignScores:
     not a number; the message lists the first ten such rows.
     """
     kind = path.suffix.lower()
+    check_kind(path, "a table of scores", but=("a Parquet file", "a zip archive"))
     try:
         if kind == ".npz":
             return _read_npz(path)

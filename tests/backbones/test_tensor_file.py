@@ -371,8 +371,10 @@ def test_a_whole_model_a_program_and_damage_are_told_apart(saved, vit, tmp_path)
     with pytest.raises(DataError, match="is a TorchScript program, not weights"):
         read(tmp_path / "program.pt")
     whole = saved(vit).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
     old = saved(vit, _use_new_zipfile_serialization=False).read_bytes()
-    for data in (whole[:5000], old[:5000], b"\x80garbage", b"\x80\x02N."):
+    for data in (whole[:5000], old[:5000], bytes(flipped), b"\x80garbage", b"\x80\x02N."):
         (tmp_path / "cut.pth").write_bytes(data)
         with pytest.raises(DataError, match=r"cut\.pth is damaged or cut off; download"):
             read(tmp_path / "cut.pth")
@@ -392,6 +394,15 @@ def test_what_lies_in_place_of_weights_is_called_what_it_is(tmp_path, name, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{re.escape(name)} is {kind}"):
         read(tmp_path / name)
+
+
+def test_a_file_that_torch_wrote_without_checksums_is_read(saved, vit, plain):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved({"model": vit, "args": argparse.Namespace(lr=0.1)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read(path)[0] == plain
 
 
 def test_files_are_read_by_their_content(saved, vit, plain, tmp_path):

@@ -189,3 +189,10 @@ def test_threshold_files_are_checked(tmp_path):
     path.write_text("tag,cut\n")
     with pytest.raises(DataError, match="columns tag and threshold"):
         read_thresholds(path, ["red"])
+
+
+def test_a_pointer_in_place_of_scores_is_called_one(tmp_path):
+    for name in ("scores.csv", "scores.parquet"):
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(DataError, match=rf"{name} is a Git LFS pointer, not a table of scores"):
+            read_foreign(tmp_path / name)
