@@ -58,10 +58,10 @@ class DataError(RetailtagError):
 class BadCatalogue(DataError):
     """A catalogue with rows that cannot be used; lists all of them at once (``row 17: ...``)."""
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
+    def __init__(self, source: str, problems: Sequence[str], n_rows: int | None = None) -> None:
         self.source = source
         self.problems = tuple(problems)
-        n = len(self.problems)
+        n = len(self.problems) if n_rows is None else n_rows  # a line may be about several rows
         head = f"{source} has {n} row{'' if n == 1 else 's'} that cannot be used; fix or drop them"
         super().__init__("\n  ".join([head + ":", *self.problems]))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from retailtag.errors import DataError
+from retailtag.errors import DataError, named
 from retailtag.files import HEAD_BYTES, check_kind, other_kind
 
 Cell = str | tuple[str, ...]
@@ -31,6 +31,7 @@ class Problems:
     row_numbers: Sequence[int]
     _by_row: dict[int, list[str]] = field(default_factory=dict)
     _broken: set[int] = field(default_factory=set)
+    _shared: list[tuple[list[int], str]] = field(default_factory=list)
 
     def add(self, row: int, sentence: str, *, broken: bool = False) -> None:
         """Note what is wrong with a row; a broken row's later complaints would be echoes."""
@@ -48,12 +49,29 @@ class Problems:
                     joined.add(row, sentence, broken=old in self._broken)
         return joined
 
+    def add_all(self, rows: Sequence[int], sentence: str) -> None:
+        """Note what is wrong with several rows, in one line for all of them."""
+        rows = [row for row in rows if row not in self._broken]
+        if len(rows) == 1:
+            self.add(rows[0], sentence)
+        elif rows:
+            self._shared.append((rows, sentence))
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows with a complaint."""
+        return len(self._by_row.keys() | {row for rows, _ in self._shared for row in rows})
+
     def lines(self) -> list[str]:
-        """One line a row, in row order."""
-        return [
-            f"row {self.row_numbers[row]}: {'; '.join(dict.fromkeys(said))}"
-            for row, said in sorted(self._by_row.items())
+        """One line a row, and one for what several rows share, in order of the first row."""
+        said = [
+            (row, f"row {self.row_numbers[row]}: {'; '.join(dict.fromkeys(sentences))}")
+            for row, sentences in self._by_row.items()
         ]
+        for rows, sentence in self._shared:
+            numbers = [str(self.row_numbers[row]) for row in rows]
+            said.append((rows[0], f"rows {named(numbers)}: {sentence}"))
+        return [line for _, line in sorted(said, key=lambda one: one[0])]
 
 
 @dataclass(frozen=True)
@@ -67,10 +85,20 @@ class Manifest:
     image_column: str = ""  # Parquet column of image bytes, if there is one
     in_memory: bool = False  # whether it is a table or a list of records
     images: list[Any] = field(default_factory=list)  # bytes or PIL images of a table in memory
+    places: tuple[Path, ...] = ()  # archives of the images, if the manifest was read from these
     notes: list[str] = field(default_factory=list)  # sentences on what was left out or assumed
 
     def __len__(self) -> int:
         return len(self.problems.row_numbers)
+
+
+def is_clean(text: str) -> bool:
+    """Whether text can be encoded, and arrays of text keep it: they drop a NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def cell(value: Any) -> Cell:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,10 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.columns import name_columns
+from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders
 from retailtag.catalog.labels import encode_labels
+from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
 from retailtag.catalog.manifest import (
     NESTED,
     NO_TAGS,
@@ -26,6 +28,7 @@ from retailtag.catalog.manifest import (
     Manifest,
     Problems,
     csv_text,
+    is_clean,
     read_csv,
     read_json_lines,
     read_parquet,
@@ -39,26 +42,12 @@ from retailtag.catalog.tag_columns import tag_columns
 from retailtag.errors import BadCatalogue, DataError, UsageError
 from retailtag.files import write_text
 from retailtag.images.memory import MemoryImages
-from retailtag.images.sources import (
-    MAX_BYTES,
-    MISSING,
-    ImageSource,
-    ParquetImages,
-    open_images,
-)
+from retailtag.images.sources import MAX_BYTES
 from retailtag.settings import CatalogSettings
 
 FOLDER_MANIFEST = "catalogue.csv"
-ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".jp2",
-    ".ppm", ".pgm",
-)  # fmt: skip
-MIN_ROWS_FOR_ONE_MESSAGE = 100  # above, images that are all missing are one message
-SPLIT_WORDS = {name: name for name in SPLITS} | dict.fromkeys(("validation", "valid", "dev"), "val")
-_SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$")
+_SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?<=[^/])\.[^./]*$")
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 def read_catalog(
@@ -133,9 +122,9 @@ def read_catalog(
     (('blue', 'red', 'shirt'), ['row-000000001', 'row-000000002'])
     """
     how = replace(settings or CatalogSettings(), **options)
-    manifest = _open(source)
+    manifest = _open(source, how)
+    name_columns(manifest, how)
     attributes = how.attributes
-    images = how.images[0] if how.images else None
     if not use_split:
         manifest.columns.pop("split", None)
     manifest = join_rows(manifest, attributes)
@@ -144,19 +133,20 @@ def read_catalog(
     cells = tag_columns(manifest, how)
     _check_text(manifest, attributes)
     paths = [str(c) for c in manifest.columns["path"]]
-    if manifest.in_memory and images is None and paths and all(map(os.path.isabs, paths)):
-        images = Path(os.path.commonpath([Path(path).parent for path in paths]))
-        paths = [os.path.relpath(path, images) for path in paths]
-    safe = _check_paths(paths, problems)
-    found = _source(manifest, safe, images)
+    if manifest.in_memory and not how.images and paths and all(map(os.path.isabs, paths)):
+        folder = Path(os.path.commonpath([Path(path).parent for path in paths]))
+        how = replace(how, images=(folder,))
+        paths = [os.path.relpath(path, folder) for path in paths]
+    safe = check_paths(paths, how.allow_root, problems)
+    found = locate(manifest, safe, how)
     found.max_bytes = max_bytes
-    _check_files(found, safe, manifest, problems)
+    check_files(found, safe, manifest, problems)
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
     tags, labels = encode_labels(cells, len(manifest), problems)
     exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
     if lines := problems.lines():
-        raise BadCatalogue(str(manifest.path), lines)
+        raise BadCatalogue(str(manifest.path), lines, problems.n_rows)
     table = TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs))
     groups = [str(g) or i for g, i in zip(_column(manifest, "group"), ids, strict=True)]
     return Catalog(
@@ -213,10 +203,10 @@ def _tag_texts(catalog: Catalog, state: int) -> list[str]:
     return [json.dumps(row, ensure_ascii=False) if row else "" for row in rows]
 
 
-def _open(source: Any) -> Manifest:
+def _open(source: Any, settings: CatalogSettings) -> Manifest:
     """Choose the reader by what `source` is."""
     if isinstance(source, str | Path):
-        return _open_path(Path(source))
+        return _open_path(Path(source), settings)
     # Nobody has a table without its library being loaded; so neither is imported here.
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(source, arrow.Table):
@@ -247,13 +237,13 @@ def _open_frame(frame: Any) -> Manifest:
     return read_table(table, "DataFrame", images)
 
 
-def _open_path(path: Path) -> Manifest:
+def _open_path(path: Path, settings: CatalogSettings) -> Manifest:
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
             return read_csv(path / FOLDER_MANIFEST)
-        if files := _parquet_files(path):
+        if files := parquet_files(path):
             return _with_splits_of_names(read_parquet(path, files))
-        return _read_tag_folders(path)
+        return read_tag_folders(path, settings.allow_root)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
     suffix = path.suffix.lower()
@@ -266,11 +256,6 @@ def _open_path(path: Path) -> Manifest:
     raise UsageError(
         f"{path} is neither a folder nor a manifest of type .csv, .tsv, .jsonl or .parquet."
     )
-
-
-def _parquet_files(folder: Path) -> list[Path]:
-    """Parquet files of a folder in row order, or of its ``data``, as Hugging Face lays them."""
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 
 def _with_splits_of_names(manifest: Manifest) -> Manifest:
@@ -286,40 +271,6 @@ def _with_splits_of_names(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _read_tag_folders(root: Path) -> Manifest:
-    """List ``tag/**/image`` or ``split/tag/**/image``, without hidden files and non-images."""
-    tops = sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
-    has_splits = bool(tops) and set(tops) <= set(SPLIT_WORDS)
-    paths = []
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        if linked := next((f for f in folders if (Path(folder) / f).is_symlink()), ""):
-            raise DataError(
-                f"{folder}/{linked} is a link to a folder, which is not followed; put the images "
-                "themselves there, or move the link away."
-            )
-        inner = Path(folder).relative_to(root).as_posix()
-        if inner.count("/") >= has_splits and inner != ".":
-            names = sorted(f for f in files if f.lower().endswith(IMAGE_SUFFIXES))
-            paths += [f"{inner}/{name}" for name in names if not name.startswith(".")]
-    if not paths:
-        raise DataError(
-            f"{root} holds neither {FOLDER_MANIFEST} nor folders of images, one per tag."
-        )
-    parts = [p.split("/") for p in paths]
-    columns: dict[str, list[Cell]] = {"path": [*paths], "tags": [(p[has_splits],) for p in parts]}
-    if has_splits:
-        columns["split"] = [p[0] for p in parts]
-    return Manifest(root, columns, Problems(range(1, len(paths) + 1)))
-
-
-def _refuse(error: OSError) -> None:
-    """Stop at a folder that cannot be listed: its tag would be missing without a message."""
-    raise DataError(
-        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
-    ) from error
-
-
 def _column(manifest: Manifest, name: str) -> Sequence[Cell]:
     cells = manifest.columns.get(name) or [""] * len(manifest)
     return ["" if cell in EMPTY_WORDS else cell for cell in cells]
@@ -331,7 +282,10 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
     if not len(manifest):
         raise DataError(f"{manifest.path} has no rows.")
     if "path" not in there:
-        raise DataError(f"{manifest.path} has no column path (or image); its columns are {listed}.")
+        raise DataError(
+            f"{manifest.path} has no column path; name the one that holds the images' paths with "
+            f"--path-column (its columns are {listed})."
+        )
     if absent := [a for a in attributes if a not in there]:
         raise UsageError(
             f"--attributes {', '.join(absent)}: {manifest.path} has no such column; "
@@ -347,103 +301,17 @@ def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
         cells = manifest.columns[name]
         # One check of the whole column first: nearly always it is clean, and a check per cell
         # takes seconds for a million rows.
-        if _is_clean("".join("".join(c) for c in cells)):
+        if is_clean("".join("".join(c) for c in cells)):
             continue
         for row, value in enumerate(cells):
             text = "".join(value)
-            if not _is_clean(text):
+            if not is_clean(text):
                 fault = "has the wrong encoding (not UTF-8 text)"
                 if value == NESTED:
                     fault = "holds an object instead of text or a list"
                 elif "\0" in text:
                     fault = "holds a NUL character; remove it"
                 manifest.problems.add(row, f"{name} {fault}")
-
-
-def _is_clean(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
-def _check_paths(paths: Sequence[str], problems: Problems) -> list[str]:
-    """Report paths that are empty or leave the root; returned without these, in place ''."""
-    safe = []
-    for row, path in enumerate(paths):
-        fault = ""
-        if not path:
-            fault = "has no path"
-        elif _ABSOLUTE.match(path):
-            fault = f"path {path!r} is absolute (give it relative to the images' folder)"
-        elif ".." in path and ".." in re.split(r"[/\\]", path):
-            fault = f"path {path!r} leaves the images' folder by '..'"
-        if fault:
-            problems.add(row, fault)
-        safe.append("" if fault or not _is_clean(path) else path)
-    return safe
-
-
-def _source(manifest: Manifest, paths: Sequence[str], images: Path | None) -> ImageSource:
-    """Find the images where `read_catalog` says."""
-    if images is not None:
-        return _source_at(images, paths)
-    if manifest.images:
-        return MemoryImages(manifest.path, paths, manifest.images)
-    if manifest.image_column:
-        return ParquetImages(manifest.path, paths, manifest.files, manifest.image_column)
-    if manifest.in_memory:
-        return open_images(Path(), paths)
-    folder = manifest.path if manifest.path.is_dir() else manifest.path.parent
-    source = open_images(folder, paths)
-    if len(source.faults) < len(paths):
-        return source
-    beside = (manifest.path.parent / name for name in ARCHIVE_NAMES)
-    archives = (open_images(archive, paths) for archive in beside if archive.is_file())
-    return next((a for a in archives if len(a.faults) < len(paths)), source)
-
-
-def _source_at(images: Path, paths: Sequence[str]) -> ImageSource:
-    """Open the folder, archive or Parquet that holds the images."""
-    if images.suffix.lower() in (".parquet", ".pq"):
-        return _parquet_source(images, [images], paths)
-    source = open_images(images, paths)
-    if len(source.faults) == len(paths) and images.is_dir():
-        files = _parquet_files(images)
-        if files:
-            return _parquet_source(images, files, paths)
-    return source
-
-
-def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> ImageSource:
-    """Serve a manifest's paths from the image bytes of Parquet files."""
-    stored = read_parquet(path, files)
-    if not stored.image_column:
-        raise DataError(f"{path} has no column of image bytes.")
-    names = [str(p) for p in stored.columns["path"]]
-    rows = {p: i for i, p in enumerate(names)}
-    places = [rows.get(p, 0) for p in paths]
-    source = ParquetImages(path, paths, files, stored.image_column, places)
-    source.faults = {i: MISSING for i, p in enumerate(paths) if p not in rows}
-    if len(rows) < len(names):
-        often = {p for p, n in Counter(names).items() if n > 1}
-        source.faults |= {i: "is stored in several rows" for i, p in enumerate(paths) if p in often}
-    return source
-
-
-def _check_files(
-    source: ImageSource, paths: Sequence[str], manifest: Manifest, problems: Problems
-) -> None:
-    faults = {row: why for row, why in source.faults.items() if paths[row]}
-    if len(faults) == len(paths) > MIN_ROWS_FOR_ONE_MESSAGE:
-        told = next((f": {paths[r]} {why}." for r, why in faults.items() if why != MISSING), None)
-        raise DataError(
-            f"None of the {len(paths):,} images of {manifest.path} is in {source.root}"
-            + (told or "; give the folder or archive that holds them as --images.")
-        )
-    for row, why in faults.items():
-        problems.add(row, f"{paths[row]} {why}")
 
 
 def _ids(manifest: Manifest, paths: Sequence[str], problems: Problems) -> list[str]:
@@ -462,7 +330,7 @@ def _splits(manifest: Manifest, problems: Problems) -> NDArray[np.str_]:
     if "split" not in manifest.columns:
         return np.full(len(manifest), "train")
     words = [str(s) for s in manifest.columns["split"]]
-    split = np.array([SPLIT_WORDS.get(w, w) for w in words])
+    split = np.array([SPLIT_WORDS.get(w.lower(), w) for w in words])
     for row in np.flatnonzero(~np.isin(split, SPLITS)):
         problems.add(int(row), f"unknown split '{split[row]}' (expected {', '.join(SPLITS)})")
     return split

@@ -29,9 +29,9 @@ def tag_columns(manifest: Manifest, settings: CatalogSettings) -> TagCells:
     indicators, attributes = indicator_columns(manifest, settings.attributes, settings.one_hot)
     if "tags" not in columns and not attributes and not indicators:
         raise DataError(
-            f"{manifest.path} has no column tags; name the columns that hold tags with "
-            f"--attributes, or columns of 0 and 1 with --one-hot (its columns are "
-            f"{', '.join(columns)})."
+            f"{manifest.path} has no column tags; name it with --tags-column, columns of one "
+            f"attribute each with --attributes, or columns of 0 and 1 with --one-hot (its columns "
+            f"are {', '.join(columns)})."
         )
     separator = settings.tag_separator or SEPARATOR
     present = [TagColumn("tags", columns["tags"], "", separator)] if "tags" in columns else []

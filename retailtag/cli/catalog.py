@@ -70,22 +70,32 @@ def split(
         out=out,
         force=force,
     )
-    call.output.print(_sentences(found, out))
+    call.output.print(_sentences(found, out, call.settings.catalog.allow_root))
     call.output.result(found.to_json())
 
 
-def _sentences(found: SplitCatalog, out: Path) -> Text:
+def _sentences(found: SplitCatalog, out: Path, roots: Sequence[Path]) -> Text:
     """What was written, what was not possible, and where the images are if not beside it."""
     from rich.text import Text
 
     lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)]
     lines += found.catalog.notes
     lines += found.unsatisfied or ["Every size is exact, and every tag is in every split."]
-    # Paths in the new manifest are relative to the images' root, not to the manifest.
-    root = getattr(found.catalog.images, "root", out.parent)
-    if out.parent.resolve() not in (root.resolve(), root.resolve().parent):
-        lines.append(f"The images stay where they are: read it with --images {root}")
+    # Paths in the new manifest are relative to the images' folder, not to the manifest.
+    needed = [f"--images {p}" for p in found.catalog.images.places if not _is_found(p, out)]
+    needed += [f"--allow-root {root}" for root in roots]
+    if needed:
+        lines.append(f"The images stay where they are: read it with {' '.join(needed)}")
     return Text("\n".join(lines))
+
+
+def _is_found(place: Path, manifest: Path) -> bool:
+    """Whether a manifest finds its images in a folder or archive without being told."""
+    from retailtag.catalog.locate import ARCHIVE_NAMES
+
+    folder = manifest.resolve().parent
+    beside = place.name in ARCHIVE_NAMES and place.resolve().parent == folder
+    return beside or place.resolve() == folder
 
 
 def _amount(text: str, option: str) -> int | float:

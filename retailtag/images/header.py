@@ -21,6 +21,10 @@ from retailtag.files import HEAD_BYTES, other_kind
 if TYPE_CHECKING:
     from PIL import Image
 
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif", ".heic", ".heif", ".bmp",
+    ".tif", ".tiff", ".jp2", ".ppm", ".pgm",
+)  # fmt: skip
 # EPS and its like are left out on purpose: they run an interpreter. HEIF needs pillow-heif.
 _FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM",
@@ -36,7 +40,8 @@ PARSER_ERRORS = (
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ICO = b"\0\0\1\0"
-_OURS = (_JPEG, _PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", _ICO)
+_TOLD_BY_HEAD = (_JPEG, _PNG, b"GIF8", b"\0\0\0\x0cjP  ")
+_OURS = (*_TOLD_BY_HEAD, b"BM", b"II*\0", b"MM\0*", _ICO)
 
 _OTHER_FORMATS = {
     b"<svg": "SVG", b"%pdf": "PDF", b"%!ps": "PostScript", b"8bps": "a Photoshop file",
@@ -133,6 +138,16 @@ def _unknown(data: bytes) -> str:
     if brand or data.startswith(_OURS) or _is_webp(data):
         return f"is damaged (its header cannot be read); {AGAIN}"
     return f"is of no image format that retailtag reads; {AGAIN} or {_CONVERT}"
+
+
+def is_image(head: bytes) -> bool:
+    """Whether the first 32 bytes of a file are those of an image.
+
+    TIFF is left out: camera raw files begin alike and hold a thumbnail that would be read instead.
+    """
+    is_bitmap = head.startswith(b"BM") and head[6:10] == b"\0" * 4
+    is_iso = head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+    return is_bitmap or is_iso or _is_webp(head) or head.startswith(_TOLD_BY_HEAD)
 
 
 def _is_webp(data: bytes) -> bool:

@@ -13,7 +13,8 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK, S_ISREG
 from typing import Any
@@ -25,11 +26,15 @@ from retailtag.images.tar import plain_tar
 MAX_BYTES = 256 << 20
 _TARS = ("a tar archive", "a gzip archive", "an xz archive", "a bzip2 archive")
 MISSING = "is missing"
-LINK = "is a link that leaves the folder; put the file itself there"
+LINK = (
+    "is a link that leaves the folder; put the file itself there, or name the folder that it "
+    "leads to with --allow-root"
+)
 LINKED = (
     "lies behind a link that leaves the folder; give the real folder as --images "
-    "(paths are relative to it)"
+    "(paths are relative to it), or name it with --allow-root"
 )
+OUTSIDE = "lies outside of the folders that are named with --allow-root; name its folder too"
 
 
 def clean_path(path: str) -> str:
@@ -51,9 +56,31 @@ class ImageSource:
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         self.root = Path(root)
-        self.paths = tuple(clean_path(p) for p in paths)
-        self.faults: dict[int, str] = {}
         self.max_bytes = MAX_BYTES
+        self.serve(paths)
+
+    def serve(self, paths: Sequence[str]) -> None:
+        """Set `paths` to these, and `faults` anew."""
+        self.paths = tuple(clean_path(p) for p in paths)
+        found = ((i, self.fault(path)) for i, path in enumerate(self.paths))
+        self.faults = {i: fault for i, fault in found if fault}
+
+    def fault(self, path: str) -> str:
+        """Why a clean path cannot be served; empty if it can, as far as that is known."""
+        return ""
+
+    def held(self, paths: Collection[str]) -> set[str]:
+        """Those of some clean paths that lie here, whether or not they can be served."""
+        return {path for path in paths if self.fault(path) != MISSING}
+
+    def names(self, folder: str) -> Collection[str]:
+        """Names of what lies in one folder of this source; empty where that is unknown."""
+        return ()
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """What ``--images`` has to name to find the images again."""
+        return (self.root,)
 
     def name(self, index: int) -> str:
         """Root and path of image `index`, for messages."""
@@ -83,30 +110,42 @@ class ImageSource:
 
 
 class FolderImages(ImageSource):
-    """Files under a folder; a symbolic link that leaves it is never followed."""
+    """Files under a folder, and under the roots that `allowed` names.
 
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        super().__init__(root, paths)
+    An absolute path, one with ``..`` and a symbolic link are followed into these, and nowhere else.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], allowed: Sequence[Path] = ()) -> None:
         # Links are resolved once here and again at every read: a manifest is not trusted, and a
         # link out of the folder would serve any file of this machine.
-        self._real = os.path.realpath(self.root)
+        self._real = os.path.realpath(root)
+        self._allowed = tuple(os.path.realpath(folder) for folder in (root, *allowed))
         # One scan of each folder that the paths name, not a call per file.
-        listings: dict[str, tuple[dict[str, str], str]] = {}
-        for i, path in enumerate(self.paths):
-            folder, _, name = path.rpartition("/")
-            if folder not in listings:
-                listings[folder] = self._scan(folder)
-            faults, otherwise = listings[folder]
-            fault = faults.get(name, otherwise)
-            if fault:
-                self.faults[i] = fault
+        self._listings: dict[str, tuple[dict[str, str], str]] = {}
+        super().__init__(root, paths)
+
+    def fault(self, path: str) -> str:
+        """Why a path cannot be served: it is missing, no file, or leads out of the folder."""
+        folder, name = os.path.split(path)
+        faults, otherwise = self._listing(folder)
+        return faults.get(name, otherwise)
+
+    def names(self, folder: str) -> Collection[str]:
+        """Names of files and folders in one folder."""
+        return self._listing(folder)[0]
+
+    def _listing(self, folder: str) -> tuple[dict[str, str], str]:
+        if folder not in self._listings:
+            self._listings[folder] = self._scan(folder)
+        return self._listings[folder]
 
     def _scan(self, folder: str) -> tuple[dict[str, str], str]:
         """Name to fault (empty: none) of every entry of one folder, and the fault of the rest."""
         if not self._inside(folder):
-            return {}, LINKED
+            outward = folder.startswith("/") or ".." in folder.split("/")
+            return {}, OUTSIDE if outward else LINKED
         try:
-            with os.scandir(f"{self._real}/{folder}") as entries:
+            with os.scandir(self._place(folder)) as entries:
                 return {entry.name: self._fault(entry, folder) for entry in entries}, MISSING
         except PermissionError:
             return {}, "lies in a folder that may not be read; fix its permissions"
@@ -114,19 +153,22 @@ class FolderImages(ImageSource):
             return {}, MISSING
 
     def _fault(self, entry: os.DirEntry[str], folder: str) -> str:
-        if entry.is_symlink() and not self._inside(f"{folder}/{entry.name}"):
+        if entry.is_symlink() and not self._inside(str(PurePosixPath(folder, entry.name))):
             return LINK
         try:
             return "" if entry.is_file() else "is not a file"
         except OSError as error:  # a link to itself, say
             return f"cannot be opened ({error.strerror})"
 
+    def _place(self, path: str) -> str:
+        return path if path.startswith("/") else f"{self._real}/{path}"
+
     def _inside(self, path: str) -> bool:
         try:
-            real = os.path.realpath(f"{self._real}/{path}")
+            real = os.path.realpath(self._place(path))
         except ValueError:
             return False
-        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+        return any(real == a or real.startswith(a.rstrip("/") + "/") for a in self._allowed)
 
     def _read(self, index: int) -> bytes:
         path = self.paths[index]
@@ -134,7 +176,7 @@ class FolderImages(ImageSource):
             raise UnreadableImage(LINK)
         try:
             # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
-            fd = os.open(f"{self._real}/{path}", os.O_RDONLY | os.O_NONBLOCK)
+            fd = os.open(self._place(path), os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UnreadableImage(f"cannot be opened ({error.strerror}); {_FIX}") from error
         with os.fdopen(fd, "rb") as handle:
@@ -150,7 +192,33 @@ class FolderImages(ImageSource):
         return data
 
 
-class TarImages(ImageSource):
+class _ArchiveImages(ImageSource):
+    """Members of an archive; `_members` are the names of all, set before the paths are served."""
+
+    _members: Collection[str]
+
+    def held(self, paths: Collection[str]) -> set[str]:
+        """Those of some paths that are members."""
+        return set(self._members) & set(paths)
+
+    def names(self, folder: str) -> Collection[str]:
+        """Names of members and folders in one folder of the archive."""
+        return self._tree.get(folder, ())
+
+    @cached_property
+    def _tree(self) -> dict[str, set[str]]:
+        """Names in every folder; made only where a path is missing."""
+        tree: dict[str, set[str]] = {}
+        for member in self._members:
+            inner = member
+            while inner:
+                folder, _, name = inner.rpartition("/")
+                tree.setdefault(folder, set()).add(name)
+                inner = folder
+        return tree
+
+
+class TarImages(_ArchiveImages):
     """Members of a tar archive, plain or compressed (xz, gz, bz2).
 
     A compressed tar has no random access: it is unpacked once into the cache folder (see
@@ -158,17 +226,24 @@ class TarImages(ImageSource):
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        super().__init__(root, paths)
-        plain, members = plain_tar(self.root)
+        plain, members = plain_tar(Path(root))
         self._fd = os.open(plain, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
-        self._spans = [members.spans.get(path, (0, 0)) for path in self.paths]
-        for i, path in enumerate(self.paths):
-            if path not in members.spans:
-                self.faults[i] = members.refused.get(path, MISSING)
+        self._spans = members.spans
+        self._refused = members.refused
+        self._members = members.spans.keys() | members.refused.keys()
+        super().__init__(root, paths)
+
+    def fault(self, path: str) -> str:
+        """Why a path cannot be served: it is missing, or no plain file."""
+        return "" if path in self._spans else self._refused.get(path, MISSING)
 
     def _read(self, index: int) -> bytes:
-        offset, size = self._spans[index]
+        return self.member(self.paths[index])
+
+    def member(self, name: str) -> bytes:
+        """Bytes of one member; `UnreadableImage` if they cannot be read."""
+        offset, size = self._spans[name]
         self._check_size(size)
         try:
             # pread has no file position to share, so that threads need no lock.
@@ -180,11 +255,11 @@ class TarImages(ImageSource):
         return data
 
 
-class ZipImages(ImageSource):
+class ZipImages(_ArchiveImages):
     """Members of a zip archive, stored or deflated, checked against their CRC."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        super().__init__(root, paths)
+        self.root = Path(root)
         try:
             handle = self.root.open("rb")
             weakref.finalize(self, handle.close)
@@ -192,15 +267,16 @@ class ZipImages(ImageSource):
             self._archive = zipfile.ZipFile(handle)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"{self.root} cannot be read as a zip archive: {error}.") from error
-        infos = {clean_path(info.filename): info for info in self._archive.infolist()}
-        self._infos = [infos.get(path) for path in self.paths]
-        for i, info in enumerate(self._infos):
-            if fault := _zip_fault(info):
-                self.faults[i] = fault
+        self._infos = {clean_path(info.filename): info for info in self._archive.infolist()}
+        self._members = self._infos.keys()
+        super().__init__(root, paths)
+
+    def fault(self, path: str) -> str:
+        """Why a path cannot be served: it is missing, no plain file, encrypted or packed oddly."""
+        return _zip_fault(self._infos.get(path))
 
     def _read(self, index: int) -> bytes:
-        info = self._infos[index]
-        assert info is not None  # else it is among the faults
+        info = self._infos[self.paths[index]]
         self._check_size(max(info.file_size, info.compress_size))
         try:
             with self._archive.open(info) as member:
@@ -312,11 +388,14 @@ def _row_groups(files: Sequence[Path]) -> tuple[list[int], list[tuple[Path, int]
     return starts, places
 
 
-def open_images(place: Path, paths: Sequence[str]) -> ImageSource:
-    """The source that serves `paths` out of a folder, a tar or a zip; `DataError` for all else."""
+def open_images(place: Path, paths: Sequence[str], allowed: Sequence[Path] = ()) -> ImageSource:
+    """The source that serves `paths` out of a folder, a tar or a zip; `DataError` for all else.
+
+    Of a folder, absolute paths and links may also lead into the roots `allowed`.
+    """
     place = Path(place)
     if place.is_dir():
-        return FolderImages(place, paths)
+        return FolderImages(place, paths, allowed)
     if not place.exists():
         raise DataError(f"{place} does not exist; give the folder or archive of the images.")
     if zipfile.is_zipfile(place):

@@ -1,0 +1,74 @@
+"""Images that are spread over several folders and archives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from retailtag.images.sources import MISSING, ImageSource, clean_path, open_images
+
+
+class SeveralImages(ImageSource):
+    """Images of several folders, tar and zip archives; each path lies in exactly one of them.
+
+    `places` are opened in order; `root` is for messages. A path that several places hold is a
+    fault, because nothing says which of them is meant.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        places: Sequence[Path],
+        paths: Sequence[str],
+        allowed: Sequence[Path] = (),
+    ) -> None:
+        self._sources = [open_images(place, (), allowed) for place in places]
+        self._places = tuple(Path(place) for place in places)
+        self._where: list[tuple[int, int]] = []  # source of each path, and its row in there
+        super().__init__(root, paths)
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The folder of the archives, or each place."""
+        is_folder = all(place.parent == self.root for place in self._places)
+        return (
+            (self.root,) if is_folder and not any(map(Path.is_dir, self._places)) else self._places
+        )
+
+    def serve(self, paths: Sequence[str]) -> None:
+        """Assign each path to the place that holds it."""
+        self.paths = tuple(clean_path(p) for p in paths)
+        self.faults = {}
+        distinct = set(self.paths)
+        owners: dict[str, list[int]] = {}
+        for number, source in enumerate(self._sources):
+            for path in source.held(distinct):
+                owners.setdefault(path, []).append(number)
+        rows: list[list[int]] = [[] for _ in self._sources]
+        self._where = [(0, 0)] * len(self.paths)
+        for i, path in enumerate(self.paths):
+            found = owners.get(path, [])
+            if len(found) == 1:
+                self._where[i] = (found[0], len(rows[found[0]]))
+                rows[found[0]].append(i)
+            else:
+                several = " and ".join(str(self._places[n]) for n in found[:2])
+                self.faults[i] = f"is in both {several}; leave one out" if found else MISSING
+        for source, own in zip(self._sources, rows, strict=True):
+            source.serve([self.paths[i] for i in own])
+            self.faults |= {own[k]: why for k, why in source.faults.items()}
+
+    def names(self, folder: str) -> Collection[str]:
+        """Names in one folder of any of the places."""
+        return {name for source in self._sources for name in source.names(folder)}
+
+    def name(self, index: int) -> str:
+        """Place and path of image `index`, for messages."""
+        number, _ = self._where[index]
+        return f"{self._places[number]}/{self.paths[index]}"
+
+    def _read(self, index: int) -> bytes:
+        number, row = self._where[index]
+        source = self._sources[number]
+        source.max_bytes = self.max_bytes
+        return source.read(row)
