@@ -364,12 +364,18 @@ def load(
     folder : path or outcome
         Of a probe or a fine-tune; or of a bake-off, whose recommended pair is loaded.
     **options
-        ``device``, ``weights``.
+        ``device``, ``weights``; ``assign`` and ``one_of``, as `Tagger.assigning` takes them.
     """
     from retailtag.outcomes import load_tagger
 
     s = _resolve("predict", settings, options)
-    return load_tagger(_path(folder), s.compute, progress=progress or SILENT)
+    return load_tagger(
+        _path(folder),
+        s.compute,
+        progress=progress or SILENT,
+        assignment=s.score.assign,
+        one_of=s.catalog.one_of,
+    )
 
 
 def fit_probes(
@@ -532,6 +538,7 @@ def _to_score(
         return _read(path, replace(s, catalog=replace(s.catalog, **known)))[0]
 
     from retailtag.scoring.files import once
+    from retailtag.statistics.exclusive import INDEPENDENT
 
     shared = {
         "catalog": source if source is None else Path(source if is_path else "."),
@@ -539,6 +546,7 @@ def _to_score(
         "n_bootstrap": s.score.replicates,
         "seed": s.score.seed,
         "allow_missing": s.score.allow_missing,
+        "assignment": s.score.assign or INDEPENDENT,
     }
     return s, once(read), shared
 

@@ -34,7 +34,13 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
 
 
 def load_tagger(
-    folder: Path, compute: ComputeSettings, *, progress: Progress = SILENT, **limits: Any
+    folder: Path,
+    compute: ComputeSettings,
+    *,
+    progress: Progress = SILENT,
+    assignment: str | None = None,
+    one_of: Sequence[str] = (),
+    **limits: Any,
 ) -> Tagger:
     """Load the model in a folder: a probe, a fine-tune, or the recommended pair of a bake-off.
 
@@ -43,6 +49,8 @@ def load_tagger(
     folder : Path
     compute : ComputeSettings
         Gives the device and local weights.
+    assignment, one_of
+        As for `Tagger.assigning`; by default those of the bake-off, elsewhere ``independent``.
     **limits
         ``max_pixels`` and ``allow_truncated``, as `Tagger.load` takes them.
     """
@@ -50,15 +58,19 @@ def load_tagger(
     from retailtag.compute import resolve_device
     from retailtag.report.decision import decide
     from retailtag.report.results import BakeoffResult
+    from retailtag.statistics.exclusive import INDEPENDENT
     from retailtag.tagger.tagger import Tagger, backbones_of
 
     if (folder / "bakeoff.json").is_file():
         result = BakeoffResult.load(folder / "bakeoff.json")
-        folder = recommended_folder(folder, result, decide(result))
+        decision = decide(result)
+        folder = recommended_folder(folder, result, decision)
+        assignment = assignment or result.pair(decision.winner).scorecard.assignment
     ids = list(backbones_of(folder))
     local = local_weights(compute.weights if ids else (), ids)
     device = resolve_device(compute.device)
-    return Tagger.load(folder, weights=local, device=device, progress=progress, **limits)
+    tagger = Tagger.load(folder, weights=local, device=device, progress=progress, **limits)
+    return tagger.assigning(assignment or INDEPENDENT, one_of)
 
 
 def recommended_folder(run: Path, result: BakeoffResult, decision: Decision) -> Path:
@@ -339,8 +351,7 @@ class BakeoffOutcome(Displayed):
     @cached_property
     def recommended(self) -> Tagger:
         """The recommended model, ready to tag images; loaded on first use."""
-        folder = recommended_folder(self.folder, self.run.result, self.decision)
-        return load_tagger(folder, self.compute)
+        return load_tagger(self.folder, self.compute)
 
     @property
     def ranking(self) -> pa.Table:

@@ -71,6 +71,11 @@ class Predictions:
         """Whether each tag is predicted, shape (n_images, n_tags)."""
         return self.logits >= self.thresholds
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Attributes with one value an image, as the model's catalogue recorded them."""
+        return tuple(map(str, self.provenance.get("exclusive") or ()))
+
     def save(self, path: Path) -> None:
         """Write an ``.npz`` whole or not at all (no pickled objects inside)."""
         header = json.dumps(

@@ -421,6 +421,13 @@ class ScoreSettings(Section):
         2000, "Random swaps behind each p-value.", at_least=100, advanced=True
     )
     allow_missing: bool = setting(False, "Score without the images that lack predictions.")
+    assign: str | None = setting(
+        None,
+        "Tags given of an attribute with one value: independent (by their thresholds), "
+        "at-most-one or exactly-one; default: independent, or what the bake-off was run with.",
+        choices=("independent", "at-most-one", "exactly-one"),
+        metavar="HOW",
+    )
     seed: int = setting(0, **SEED)
 
 

@@ -26,7 +26,7 @@ CATALOG = (*LAYOUT, "catalog.cutoffs")
 READING = ("reading.max_pixels", "reading.max_bytes", "reading.allow_truncated")
 COMPUTE = ("compute.device", "compute.features", "compute.weights")
 STORED = ("extract.dtype", "extract.engine", "extract.precision")
-SCORE = ("score.split", "score.replicates", "score.allow_missing", "score.seed")
+SCORE = ("score.split", "score.replicates", "score.allow_missing", "score.assign", "score.seed")
 PROBE = tuple(k for k in keys() if k.startswith("probe."))
 FINETUNE = tuple(k for k in keys() if k.startswith("finetune."))
 
@@ -45,7 +45,8 @@ USES: dict[str, tuple[str, ...]] = {
     ),
     "bakeoff": (
         *("backbones", "strategies", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
-        *(*STORED, "extract.batch_size", *PROBE, *FINETUNE, "score.replicates", "score.seed"),
+        *(*STORED, "extract.batch_size", *PROBE, *FINETUNE),
+        *("score.replicates", "score.assign", "score.seed"),
     ),
     "score": ("catalog.path", *CATALOG, *SCORE),
     "compare": (
@@ -53,7 +54,7 @@ USES: dict[str, tuple[str, ...]] = {
         "score.permutations",
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
-    "predict": ("compute.device", "compute.weights"),
+    "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
     "split": (*LAYOUT, "probe.seed"),
     "features": ("compute.features",),
     "verify": (
@@ -75,6 +76,7 @@ RARE = {
         "--images",
         "--weights",
         "--batch-size",
+        "--assign",
         "--folds",
         "--blocks",
         "--lr",

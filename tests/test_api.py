@@ -14,6 +14,7 @@ from retailtag.verbs import resolve
 
 PROBE = {"sweep_C": "0.01", "folds": 2, "heads": "logistic"}
 FINETUNE = {"epochs": 1, "augment": "none", "blocks": 1}
+BAKEOFF = {**PROBE, **FINETUNE, "replicates": 100, "one_of": "colour", "assign": "exactly-one"}
 # what differs between equal runs: times, memory and latency, and digests of the files with them
 TIMED_FILES = ("bakeoff.json", "report.html", "history.jsonl", "quality_cost.png", "summary.png")
 MEASURED = (*TIMED_FILES, "seconds", "_mib", "machine", "per_second", "started", "_p50", "_p95")
@@ -60,7 +61,7 @@ class _World:
         pair = ("runs/demo-cnn/probe", "runs/demo-cnn/finetune")
         _command("score", *pair, *_options(out="scores", replicates=100))
         _command("compare", *pair, *_options(out="pairs.csv", replicates=100, permutations=100))
-        _command("bakeoff", csv, *backbone, *_options(**PROBE, **FINETUNE, replicates=100))
+        _command("bakeoff", csv, *backbone, *_options(**BAKEOFF))
 
     def _run_calls(self):
         csv, made = self.csv, self.made
@@ -72,9 +73,7 @@ class _World:
         pair = [made["probe"], made["finetune"]]
         made["score"] = rt.score(pair, out="scores", replicates=100)
         made["compare"] = rt.compare(pair, replicates=100, permutations=100)
-        made["bakeoff"] = rt.bakeoff(
-            csv, ["demo:cnn"], **PROBE, **FINETUNE, replicates=100, command="retailtag"
-        )
+        made["bakeoff"] = rt.bakeoff(csv, ["demo:cnn"], **BAKEOFF, command="retailtag")
 
 
 def _files(folder):
@@ -155,7 +154,16 @@ def test_the_recommended_model_tags_images(world):
     assert [list(found) for found in made.recommended.predict(images)] == tags
     assert all(0 < p < 1 for found in made.recommended.predict(images) for p in found.values())
     strategy = made.decision.winner.rpartition(" ")[2]
-    assert tags == rt.load(made.folder / "demo-cnn" / strategy).tag(images)
+    pair = made.folder / "demo-cnn" / strategy
+    assert tags == rt.load(pair, assign="exactly-one").tag(images)
+    # the report and the model recommended by it give exactly one colour, other models if told to
+    assert all(sum(tag.startswith("colour:") for tag in found) == 1 for found in tags)
+    assert {p.scorecard.assignment for p in made.run.result.pairs} == {"exactly-one"}
+    assert "Exactly one" in made.report.read_text(encoding="utf-8")
+    assert rt.load(pair).assignment == "independent"
+    with pytest.raises(UsageError, match="--one-of"):
+        rt.load(world.made["probe"], assign="exactly-one")
+    assert rt.load(world.made["probe"], assign="exactly-one", one_of="colour").tag(images)
 
 
 def test_the_settings_of_a_bakeoff_start_it_again_and_reuse_every_stage(world, capsys):

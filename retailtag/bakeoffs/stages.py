@@ -20,6 +20,7 @@ from retailtag.bakeoffs.pairs import (
     measure_pair,
 )
 from retailtag.bakeoffs.request import Request
+from retailtag.catalog.attributes import recorded_attributes
 from retailtag.errors import DataError
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
@@ -36,6 +37,7 @@ from retailtag.scoring.finding import Finding
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
+from retailtag.statistics.exclusive import INDEPENDENT
 from retailtag.store import EmbeddingSource, FeatureStore
 from retailtag.version import __version__
 
@@ -213,6 +215,8 @@ class ReportStage(RecordedStage):
             "costs": {p.name: asdict(p.cost) for p in pairs},
             "machines": {p.name: p.machines for p in pairs},
             "bootstrap": [score.replicates, score.seed],
+            "assignment": score.assign,
+            "exclusive": recorded_attributes(catalog.table),
             "retailtag": __version__,
             "scorecard": SCORECARD_FORMAT,
         }
@@ -234,10 +238,11 @@ class ReportStage(RecordedStage):
 
     def _score(self, pairs: list[Pair]) -> BakeoffResult:
         catalog, score = self.request.context.catalog, self.request.settings.score
+        assignment = score.assign or INDEPENDENT
         predictions = [pair.predictions for pair in pairs]
         results = []
         for pair, of_pair in zip(pairs, predictions, strict=True):
-            card = score_predictions(of_pair, catalog, allow_missing=True)
+            card = score_predictions(of_pair, catalog, allow_missing=True, assignment=assignment)
             card.save(pair.folder)
             results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
         models = {r.name: [model] for r, model in zip(results, predictions, strict=True)}
@@ -251,6 +256,7 @@ class ReportStage(RecordedStage):
                 n_bootstrap=score.replicates,
                 seed=score.seed,
                 allow_missing=True,
+                assignment=assignment,
             ).comparisons,
             machine=describe_machine(self.request.context.device),
             command=self.command,

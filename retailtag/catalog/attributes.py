@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.manifest import SEPARATOR, Manifest
-from retailtag.catalog.table import POSITIVE
+from retailtag.catalog.table import POSITIVE, TagTable
 from retailtag.errors import DataError, UsageError, named
 from retailtag.statistics.exclusive import attribute_columns
 
@@ -82,3 +82,8 @@ def with_one_value(
         if len(columns) > 1 and (n_values <= 1).all():
             found.append(name)
     return found
+
+
+def recorded_attributes(table: TagTable) -> list[str] | None:
+    """What artefacts record; None without any, as in artefacts that do not know of attributes."""
+    return list(table.exclusive) or None

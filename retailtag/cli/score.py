@@ -108,10 +108,17 @@ def score(
 def _show(output: Output, made: ScoreOutcome) -> None:
     from rich.text import Text
 
-    from retailtag.report.tables import comparison_table, findings_text, groups_table
+    from retailtag.report.tables import (
+        assignments_table,
+        comparison_table,
+        findings_text,
+        groups_table,
+    )
 
     scored = made.scored
     output.print(groups_table(scored.cards))
+    if any(card.assignments for card in scored.cards):
+        output.print(assignments_table(scored.cards))
     if scored.comparisons:
         output.print(comparison_table(scored.comparisons))
     for card, folder in zip(scored.cards, scored.folders, strict=True):
@@ -139,6 +146,8 @@ def _summary(made: ScoreOutcome, gates: Sequence[Gate]) -> dict[str, Any]:
             "micro_f1": card.micro_f1,
             "macro_f1_sklearn": card.macro_f1_sklearn,
             "summaries": {scope: asdict(s) for scope, s in card.summaries.items()},
+            "assignment": card.assignment,
+            "assignments": [asdict(row) for row in card.assignments],
             "findings": [asdict(f) for f in card.findings],
             "gates": [
                 {"gate": str(g), "value": g.value(card), "met": g.is_met(card)} for g in gates

@@ -131,6 +131,24 @@ def groups_table(cards: Iterable[ScoreCard]) -> Table:
     return table
 
 
+def assignments_table(cards: Iterable[ScoreCard]) -> Table:
+    """One row per model and attribute with one value: scores of the three assignments."""
+    table = _table(
+        "Attributes with one value an image: macro-F1 (images given the right value alone, %)",
+        "independent: every tag by its threshold; at most one, exactly one: the tag furthest above",
+        ("model", "attribute", "independent", "at most one", "exactly one"),
+    )
+    for card in cards:
+        by_attribute: dict[str, list[str]] = {}
+        for row in card.assignments:
+            cell = f"{points(row.macro_f1)} ({points(row.right)})"
+            by_attribute.setdefault(row.attribute or "all tags", []).append(cell)
+        for k, (attribute, cells) in enumerate(by_attribute.items()):
+            table.add_row(Text("" if k else card.model), Text(attribute), *cells)
+        table.add_section()
+    return table
+
+
 def comparison_table(comparisons: Iterable[Comparison]) -> Table:
     """Paired differences in points, the better model first, with verdicts."""
     # turned around where negative, so that every difference reads "model is ahead by"

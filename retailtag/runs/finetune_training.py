@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retailtag.backbones.backbone import Backbone
+from retailtag.catalog.attributes import recorded_attributes
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.finetuning.activation_cache import parse_budget
@@ -53,6 +54,7 @@ def finetune_inputs(
     return {
         "catalogue": catalog.digest,
         "cutoffs": asdict(catalog.table.cutoffs),
+        "exclusive": recorded_attributes(catalog.table),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "C": probe.C.tolist(),
@@ -249,6 +251,7 @@ class FinetuneTraining:
             "strategy": "finetune",
             "backbone": spec.backbone,
             "catalog_digest": self.catalog.digest,
+            "exclusive": recorded_attributes(self.catalog.table),
             "features": spec.digest,
             "model": [spec.architecture, spec.preprocessing],
             "settings": self.config.recorded(),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.attributes import recorded_attributes
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, UsageError
@@ -98,6 +99,7 @@ def probe_inputs(
         **read,
         "catalogue": catalog.digest,
         "cutoffs": asdict(catalog.table.cutoffs),
+        "exclusive": recorded_attributes(catalog.table),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
         "settings": settings.recorded(),
@@ -273,6 +275,7 @@ def _provenance(
         "backbone": store.spec.backbone,
         **context.provenance,
         "catalog_digest": context.catalog.digest,
+        "exclusive": recorded_attributes(context.catalog.table),
         "features": store.spec.digest,
         "stored_as": {"engine": store.spec.engine, "dtype": store.spec.dtype},
         "settings": settings.recorded(),
@@ -321,7 +324,7 @@ def _checkpoints(
 ) -> Checkpoints:
     """Where the sweep stores finished fits, under a key of everything that they depend on."""
     # Cut-offs, texts and most settings come in after the fits: changing them reuses the sweep.
-    later = ("cutoffs", "settings", "texts")
+    later = ("cutoffs", "exclusive", "settings", "texts")
     data = {name: value for name, value in inputs.items() if name not in later}
     data |= {
         "grid": parse_grid(settings.sweep_C).tolist(),

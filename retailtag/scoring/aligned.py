@@ -11,6 +11,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.errors import ArtefactError, named
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import ProductCounts, count_by_product
+from retailtag.statistics.exclusive import INDEPENDENT, assign, check_assignment
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,20 +20,31 @@ class Aligned:
 
     rows: NDArray[np.intp]  # (n_images,), of the catalogue, ascending
     logits: NDArray[np.float32]  # (n_images, n_tags)
-    predicted: NDArray[np.bool_]  # (n_images, n_tags), logit at or above its threshold
+    predicted: NDArray[np.bool_]  # (n_images, n_tags), tags given under the assignment
     thresholds: NDArray[np.float32]  # (n_tags,)
     labels: NDArray[np.int8]  # (n_images, n_tags), 1, 0, -1
     missing: NDArray[np.str_]  # ids of the split's images that the predictions lack
+    # Attributes with one value an image: the catalogue's, else those that the predictions record
+    exclusive: tuple[str, ...] = ()
 
 
 def align(
-    predictions: Predictions, catalog: Catalog, split: str, *, allow_missing: bool = False
+    predictions: Predictions,
+    catalog: Catalog,
+    split: str,
+    *,
+    allow_missing: bool = False,
+    assignment: str = INDEPENDENT,
 ) -> Aligned:
     """Bring predictions and labels of a split into the catalogue's order.
 
+    `assignment` is one of `retailtag.statistics.exclusive.ASSIGNMENTS`.
+
     Raises `ArtefactError` if the tags differ, an image of the split has no prediction (unless
-    allowed), or none has.
+    allowed), or none has; `UsageError` for a assignment that concerns no attribute.
     """
+    exclusive = catalog.table.exclusive or predictions.exclusive
+    check_assignment(assignment, exclusive)
     columns = _columns(predictions.tags, catalog)
     rows = catalog.rows(split)
     wanted = catalog.image_ids[rows]
@@ -53,10 +65,11 @@ def align(
     return Aligned(
         rows=rows,
         logits=logits,
-        predicted=logits >= thresholds,
+        predicted=assign(logits, thresholds, catalog.table.tags, exclusive, assignment),
         thresholds=thresholds,
         labels=catalog.table.labels[rows],
         missing=missing,
+        exclusive=exclusive,
     )
 
 

@@ -30,6 +30,7 @@ from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
 from retailtag.scoring.strict_json import plain
+from retailtag.statistics.exclusive import INDEPENDENT
 
 # Holm multiplies the smallest p, 1 / (swaps + 1), by the number of pairs: with fewer than 20 swaps
 # per pair it could never get under 0.05. Twice that leaves room.
@@ -118,6 +119,7 @@ def hold_contest(
     seed: int = 0,
     allow_missing: bool = False,
     n_permutations: int = PERMUTATIONS,
+    assignment: str = INDEPENDENT,
 ) -> Contest:
     r"""Rank models and compare every two of them on the images of one split.
 
@@ -147,7 +149,10 @@ def hold_contest(
     Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", 2021.
     """
     aligned = {
-        name: [align(p, catalog, split, allow_missing=allow_missing) for p in runs]
+        name: [
+            align(p, catalog, split, allow_missing=allow_missing, assignment=assignment)
+            for p in runs
+        ]
         for name, runs in models.items()
     }
     _refuse_unequal(aligned)

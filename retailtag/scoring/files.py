@@ -25,6 +25,7 @@ from retailtag.scoring.score import (
     score_predictions,
 )
 from retailtag.scoring.scorecard import ScoreCard
+from retailtag.statistics.exclusive import INDEPENDENT
 
 ReadCatalog = Callable[..., Catalog]
 PREDICTIONS = "predictions.npz"
@@ -88,6 +89,7 @@ def score_files(
     n_bootstrap: int = N_REPLICATES,
     seed: int = 0,
     allow_missing: bool = False,
+    assignment: str = INDEPENDENT,
     loaded: Mapping[Path, Predictions] | None = None,
 ) -> ScoredFiles:
     """Score every predictions file on one split and write its scorecard.
@@ -104,7 +106,9 @@ def score_files(
     names = _distinct_names(paths, models)
     catalogs = _catalogs(paths, models, read, catalog)
     cards = tuple(
-        score_predictions(p, c, split=split, allow_missing=allow_missing, name=name)
+        score_predictions(
+            p, c, split=split, allow_missing=allow_missing, name=name, assignment=assignment
+        )
         for p, c, name in zip(models, catalogs, names, strict=True)
     )
     comparisons: tuple[Comparison, ...] = ()
@@ -116,6 +120,7 @@ def score_files(
             n_bootstrap=n_bootstrap,
             seed=seed,
             allow_missing=allow_missing,
+            assignment=assignment,
         )
         comparisons = contest.comparisons
     folders = tuple(
@@ -138,6 +143,7 @@ def compare_files(
     n_permutations: int = PERMUTATIONS,
     seed: int = 0,
     allow_missing: bool = False,
+    assignment: str = INDEPENDENT,
 ) -> ComparedFiles:
     """Rank the models of predictions files, compare every two, and write ``pairs.csv``.
 
@@ -166,6 +172,7 @@ def compare_files(
         seed=seed,
         allow_missing=allow_missing,
         n_permutations=n_permutations,
+        assignment=assignment,
     )
     write_text(out, csv_text(PAIR_COLUMNS, map(_pair_row, contest.comparisons)))
     return ComparedFiles(contest, _digests(catalogs, models))

@@ -13,12 +13,14 @@ from retailtag.errors import SplitOverlap, UsageError, named
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned, align, product_counts
+from retailtag.scoring.assignments import assignment_rows
 from retailtag.scoring.checks import cell_findings
 from retailtag.scoring.finding import Finding, count
 from retailtag.scoring.metrics import micro_f1, tag_counts
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.summaries import group_summaries, measure, tag_rows, threshold_rules
+from retailtag.statistics.exclusive import INDEPENDENT
 from retailtag.version import __version__
 
 
@@ -43,19 +45,22 @@ def score_predictions(
     split: str = "test",
     allow_missing: bool = False,
     name: str | None = None,
+    assignment: str = INDEPENDENT,
 ) -> ScoreCard:
     """Scorecard of one model on one split.
 
     The predictions' order does not matter, and their images outside the split take no part. With
     `allow_missing`, images that have no prediction (unreadable ones) are left out and reported in a
     finding. `name` is shown on the card; by default it comes from the predictions' provenance.
+    `assignment`, one of `retailtag.statistics.exclusive.ASSIGNMENTS`, says which tags of an
+    attribute with one value an image are given; the card has the scores of all three.
 
     Raises `SplitOverlap` if the model was fitted on an image of the split, `ArtefactError` if the
     predictions lack images of the split or have other tags than the catalogue, and `UsageError` if
-    the split is unknown or empty.
+    the split is unknown or empty, or a assignment concerns no attribute.
     """
     refuse_overlap(predictions, catalog, split)
-    aligned = align(predictions, catalog, split, allow_missing=allow_missing)
+    aligned = align(predictions, catalog, split, allow_missing=allow_missing, assignment=assignment)
     counts = tag_counts(aligned.predicted, aligned.labels)
     products = product_counts(aligned, catalog)
     table = catalog.table
@@ -73,6 +78,8 @@ def score_predictions(
         macro_f1_sklearn=summaries["all"].macro_f1_sklearn,
         samples=sample_scores(aligned.logits, aligned.predicted, aligned.labels),
         provenance=_provenance(predictions, catalog),
+        assignment=assignment,
+        assignments=assignment_rows(aligned, table.tags),
     )
     return replace(card, findings=tuple(_findings(card, predictions, catalog, aligned)))
 

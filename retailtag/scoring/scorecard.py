@@ -12,6 +12,7 @@ from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
 from retailtag.scoring.strict_json import parsed_file, plain
+from retailtag.statistics.exclusive import INDEPENDENT
 
 FORMAT = 2
 REMEDY = "run `retailtag score` on the predictions again"
@@ -65,6 +66,20 @@ class GroupSummary:
 
 
 @dataclass(frozen=True)
+class AssignmentRow:
+    """Scores of one attribute with one value an image, under one assignment."""
+
+    attribute: str  # empty: all tags, and images of all attributes together
+    assignment: str  # one of `retailtag.statistics.exclusive.ASSIGNMENTS`
+    n_tags: int  # tags averaged
+    macro_f1: float
+    macro_precision: float
+    macro_recall: float
+    n_images: int  # images known to have a value, for every attribute
+    right: float  # share of these that were given that value and no other
+
+
+@dataclass(frozen=True)
 class ScoreCard:
     """One model scored on one split; equal inputs give an equal card, byte for byte."""
 
@@ -80,6 +95,9 @@ class ScoreCard:
     findings: tuple[Finding, ...] = ()  # in the order they are numbered
     # Hashes and settings of everything that was read; no dates, no timings
     provenance: dict[str, Any] = field(default_factory=dict)
+    assignment: str = INDEPENDENT  # by which all other scores of the card were counted
+    # Of every attribute with one value an image, under every assignment; empty without any
+    assignments: tuple[AssignmentRow, ...] = ()
 
     @property
     def undefined(self) -> tuple[TagRow, ...]:
@@ -103,6 +121,11 @@ class ScoreCard:
         write_text(folder / "groups.csv", groups)
         columns = ("tag", "group", "train_count", "fp", "tn", "threshold")
         write_text(folder / "undefined_tags.csv", csv_text(columns, self.undefined))
+        (folder / "assignments.csv").unlink(missing_ok=True)
+        if self.assignments:
+            write_text(
+                folder / "assignments.csv", csv_text(_names(AssignmentRow), self.assignments)
+            )
         write_json(folder / "scorecard.json", self.to_json())
 
     @classmethod

@@ -15,7 +15,7 @@ from retailtag.errors import UsageError
 INDEPENDENT = "independent"
 AT_MOST_ONE = "at-most-one"
 EXACTLY_ONE = "exactly-one"
-DECISIONS = (INDEPENDENT, AT_MOST_ONE, EXACTLY_ONE)
+ASSIGNMENTS = (INDEPENDENT, AT_MOST_ONE, EXACTLY_ONE)
 
 
 def attribute_columns(tags: Sequence[str], attribute: str) -> NDArray[np.intp]:
@@ -31,12 +31,12 @@ def attribute_columns(tags: Sequence[str], attribute: str) -> NDArray[np.intp]:
     return np.array(sorted(own, key=tags.__getitem__), np.intp)
 
 
-def decide(
+def assign(
     logits: NDArray[np.floating],
     thresholds: NDArray[np.float32],
     tags: Sequence[str] = (),
     exclusive: Iterable[str] = (),
-    decision: str = INDEPENDENT,
+    assignment: str = INDEPENDENT,
 ) -> NDArray[np.bool_]:
     """Tags that each image is given, (n_images, n_tags).
 
@@ -49,7 +49,7 @@ def decide(
         Names of the columns.
     exclusive : iterable of str
         Attributes with one value an image.
-    decision : str
+    assignment : str
         ``independent``: every tag that passes. ``at-most-one``: of the tags of each exclusive
         attribute only the one with the largest logit less threshold, if it passes.
         ``exactly-one``: that tag, whether it passes or not. Other tags are given if they pass.
@@ -58,13 +58,13 @@ def decide(
     --------
     >>> logits = np.array([[3.0, 2.0], [-1.0, -2.0]])
     >>> tags, thresholds = ("gender:Men", "gender:Women"), np.array([2.5, 1.0], np.float32)
-    >>> decide(logits, thresholds, tags, ["gender"], "at-most-one").tolist()
+    >>> assign(logits, thresholds, tags, ["gender"], "at-most-one").tolist()
     [[False, True], [False, False]]
-    >>> decide(logits, thresholds, tags, ["gender"], "exactly-one").tolist()
+    >>> assign(logits, thresholds, tags, ["gender"], "exactly-one").tolist()
     [[False, True], [False, True]]
     """
     given: NDArray[np.bool_] = logits >= thresholds
-    if decision == INDEPENDENT:
+    if assignment == INDEPENDENT:
         return given
     for attribute in exclusive:
         columns = attribute_columns(tags, attribute)
@@ -73,7 +73,7 @@ def decide(
         own = given[:, columns]
         furthest = np.argmax(_margins(logits[:, columns], thresholds[columns]), axis=1)
         winner = np.arange(len(columns)) == furthest[:, None]
-        given[:, columns] = winner & own if decision == AT_MOST_ONE else winner
+        given[:, columns] = winner & own if assignment == AT_MOST_ONE else winner
     return given
 
 
@@ -87,10 +87,10 @@ def _margins(logits: NDArray[np.floating], thresholds: NDArray[np.float32]) -> N
     return np.subtract(logits, thresholds, where=~equal, out=np.zeros(logits.shape))
 
 
-def check_decision(decision: str, exclusive: Sequence[str]) -> None:
-    """Raise `UsageError` for a decision that concerns no attribute."""
-    if decision != INDEPENDENT and not exclusive:
+def check_assignment(assignment: str, exclusive: Sequence[str]) -> None:
+    """Raise `UsageError` for an assignment that concerns no attribute."""
+    if assignment != INDEPENDENT and not exclusive:
         raise UsageError(
-            f"--decide {decision} concerns attributes with one value an image, and none is "
+            f"--assign {assignment} concerns attributes with one value an image, and none is "
             "recorded; name them with --one-of, such as --one-of gender,season."
         )

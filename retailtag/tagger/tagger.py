@@ -26,6 +26,12 @@ from retailtag.finetuning.artefact import Checkpoint
 from retailtag.images.decode import MAX_PIXELS, decode_image, to_rgb
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
+from retailtag.statistics.exclusive import (
+    INDEPENDENT,
+    assign,
+    attribute_columns,
+    check_assignment,
+)
 from retailtag.store import FeatureSpec, JointSpec
 
 ImageInput = str | Path | bytes | Image.Image
@@ -45,6 +51,9 @@ class Tagger:
     strategy: str  # probe or finetune
     max_pixels: int = MAX_PIXELS  # larger images are refused
     allow_truncated: bool = False  # accept JPEG files that end early
+    # Which tags of an attribute with one value an image are given; see `assign`
+    assignment: str = INDEPENDENT
+    exclusive: tuple[str, ...] = ()  # names of these attributes
 
     @classmethod
     def load(
@@ -86,7 +95,31 @@ class Tagger:
                 f"{folder} holds neither a probe nor a fine-tuned checkpoint; name a folder that "
                 "retailtag probe or retailtag finetune wrote."
             )
-        return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
+        recorded = tuple(tagger.head.facts.get("exclusive") or ())
+        return replace(
+            tagger, max_pixels=max_pixels, allow_truncated=allow_truncated, exclusive=recorded
+        )
+
+    def assigning(self, assignment: str, one_of: Sequence[str] = ()) -> Tagger:
+        """The same model that gives at most one or exactly one value of an attribute.
+
+        Parameters
+        ----------
+        assignment : {"independent", "at-most-one", "exactly-one"}
+        one_of : sequence of str
+            Attributes with one value an image; by default those that the model records.
+
+        Raises
+        ------
+        UsageError
+            If the model records none, or has no tag of one that is named.
+        """
+        exclusive = tuple(one_of) or self.exclusive
+        check_assignment(assignment, exclusive)
+        for name in one_of:
+            if not len(attribute_columns(self.tags, name)):
+                raise UsageError(f"--one-of {name}: no tag of the model begins with {name}:.")
+        return replace(self, assignment=assignment, exclusive=exclusive)
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
@@ -126,8 +159,9 @@ class Tagger:
         return self.head.logits(np.concatenate(embeddings, axis=1))
 
     def tag(self, images: Sequence[ImageInput]) -> list[list[str]]:
-        """Tags of each image: those at or above their thresholds, by falling logit.
+        """Tags of each image, by falling logit: those at or above their thresholds.
 
+        After `assigning`, of some attributes at most one or exactly one.
         Takes images and raises errors as `logits` does.
         """
         return [list(found) for found in self.predict(images)]
@@ -135,9 +169,11 @@ class Tagger:
     def predict(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
         """Probability of each tag of each image, for the tags and in the order of `tag`."""
         found = []
-        for z in self.logits(images).astype(np.float64):
+        logits = self.logits(images)
+        cells = assign(logits, self.thresholds, self.tags, self.exclusive, self.assignment)
+        for z, own in zip(logits.astype(np.float64), cells, strict=True):
             order = np.argsort(-z, kind="stable")
-            given = order[z[order] >= self.thresholds[order]]
+            given = order[own[order]]
             probabilities = 0.5 * (1 + np.tanh(0.5 * z[given]))  # the logistic, without overflow
             names = [self.tags[j] for j in given]
             found.append(dict(zip(names, probabilities.tolist(), strict=True)))

@@ -67,6 +67,19 @@ def test_json_is_one_object(folder):
     assert card["folder"] == str(folder / "out" / "demo-cnn-probe")
 
 
+def test_at_most_one_value_of_an_attribute_is_scored_and_all_figures_are_shown(folder):
+    result = invoke(folder / "probe.npz", "--assign", "at-most-one")
+    assert result.exit_code == 0, result.output
+    assert "exactly one" in result.stdout
+    assert "colour" in result.stdout
+    found = json.loads(invoke(folder / "probe.npz", "--assign", "at-most-one", "--json").stdout)
+    card = found["scorecards"][0]
+    assert card["assignment"] == "at-most-one"
+    of_all = {r["assignment"]: r["macro_f1"] for r in card["assignments"] if not r["attribute"]}
+    assert card["summaries"]["all"]["macro_f1"] == of_all["at-most-one"]
+    assert (folder / "probe.test" / "assignments.csv").exists()
+
+
 def test_quiet_prints_nothing(folder):
     result = invoke(folder / "probe.npz", "--quiet")
     assert (result.exit_code, result.stdout) == (0, "")

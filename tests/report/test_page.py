@@ -10,6 +10,8 @@ from retailtag.report.html import render_html
 from retailtag.report.results import BakeoffResult
 from retailtag.report.write import write_report
 from retailtag.scoring.finding import Finding
+from retailtag.scoring.scorecard import AssignmentRow
+from retailtag.statistics.exclusive import ASSIGNMENTS
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
 VOID = {"meta", "input", "br", "wbr"}
@@ -164,3 +166,21 @@ def test_one_pair_without_tail_or_rival_makes_a_page(bakeoff):
     page = render_html(single, decide(single))
     assert "no other pair to compare" in page
     assert "no tag with a held-out positive" in page
+
+
+def test_assignments_of_attributes_with_one_value_are_shown(bakeoff, page):
+    assert "At most one" not in page
+    evil = "<b>size</b>"
+    rows = [
+        AssignmentRow(name, how, 3, 0.5, 0.4, 0.6, 20, 0.75)
+        for name in ("", evil)
+        for how in ASSIGNMENTS
+    ]
+    pairs = [
+        replace(p, scorecard=replace(p.scorecard, assignments=tuple(rows))) for p in bakeoff.pairs
+    ]
+    result = replace(bakeoff, pairs=tuple(pairs))
+    shown = render_html(result, decide(result))
+    Nesting().feed(shown)
+    assert shown.count("75.0 % right") == 3 * len(pairs) + 3  # all tags; attributes of the winner
+    assert evil not in shown

@@ -180,3 +180,13 @@ def test_a_catalogue_must_be_known(catalog, predict, tmp_path):
         score_files([path], lambda path: catalog)
     with pytest.raises(UsageError, match="twice"):
         score_files([path, path], lambda path: catalog)
+
+
+def test_models_are_compared_under_the_assignment(catalog, predict):
+    table = replace(catalog.table, tags=("a:1", "a:2", "a:3", "b", "c", "d"), exclusive=("a",))
+    shop = replace(catalog, table=table)
+    models = {"good": predict(shop, 1, 3.0), "poor": predict(shop, 2, 0.5)}
+    (found, *_) = compare_predictions(models, shop, n_bootstrap=20, assignment="exactly-one")
+    cards = [score_predictions(p, shop, assignment="exactly-one") for p in models.values()]
+    a, b = (card.summaries["all"].macro_f1 for card in cards)
+    assert found.difference.value == pytest.approx(a - b)

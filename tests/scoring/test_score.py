@@ -9,6 +9,7 @@ from retailtag.errors import ArtefactError, SplitOverlap, UsageError
 from retailtag.scoring.calibration import calibration_sums
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.score import score_predictions
+from retailtag.statistics.exclusive import ASSIGNMENTS
 
 
 def rows_of(predictions, catalog):
@@ -179,3 +180,57 @@ def test_a_card_has_no_finding_about_a_catalogue_that_did_not_change(catalog, pr
     same = replace(predictions, provenance={"catalog_digest": catalog.digest})
     codes = [f.code for f in score_predictions(same, catalog).findings]
     assert "catalogue-changed" not in codes
+
+
+def _with_attributes(catalog):
+    """The catalogue with its first three tags as one attribute, one value an image at most."""
+    labels = catalog.table.labels.copy()
+    labels[:, 0] = 0
+    labels[:, 1:3][(labels[:, 1] == 1) & (labels[:, 2] == 1)] = [1, 0]
+    tags = ("size:L", "size:M", "size:S", *catalog.table.tags[3:])
+    table = replace(catalog.table, tags=tags, labels=labels, exclusive=("size",))
+    return replace(catalog, table=table)
+
+
+def test_all_assignments_are_shown_and_one_is_counted(catalog, predict):
+    shop = _with_attributes(catalog)
+    predictions = predict(shop)
+    free = score_predictions(predictions, shop)
+    cards = {a: score_predictions(predictions, shop, assignment=a) for a in ASSIGNMENTS}
+    assert free.to_json() == cards["independent"].to_json()
+    assert {c.assignments for c in cards.values()} == {free.assignments}
+    assert [(r.attribute, r.assignment) for r in free.assignments] == [
+        (name, a) for name in ("", "size") for a in ASSIGNMENTS
+    ]
+    for row in free.assignments[:3]:  # of all tags
+        assert row.macro_f1 == cards[row.assignment].summaries["all"].macro_f1
+    one, exact = cards["at-most-one"], cards["exactly-one"]
+    size = slice(0, 3)
+    assert sum(r.tp + r.fp for r in one.tags[size]) < sum(r.tp + r.fp for r in free.tags[size])
+    assert one.tags[3:5] == exact.tags[3:5] == free.tags[3:5]
+    # unknown cells are not counted, so of exactly one value per image some are missing
+    assert sum(r.tp + r.fp for r in exact.tags[size]) <= exact.n_images
+    assert [r.ap for r in one.tags] == pytest.approx([r.ap for r in free.tags], nan_ok=True)
+
+
+def test_the_share_given_the_right_value_alone_is_counted_by_image(catalog, predict):
+    shop = _with_attributes(catalog)
+    labels = shop.table.labels[shop.rows("test")][:, :3]
+    has_value = (labels == 1).any(axis=1)
+    perfect = predict(shop, logits=np.where(shop.table.labels == 1, 5, -5).astype(np.float32))
+    row = score_predictions(perfect, shop).assignments[3]
+    assert (row.attribute, row.n_images, row.right) == ("size", has_value.sum(), 1.0)
+    silent = replace(perfect, thresholds=np.full(6, np.inf, np.float32))
+    right = {r.assignment: r.right for r in score_predictions(silent, shop).assignments[3:]}
+    assert right == {"independent": 0.0, "at-most-one": 0.0, "exactly-one": 1.0}
+
+
+def test_attributes_that_only_the_predictions_record_count_too(catalog, predict):
+    shop = _with_attributes(catalog)
+    bare = replace(shop, table=replace(shop.table, exclusive=()))
+    with pytest.raises(UsageError, match="--one-of"):
+        score_predictions(predict(bare), bare, assignment="exactly-one")
+    recorded = predict(bare, provenance={"exclusive": ["size"]})
+    card = score_predictions(recorded, bare, assignment="exactly-one")
+    same = score_predictions(predict(shop), shop, assignment="exactly-one")
+    assert (card.micro_f1, card.assignments) == (same.micro_f1, same.assignments)

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from retailtag.errors import ArtefactError, DataError
 from retailtag.scoring.csvs import FORMULA_STARTS, csv_text, safe_cell
 from retailtag.scoring.score import score_predictions
-from retailtag.scoring.scorecard import ScoreCard
+from retailtag.scoring.scorecard import AssignmentRow, ScoreCard
 
 
 @pytest.fixture
@@ -35,6 +36,23 @@ def test_a_card_with_the_intervals_of_earlier_versions_loads(card):
     old["tags"] = [{**row, "f1_bca_low": 0.1, "f1_percentile_high": None} for row in old["tags"]]
     old["summaries"]["all"] = {**old["summaries"]["all"], "macro_f1_bca_high": 0.5}
     assert ScoreCard.from_json(old).to_json() == card.to_json()
+
+
+def test_a_card_without_assignments_loads_as_independent(card):
+    """Attributes with one value an image are on cards since 2026-11-29."""
+    old = card.to_json()
+    del old["assignment"], old["assignments"]
+    assert ScoreCard.from_json(old).assignment == "independent"
+    assert ScoreCard.from_json(old).assignments == ()
+
+
+def test_assignments_are_written_and_read_again(card, tmp_path):
+    row = AssignmentRow("size", "exactly-one", 3, 0.5, 0.4, 0.6, 20, 0.75)
+    replace(card, assignments=(row,)).save(tmp_path)
+    assert ScoreCard.load(tmp_path).assignments == (row,)
+    assert (tmp_path / "assignments.csv").read_text().splitlines()[1].startswith("size,exactly-one")
+    card.save(tmp_path)
+    assert not (tmp_path / "assignments.csv").exists()
 
 
 def test_files_are_equal_for_equal_input(card, catalog, predict, tmp_path):

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailtag.errors import UsageError
-from retailtag.statistics.exclusive import DECISIONS, check_decision, decide
+from retailtag.statistics.exclusive import ASSIGNMENTS, assign, check_assignment
 
 TAGS = ("b:2", "new", "a:1", "b:1", "a:2", "b:3")
 LEVELS = [-np.inf, -2.0, -1.0, 0.0, 0.5, 3.0, np.inf]
 
 
-def plainly(logits, thresholds, decision):
+def plainly(logits, thresholds, assignment):
     """Tags of one image, written out."""
     given = {t for t, z, c in zip(TAGS, logits, thresholds, strict=True) if z >= c}
     for name in ("a", "b"):
@@ -28,7 +28,7 @@ def plainly(logits, thresholds, decision):
             for t, j in zip(own, at, strict=True)
         }
         best = max(own, key=lambda t: excess[t])
-        kept = {best} if decision == "exactly-one" or best in given else set()
+        kept = {best} if assignment == "exactly-one" or best in given else set()
         given = (given - set(own)) | kept
     return given
 
@@ -38,23 +38,23 @@ def plainly(logits, thresholds, decision):
     logits=st.lists(st.sampled_from(LEVELS), min_size=6, max_size=6),
     thresholds=st.lists(st.sampled_from(LEVELS), min_size=6, max_size=6),
 )
-@pytest.mark.parametrize("decision", DECISIONS[1:])
-def test_the_tag_furthest_above_its_threshold_wins(decision, logits, thresholds):
+@pytest.mark.parametrize("assignment", ASSIGNMENTS[1:])
+def test_the_tag_furthest_above_its_threshold_wins(assignment, logits, thresholds):
     cuts = np.array(thresholds, np.float32)
-    made = decide(np.array([logits, logits], np.float32), cuts, TAGS, ("a", "b", "c"), decision)
+    made = assign(np.array([logits, logits], np.float32), cuts, TAGS, ("a", "b", "c"), assignment)
     assert (made[0] == made[1]).all()
-    assert {t for t, g in zip(TAGS, made[0], strict=True) if g} == plainly(logits, cuts, decision)
+    assert {t for t, g in zip(TAGS, made[0], strict=True) if g} == plainly(logits, cuts, assignment)
 
 
 def test_without_attributes_every_tag_passes_by_itself():
     logits = np.array([[1.0, -1.0]], np.float32)
     cuts = np.zeros(2, np.float32)
-    for decision in DECISIONS:
-        assert decide(logits, cuts, ("a:1", "a:2"), (), decision).tolist() == [[True, False]]
+    for assignment in ASSIGNMENTS:
+        assert assign(logits, cuts, ("a:1", "a:2"), (), assignment).tolist() == [[True, False]]
 
 
 def test_a_decision_that_concerns_nothing_is_refused():
-    check_decision("independent", ())
-    check_decision("at-most-one", ("gender",))
+    check_assignment("independent", ())
+    check_assignment("at-most-one", ("gender",))
     with pytest.raises(UsageError, match="--one-of"):
-        check_decision("exactly-one", ())
+        check_assignment("exactly-one", ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,3 +95,21 @@ def test_it_describes_itself_in_text_and_html(tagger):
     assert page.startswith("<table>")
     assert "<td>demo:cnn</td>" in page
     assert "<td>per-tag</td>" in page
+
+
+def test_at_most_one_and_exactly_one_value_of_an_attribute(tagger, image):
+    tags = ("colour:red", "colour:blue", "cotton")
+    z = tagger.logits([image[1]])[0]
+    for thresholds, most, exactly in ((z - [1, 2, 1], [1, 2], [1, 2]), (z + [2, 1, 1], [], [1])):
+        head = replace(tagger.head, tags=tags, thresholds=thresholds.astype(np.float32))
+        model = replace(tagger, head=head, exclusive=("colour",))
+        for assignment, expected in (("at-most-one", most), ("exactly-one", exactly)):
+            found = model.assigning(assignment).tag([image[1]])[0]
+            assert set(found) == {tags[j] for j in expected}
+        # a model that records no attribute takes those that are named
+        bare = replace(model, exclusive=())
+        assert bare.assigning("exactly-one", ["colour"]).tag([image[1]]) == [found]
+    with pytest.raises(UsageError, match="--one-of"):
+        bare.assigning("exactly-one")
+    with pytest.raises(UsageError, match="no tag of the model begins with size:"):
+        bare.assigning("exactly-one", ["size"])
