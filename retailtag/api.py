@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.split import SplitCatalog
     from retailtag.context import RunContext
+    from retailtag.extraction.imports import Imported
     from retailtag.outcomes import (
         BakeoffOutcome,
         CompareOutcome,
@@ -143,6 +144,51 @@ def extract(
     return ExtractOutcome(tuple(summaries), tuple(engines))
 
 
+def import_features(
+    vectors: Any,
+    ids: Any = None,
+    *,
+    name: str,
+    column: str | None = None,
+    catalog: Any = None,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Imported:
+    """Store embeddings that were computed elsewhere; probes find them as ``own:NAME``.
+
+    Parameters
+    ----------
+    vectors : path or array of float, shape (n_images, dim)
+        An array or its ``.npy``, or Parquet with a column of vectors.
+    ids : path or sequence of str, optional
+        Image ids in the order of the vectors, or a text file with one per line. Parquet may have
+        them in a column ``image_id`` or ``id``.
+    name : str
+        What to call the embeddings.
+    column : str, optional
+        Parquet's column of vectors, if it has several.
+    catalog : path, table, list of records or Catalog, optional
+        Whose ids are compared and whose images are hashed, so that changes of them are noticed.
+    **options
+        ``features``, ``workers``, and how the catalogue is read.
+    """
+    from retailtag.extraction.imports import import_embeddings, read_embeddings
+
+    s = _resolve("import", settings, options)
+    embeddings = read_embeddings(vectors, ids, column)
+    has_catalog = catalog is not None or s.catalog.path is not None
+    context = _context(catalog, s, progress) if has_catalog else None
+    return import_embeddings(
+        s.compute.features,
+        embeddings,
+        name,
+        context.catalog if context else None,
+        workers=context.workers if context else 0,
+        progress=progress or SILENT,
+    )
+
+
 def probe(
     catalog: Any = None,
     backbone: str | None = None,
@@ -154,17 +200,20 @@ def probe(
     """Fit a probe for every tag and C, choose C and thresholds out of fold, predict."""
     from retailtag.backbones.ids import local_weights
     from retailtag.outcomes import ProbeOutcome
+    from retailtag.runs.checks import check_fittable
     from retailtag.runs.embeddings import find_embeddings, find_texts
-    from retailtag.runs.probe import check_probe_settings, run_probe
+    from retailtag.runs.probe import check_probe_settings, check_rows, run_probe
 
     s = _resolve("probe", settings, {**options, "backbones": backbone})
     backbone = only_backbone("probe", s)
     check_probe_settings(s.probe)
     context = _context(catalog, s, progress)
+    check_fittable(context.catalog)
     local = local_weights(s.compute.weights, [backbone])
     tags, device = context.catalog.table.tags, context.device
     texts = find_texts(s.probe.heads, backbone, tags, weights=local, device=device)
     store = find_embeddings(context, backbone, s.extract)
+    check_rows(context.catalog, store, context.catalog.rows("train"), s.probe.folds)
     # Written once nothing is left to refuse, and before the work: a killed run has them too.
     out = folder_of("probe", s)
     _keep_settings("probe", out, s, catalog)
@@ -196,21 +245,25 @@ def finetune(
     """
     from retailtag.backbones import load_backbone, resolve_id
     from retailtag.backbones.ids import local_weights
+    from retailtag.backbones.imported import refuse_imported
     from retailtag.bakeoffs.request import pair_folder
     from retailtag.extraction.embedder import identity
     from retailtag.extraction.stores import EngineRequest, find_store
     from retailtag.finetuning.checks import check_finetune_settings
     from retailtag.outcomes import FinetuneOutcome
     from retailtag.probes.artefact import Probe
+    from retailtag.runs.checks import check_fittable
     from retailtag.runs.finetune import run_finetune, run_seeds
     from retailtag.runs.finetune_search import search_settings
+    from retailtag.runs.finetune_start import check_probe
 
     s = _resolve("finetune", settings, {**options, "backbones": backbone})
     backbone = only_backbone("finetune", s)
     check_finetune_settings(s.finetune)
-    resolve_id(backbone)  # refuses A+B before its probe is missed
-    fitted = Probe.load(_path(probe) if probe else pair_folder(RUNS, backbone, "probe"))
+    refuse_imported(resolve_id(backbone))  # and A+B, before its probe is missed
     context = _context(catalog, s, progress)
+    check_fittable(context.catalog)
+    fitted = Probe.load(_path(probe) if probe else pair_folder(RUNS, backbone, "probe"))
     weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
     # Training changes the model in place, so every setting of a search and every seed loads anew.
@@ -223,6 +276,7 @@ def finetune(
         fitted=fitted.facts.get("features"),
         progress=context.progress,
     )
+    check_probe(context.catalog, store, fitted)
     out, config, ranking = folder_of("finetune", s), s.finetune, None
     _keep_settings("finetune", out, s, catalog)
     # After a search the settings that won repeat the run, without searching again.

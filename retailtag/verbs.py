@@ -63,6 +63,7 @@ USES: dict[str, tuple[str, ...]] = {
     ),
     "gc": (*LAYOUT, "compute.features", "compute.workers"),
     "merge": (),
+    "import": ("catalog.path", *LAYOUT, "compute.features", "compute.workers"),
     "init": (),
     "demo": ("probe.seed",),
     "models": (),

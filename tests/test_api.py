@@ -9,7 +9,7 @@ import pytest
 import retailtag as rt
 from retailtag.cli.main import run
 from retailtag.display import Displayed, View
-from retailtag.errors import RetailtagError, UsageError
+from retailtag.errors import DataError, RetailtagError, UsageError
 from retailtag.verbs import resolve
 
 PROBE = {"sweep_C": "0.01", "folds": 2, "heads": "logistic"}
@@ -230,3 +230,28 @@ def test_probes_of_arrays_are_a_table():
 def test_options_of_reading_are_refused_for_a_catalogue_that_is_read(tiny):
     with pytest.raises(UsageError, match="is read already; give attributes"):
         rt.probe(tiny, "demo:cnn", attributes="colour")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda row: {**row, "split": "test"}, "has no train images"),
+        (lambda row: {**row, "tags": "-"}, "has no image with a tag"),
+        (lambda row: {**row, "tags": "all"}, "no tag that some of its 3 train images carry"),
+    ],
+)
+def test_nothing_to_fit_is_one_sentence_and_leaves_nothing(
+    tmp_path, monkeypatch, picture, change, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"path": f"{i}.jpg", "tags": "red|all", "split": "train"} for i in range(3)]
+    rows.append({"path": "3.jpg", "tags": "blue", "split": "test"})
+    for i, row in enumerate(rows):
+        (tmp_path / row["path"]).write_bytes(picture(40 * i))
+    catalog = rt.read_catalog([change(row) for row in rows])
+    before = sorted(tmp_path.iterdir())
+    for verb in (rt.probe, rt.finetune, rt.bakeoff):
+        with pytest.raises(DataError, match=sentence) as said:
+            verb(catalog, "demo:cnn", device="cpu")
+        assert "\n" not in str(said.value)
+    assert sorted(tmp_path.iterdir()) == before

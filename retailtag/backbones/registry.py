@@ -27,7 +27,8 @@ class Family:
     @property
     def pattern(self) -> str:
         """What follows ``scheme:``, for messages."""
-        return f"MODEL{self.tag_separator}TAG" if self.tag_separator else "|".join(self.models)
+        listed = "|".join(self.models) or "NAME"
+        return f"MODEL{self.tag_separator}TAG" if self.tag_separator else listed
 
 
 def _split_timm_name(name: str) -> tuple[str, str]:
@@ -60,6 +61,12 @@ FAMILIES = {
         split_name=lambda name: (name, ""),
         models=("cnn", "dino", "clip"),
         arguments=("crop_mode", "crop_pct", "interpolation", "mean", "size", "std"),
+    ),
+    # Embeddings that were computed elsewhere: features import stores them under such an id.
+    "own": Family(
+        build="retailtag.backbones.imported:build",
+        published="",
+        split_name=lambda name: (name, ""),
     ),
 }
 

@@ -13,7 +13,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fit import make_solver
-from retailtag.runs.checks import none_readable
+from retailtag.runs.checks import check_fittable, none_readable
 from retailtag.settings import BakeoffSettings
 
 
@@ -52,15 +52,13 @@ def check_splits(catalog: Catalog) -> None:
     That takes training and test images, and a tag with a positive among each: without one, every
     average over tags is undefined.
     """
-    for split in ("train", "test"):
-        if not len(catalog.rows(split)):
-            raise DataError(
-                f"{catalog.path} has no {split} images; give it a split column, or make one with "
-                "retailtag catalog split."
-            )
+    check_fittable(catalog)
+    if not len(catalog.rows("test")):
+        raise DataError(
+            f"{catalog.path} has no test images; give it a split column, or make one with "
+            "retailtag catalog split."
+        )
     positive = catalog.table.labels == 1
-    if not positive.any():
-        raise DataError(f"{catalog.path} has no image with a tag; give it a column of tags.")
     shared = positive[catalog.rows("train")].any(axis=0) & positive[catalog.rows("test")].any(
         axis=0
     )

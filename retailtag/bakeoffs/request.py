@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from retailtag.backbones import canonical, components_of
+from retailtag.backbones import canonical, components_of, resolve_id
 from retailtag.backbones.ids import local_weights
+from retailtag.backbones.imported import refuse_imported
 from retailtag.bakeoffs.checks import check_request
 from retailtag.context import RunContext
 from retailtag.errors import UsageError
@@ -40,6 +41,8 @@ class Request:
         ids = [canonical(b) for b in s.backbones]
         if len(set(ids)) < len(ids):
             raise UsageError("--backbones names a backbone twice; name each once.")
+        for component in (c for b in s.backbones for c in components_of(b)):
+            refuse_imported(resolve_id(component))
         joint = [b for b in s.backbones if not self.strategies_of(b)]
         if joint:
             raise UsageError(f"{joint[0]}: {ONLY_PROBED} Add probe to --strategies.")

@@ -1,4 +1,4 @@
-"""`retailtag features`: look at the stored embeddings, check them, tidy them, join them."""
+"""`retailtag features`: look at stored embeddings, check, tidy and join them, import others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ SAMPLE = 64
 SHORT = 8  # digits of a digest shown to a person
 
 app = typer.Typer(
-    name="features", help="List, show, verify, tidy and join feature stores.", no_args_is_help=True
+    name="features",
+    help="List, show, verify, tidy, join and import feature stores.",
+    no_args_is_help=True,
 )
 
 NAME = "Store: its folder, its backbone, or the beginning of its digest."
@@ -163,6 +165,47 @@ def merge(
         f"{merged.store.n_rows:,} embeddings in all"
     )
     output.result(merged.to_json())
+
+
+@command(app, "import", catalogue=False)
+def import_features(
+    call: Call,
+    vectors: Annotated[
+        Path,
+        typer.Argument(metavar="VECTORS", help="Array (.npy), or Parquet with a vector column."),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name: probes find own:NAME.")],
+    ids: Annotated[
+        Path | None,
+        typer.Option("--ids", help="Text file: one image id per vector; Parquet may hold them."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Parquet's column of vectors, of several.")
+    ] = None,
+) -> None:
+    """Store embeddings that were computed elsewhere, to be probed and scored as own:NAME.
+
+    With --catalogue the ids are compared with it, and its images are hashed.
+    """
+    from retailtag import api
+    from retailtag.errors import named
+
+    output, s = call.output, call.settings
+    made = api.import_features(
+        vectors, ids, name=name, column=column, settings=s, progress=output.progress
+    )
+    spec = made.store.spec
+    output.print(
+        f"{made.store.path}: {made.n_added:,} vectors of {spec.dim} values added, "
+        f"{made.store.n_rows:,} in all; probe them with --backbones {made.backbone}"
+    )
+    for found, what in (
+        (made.without_vector, f"images of {s.catalog.path} have no vector and are left out"),
+        (made.not_in_catalogue, f"ids are not in {s.catalog.path}"),
+    ):
+        if found:
+            output.progress.say(f"{len(found):,} {what} ({named(found)}).")
+    output.result(made.to_json())
 
 
 def _read(path: Path, settings: CatalogSettings) -> Catalog:

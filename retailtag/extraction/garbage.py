@@ -14,6 +14,7 @@ from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureStore
 from retailtag.store.inventory import store_folders
 from retailtag.store.maintenance import Waste, collect, delete_store, find_waste
+from retailtag.store.segment import UNKNOWN_BYTES
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Usage:
         """Whether an image of this id and these bytes (None: unreadable) is used."""
         # A file that cannot be read now may be back tomorrow (an unmounted disk): whatever is
         # stored of it counts as used, since deleting it would cost more than keeping it.
-        if image_id in self.unreadable or (sha256 is None and image_id in self.hashes):
+        is_unknown = sha256 in (None, UNKNOWN_BYTES)
+        if image_id in self.unreadable or (is_unknown and image_id in self.hashes):
             return True
         return sha256 in self.hashes.get(image_id, ())
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retailtag.backbones.engines import AUTO, EAGER, EngineName
-from retailtag.errors import StaleFeatures
+from retailtag.errors import DataError, StaleFeatures
 from retailtag.progress import SILENT, Progress
 from retailtag.settings import ExtractSettings
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
@@ -96,6 +96,18 @@ def find_store(
             f"{others}; choose with --engine and --precision)."
         )
     return FeatureStore.open(taken.path, taken.spec)
+
+
+def find_imported(features: Path, backbone: str) -> FeatureStore:
+    """Open the store of imported embeddings; `DataError` if there is none of this name."""
+    for store in list_stores(features):
+        if store.spec.backbone == backbone:
+            return FeatureStore.open(store.path, store.spec)
+    name = backbone.partition(":")[2]
+    raise DataError(
+        f"{features} holds no embeddings {backbone}; import them with retailtag features import "
+        f"VECTORS --ids IDS --name {name}."
+    )
 
 
 def _refuse_other_engines(features: Path, spec: FeatureSpec, request: EngineRequest) -> None:

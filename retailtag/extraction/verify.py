@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retailtag.backbones import load_backbone
 from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.engines.parity import EXACT, FAST, HALF, Tolerance, centred_cosine
+from retailtag.backbones.imported import ENGINE
 from retailtag.backbones.preprocess import accepts_truncated
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
@@ -89,7 +90,7 @@ def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT
         n_segments=files.n_segments,
         n_rows=files.n_rows,
     )
-    if sample is None or files.problems or not files.n_rows:
+    if sample is None or files.problems or not files.n_rows or store.spec.engine == ENGINE:
         return found
     return _embed_again(store, sample, files.mean, found)
 

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.table import NEGATIVE, POSITIVE
+from retailtag.errors import DataError
 
 MAX_NAMED_IMAGES = 3  # unreadable images listed in the sentence
+
+
+def check_fittable(catalog: Catalog) -> None:
+    """Raise `DataError` unless there are training images and a tag that tells them apart."""
+    train = catalog.table.labels[catalog.rows("train")]
+    if not len(train):
+        raise DataError(
+            f"{catalog.path} has no train images; give it a split column, or make one with "
+            "retailtag catalog split."
+        )
+    if not (catalog.table.labels == POSITIVE).any():
+        raise DataError(f"{catalog.path} has no image with a tag; give it a column of tags.")
+    if not ((train == POSITIVE).any(axis=0) & (train == NEGATIVE).any(axis=0)).any():
+        raise DataError(
+            f"{catalog.path} has no tag that some of its {len(train):,} train images carry and "
+            "others do not, so there is nothing to fit; add images, or make new splits with "
+            "retailtag catalog split."
+        )
 
 
 def none_readable(catalog: Catalog, split: str, reasons: list[tuple[str, str]]) -> str:

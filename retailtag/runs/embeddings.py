@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from retailtag.backbones import components_of, load_backbone
 from retailtag.backbones.ids import local_weights, resolve_id
+from retailtag.backbones.imported import SCHEME
 from retailtag.context import RunContext
 from retailtag.extraction.embedder import identity
-from retailtag.extraction.stores import EngineRequest, find_store
+from retailtag.extraction.stores import EngineRequest, find_imported, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
 from retailtag.runs.heads import parse_heads
 from retailtag.settings import ExtractSettings
@@ -39,6 +40,9 @@ def find_embeddings(
     local = local_weights(compute.weights, [backbone])
     stores = []
     for component in components_of(backbone):
+        if resolve_id(component).scheme == SCHEME:
+            stores.append(find_imported(compute.features, component))
+            continue
         model = load_backbone(component, weights=local.get(component), device=context.device)
         # The identity holds the weights' hash: features of other weights are refused, not read.
         spec = identity(model, settings.dtype, allow_truncated=is_lenient)
@@ -62,7 +66,7 @@ def find_texts(
     components = components_of(backbone)
     if "text" not in parse_heads(heads) or len(components) > 1:
         return None
-    if resolve_id(components[0]).scheme == "timm":  # image models only: none needs loading
+    if resolve_id(components[0]).scheme in ("timm", SCHEME):  # without texts: none needs loading
         return None
     model = load_backbone(components[0], weights=(weights or {}).get(components[0]), device=device)
     if not model.has_text:

@@ -11,6 +11,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.folds import k_folds
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import EmbeddingSource
+from retailtag.store.segment import UNKNOWN_BYTES
 from retailtag.thresholds.ranking import keep_images, rank_tags
 from retailtag.thresholds.tuning import AUTO, Tuning
 
@@ -22,6 +23,7 @@ def copies_of_fitted(
     hashes = store.known()
     # reversed: of several training images with the same bytes, the first one is named.
     fitted = {hashes[i]: i for i in reversed(fitted_ids.tolist()) if i in hashes}
+    fitted.pop(UNKNOWN_BYTES, None)
     found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
     return {i: twin for i, twin in found.items() if twin is not None and twin != i}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.backbones.imported import ENGINE
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
@@ -25,7 +26,7 @@ from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
-from retailtag.runs.checks import none_readable
+from retailtag.runs.checks import check_fittable, none_readable
 from retailtag.runs.evidence import copies_of_fitted, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
@@ -129,10 +130,11 @@ def run_probe(
     ArtefactError
         If the store holds no embedding of a training image.
     DataError
-        If there are fewer training images than folds.
+        If there are fewer training images than folds, or no tag can be learned.
     """
     settings = settings or ProbeSettings()
     check_probe_settings(settings)
+    check_fittable(context.catalog)
     catalog, device = context.catalog, context.device
     inputs = probe_inputs(catalog, store, settings, texts)
     if wants_text(settings) and texts is None:
@@ -307,6 +309,13 @@ def load_rows(
         splits = " and ".join(np.unique(catalog.split[rows]).tolist())
         raise DataError(none_readable(catalog, splits, list(view.absent.items())))
     if len(rows) and not view.found.any():
+        if store.spec.engine == ENGINE:
+            known, ids = list(store.known())[:2], catalog.image_ids[rows].tolist()[:2]
+            raise DataError(
+                f"{store.path} holds no vector of this catalogue's images: its ids are like "
+                f"{', '.join(known)}, and the catalogue's like {', '.join(ids)}; import the "
+                "vectors under the catalogue's ids."
+            )
         raise ArtefactError(
             f"{store.path} holds no embedding of this catalogue's images; run retailtag extract "
             f"with --backbone {store.spec.backbone} first."
@@ -317,6 +326,15 @@ def load_rows(
             "folds; use fewer --folds or more images."
         )
     return Features(rows[view.found], view.X)
+
+
+def check_rows(
+    catalog: Catalog, store: EmbeddingSource, rows: NDArray[np.intp], at_least: int
+) -> None:
+    """Raise what `load_rows` would raise, before anything is written."""
+    known = store.known()
+    if sum(i in known for i in catalog.image_ids[rows].tolist()) < max(at_least, 1):
+        load_rows(catalog, store, rows, at_least)
 
 
 def _checkpoints(

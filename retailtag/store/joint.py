@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.store.segment import UNKNOWN_BYTES
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.store import FeatureStore
 from retailtag.store.view import FeatureView
@@ -74,7 +75,12 @@ class JointStore:
     def known(self) -> dict[str, str]:
         """SHA-256 of the bytes by image id, where every component has an image of these bytes."""
         first, *others = (component.known() for component in self.components)
-        return {i: s for i, s in first.items() if all(other.get(i) == s for other in others)}
+        found: dict[str, str] = {}
+        for image_id in first.keys() & set.intersection(*map(set, others)):
+            hashes = {first[image_id], *(other[image_id] for other in others)} - {UNKNOWN_BYTES}
+            if len(hashes) <= 1:  # imported embeddings may know no bytes
+                found[image_id] = next(iter(hashes), UNKNOWN_BYTES)
+        return found
 
     def load(self, image_ids: Sequence[str] | NDArray[np.str_]) -> FeatureView:
         """Read the joined embeddings of `image_ids`, in that order; see `FeatureStore.load`.

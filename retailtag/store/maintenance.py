@@ -18,7 +18,7 @@ import numpy as np
 
 from retailtag.errors import ArtefactError, StaleFeatures
 from retailtag.progress import SILENT, Progress
-from retailtag.store.segment import Contents, read_segment
+from retailtag.store.segment import Contents, bytes_differ, read_segment
 from retailtag.store.spec import explain_differences
 from retailtag.store.store import FeatureStore
 
@@ -270,7 +270,7 @@ def _choose(stores: Sequence[tuple[FeatureStore, Index]]) -> dict[str, int]:
         for image_id, entry in index.latest.items():
             first, held_by = stores[owners.setdefault(image_id, i)]
             held = held_by.latest[image_id]
-            if entry.sha256 and held.sha256 and entry.sha256 != held.sha256:
+            if bytes_differ(entry.sha256, held.sha256):
                 raise ArtefactError(
                     f"Image {image_id} has other bytes in {store.path} than in {first.path}; run "
                     "extract again where the image is out of date, or leave that store out, and "

@@ -33,6 +33,8 @@ MAX_ROWS = 4096
 HEADER_BYTES = 512  # HDF5's smallest user block; readers of plain HDF5 skip it
 _CHUNK_ROWS = 512
 _MAX_ID_BYTES = 1024
+# In place of the SHA-256 of an image's bytes: embeddings were imported without their images.
+UNKNOWN_BYTES = "0" * 64
 _MAX_REASON = 500
 _DATASETS = {"embedding", "image_id", "image_sha256", "absent"}
 _ATTRIBUTES = {"format", "identity", "data_sha256"}
@@ -86,6 +88,11 @@ class Segment:
                 f"{embeddings.shape} do not make rows of ({spec.dim},)."
             )
         return cls(ids, _to_hashes(sha256), _to_stored(spec, ids, embeddings), gone)
+
+
+def bytes_differ(a: str | None, b: str | None) -> bool:
+    """Whether two images of these hashes certainly have other bytes; None: not readable."""
+    return a != b and not {a, b} & {None, UNKNOWN_BYTES}
 
 
 class Contents(NamedTuple):

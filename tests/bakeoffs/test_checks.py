@@ -98,7 +98,7 @@ def _unlabelled(catalog, labels):
     ("change", "words"),
     [
         (_unlabelled, "no image with a tag"),
-        (_only_test, "both train and test"),
+        (_only_test, "nothing to fit"),
         (_only_train, "both train and test"),
     ],
 )
