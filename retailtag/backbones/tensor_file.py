@@ -46,7 +46,7 @@ _HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "input", "__import__", "
 # What torch's reader raises on damaged bytes.
 _DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, MemoryError,
+    AssertionError, MemoryError, struct.error,
 )  # fmt: skip
 # A file of the format before PyTorch 1.6 begins with three pickles before that of the content.
 _PICKLES_OF_OLD_FILE = 4
@@ -165,7 +165,12 @@ def _read_torch(path: Path) -> tuple[Any, list[str]]:
         return _load(path, kinds), classes
     except pickle.UnpicklingError as error:
         # Torch's own message is left out: it advises to load the file with weights_only=False.
-        raise TensorFile(path, {}).needs_classes(classes or ["pickle"]) from error
+        if classes:
+            raise TensorFile(path, {}).needs_classes(classes) from error
+        raise DataError(
+            f"{path} is damaged or cut off, or its pickle is not of protocol 2; {_AGAIN}, or "
+            f"{_SAVE}."
+        ) from error
 
 
 def _load(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
