@@ -22,10 +22,12 @@ from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
 from retailtag.verbs import USES, resolve
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from retailtag.bakeoffs.plan import PlannedStage
     from retailtag.catalog.catalog import Catalog
+    from retailtag.catalog.products import Grouping, ReadEmbeddings
     from retailtag.catalog.split import SplitCatalog
     from retailtag.context import RunContext
     from retailtag.extraction.imports import Imported
@@ -66,6 +68,8 @@ def split(
     *,
     test: float,
     val: float = 0,
+    group_by: str | Sequence[str] = (),
+    features: str | Path | None = None,
     out: str | Path | None = None,
     force: bool = False,
     settings: Settings = None,
@@ -78,25 +82,93 @@ def split(
     source : path, table, list of records or Catalog
     test, val : int or float
         Images held out: a number (int), or a fraction below 1 (float).
+    group_by : str or sequence of str
+        What keeps images together instead of the product: columns (``brand,style``), ``id:REGEX``,
+        ``path:REGEX``, or ``similar`` besides these: near-duplicates, and photographs of one
+        product as far as looks and tags tell (see `retailtag.catalog.similar`).
+    features : str or Path, optional
+        Store whose embeddings ``similar`` compares; by default it compares thumbnails.
     out : str or Path, optional
-        CSV manifest to write.
+        CSV manifest to write. ``similar`` also writes a table and a contact sheet beside it.
     force : bool
         Overwrite `out`.
     **options
-        Fields of `CatalogSettings` such as ``attributes`` and ``images``; ``seed``.
+        Fields of `CatalogSettings` such as ``attributes`` and ``images``; ``seed``, ``workers``.
     """
-    from retailtag.catalog.split import split as split_catalog
-
     s = _resolve("split", settings, options)
-    return split_catalog(
+    grouping = grouping_of(group_by, features, s)
+    made = splits(source, test=test, val=val, grouping=grouping, out=out, force=force, settings=s)
+    return made[0]
+
+
+def splits(
+    source: Any,
+    *,
+    test: float | None = None,
+    val: float = 0,
+    folds: int | None = None,
+    seeds: Sequence[int] = (),
+    grouping: Grouping | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    settings: Settings = None,
+) -> tuple[SplitCatalog, ...]:
+    """Split a catalogue once per seed, or into `folds`; the rest as for `split`.
+
+    `seeds` replace the seed of the settings; `grouping` is what `grouping_of` gives.
+    """
+    from retailtag.catalog.split import beside
+    from retailtag.catalog.split import splits as split_catalog
+    from retailtag.files import write_text
+    from retailtag.report.contact_sheet import contact_sheet
+
+    s = _resolve("split", settings, {})
+    made = split_catalog(
         source,
         test=test,
         val=val,
-        seed=s.probe.seed,
+        folds=folds,
+        seeds=seeds or (s.probe.seed,),
         settings=s.catalog,
+        grouping=grouping,
         out=out,
         force=force,
     )
+    for one in made:
+        if one.out is not None and one.similar is not None:
+            title = f"Similar images of {one.out.name}"
+            page = contact_sheet(one.catalog, one.similar.members, title)
+            write_text(beside(one.out, "similar.html"), page)
+    return made
+
+
+def grouping_of(
+    ways: str | Sequence[str],
+    features: str | Path | None,
+    settings: BakeoffSettings,
+    progress: Progress | None = None,
+) -> Grouping:
+    """How `splits` finds products, from ``group_by`` and ``features`` as `split` takes them."""
+    from retailtag.catalog.products import GroupBy, Grouping
+
+    by = GroupBy.parse([ways] if isinstance(ways, str) else ways)
+    if features is not None and not by.similar:
+        raise UsageError("--features is for --group-by similar; leave it out, or add that.")
+    embeddings = None if features is None else _embeddings_of(Path(features))
+    return Grouping(by, embeddings, settings.compute.workers, progress or SILENT)
+
+
+def _embeddings_of(path: Path) -> ReadEmbeddings:
+    """Reader of the one store at a path."""
+    from retailtag.store.inventory import only_store
+
+    store = only_store(path)
+
+    def read(image_ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        view = store.load(image_ids)
+        return view.X, view.found
+
+    return read
 
 
 def extract(

@@ -55,7 +55,7 @@ USES: dict[str, tuple[str, ...]] = {
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
-    "split": (*LAYOUT, "probe.seed"),
+    "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),
     "verify": (
         *("catalog.path", *LAYOUT, "reading.max_pixels", *COMPUTE, "compute.workers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.allotment import allot
 from retailtag.catalog.repair import Repair, search_all
 from retailtag.catalog.table import POSITIVE
-from retailtag.errors import DataError, UsageError
+from retailtag.errors import DataError, UsageError, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class Assignment:
 
     fold: NDArray[np.int64]  # (n_images,), index into the sizes asked for
     unsatisfied: tuple[str, ...]  # a sentence for each wrong size, each tag that a fold lacks
+    summary: tuple[str, ...] = ()  # the same with one sentence for all tags of a kind
 
 
 def stratified_folds(
@@ -75,11 +77,13 @@ def stratified_folds(
         fold = search_all(products.has, products.size, fold, required)
     tags = tags or [str(t) for t in range(labels.shape[1])]
     names = names or [str(k) for k in range(len(sizes))]
-    sentences = [
-        *_wrong_sizes(products, fold, sizes, names),
-        *_missing_tags(products, fold, required, tags, names),
-    ]
-    return Assignment(fold[products.of_image], tuple(sentences))
+    wrong = _wrong_sizes(products, fold, sizes, names)
+    missing = _missing_tags(products, fold, required, tags, names)
+    return Assignment(
+        fold[products.of_image],
+        (*wrong, *(f"tag '{tag}' {what}" for found in missing.values() for tag, what in found)),
+        (*wrong, *itertools.starmap(_one_line, missing.items())),
+    )
 
 
 def k_folds(
@@ -225,17 +229,25 @@ def _missing_tags(
     required: NDArray[np.bool_],
     tags: Sequence[str],
     names: Sequence[str],
-) -> list[str]:
-    """A sentence about each tag without a positive in a fold."""
-    sentences = []
+) -> dict[str, list[tuple[str, str]]]:
+    """Tags without a positive in a fold, and what to say of each, by what they have in common."""
+    found: dict[str, list[tuple[str, str]]] = {}
     n_products = products.has.sum(axis=0)
     for t in np.flatnonzero(n_products == 1).tolist():
         only = names[fold[np.flatnonzero(products.has[:, t])[0]]]
-        sentences.append(f"tag '{tags[t]}' has a single product, so it is in {only} alone")
+        kind = f"a single product and are in {only} alone"
+        what = f"has a single product, so it is in {only} alone"
+        found.setdefault(kind, []).append((tags[t], what))
     for k in range(len(required)):
         covered = products.has[fold == k].any(axis=0)
-        sentences += [
-            f"tag '{tags[t]}' ({n_products[t]} products) has no positive in {names[k]}"
-            for t in np.flatnonzero(required[k] & ~covered).tolist()
-        ]
-    return sentences
+        for t in np.flatnonzero(required[k] & ~covered).tolist():
+            what = f"({n_products[t]} products) has no positive in {names[k]}"
+            found.setdefault(f"no positive in {names[k]}", []).append((tags[t], what))
+    return found
+
+
+def _one_line(kind: str, found: list[tuple[str, str]]) -> str:
+    """One sentence about all tags of a kind."""
+    if len(found) == 1:
+        return f"tag '{found[0][0]}' {found[0][1]}"
+    return f"{len(found)} tags have {kind} ({named([tag for tag, _ in found])})"

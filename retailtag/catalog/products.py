@@ -3,15 +3,158 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.catalog.similar import MAX_PHOTOS, Look, tags_name_products
+from retailtag.catalog.similar import (
+    MAX_PHOTOS,
+    Look,
+    tags_name_products,
+)
+from retailtag.catalog.thumbnails import read_thumbnails
+from retailtag.errors import DataError, UsageError, named
+from retailtag.progress import SILENT, Progress
 
+SIMILAR = "similar"
+# Embeddings of image ids: float32 (n_found, dim), and whether each id has one (n_ids,)
+ReadEmbeddings = Callable[[Sequence[str]], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 _VIEW = re.compile(r"[_-][^_/-]*$")  # what tells photographs of one product apart: -2, _back
+
+
+@dataclass(frozen=True)
+class GroupBy:
+    """What keeps images together, as `parse` reads it."""
+
+    columns: tuple[str, ...] = ()
+    patterns: tuple[tuple[str, re.Pattern[str]], ...] = ()  # of ``id`` or ``path``
+    similar: bool = False
+
+    @classmethod
+    def parse(cls, ways: Sequence[str]) -> GroupBy:
+        """Read ``similar``, ``id:REGEX``, ``path:REGEX`` or columns joined by commas.
+
+        Raises
+        ------
+        UsageError
+            If a pattern is no regular expression, or nothing is named.
+
+        Examples
+        --------
+        >>> by = GroupBy.parse(["brand,style", "id:^[^_]+"])
+        >>> by.columns, by.patterns[0][1].pattern, by.similar
+        (('brand', 'style'), '^[^_]+', False)
+        """
+        columns: list[str] = []
+        patterns = []
+        for way in ways:
+            place, colon, pattern = way.partition(":")
+            if colon and place in ("id", "path"):
+                patterns.append((place, _compiled(way, pattern)))
+            elif way.strip() != SIMILAR:
+                columns += [name.strip() for name in way.split(",")]
+        if not all(columns):
+            raise UsageError(
+                "--group-by names nothing; give columns, id:REGEX, path:REGEX or similar."
+            )
+        if SIMILAR in columns:
+            raise UsageError(
+                "--group-by similar is no column; repeat the option: --group-by a,b "
+                "--group-by similar."
+            )
+        return cls(tuple(columns), tuple(patterns), SIMILAR in map(str.strip, ways))
+
+    def groups(self, catalog: Catalog, columns: Mapping[str, Sequence[str]]) -> NDArray[np.str_]:
+        """Product of each image (n_images,) by columns and patterns; the catalogue's without any.
+
+        Images with equal values in all of them are one product; an image with no value in any
+        column is a product of its own.
+
+        Raises
+        ------
+        DataError
+            If a pattern matches nothing in an id or path.
+        """
+        keys = [list(columns[name]) for name in self.columns]
+        for place, pattern in self.patterns:
+            texts = catalog.image_ids.tolist() if place == "id" else list(catalog.images.paths)
+            keys.append(_matches(f"{place}:{pattern.pattern}", pattern, texts))
+        if not keys:
+            return catalog.group
+        rows = zip(*keys, strict=True)
+        ids = catalog.image_ids.tolist()
+        return np.array(
+            ["|".join(row) if any(row) else i for row, i in zip(rows, ids, strict=True)]
+        )
+
+
+def _compiled(way: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--group-by {way} is not a regular expression: {error}.") from error
+
+
+def _matches(way: str, pattern: re.Pattern[str], texts: Sequence[str]) -> list[str]:
+    """What the pattern, or its first group if it has one, matches in each text."""
+    found = [pattern.search(text) for text in texts]
+    kept = [m.group(min(pattern.groups, 1)) if m else None for m in found]
+    missed = [text for text, key in zip(texts, kept, strict=True) if not key]
+    if missed:
+        raise DataError(
+            f"--group-by {way} matches nothing in {len(missed):,} of {len(texts):,} images "
+            f"({named(missed)}); give a pattern that matches all."
+        )
+    return [str(key) for key in kept]
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """How the products of a catalogue are found before it is split."""
+
+    by: GroupBy
+    embeddings: ReadEmbeddings | None = None  # for `similar`; None: thumbnails of the images
+    workers: int | None = None  # that decode for thumbnails
+    progress: Progress = SILENT
+
+    def look(self, catalog: Catalog) -> Look:
+        """What the images look like; raises `DataError` if none has an embedding."""
+        if self.embeddings is None:
+            read = read_thumbnails(catalog, workers=self.workers, progress=self.progress)
+            return Look.of_thumbnails(*read)
+        X, found = self.embeddings(catalog.image_ids.tolist())
+        if not len(X):
+            raise DataError(
+                f"--features holds no embedding of the images of {catalog.path}; run retailtag "
+                "extract first, or leave it out to compare thumbnails."
+            )
+        return Look.of_embeddings(X, found)
+
+
+def joined(groups: NDArray[np.str_], cluster: NDArray[np.int64]) -> NDArray[np.str_]:
+    """Products (n_images,) that keep both groups and clusters whole, named by a group of theirs.
+
+    Examples
+    --------
+    >>> joined(np.array(list("aabcd")), np.array([0, 1, 1, 3, 4])).tolist()
+    ['a', 'a', 'a', 'c', 'd']
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, first, code = np.unique(groups, return_index=True, return_inverse=True)
+    # A bipartite graph of groups and clusters; an image is an edge.
+    n = len(names) + len(groups)
+    edges = coo_array((np.ones(len(groups)), (code, len(names) + cluster)), shape=(n, n))
+    component = connected_components(edges, directed=False)[1][: len(names)]
+    # Of the groups of a component the one whose image comes first in the catalogue names it.
+    order = np.argsort(first)
+    _, leading = np.unique(component[order], return_index=True)
+    by_component = dict(zip(component[order][leading], names[order][leading], strict=True))
+    return np.array([by_component[c] for c in component])[code]
 
 
 def has_products(catalog: Catalog) -> bool:

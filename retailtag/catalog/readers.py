@@ -161,6 +161,24 @@ def read_catalog(
     )
 
 
+def read_columns(source: Any, names: Sequence[str]) -> dict[str, list[str]]:
+    """Cells of any columns of a manifest, a table or records, as text in row order.
+
+    Raises `UsageError` if there is no such column. `source` is as for `read_catalog`, which checks
+    its rows.
+    """
+    columns = _open(source).columns
+    if absent := [name for name in names if name not in columns]:
+        raise UsageError(
+            f"There is no column {', '.join(absent)} in the catalogue; its columns are "
+            f"{', '.join(columns)}."
+        )
+    return {
+        name: [SEPARATOR.join(c) if isinstance(c, tuple) else c for c in columns[name]]
+        for name in names
+    }
+
+
 def write_catalogue(catalog: Catalog, path: Path) -> None:
     """Write the canonical CSV manifest, from which `read_catalog` makes an equal catalogue.
 

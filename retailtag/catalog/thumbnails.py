@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import UnreadableImage
@@ -20,15 +21,8 @@ IMAGES_AHEAD = 256
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Mean colours of a grid of `SIDE` x `SIDE` cells, uint8 (SIDE, SIDE, 3)."""
-    means = pixels
-    for axis in (0, 1):
-        length = pixels.shape[axis]
-        # A cell holds the pixels from its start up to the next one, at least one pixel.
-        starts = np.arange(SIDE) * length // SIDE
-        sizes = np.maximum(np.diff(starts, append=length), 1).astype(np.float32)
-        sums = np.add.reduceat(means, starts, axis=axis, dtype=np.float32)
-        means = sums / sizes.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    return np.rint(means).astype(np.uint8)
+    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.array(small)
 
 
 def read_thumbnails(

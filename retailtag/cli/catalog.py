@@ -17,12 +17,40 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from retailtag.catalog.check import CatalogReport, Duplicate, ImageFinding
+    from retailtag.catalog.similar import SimilarImages
     from retailtag.catalog.split import SplitCatalog
 
 SHOWN = 20  # rows of a list printed to a person; --json gives all
 PLOT_WIDTH, PLOT_HEIGHT = 60, 10
 
 app = typer.Typer(name="catalog", help="Check a catalogue, or split it.", no_args_is_help=True)
+
+
+GroupByOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group-by",
+        metavar="WHAT",
+        help="What shows one product: columns (brand,style), id:REGEX, path:REGEX or similar; "
+        "repeatable. Default: the column group.",
+    ),
+]
+FeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="STORE",
+        help="Store whose embeddings --group-by similar compares; default: thumbnails.",
+    ),
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option("--folds", metavar="K", help="Write K manifests, each with another fold as test."),
+]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="SEED,...", help="Write one manifest per seed."),
+]
 
 
 @command(app, "check")
@@ -52,35 +80,66 @@ def check(call: Call) -> None:
 def split(
     call: Call,
     out: Annotated[Path, typer.Option("--out", help="CSV manifest to write.")],
-    test: Annotated[str, typer.Option("--test", help="Test images: a number or a fraction.")],
+    test: Annotated[
+        str | None, typer.Option("--test", help="Test images: a number or a fraction.")
+    ] = None,
     val: Annotated[str, typer.Option("--val", help="Val images: a number or a fraction.")] = "0",
+    group_by: GroupByOption = None,
+    features: FeaturesOption = None,
+    folds: FoldsOption = None,
+    seeds: SeedsOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite --out, be it the input itself.")
     ] = False,
 ) -> None:
     """Stratify over tags into train, val and test of given sizes, with no product separated."""
-    from retailtag.catalog.split import split as split_catalog
+    from retailtag import api
 
-    found = split_catalog(
+    made = api.splits(
         call.catalogue,
-        test=_amount(test, "--test"),
+        test=None if test is None else _amount(test, "--test"),
         val=_amount(val, "--val"),
-        seed=call.settings.probe.seed,
-        settings=call.settings.catalog,
+        folds=folds,
+        seeds=_seeds(seeds),
+        grouping=api.grouping_of(group_by or (), features, call.settings, call.output.progress),
         out=out,
         force=force,
+        settings=call.settings,
     )
-    call.output.print(_sentences(found, out, call.settings.catalog.allow_root))
-    call.output.result(found.to_json())
+    call.output.print(_sentences(made, call.settings.catalog.allow_root))
+    results = [found.to_json() for found in made]
+    call.output.result(results[0] if len(results) == 1 else {"splits": results})
 
 
-def _sentences(found: SplitCatalog, out: Path, roots: Sequence[Path]) -> Text:
+def _seeds(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"--seeds {text}: give whole numbers such as 0,1,2.") from None
+
+
+def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> Text:
     """What was written, what was not possible, and where the images are if not beside it."""
     from rich.text import Text
 
-    lines = [f"{out}: " + ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)]
-    lines += found.catalog.notes
-    lines += found.unsatisfied or ["Every size is exact, and every tag is in every split."]
+    from retailtag.catalog.split import beside, without_products
+
+    lines = [*made[0].catalog.notes]
+    for found, following in zip(made, (*made[1:], None), strict=True):
+        sizes = ", ".join(f"{n:,} {name}" for name, n in found.sizes.items() if n)
+        lines.append(f"{found.out}: {sizes}")
+        # Folds share one assignment, whose remarks follow the last of them.
+        if following is None or following.fold in (None, 1):
+            lines += found.summary or ["Every size is exact, and every tag is in every split."]
+    found = made[0]
+    out = found.out or Path()
+    n_products, largest = found.product_sizes
+    if remark := without_products(found.catalog):
+        lines.append(remark)
+    else:
+        lines.append(f"{n_products:,} products, the largest of {largest:,} images.")
+    if found.similar is not None:
+        lines.append(_similar(found.similar, beside(out, "similar.html")))
     # Paths in the new manifest are relative to the images' folder, not to the manifest.
     needed = [f"--images {p}" for p in found.catalog.images.places if not _is_found(p, out)]
     needed += [f"--allow-root {root}" for root in roots]
@@ -96,6 +155,18 @@ def _is_found(place: Path, manifest: Path) -> bool:
     folder = manifest.resolve().parent
     beside = place.name in ARCHIVE_NAMES and place.resolve().parent == folder
     return beside or place.resolve() == folder
+
+
+def _similar(similar: SimilarImages, sheet: Path) -> str:
+    """What --group-by similar found, and where it can be looked at."""
+    members = similar.members
+    n_images = sum(map(len, members))
+    by = "their looks and equal tags" if similar.by_tags else "their looks alone"
+    unseen = f"; {similar.n_unseen:,} images could not be compared" if similar.n_unseen else ""
+    return (
+        f"{n_images:,} images are similar to another, in {len(members):,} clusters, by {by}"
+        f"{unseen}; look at them in {sheet}"
+    )
 
 
 def _amount(text: str, option: str) -> int | float:

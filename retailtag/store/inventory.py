@@ -165,6 +165,20 @@ def find_named(features: Path, name: str) -> Path:
     )
 
 
+def only_store(path: Path) -> FeatureStore:
+    """Open the store at `path`, or the only one below it.
+
+    Raises `UsageError` if it holds none or several, and as `FeatureStore.open`.
+    """
+    if not _is_foreign(path):
+        return FeatureStore.open(path)
+    found = store_folders(path)
+    if len(found) != 1:
+        names = ", ".join(folder.name for folder in found) or "none"
+        raise UsageError(f"{path} is not a feature store and holds {names}; name one store.")
+    return FeatureStore.open(found[0])
+
+
 def _is_meant(path: Path, name: str) -> bool:
     try:
         spec = FeatureStore.identify(path).spec

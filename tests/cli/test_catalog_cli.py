@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from retailtag.catalog.readers import read_catalog
 from retailtag.cli.catalog import app
-from retailtag.errors import EXIT_BAD_DATA, UsageError
+from retailtag.errors import EXIT_BAD_DATA, DataError, UsageError
+from retailtag.store import FeatureSpec, FeatureStore
 
 RNG = np.random.default_rng(0)
 
@@ -113,6 +114,103 @@ def test_split_refuses(run, shop, args, words):
     with pytest.raises(UsageError, match=words):
         run("split", shop, *args)
     assert (shop / "catalogue.csv").read_bytes() == before
+
+
+def names_of(catalog):
+    """Products by image id."""
+    return dict(zip(catalog.image_ids.tolist(), catalog.group.tolist(), strict=True))
+
+
+def test_split_by_columns_and_patterns(run, shop):
+    lines = (shop / "catalogue.csv").read_text().splitlines()
+    brands = ["brand,style", *(f"b{i % 4},{i % 5 or ''}" for i in range(40))]
+    text = "\n".join(f"{line},{brand}" for line, brand in zip(lines, brands, strict=True))
+    (shop / "catalogue.csv").write_text(text)
+    out = shop / "s.csv"
+    run("split", shop, "--out", out, "--test", 8, "--group-by", "brand,style", "--force")
+    assert names_of(read_catalog(out))["6"] == names_of(read_catalog(out))["26"] == "b2|1"
+    run("split", shop, "--out", out, "--test", 8, "--group-by", r"path:(.)[.]png", "--force")
+    assert names_of(read_catalog(out))["21"] == "1"
+    run("split", shop, "--out", out, "--test", 8, "--group-by", "id:^.", "--force")
+    assert names_of(read_catalog(out))["21"] == "2"
+    before = out.read_bytes()
+    for what, words in (
+        ("id:(", "regular expression"),
+        ("id:x", "40 of 40"),
+        ("size", "no column"),
+    ):
+        with pytest.raises((UsageError, DataError), match=words):
+            run("split", shop, "--out", out, "--test", 8, "--group-by", what, "--force")
+    assert out.read_bytes() == before
+
+
+def test_split_by_similar_writes_a_table_and_a_contact_sheet(run, shop):
+    lines = (shop / "catalogue.csv").read_text().splitlines()
+    (shop / "catalogue.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in lines))
+    assert "--group-column" in run("split", shop, "--out", shop / "a.csv", "--test", 8).stdout
+    Image.fromarray(np.asarray(Image.open(shop / "0.png")) | 1).save(shop / "1.png")
+    result = run("split", shop, "--out", shop / "s.csv", "--test", 8, "--group-by", "similar")
+    assert "39 products, the largest of 2 images" in result.stdout
+    assert "in 1 clusters, by their looks alone" in result.stdout
+    assert names_of(read_catalog(shop / "s.csv"))["1"] == "0"
+    rows = (shop / "s.similar.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[1:]] == [["0", "0", "0"], ["0", "0", "1"]]
+    page = (shop / "s.similar.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+
+
+def test_split_compares_the_embeddings_of_a_store(run, shop):
+    ids = [str(i) for i in range(40)]
+    X = RNG.standard_normal((40, 6)).astype(np.float32)
+    X[30:] = X[:10]
+    spec = FeatureSpec("demo:cnn", "ab" * 32, "{}", "avg", 6, "{}")
+    store = FeatureStore.create_or_open(shop / "features", spec)
+    store.append(ids[:39], ["0" * 64] * 39, X[:39])
+    out = shop / "s.csv"
+    how = ("--group-by", "similar", "--features")
+    result = run("split", shop, "--out", out, "--test", 8, *how, shop / "features")
+    assert "1 images could not be compared" in result.stdout
+    with pytest.raises(UsageError, match="leave it out"):
+        run("split", shop, "--out", out, "--test", 8, "--features", shop / "features")
+    with pytest.raises((UsageError, DataError), match="not a feature store"):
+        run("split", shop, "--out", out, "--test", 8, *how, shop)
+
+
+def test_split_gives_folds_and_seeds(run, shop):
+    result = run("split", shop, "--out", shop / "s.csv", "--folds", 4, "--json")
+    made = json.loads(result.stdout)["splits"]
+    assert [one["fold"] for one in made] == [1, 2, 3, 4]
+    tests = [set(read_catalog(one["out"]).rows("test").tolist()) for one in made]
+    assert sorted(row for rows in tests for row in rows) == list(range(40))
+    assert made[0]["out"].endswith("s-fold1.csv")
+    run("split", shop, "--out", shop / "s.csv", "--test", 8, "--seeds", "0,1")
+    one, other = (read_catalog(shop / f"s-seed{seed}.csv") for seed in (0, 1))
+    assert (one.split != other.split).any()
+    for args, words in (((), "--folds"), (("--test", 8, "--folds", 4), "--folds alone")):
+        with pytest.raises(UsageError, match=words):
+            run("split", shop, "--out", shop / "t.csv", *args)
+    with pytest.raises(UsageError, match=r"s-fold1\.csv exists"):
+        run("split", shop, "--out", shop / "s.csv", "--folds", 4)
+
+
+def test_split_prints_one_line_for_all_tags_of_a_kind(run, shop):
+    lines = (shop / "catalogue.csv").read_text().splitlines()
+    lines[1] = "0.png,all|one|two|three|four,p0"
+    (shop / "catalogue.csv").write_text("\n".join(lines))
+    words = " ".join(run("split", shop, "--out", shop / "s.csv", "--test", 8).stdout.split())
+    assert "4 tags have a single product and are in train alone (four, one, three and 1 more)" in (
+        words
+    )
+
+
+def test_split_refuses_an_empty_split(run, shop):
+    lines = [line.rsplit(",", 1)[0] for line in (shop / "catalogue.csv").read_text().splitlines()]
+    groups = ["group", *["big"] * 35, *["small"] * 5]
+    text = "\n".join(f"{line},{group}" for line, group in zip(lines, groups, strict=True))
+    (shop / "catalogue.csv").write_text(text)
+    with pytest.raises(UsageError, match=r"test would be empty: .* the largest of 35 images"):
+        run("split", shop, "--out", shop / "s.csv", "--test", 2)
+    assert not (shop / "s.csv").exists()
 
 
 def test_force_overwrites_the_input(run, shop):

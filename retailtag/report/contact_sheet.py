@@ -1,0 +1,64 @@
+"""Images that were found to show one product, on one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import UnreadableImage
+from retailtag.images.decode_pool import decode_in_subprocess
+
+N_CLUSTERS = 60  # on the page: the largest half, and an even choice of the others
+N_IMAGES = 12  # of one cluster
+SIDE = 112  # pixels
+
+
+def contact_sheet(catalog: Catalog, clusters: Sequence[NDArray[np.intp]], title: str) -> str:
+    """HTML of the clusters, each an array of image numbers, the largest cluster first."""
+    environment = Environment(
+        loader=PackageLoader("retailtag.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    shown = [*clusters[: N_CLUSTERS // 2]]
+    others = clusters[N_CLUSTERS // 2 :]
+    shown += [*others[:: max(-(-len(others) // (N_CLUSTERS // 2)), 1)]]
+    return environment.get_template("contact_sheet.html.jinja").render(
+        title=title,
+        n_clusters=len(clusters),
+        clusters=[
+            {
+                "name": str(catalog.group[rows[0]]),
+                "n": len(rows),
+                "images": [_image(catalog, row) for row in rows[:N_IMAGES].tolist()],
+            }
+            for rows in shown
+        ],
+    )
+
+
+def _image(catalog: Catalog, row: int) -> dict[str, Any]:
+    """Name and picture of an image; an empty picture if it cannot be read."""
+    name = {"id": str(catalog.image_ids[row]), "split": str(catalog.split[row])}
+    try:
+        jpeg = decode_in_subprocess(catalog.images.read(row), _small)
+    except UnreadableImage:
+        return {**name, "source": ""}
+    return {**name, "source": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"}
+
+
+def _small(pixels: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(np.array(pixels))
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
