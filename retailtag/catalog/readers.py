@@ -161,13 +161,15 @@ def read_catalog(
     )
 
 
-def read_columns(source: Any, names: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(
+    source: Any, settings: CatalogSettings | None, names: Sequence[str]
+) -> dict[str, list[str]]:
     """Cells of any columns of a manifest, a table or records, as text in row order.
 
-    Raises `UsageError` if there is no such column. `source` is as for `read_catalog`, which checks
-    its rows.
+    Raises `UsageError` if there is no such column. `source` and `settings` are as for
+    `read_catalog`, which checks the rows.
     """
-    columns = _open(source).columns
+    columns = _open(source, settings or CatalogSettings()).columns
     if absent := [name for name in names if name not in columns]:
         raise UsageError(
             f"There is no column {', '.join(absent)} in the catalogue; its columns are "

@@ -187,7 +187,7 @@ def _with_products(
         raise UsageError(
             f"A catalogue that is read has no column {', '.join(asked)}; give its path or table."
         )
-    groups = by.groups(catalog, known | (read_columns(source, asked) if asked else {}))
+    groups = by.groups(catalog, known | (read_columns(source, settings, asked) if asked else {}))
     if grouping is None or not by.similar:
         return replace(catalog, group=groups), None
     similar = similar_images(grouping.look(catalog), catalog.table.labels)
