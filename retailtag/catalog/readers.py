@@ -169,7 +169,14 @@ def read_columns(
     Raises `UsageError` if there is no such column. `source` and `settings` are as for
     `read_catalog`, which checks the rows.
     """
-    columns = _open(source, settings or CatalogSettings()).columns
+    how = settings or CatalogSettings()
+    manifest = _open(source, how)
+    given = dict(manifest.columns)
+    name_columns(manifest, how)
+    manifest.columns.pop("split", None)
+    # A column that has another name now may be asked for by the one in the file.
+    manifest.columns.update({name: given[name] for name in names if name in given})
+    columns = join_rows(manifest, how.attributes).columns
     if absent := [name for name in names if name not in columns]:
         raise UsageError(
             f"There is no column {', '.join(absent)} in the catalogue; its columns are "
