@@ -37,12 +37,12 @@ _AGAIN = "download or copy it again"
 _SAVE = "where it was made, save the model's state_dict() as safetensors"
 # What no checkpoint needs: to name it means an attack. (Nothing else is called either.)
 _HOSTILE_MODULES = {"os", "posix", "nt", "sys", "subprocess", "runpy", "shutil", "socket", "pty"}
+_HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "input", "__import__", "breakpoint"}
 _TENSOR_NAMES = (
     "torch._utils.", "torch._tensor.", "torch.Size", "torch.serialization.", "collections.",
     "_codecs.encode", "builtins.set",
 )  # fmt: skip
 _MODERN = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules of Python 2, as torch maps
-_HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "input", "__import__", "breakpoint"}
 # What torch's reader raises on damaged bytes.
 _DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
