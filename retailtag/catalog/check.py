@@ -22,6 +22,7 @@ from retailtag.images.decode import MAX_PIXELS
 from retailtag.images.decode_pool import decode_in_subprocess
 from retailtag.images.loader import map_in_order
 from retailtag.progress import SILENT, Progress
+from retailtag.statistics.exclusive import PLAIN
 
 MIN_SIDE = 32  # pixels
 MAX_ASPECT_RATIO = 8.0
@@ -304,9 +305,9 @@ def _tag_notes(catalog: Catalog) -> Iterator[str]:
     for t in np.flatnonzero(always).tolist():
         yield f"tag {catalog.table.tags[t]} is on every image, so there is nothing to learn"
     names = {tag.partition(":")[0] for tag in catalog.table.tags if ":" in tag}
-    maybe = sorted(names - set(catalog.table.exclusive))
+    maybe = sorted({*names, PLAIN} - set(catalog.table.exclusive))
     if single := with_one_value(catalog.table.tags, catalog.table.labels, maybe):
         yield (
-            f"no image has two tags of {', '.join(single)}: if such attributes have one value, "
+            f"no image has two values of {', '.join(single)}: if these have one value an image, "
             f"record it with --one-of {','.join(single)}"
         )

@@ -28,7 +28,7 @@ def assignment_rows(aligned: Aligned, tags: tuple[str, ...]) -> tuple[Assignment
     rows: dict[str, list[AssignmentRow]] = {name: [] for name in ("", *columns)}
     for assignment in ASSIGNMENTS if columns else ():
         given = assign(aligned.logits, aligned.thresholds, tags, columns, assignment)
-        right = {name: _right(given, aligned.labels, own) for name, own in columns.items()}
+        right = {name: right_alone(given, aligned.labels, own) for name, own in columns.items()}
         right[""] = np.concatenate(list(right.values()))
         for name, several in rows.items():
             own = columns.get(name, np.arange(len(tags)))
@@ -37,7 +37,7 @@ def assignment_rows(aligned: Aligned, tags: tuple[str, ...]) -> tuple[Assignment
     return tuple(row for several in rows.values() for row in several)
 
 
-def _right(
+def right_alone(
     given: NDArray[np.bool_], labels: NDArray[np.int8], columns: NDArray[np.intp]
 ) -> NDArray[np.bool_]:
     """Of the images known to have a value, whether they were given it alone; (n_with_value,)."""

@@ -1,6 +1,7 @@
 """Attributes with one value an image, such as ``gender``: which of their tags an image is given.
 
-The tags of the attribute ``gender`` are those that begin with ``gender:``.
+The tags of the attribute ``gender`` are those that begin with ``gender:``. The attribute ``tags``
+is that of the tags without such a prefix, as in a folder of images per tag.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ INDEPENDENT = "independent"
 AT_MOST_ONE = "at-most-one"
 EXACTLY_ONE = "exactly-one"
 ASSIGNMENTS = (INDEPENDENT, AT_MOST_ONE, EXACTLY_ONE)
+PLAIN = "tags"  # attribute of the tags without a prefix
 
 
 def attribute_columns(tags: Sequence[str], attribute: str) -> NDArray[np.intp]:
@@ -25,9 +27,14 @@ def attribute_columns(tags: Sequence[str], attribute: str) -> NDArray[np.intp]:
     --------
     >>> attribute_columns(["red", "gender:Women", "gender:Men"], "gender").tolist()
     [2, 1]
+    >>> attribute_columns(["red", "gender:Women", "gender:Men"], "tags").tolist()
+    [0]
     """
     prefix = f"{attribute}:"
-    own = [j for j, tag in enumerate(tags) if tag.startswith(prefix)]
+    if attribute == PLAIN:
+        own = [j for j, tag in enumerate(tags) if ":" not in tag]
+    else:
+        own = [j for j, tag in enumerate(tags) if tag.startswith(prefix)]
     return np.array(sorted(own, key=tags.__getitem__), np.intp)
 
 

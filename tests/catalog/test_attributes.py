@@ -44,6 +44,17 @@ def test_a_written_manifest_records_them(manifest, shop):
     )
 
 
+def test_tags_without_a_prefix_are_an_attribute_too(manifest):
+    rows = ("path,tags", "images/0.jpg,shoe|new:yes", "images/1.jpg,shirt")
+    assert read_catalog(manifest(*rows), one_of=["tags"]).table.exclusive == ("tags",)
+    assert any(
+        "--one-of tags" in note
+        for note in check_catalog(read_catalog(manifest(*rows)), workers=1).tag_notes
+    )
+    with pytest.raises(BadCatalogue, match="several values of tags"):
+        read_catalog(manifest(*rows, "images/2.jpg,shoe|shirt"), one_of=["tags"])
+
+
 def test_an_image_with_two_values_is_named(manifest):
     with pytest.raises(BadCatalogue) as caught:
         read_catalog(manifest(*ROWS), attributes=["colour"], one_of=["colour"])
@@ -69,4 +80,4 @@ def test_rows_that_record_different_attributes_are_refused(manifest):
 def test_check_reports_and_suggests_them(manifest):
     report = check_catalog(read_catalog(manifest(*ROWS), attributes=["gender"]), workers=1)
     assert report.exclusive == ("gender",)
-    assert any("no image has two tags of season" in note for note in report.tag_notes)
+    assert any("no image has two values of season" in note for note in report.tag_notes)
