@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         score,
         split,
     )
+    from retailtag.catalog.catalog import Catalog
     from retailtag.settings import (
         BakeoffSettings,
         CatalogSettings,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BakeoffSettings",
+    "Catalog",
     "CatalogSettings",
     "ComputeSettings",
     "ExtractSettings",
@@ -68,6 +70,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'retailtag' has no attribute {name!r}")
     home = "retailtag.settings" if name.endswith("Settings") else "retailtag.api"
+    home = "retailtag.catalog.catalog" if name == "Catalog" else home
     value = getattr(import_module(home), name)
     globals()[name] = value  # the next access finds it without this function
     return value

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.table import TagTable
-from retailtag.errors import DataError
+from retailtag.errors import DataError, UsageError
 from retailtag.images.sources import ImageSource
 
 SPLITS = ("train", "val", "test")
@@ -36,6 +38,41 @@ class Catalog:
     table: TagTable  # labels (n_images, n_tags) and training counts
     images: ImageSource  # gives the bytes of row i
     notes: tuple[str, ...] = ()  # sentences on what was left out or assumed in reading it
+
+    @classmethod
+    def from_table(cls, table: Any, **options: Any) -> Catalog:
+        """Read a table in memory, with the same columns and checks as a manifest.
+
+        Parameters
+        ----------
+        table : pandas.DataFrame, pyarrow.Table, dict of columns or list of dict
+            With ``path`` (relative to the working directory, or absolute) or ``image`` (bytes or
+            PIL images), and ``tags``; see `retailtag.catalog.readers.read_catalog`. Other tables
+            that export Arrow data, such as polars', are read too.
+        **options
+            Fields of `retailtag.settings.CatalogSettings`, such as ``attributes`` and ``images``.
+
+        Raises
+        ------
+        BadCatalogue
+            With every row that cannot be used.
+        UsageError
+            If `table` is no table.
+
+        Examples
+        --------
+        >>> from PIL import Image
+        >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+        >>> columns = {"image": [red, blue], "tags": [["red", "shirt"], ["blue"]]}
+        >>> Catalog.from_table(columns).table.tags
+        ('blue', 'red', 'shirt')
+        """
+        if isinstance(table, str | Path):
+            raise UsageError(f"from_table takes a table; read {table} with read_catalog.")
+        # The readers make catalogues: an import here would be a circle.
+        readers = import_module("retailtag.catalog.readers")
+        catalog: Catalog = readers.read_catalog(table, **options)
+        return catalog
 
     def __post_init__(self) -> None:
         n = len(self.image_ids)

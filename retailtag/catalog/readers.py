@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def read_catalog(
 
     Parameters
     ----------
-    source : str, Path, pandas.DataFrame, pyarrow.Table or list of dict
+    source : str, Path, pandas.DataFrame, pyarrow.Table, dict of columns or list of dict
         A manifest (``.csv``, ``.tsv``, ``.jsonl``/``.ndjson``, ``.parquet``), a table or records
         with ``path`` and ``tags`` (joined by ``|``, or a list), optionally ``image_id``,
         ``split``, ``group``, ``title``, ``tags_unknown``; other columns are ignored. Tables and
@@ -243,10 +243,31 @@ def _open(source: Any, settings: CatalogSettings) -> Manifest:
         return _open_frame(source)
     if isinstance(source, list | tuple):
         return read_records(source)
+    if isinstance(source, Mapping):
+        return read_records(_rows_of(source))
+    if hasattr(source, "__arrow_c_stream__"):  # as polars and other libraries export theirs
+        import pyarrow as pa
+
+        return read_table(pa.table(source), type(source).__name__)
     raise UsageError(
-        "read_catalog takes a path, a pandas or pyarrow table or a list of records, not "
-        f"{type(source).__name__}."
+        "read_catalog takes a path, a pandas or pyarrow table, a dict of columns or a list of "
+        f"records, not {type(source).__name__}."
     )
+
+
+def _rows_of(columns: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+    """Records of a dict of columns."""
+    sizes = {}
+    for name, column in columns.items():
+        if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+            raise UsageError(f"Column {name} is {type(column).__name__}; give a list of cells.")
+        sizes[name] = len(column)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+        raise DataError(f"The columns differ in length ({listed}); give one cell per image.")
+    # lists of arrays of NumPy and the like hold scalars of their own
+    cells = [c.tolist() if hasattr(c, "tolist") else list(c) for c in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _open_frame(frame: Any) -> Manifest:

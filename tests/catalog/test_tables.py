@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog, write_catalogue
 from retailtag.errors import BadCatalogue, DataError, UsageError
 from retailtag.images.decode import decode_image
@@ -35,10 +36,33 @@ def test_records_tables_and_frames_equal_the_manifest(manifest, shop, monkeypatc
     monkeypatch.chdir(shop)
     names = dict.fromkeys(COLUMNS)
     rows = [names | record for record in as_text(RECORDS)]
-    for source in (RECORDS, tuple(rows), pa.Table.from_pylist(rows), pandas.DataFrame(rows)):
-        catalog = read_catalog(source)
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    tables = (pa.Table.from_pylist(rows), pandas.DataFrame(rows), _Exports(rows))
+    for source in (RECORDS, tuple(rows), columns, *tables):
+        catalog = Catalog.from_table(source)
         assert facts(catalog) == expected
         assert catalog.images.read(0) == (shop / "images" / "0.jpg").read_bytes()
+
+
+class _Exports:
+    """What polars and others are to Arrow."""
+
+    def __init__(self, rows):
+        self.__arrow_c_stream__ = pa.Table.from_pylist(rows).__arrow_c_stream__
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("shop.csv", r"from_table takes a table; read shop\.csv with read_catalog"),
+        ({"path": ["a.jpg"], "tags": []}, r"differ in length \(path 1, tags 0\)"),
+        ({"path": "a.jpg", "tags": ["x"]}, "Column path is str; give a list of cells"),
+        (3, "a dict of columns or a list of records, not int"),
+    ],
+)
+def test_what_is_no_table_is_one_sentence(table, sentence):
+    with pytest.raises((UsageError, DataError), match=sentence):
+        Catalog.from_table(table)
 
 
 COLUMNS = ("path", "tags", "split", "group", "title", "tags_unknown")
@@ -102,7 +126,7 @@ def test_bad_rows_are_named_by_number(picture):
     assert "is not a dict but str" in caught.value.problems[3]
 
 
-@pytest.mark.parametrize(("source", "name"), [(3, "int"), (None, "NoneType"), ({}, "dict")])
+@pytest.mark.parametrize(("source", "name"), [(3, "int"), (None, "NoneType"), ({1}, "set")])
 def test_other_types_are_one_sentence(source, name):
     with pytest.raises(UsageError, match=f"^read_catalog takes .*, not {name}.$"):
         read_catalog(source)
