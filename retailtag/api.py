@@ -383,7 +383,8 @@ def score(
     **options
         ``split``, ``replicates``, ``allow_missing``, ``seed``, ``attributes``, ``cutoffs``. For
         other tools' scores also those of `retailtag.runs.foreign.Declared`: ``scores`` (logits
-        or probabilities), ``thresholds`` (CSV), ``tune``, ``tune_split``, ``fitted_split``.
+        or probabilities), ``thresholds`` (CSV), ``tune``, ``tune_split``, ``fitted_split``,
+        ``map_ids``.
     """
     from retailtag.outcomes import ScoreOutcome
     from retailtag.runs.foreign import Declared, foreign_predictions
@@ -398,10 +399,11 @@ def score(
     paths = find_predictions(_paths(runs))
     s, read, shared = _to_score("score", catalog, settings, options)
     foreign = [path for path in paths if is_foreign(path)]
-    if not foreign and any(declared.get(name) is not None for name in names[:3]):
+    # whatever is given: False stands for a flag that is not
+    if not foreign and any(declared.get(n) for n in ("scores", "thresholds", "tune", "map_ids")):
         raise UsageError(
-            "--scores, --thresholds and --tune are for other tools' files, and all files named "
-            "are retailtag's own; leave them out."
+            "--scores, --thresholds, --tune and --map-ids are for other tools' files, and all "
+            "files named are retailtag's own; leave them out."
         )
     if foreign and shared["catalog"] is None:
         raise UsageError(f"{foreign[0]} does not record its catalogue; name it with --catalogue.")

@@ -54,6 +54,15 @@ TuneSplitOption = Annotated[
         hidden=True,
     ),
 ]
+MapIdsOption = Annotated[
+    bool,
+    typer.Option(
+        "--map-ids",
+        help=f"{FOREIGN}: match ids despite leading zeros, .0, suffix or folder.",
+        rich_help_panel=ADVANCED,
+        hidden=True,
+    ),
+]
 FittedSplitOption = Annotated[
     str,
     typer.Option(
@@ -76,6 +85,7 @@ def score(
     tune: TuneOption = None,
     tune_split: TuneSplitOption = "val",
     fitted_split: FittedSplitOption = "train",
+    map_ids: MapIdsOption = False,
 ) -> None:
     """Score predictions on held-out images: macro-F1, the tail, AP, intervals, findings.
 
@@ -97,6 +107,7 @@ def score(
         tune=tune,
         tune_split=tune_split,
         fitted_split=fitted_split,
+        map_ids=map_ids,
     )
     _show(call.output, made)
     call.output.result(_summary(made, gates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.errors import UsageError
+from retailtag.errors import DataError, UsageError
 from retailtag.files import file_sha256
 from retailtag.predictions import Predictions
 from retailtag.scoring.aligned import align
+from retailtag.scoring.finding import count
 from retailtag.scoring.foreign import (
     SCALES,
     ForeignScores,
@@ -22,6 +24,7 @@ from retailtag.scoring.foreign import (
     threshold_logits,
     to_logits,
 )
+from retailtag.scoring.foreign_ids import both_sides, match_ids
 from retailtag.thresholds.tuning import AUTO, RULES, Tuning
 
 
@@ -34,6 +37,7 @@ class Declared:
     tune: str | None = None  # rule that tunes thresholds for F1; see `retailtag.thresholds.tuning`
     tune_split: str = "val"
     fitted_split: str = "train"
+    map_ids: bool = False  # match ids that differ in leading zeros, .0, suffix or folder
 
 
 def foreign_predictions(
@@ -50,14 +54,20 @@ def foreign_predictions(
         If the scale is not declared, no thresholds or two kinds of them are given, or the tuning
         split is the scored one.
     DataError
-        If the file cannot be used.
+        If the file cannot be used, or its ids differ from the catalogue's in spelling and are not
+        to be matched.
     ArtefactError
         If its tags are not the catalogue's, or images to tune on are missing.
     """
     _refuse_unclear(path, declared, scored_split)
     scale = str(declared.scores)
-    found = read_foreign(path)
+    found = read_foreign(path, set(catalog.table.tags))
     check_scale(found, scale)
+    splits = [scored_split, *([declared.tune_split] if declared.tune else [])]
+    found, notes = _with_our_ids(found, catalog, splits, declared.map_ids)
+    if found.left_out:
+        columns = ", ".join(map(repr, found.left_out))
+        notes.append(f"An index of pandas was left out of {path.name}: column {columns}.")
     # Tuning sees the labels of its split, so the scorer must treat that split as fitted too.
     fitted = [declared.fitted_split] + ([declared.tune_split] if declared.tune else [])
     undecided = Predictions(
@@ -73,6 +83,7 @@ def foreign_predictions(
         thresholds=thresholds,
         provenance={
             "thresholds": rule,
+            "notes": notes,
             "file": {"name": path.name, "sha256": file_sha256(path)},
             "declared": {
                 **asdict(declared),
@@ -80,6 +91,43 @@ def foreign_predictions(
             },
         },
     )
+
+
+def _with_our_ids(
+    found: ForeignScores, catalog: Catalog, splits: Sequence[str], asked: bool
+) -> tuple[ForeignScores, list[str]]:
+    """The scores under the catalogue's ids, and a note on those that were matched.
+
+    Ids are matched only if images of `splits` would lack scores. Not `asked` for, a match is
+    refused: the ids may be those of other images.
+    """
+    wanted = catalog.image_ids[catalog.rows(*splits)].tolist()
+    theirs = found.image_ids.tolist()
+    present = set(theirs)
+    lacking = [i for i in wanted if i not in present]
+    if not lacking:
+        return found, []
+    matched = match_ids(theirs, catalog.image_ids.tolist())
+    if asked and matched.ambiguous:
+        raise DataError(
+            f"{found.path}: --map-ids cannot decide: {matched.ambiguous}; write the catalogue's "
+            "ids into the file."
+        )
+    how = f"{count(len(matched.ids), 'id')} of the file, ignoring {matched.ignored}"
+    known = set(catalog.image_ids.tolist())
+    strange = [i for i in theirs if i not in known] or theirs
+    if not asked and (matched.ids or len(lacking) == len(wanted)):
+        remedy = f"--map-ids matches {how}" if matched.ids else "write the catalogue's ids into it"
+        raise DataError(
+            f"{found.path} lacks {len(lacking):,} of the {count(len(wanted), 'image')} of "
+            f"{' and '.join(splits)}: {both_sides(strange, lacking)}; {remedy}."
+        )
+    if not matched.ids:
+        return found, []
+    ids = np.array([matched.ids.get(i, i) for i in theirs], dtype=np.str_)
+    first, own = next(iter(matched.ids.items()))
+    note = f"{found.path.name}: --map-ids matched {how}, such as {first} with {own}."
+    return replace(found, image_ids=ids), [note]
 
 
 def _refuse_unclear(path: Path, declared: Declared, scored_split: str) -> None:

@@ -21,6 +21,12 @@ PREVALENCE_RATIOS = (0.5, 2.0)
 MIN_TAGS_FOR_PREVALENCE = 20  # tags given or expected in a group; their ratio is chance with fewer
 
 
+def reading_findings(notes: Sequence[str]) -> list[Finding]:
+    """How another tool's file was read, where it could have been read otherwise."""
+    remedy = "If that is wrong, write the catalogue's ids and columns of tags alone."
+    return [Finding("foreign-file", note, remedy) for note in notes]
+
+
 def card_findings(card: ScoreCard) -> list[Finding]:
     """Findings that follow from the finished card alone."""
     found = [_calibration(card), _undefined(card), _wide_tail(card), _never_predicted(card)]

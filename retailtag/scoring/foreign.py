@@ -9,15 +9,17 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.errors import DataError, UsageError
+from retailtag.catalog.indicators import is_index
+from retailtag.errors import DataError, UsageError, named
 from retailtag.files import check_kind
 from retailtag.scoring.csvs import unquoted
 from retailtag.scoring.finding import count
@@ -41,6 +43,16 @@ class ForeignScores:
     scores: Floats  # (n_images, n_tags), on the file's own scale; no NaN
     thresholds: Floats | None  # (n_tags,), on the same scale; None if the file holds none
     rows: Sequence[int]  # numbers of the rows in the file, for messages (a CSV's header is row 1)
+    left_out: tuple[str, ...] = ()  # columns of an index that pandas wrote
+
+
+class _Columns(NamedTuple):
+    """Where a table has its ids and its tags."""
+
+    ids: int
+    places: list[int]  # of the tags
+    tags: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def is_foreign(path: Path) -> bool:
@@ -54,22 +66,24 @@ def is_foreign(path: Path) -> bool:
         return False  # Predictions.load raises with a better message
 
 
-def read_foreign(path: Path) -> ForeignScores:
+def read_foreign(path: Path, known: Collection[str] | None = None) -> ForeignScores:
     """Read a table of scores with one row per image and one column per tag.
 
     The file is CSV (``.tsv``: tab-separated) or Parquet with a column ``image_id`` and one per tag;
-    or NPZ with arrays ``image_ids``, ``tags``, ``scores`` and optionally ``thresholds``. Raises
-    `DataError` if it cannot be read, a column is missing or repeated, an id repeats, or a cell is
-    not a number; the message lists the first ten such rows.
+    or NPZ with arrays ``image_ids``, ``tags``, ``scores`` and optionally ``thresholds``. Columns
+    of an index that pandas wrote are left out, unless they are among the tags `known`.
+
+    Raises `DataError` if it cannot be read, a column is missing, repeated or none of the tags
+    `known`, an id repeats, or a cell is not a number; the message lists the first ten such rows.
     """
     kind = path.suffix.lower()
     check_kind(path, "a table of scores", but=("a Parquet file", "a zip archive"))
     try:
         if kind == ".npz":
-            return _read_npz(path)
+            return _read_npz(path, known)
         if kind == ".parquet":
-            return _read_parquet(path)
-        return _read_csv(path, "\t" if kind == ".tsv" else ",")
+            return _read_parquet(path, known)
+        return _read_csv(path, "\t" if kind == ".tsv" else ",", known)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
@@ -171,27 +185,28 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _read_csv(path: Path, delimiter: str) -> ForeignScores:
+def _read_csv(path: Path, delimiter: str, known: Collection[str] | None) -> ForeignScores:
     header, rows = _csv_rows(path, delimiter)
-    place, tags = _columns(path, header)
+    columns = _columns(path, header, known)
     width = len(header)
     problems = []
-    scores = np.full((len(rows), len(tags)), np.nan)
+    scores = np.full((len(rows), len(columns.tags)), np.nan)
     ids = []
     for i, (number, row) in enumerate(rows):
         if len(row) != width:
             problems.append(f"row {number}: {len(row)} cells where the header has {width}")
             row[:] = (row + [""] * width)[:width]
-        ids.append(row.pop(place).strip())
+        ids.append(row[columns.ids].strip())
+        row[:] = [row[k] for k in columns.places]
         try:
             scores[i] = row  # NumPy parses the whole row of text at once
         except ValueError:
             scores[i] = [_number(cell) for cell in row]
     _refuse(path, problems, "fix them")
-    return _checked(path, ids, tags, scores, [n for n, _ in rows], [row for _, row in rows])
+    return _checked(path, ids, columns, scores, [n for n, _ in rows], [row for _, row in rows])
 
 
-def _read_parquet(path: Path) -> ForeignScores:
+def _read_parquet(path: Path, known: Collection[str] | None) -> ForeignScores:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,22 +214,22 @@ def _read_parquet(path: Path) -> ForeignScores:
         table = pq.ParquetFile(path).read()
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    place, tags = _columns(path, list(table.column_names))
-    columns = [table.column(k) for k in range(table.num_columns) if k != place]
-    ids = ["" if v is None else str(v) for v in table.column(place).to_pylist()]
+    columns = _columns(path, list(table.column_names), known)
+    values = [table.column(k) for k in columns.places]
+    ids = ["" if v is None else str(v) for v in table.column(columns.ids).to_pylist()]
     wrong = [
         f"column {tag}: holds {column.type} instead of numbers"
-        for tag, column in zip(tags, columns, strict=True)
+        for tag, column in zip(columns.tags, values, strict=True)
         if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
     ]
     _refuse(path, wrong, "write numbers")
-    scores = np.empty((table.num_rows, len(tags)))
-    for j, column in enumerate(columns):
+    scores = np.empty((table.num_rows, len(values)))
+    for j, column in enumerate(values):
         scores[:, j] = column.cast(pa.float64()).to_numpy()
-    return _checked(path, ids, tags, scores, range(1, table.num_rows + 1))
+    return _checked(path, ids, columns, scores, range(1, table.num_rows + 1))
 
 
-def _read_npz(path: Path) -> ForeignScores:
+def _read_npz(path: Path, known: Collection[str] | None) -> ForeignScores:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
@@ -237,27 +252,38 @@ def _read_npz(path: Path) -> ForeignScores:
         )
     if thresholds is not None and (thresholds.shape != names.shape or np.isnan(thresholds).any()):
         raise DataError(f"{path} needs one threshold, a number, for each of its tags.")
-    _, tags = _columns(path, [ID, *names.tolist()])
-    found = _checked(path, ids.tolist(), tags, scores, range(1, len(ids) + 1))
-    return replace(found, thresholds=thresholds)
+    columns = _columns(path, [ID, *names.tolist()], known)
+    kept = [k - 1 for k in columns.places]  # the names have no column of ids before them
+    found = _checked(path, ids.tolist(), columns, scores[:, kept], range(1, len(ids) + 1))
+    return replace(found, thresholds=None if thresholds is None else thresholds[kept])
 
 
-def _columns(path: Path, header: list[str]) -> tuple[int, tuple[str, ...]]:
-    """Position of the ids, and the tags in their order."""
+def _columns(path: Path, header: list[str], known: Collection[str] | None) -> _Columns:
+    """Positions of the ids and the tags; whatever is neither is refused by name."""
     if ID not in header:
-        raise DataError(f"{path} has no column {ID}; give the column of ids that name.")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice or len(header) < 2:
+        raise DataError(
+            f"{path} has no column {ID}; give the column of ids that name (its columns are "
+            f"{named(header, 10)})."
+        )
+    index = {name for name in header if is_index(name) and name not in (known or ())}
+    places = [k for k, name in enumerate(header) if name != ID and name not in index]
+    tags = [header[k] for k in places]
+    twice = sorted(name for name, n in Counter([ID, *tags]).items() if n > 1)
+    if twice or not tags:
         what = f"column {twice[0]} twice" if twice else "no column of a tag"
         raise DataError(f"{path} has {what}; it needs one column per tag.")
-    place = header.index(ID)
-    return place, tuple(header[:place] + header[place + 1 :])
+    if known is not None and (strange := [tag for tag in tags if tag not in known]):
+        raise DataError(
+            f"{path} has columns that are not tags of the catalogue ({named(strange, 10)}); remove "
+            "them, or name the catalogue that has these tags."
+        )
+    return _Columns(header.index(ID), places, tuple(tags), tuple(sorted(index)))
 
 
 def _checked(
     path: Path,
     ids: Sequence[str],
-    tags: tuple[str, ...],
+    columns: _Columns,
     scores: Floats,
     rows: Sequence[int],
     text: Sequence[Sequence[str]] | None = None,
@@ -268,9 +294,10 @@ def _checked(
     total = len(problems) + len(bad)
     for i, j in bad[:MAX_PROBLEMS_SHOWN].tolist():
         cell = repr(text[i][j]) if text is not None else "an empty or NaN cell"
-        problems.append(f"row {rows[i]}, column {tags[j]}: {cell} is not a number")
+        problems.append(f"row {rows[i]}, column {columns.tags[j]}: {cell} is not a number")
     _refuse(path, problems, "fix or drop them", total)
-    return ForeignScores(path, np.array(ids, dtype=np.str_), tags, scores, None, rows)
+    names = np.array(ids, dtype=np.str_)
+    return ForeignScores(path, names, columns.tags, scores, None, rows, columns.left_out)
 
 
 def _bad_ids(ids: Sequence[str], rows: Sequence[int]) -> Iterable[str]:

@@ -132,4 +132,5 @@ def _findings(
         found.shared_products(shared, card.n_products, card.split),
     ]
     cells = cell_findings(predictions, catalog, aligned, card.split)
-    return [f for f in maybe if f is not None] + cells + found.card_findings(card)
+    read = found.reading_findings(predictions.provenance.get("notes", ()))
+    return read + [f for f in maybe if f is not None] + cells + found.card_findings(card)

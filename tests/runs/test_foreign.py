@@ -1,9 +1,11 @@
 """Another tool's scores joined with thresholds and a catalogue."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from retailtag.errors import ArtefactError, SplitOverlap, UsageError
+from retailtag.errors import ArtefactError, DataError, SplitOverlap, UsageError
 from retailtag.runs.foreign import Declared, foreign_predictions
 from retailtag.scoring.score import score_predictions
 from retailtag.thresholds.tuning import Tuning
@@ -113,3 +115,48 @@ def test_nothing_to_tune_on_is_refused(tiny, shop, probabilities, tmp_path):
         foreign_predictions(path, shop, Declared("probabilities", tune="group"), "test")
     with pytest.raises(UsageError, match="no image in its val split"):
         foreign_predictions(path, tiny, Declared("probabilities", tune="group"), "test")
+
+
+def rewritten(path, shop, probabilities, spell, more=()):
+    """The table with its ids spelt otherwise, and columns that are no tags."""
+    header = ",".join(["image_id", *shop.table.tags, *more])
+    rows = zip(shop.image_ids.tolist(), probabilities.tolist(), strict=True)
+    lines = [",".join([spell(i), *map(repr, p), *("0" for _ in more)]) for i, p in rows]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def test_ids_spelt_otherwise_are_shown_and_matched_if_asked(shop, probabilities, table, tmp_path):
+    path = rewritten(tmp_path / "a.csv", shop, probabilities, "images/{}.jpg".format, ["index"])
+    declared = Declared("probabilities", tune="shrunk")
+    first = shop.image_ids[shop.rows("test", "val")][0]
+    with pytest.raises(DataError, match=rf"such as images/.*\.jpg.*{first}.*--map-ids matches"):
+        foreign_predictions(path, shop, declared, "test")
+    made = foreign_predictions(path, shop, replace(declared, map_ids=True), "test")
+    expected = foreign_predictions(table, shop, declared, "test")
+    card, plain = score_predictions(made, shop), score_predictions(expected, shop)
+    assert card.summaries["all"].macro_f1 == plain.summaries["all"].macro_f1
+    assert [f.code for f in card.findings[:2]] == ["foreign-file", "foreign-file"]
+    assert "ignoring folder" in card.findings[0].sentence
+    assert "column 'index'" in card.findings[1].sentence
+
+
+def test_ids_that_nothing_explains_or_that_are_in_doubt_are_refused(shop, probabilities, tmp_path):
+    path = rewritten(tmp_path / "a.csv", shop, probabilities, lambda i: f"{i} item")
+    declared = Declared("probabilities", tune="shrunk", map_ids=True)
+    with pytest.raises(DataError, match=r"such as .* item.*; write the catalogue's ids"):
+        foreign_predictions(path, shop, replace(declared, map_ids=False), "test")
+    with pytest.raises(ArtefactError, match="lack"):
+        foreign_predictions(path, shop, declared, "test")
+    ids = shop.image_ids.tolist()
+    path = rewritten(tmp_path / "a.csv", shop, probabilities, lambda i: i + ".jpg" * (i != ids[0]))
+    twice = path.read_text().replace(f"{ids[1]}.jpg", f"{ids[0]}.jpg")
+    path.write_text(twice)
+    with pytest.raises(DataError, match=r"--map-ids cannot decide: .* could both be"):
+        foreign_predictions(path, shop, declared, "test")
+
+
+def test_columns_that_are_no_tags_are_named_first(shop, probabilities, tmp_path):
+    path = rewritten(tmp_path / "a.csv", shop, probabilities * 9, str, ["loss"])
+    with pytest.raises(DataError, match=r"not tags of the catalogue \(loss\)"):
+        foreign_predictions(path, shop, Declared("probabilities", tune="group"), "test")

@@ -95,6 +95,40 @@ def test_headers_are_checked(tmp_path, header, what):
         read_foreign(path)
 
 
+INDEXES = ("", "Unnamed: 0", "Unnamed: 0.1", "index", "__index_level_0__", "level_0")
+
+
+@pytest.mark.parametrize("name", INDEXES)
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".npz"])
+def test_an_index_of_pandas_is_left_out_and_named(tmp_path, name, kind):
+    path = tmp_path / f"a{kind}"
+    if kind == ".npz":
+        scores = np.array([[0, 0.5], [1, 0.25]])
+        np.savez(path, image_ids=["i1", "i2"], tags=[name, "red"], scores=scores, thresholds=[9, 1])
+    elif kind == ".parquet":
+        parquet.write_table(
+            pa.table({name: [0, 1], "image_id": ["i1", "i2"], "red": [0.5, 0.25]}), path
+        )
+    else:
+        text = f"{name},image_id,red\n0,i1,0.5\n1,i2,0.25\n"
+        path.write_text(text if kind == ".csv" else text.replace(",", "\t"))
+    found = read_foreign(path)
+    assert (found.tags, found.left_out, found.scores.tolist()) == (
+        ("red",),
+        (name,),
+        [[0.5], [0.25]],
+    )
+    assert found.thresholds is None or found.thresholds.tolist() == [1]
+    assert read_foreign(path, {name, "red"}).tags == (name, "red")
+
+
+def test_columns_that_are_no_tags_are_named_before_any_value(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("image_id,split,red,loss\ni1,test,high,0.3\n")
+    with pytest.raises(DataError, match=r"not tags of the catalogue \(split, loss\); remove them"):
+        read_foreign(path, {"red", "blue"})
+
+
 def test_other_damage_is_a_sentence(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_foreign(tmp_path / "none.csv")
