@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ SPLIT_WORDS = {name: name for name in SPLITS} | {
     "dev": "val",
     "testing": "test",
 }
+# Hugging Face writes train-00000-of-00004, WebDataset train-000000.
+_SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})([-_]\d+(-of-\d+)?)?$", re.IGNORECASE)
 JUNK = ("__macosx", "@eadir")  # what macOS and Synology leave; they mirror the real folders
 HEAD_BYTES = 32  # enough to tell an image by its content
 
@@ -62,7 +65,7 @@ def read_tag_folders(root: Path, allowed: Sequence[Path] = ()) -> Manifest:
         raise DataError(_nothing(root, splits))
     manifest = _manifest(root, paths, depth)
     loose = [path for path in inside if path.count("/") <= depth]
-    loose += [name for name in _names(root) if name.lower().endswith(IMAGE_SUFFIXES)]
+    loose += [name for name in visible_files(root) if name.lower().endswith(IMAGE_SUFFIXES)]
     manifest.notes.extend(_left_out(root, tops, splits, loose))
     return manifest
 
@@ -75,7 +78,13 @@ def _manifest(root: Path, paths: list[str], depth: int) -> Manifest:
     return Manifest(root, columns, Problems(range(1, len(paths) + 1)))
 
 
-def _names(folder: Path) -> list[str]:
+def split_of_name(stem: str) -> str:
+    """Split that a file is named after, as in ``train-00000-of-00004``; empty: none."""
+    found = _SPLIT_FILE.match(stem)
+    return SPLIT_WORDS[found.group(1).lower()] if found else ""
+
+
+def visible_files(folder: Path) -> list[str]:
     """Sorted names of the visible files in a folder."""
     return sorted(e.name for e in os.scandir(folder) if not _hidden(e.name) and e.is_file())
 

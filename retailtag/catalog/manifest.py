@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -14,6 +16,10 @@ from typing import Any
 
 from retailtag.errors import DataError, named
 from retailtag.files import HEAD_BYTES, check_kind, other_kind
+
+GZIP = b"\x1f\x8b"
+MIN_UNPACKED = 1 << 30  # bytes that a table may unpack to however small it is
+MAX_EXPANSION = 100  # text hardly shrinks to less than a hundredth
 
 Cell = str | tuple[str, ...]
 SEPARATOR = "|"
@@ -27,8 +33,8 @@ class Problems:
     """Complaints about rows, gathered so that all of them are told at once."""
 
     # What the user calls each row: the line of a CSV or JSON-lines file (a CSV's header is row 1,
-    # as a spreadsheet shows it), 1, 2, ... elsewhere.
-    row_numbers: Sequence[int]
+    # as a spreadsheet shows it), with the file's name where there are several; 1, 2, ... elsewhere.
+    row_numbers: Sequence[int | str]
     _by_row: dict[int, list[str]] = field(default_factory=dict)
     _broken: set[int] = field(default_factory=set)
     _shared: list[tuple[list[int], str]] = field(default_factory=list)
@@ -56,6 +62,10 @@ class Problems:
             self.add(rows[0], sentence)
         elif rows:
             self._shared.append((rows, sentence))
+
+    def broken(self) -> list[tuple[int, str]]:
+        """Rows that could not be parsed, and why."""
+        return [(row, "; ".join(self._by_row[row])) for row in sorted(self._broken)]
 
     @property
     def n_rows(self) -> int:
@@ -121,7 +131,7 @@ def cell(value: Any) -> Cell:
 
 def read_csv(path: Path) -> Manifest:
     """Read a CSV (``.tsv``: tab-separated) with a header, UTF-8; `DataError` if it is none."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if table_suffix(path) == ".tsv" else ","
     # Not pyarrow's reader: it names no line numbers, guesses types and refuses a whole file for
     # one cell that is not UTF-8.
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
@@ -149,6 +159,70 @@ def read_csv(path: Path) -> Manifest:
     return Manifest(path, columns, problems)
 
 
+def table_suffix(path: Path) -> str:
+    """Suffix of a table in lower case, without the ``.gz`` of a compressed one."""
+    name = path.name.lower().removesuffix(".gz")
+    return PurePath(name).suffix
+
+
+def read_json(path: Path) -> Manifest:
+    """Read a list of JSON objects, or a table as pandas writes it; or objects line by line.
+
+    Raises
+    ------
+    DataError
+        If it is not JSON, or an object of another kind.
+    """
+    text = _text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = text.strip().split("\n")
+        if len(lines) > 1 and lines[0].strip().startswith("{") and _is_json(lines[0]):
+            return read_json_lines(path)
+        raise DataError(f"{path} is not JSON: {error}.") from error
+    rows = _json_rows(value)
+    if rows is None:
+        keys = named([str(key) for key in value]) if isinstance(value, dict) else "none"
+        raise DataError(
+            f"{path} is no list of objects, one per image (its keys are {keys}); write it so, or "
+            "as one object per line."
+        )
+    problems = Problems(range(1, len(rows) + 1))
+    records = [row if isinstance(row, dict) else {} for row in rows]
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problems.add(i, "is not a JSON object", broken=True)
+    return Manifest(path, record_columns(records), problems)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json_rows(value: Any) -> list[Any] | None:
+    """Rows of a JSON value: a list, or what pandas makes of a table; None if it is neither."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict) or not value:
+        return None
+    if value.keys() >= {"columns", "data"}:  # orient="split"
+        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    if value.keys() == {"schema", "data"}:  # orient="table"
+        return list(value["data"])
+    # orient="columns", the default of pandas: {column: {row: value}}; or lists
+    columns = {k: [*v.values()] if isinstance(v, dict) else v for k, v in value.items()}
+    indices = {tuple(v) if isinstance(v, dict) else () for v in value.values()}
+    is_table = all(isinstance(v, list) for v in columns.values()) and len(indices) == 1
+    if not is_table or len({len(v) for v in columns.values()}) > 1:
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def read_json_lines(path: Path) -> Manifest:
     """Read one JSON object per line; any other line is a bad row."""
     numbered = [(n, t) for n, t in enumerate(_text(path).split("\n"), start=1) if t.strip()]
@@ -164,7 +238,7 @@ def read_json_lines(path: Path) -> Manifest:
             value = {}
             problems.add(i, "is not a JSON object", broken=True)
         records.append(value)
-    return Manifest(path, _columns(records), problems)
+    return Manifest(path, record_columns(records), problems)
 
 
 def read_records(records: Sequence[Any]) -> Manifest:
@@ -184,7 +258,7 @@ def read_records(records: Sequence[Any]) -> Manifest:
             image = None
         rows.append(row)
         images.append(image)
-    manifest = Manifest(Path("records"), _columns(rows), problems, in_memory=True)
+    manifest = Manifest(Path("records"), record_columns(rows), problems, in_memory=True)
     return _with_images(manifest, images)
 
 
@@ -263,7 +337,8 @@ def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
     return Manifest(path, columns, Problems(range(1, n + 1)), tuple(files), image)
 
 
-def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
+def record_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
+    """Cells of records by column; a key that a record lacks is an empty cell."""
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [cell(record.get(name)) for record in records] for name in names}
 
@@ -286,6 +361,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if path.suffix.lower() == ".gz" and data.startswith(GZIP):
+        data = _unpacked(path, data)
     if kind := other_kind(data[:HEAD_BYTES], "a table", but=("JSON",)):
         raise DataError(f"{path} {kind}.")
     # UTF-16 and UTF-32, with or without a byte order mark, spell every ASCII character with NULs.
@@ -294,6 +371,21 @@ def _text(path: Path) -> str:
             f"{path} has NUL bytes in its first line, as UTF-16 and UTF-32 have; save it as UTF-8."
         )
     return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """Content of a gzip file, as far as it is not a bomb."""
+    limit = max(MIN_UNPACKED, MAX_EXPANSION * len(data))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}); fetch it again.") from error
+    if len(unpacked) > limit:
+        raise DataError(
+            f"{path} unpacks to over {limit / 2**30:.1f} GiB; if that is right, unpack it yourself."
+        )
+    return unpacked
 
 
 def _check_delimiter(path: Path, header: Sequence[str], delimiter: str) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.columns import name_columns
-from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders
+from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_name
 from retailtag.catalog.labels import encode_labels
 from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
 from retailtag.catalog.manifest import (
@@ -30,12 +30,16 @@ from retailtag.catalog.manifest import (
     csv_text,
     is_clean,
     read_csv,
+    read_json,
     read_json_lines,
     read_parquet,
     read_records,
     read_table,
+    table_suffix,
 )
+from retailtag.catalog.metadata import find_metadata, read_metadata
 from retailtag.catalog.rows import join_rows
+from retailtag.catalog.shards import find_shards, read_shards
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
 from retailtag.catalog.tag_cells import EMPTY_WORDS, better_separator, parse_cell
 from retailtag.catalog.tag_columns import tag_columns
@@ -46,7 +50,6 @@ from retailtag.images.sources import MAX_BYTES
 from retailtag.settings import CatalogSettings
 
 FOLDER_MANIFEST = "catalogue.csv"
-_SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?$", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?<=[^/])\.[^./]*$")
 
 
@@ -289,20 +292,33 @@ def _open_path(path: Path, settings: CatalogSettings) -> Manifest:
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
             return read_csv(path / FOLDER_MANIFEST)
+        if files := find_metadata(path):
+            return read_metadata(path, files, _open_file)
+        if files := find_shards(path):
+            return read_shards(path, files)
         if files := parquet_files(path):
             return _with_splits_of_names(read_parquet(path, files))
         return read_tag_folders(path, settings.allow_root)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
-    suffix = path.suffix.lower()
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> Manifest:
+    suffix = table_suffix(path)
     if suffix in (".csv", ".tsv"):
         return read_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return read_json_lines(path)
+    if suffix == ".json":
+        return read_json(path)
     if suffix in (".parquet", ".pq"):
         return read_parquet(path, [path])
+    if suffix == ".tar":
+        return read_shards(path, [path])
     raise UsageError(
-        f"{path} is neither a folder nor a manifest of type .csv, .tsv, .jsonl or .parquet."
+        f"{path} is neither a folder nor a manifest of type .csv, .tsv, .jsonl, .json or .parquet, "
+        "nor a .tar of images with their JSON."
     )
 
 
@@ -310,10 +326,9 @@ def _with_splits_of_names(manifest: Manifest) -> Manifest:
     """Take the split from the files' names where Hugging Face's convention gives it."""
     import pyarrow.parquet as pq
 
-    found = [_SPLIT_FILE.match(file.stem) for file in manifest.files]
-    if "split" in manifest.columns or not all(found):
+    splits = [split_of_name(file.stem) for file in manifest.files]
+    if "split" in manifest.columns or not all(splits):
         return manifest
-    splits = [m.group(1) if m else "" for m in found]
     counts = [pq.read_metadata(file).num_rows for file in manifest.files]
     manifest.columns["split"] = np.repeat(splits, counts).tolist()
     return manifest

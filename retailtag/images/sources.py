@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK, S_ISREG
@@ -233,6 +233,10 @@ class TarImages(_ArchiveImages):
         self._refused = members.refused
         self._members = members.spans.keys() | members.refused.keys()
         super().__init__(root, paths)
+
+    def members(self) -> Iterable[str]:
+        """Names of the plain files in the archive, in its order."""
+        return self._spans
 
     def fault(self, path: str) -> str:
         """Why a path cannot be served: it is missing, or no plain file."""
