@@ -240,7 +240,7 @@ def _near_duplicates(
     """Pairs of near-duplicates that cross splits, and the number of pairs inside one."""
     rows = np.flatnonzero(look.seen)
     try:
-        pairs = near_pairs(look, rows, rows)
+        pairs = near_pairs(look, rows)
     except DataError:  # nearly all pictures are alike, which the oddities say
         return (), 0
     across, within = [], 0

@@ -75,11 +75,11 @@ class Look:
         return found
 
 
-def near_pairs(look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Pairs:
-    """Near-duplicates, one image of `rows` and one of `columns`, both ascending image numbers.
+def near_pairs(look: Look, rows: NDArray[np.intp]) -> Pairs:
+    """Near-duplicates among images, given by ascending numbers; the smaller number comes first.
 
-    A pair within both is given once, the smaller number first. Blocks of the matrix of all
-    closenesses are computed one at a time, so that memory does not grow with its size.
+    Blocks of the matrix of all closenesses are computed one at a time, so that memory does not
+    grow with its size.
 
     Raises
     ------
@@ -87,24 +87,23 @@ def near_pairs(look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp]) ->
         If images have over `MAX_MEAN_PAIRS` near-duplicates on average: such vectors are alike for
         all images.
     """
-    found = []
+    found = [np.empty((0, 2), np.intp)]
     n_found = 0
-    same = np.array_equal(rows, columns)
     for a in range(0, len(rows), BLOCK):
         i = rows[a : a + BLOCK]
-        for b in range(a if same else 0, len(columns), BLOCK):
-            j = columns[b : b + BLOCK]
+        for b in range(a, len(rows), BLOCK):
+            j = rows[b : b + BLOCK]
             inside, other = np.nonzero(look.left[i] @ look.right[j].T >= look.near)
             pairs = np.stack([i[inside], j[other]], axis=1)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]] if same else pairs
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             found.append(pairs)
             n_found += len(pairs)
-            if n_found > MAX_MEAN_PAIRS * max(len(rows), 1):
+            if n_found > MAX_MEAN_PAIRS * len(rows):
                 raise DataError(
                     f"Images have over {MAX_MEAN_PAIRS} near-duplicates on average, so these "
                     "embeddings or thumbnails do not tell images apart; use other features."
                 )
-    return np.concatenate(found).astype(np.int64) if found else np.empty((0, 2), np.int64)
+    return np.concatenate(found).astype(np.int64)
 
 
 def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
@@ -118,7 +117,8 @@ def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
     size = has.sum(axis=1)
     usable = np.flatnonzero(look.seen & (size >= MIN_TAGS))
     anchors = usable[:: max(len(usable) // N_ANCHORS, 1)]
-    nearest = _nearest(look, anchors, np.flatnonzero(look.seen))
+    # An image and copies of its pixels have the same tags in any catalogue: they do not count.
+    nearest, _ = _nearest(look, anchors, np.flatnonzero(look.seen), below=look.near)
     anchors = anchors[nearest >= 0]
     nearest = nearest[nearest >= 0]
     # |A| + |B| - 2 |A and B|: tags that one of the two images has and the other has not
@@ -128,21 +128,27 @@ def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
     return n_equal >= MIN_SIGN and n_equal >= 2 * n_close
 
 
-def _nearest(look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The image of `columns` nearest to each of `rows` other than a copy; -1: none (n_rows,)."""
+def _nearest(
+    look: Look, rows: NDArray[np.intp], columns: NDArray[np.intp], below: float = np.inf
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The image of `columns` closest to each of `rows`, and how close it is (n_rows,).
+
+    Only images less close than `below` count; -1 where there is none.
+    """
     best = np.full(len(rows), -np.inf, np.float32)
     found = np.full(len(rows), -1, np.intp)
-    for b in range(0, len(columns), BLOCK):
-        j = columns[b : b + BLOCK]
-        closeness = look.left[rows] @ look.right[j].T
-        # The image itself and copies of its pixels have the same tags in any catalogue.
-        closeness[closeness >= look.near] = -np.inf
-        here = closeness.argmax(axis=1)
-        value = closeness[np.arange(len(rows)), here]
-        closer = value > best
-        best[closer] = value[closer]
-        found[closer] = j[here[closer]]
-    return found
+    for a in range(0, len(rows), BLOCK):
+        i = slice(a, a + BLOCK)
+        for b in range(0, len(columns), BLOCK):
+            j = columns[b : b + BLOCK]
+            closeness = look.left[rows[i]] @ look.right[j].T
+            closeness[closeness >= below] = -np.inf
+            here = closeness.argmax(axis=1)
+            value = closeness[np.arange(len(here)), here]
+            closer = value > best[i]
+            best[i][closer] = value[closer]
+            found[i][closer] = j[here[closer]]
+    return found, best
 
 
 def tagged_pairs(look: Look, labels: NDArray[np.int8]) -> Pairs:
@@ -196,7 +202,7 @@ def similar_images(look: Look, labels: NDArray[np.int8]) -> SimilarImages:
     """
     first = _first_equal(look)
     distinct = np.flatnonzero((first == np.arange(len(first))) & look.seen)
-    pairs = near_pairs(look, distinct, distinct)
+    pairs = near_pairs(look, distinct)
     by_tags = tags_name_products(look, labels)
     if by_tags:
         tagged = tagged_pairs(look, labels)
@@ -247,7 +253,10 @@ def similar_in(
 
     `rows` and `columns` are disjoint image numbers, ascending.
     """
-    pairs = near_pairs(look, rows[look.seen[rows]], columns[look.seen[columns]])
+    rows = rows[look.seen[rows]]
+    nearest, closeness = _nearest(look, rows, columns[look.seen[columns]])
+    near = closeness >= look.near
+    pairs = np.stack([rows[near], nearest[near]], axis=1)
     if tags_name_products(look, labels):
         tagged = tagged_pairs(look, labels)
         tagged = np.concatenate([tagged, tagged[:, ::-1]])

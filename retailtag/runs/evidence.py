@@ -1,4 +1,4 @@
-"""What a fitted model records for the scorer's findings: copied images, and optimism."""
+"""What a fitted model records for the scorer's findings: copies, similar images, optimism."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.folds import k_folds
+from retailtag.catalog.similar import Look, similar_in
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import EmbeddingSource
 from retailtag.store.segment import UNKNOWN_BYTES
@@ -26,6 +27,29 @@ def copies_of_fitted(
     fitted.pop(UNKNOWN_BYTES, None)
     found = {i: fitted.get(hashes[i]) for i in image_ids.tolist() if i in hashes}
     return {i: twin for i, twin in found.items() if twin is not None and twin != i}
+
+
+def similar_to_fitted(
+    catalog: Catalog,
+    store: EmbeddingSource,
+    rows: NDArray[np.intp],
+    fitted_rows: NDArray[np.intp],
+) -> dict[str, str]:
+    """Images that look like photographs of a product in training: id to the closest such image.
+
+    `rows` and `fitted_rows` are disjoint row numbers, ascending; what counts as similar says
+    `retailtag.catalog.similar`.
+    """
+    both = np.sort(np.concatenate([rows, fitted_rows]))
+    view = store.load(catalog.image_ids[both])
+    if not view.found.any():
+        return {}
+    look = Look.of_embeddings(view.X, view.found)
+    place = np.searchsorted(both, rows)
+    fitted_place = np.searchsorted(both, fitted_rows)
+    found = similar_in(look, catalog.table.labels[both], place, fitted_place)
+    ids = catalog.image_ids[both]
+    return {str(ids[i]): str(ids[j]) for i, j in sorted(found.items())}
 
 
 def threshold_f1(

@@ -27,7 +27,7 @@ from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 from retailtag.runs.checks import check_fittable, none_readable
-from retailtag.runs.evidence import copies_of_fitted, threshold_f1
+from retailtag.runs.evidence import copies_of_fitted, similar_to_fitted, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
     ScoredHead,
@@ -150,6 +150,7 @@ def run_probe(
         **_provenance(context, store, settings),
         **fitted.facts(catalog),
         "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
+        "similar": similar_to_fitted(catalog, store, rest.rows, train.rows),
         "threshold_f1": fitted.threshold_f1(catalog, train.rows, tuning_of(settings)),
     }
     probe = fitted.probe(catalog, facts)

@@ -14,6 +14,7 @@ from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned
 from retailtag.scoring.finding import Finding
+from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 
 
 def cell_findings(
@@ -24,6 +25,7 @@ def cell_findings(
     twins, seen_by = copies(predictions, catalog, aligned.rows)
     maybe = [
         found.duplicated_images(twins, seen_by, len(aligned.rows), split),
+        _similar(predictions, catalog, aligned, split),
         found.non_finite_scores(table.tags, aligned.logits),
         found.constant_scores(table.tags, aligned.logits),
         *_optimism(predictions.provenance),
@@ -49,6 +51,28 @@ def copies(
     names = {catalog.images.name(k): str(catalog.image_ids[k]) for k in fitted}
     files = [(i, catalog.images.name(k)) for i, k in zip(scored, rows.tolist(), strict=True)]
     return [(i, names[file]) for i, file in files if file in names], "the names of their files"
+
+
+def _similar(
+    predictions: Predictions, catalog: Catalog, aligned: Aligned, split: str
+) -> Finding | None:
+    """Macro-F1 with and without a similar training image, where the predictions record these.
+
+    Both are means over the same tags, those with a positive on either side.
+    """
+    recorded = predictions.provenance.get("similar")
+    if not isinstance(recorded, dict) or not recorded:
+        return None
+    ids = catalog.image_ids[aligned.rows].tolist()
+    near = np.array([i in recorded for i in ids])
+    on_near, on_others = (
+        f1_from_counts(tag_counts(aligned.predicted[side], aligned.labels[side]))
+        for side in (near, ~near)
+    )
+    both = np.isfinite(on_near) & np.isfinite(on_others)
+    scores = (macro(on_near, both), macro(on_others, both)) if both.any() else None
+    pairs = [f"{i} ~ {recorded[i]}" for i in ids if i in recorded]
+    return found.similar_images(pairs, len(ids), scores, int(both.sum()), split)
 
 
 def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.float64] | None:

@@ -16,6 +16,7 @@ from retailtag.scoring.scorecard import ScoreCard
 MAX_TAIL_INTERVAL_WIDTH = 0.10
 MAX_OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
 MAX_CALIBRATION_ERROR = 0.05  # pooled; beyond it probabilities mislead
+MIN_SHARE_SIMILAR = 0.01  # of the scored images; fewer change macro-F1 by less than its interval
 # Tags given over tags expected; outside this range a group is over- or under-tagged.
 PREVALENCE_RATIOS = (0.5, 2.0)
 MIN_TAGS_FOR_PREVALENCE = 20  # tags given or expected in a group; their ratio is chance with fewer
@@ -134,6 +135,35 @@ def duplicated_images(
         f"({named([f'{a} = {b}' for a, b in twins])}): the model has seen them with their tags.",
         "Give copies one product (`group`) and split again with `retailtag catalog split`; "
         "`retailtag catalog check` lists them.",
+    )
+
+
+def similar_images(
+    pairs: Sequence[str],
+    n_images: int,
+    scores: tuple[float, float] | None,
+    n_tags: int,
+    split: str,
+) -> Finding | None:
+    """Scored images that look like products in training (``scored ~ training``), and what it earns.
+
+    `scores` are macro-F1 on these images and on the others over the same `n_tags` tags; None if
+    no tag has positives on both sides.
+    """
+    if len(pairs) < MIN_SHARE_SIMILAR * n_images or not pairs:
+        return None
+    earned = "no tag is on both these and the others, so nothing tells how new products would score"
+    if scores is not None:
+        earned = (
+            f"macro-F1 is {100 * scores[0]:.1f} on them and {100 * scores[1]:.1f} on the others "
+            f"(over the {count(n_tags, 'tag')} on both), and new products score like the others"
+        )
+    return Finding(
+        "similar-images",
+        f"{count(len(pairs), 'image')} of the {n_images:,} scored in the {split} split look like a "
+        f"product in training ({named(pairs)}): {earned}.",
+        "If they show the same products, split again with `retailtag catalog split --group-by "
+        "similar`, or by a column that names the product.",
     )
 
 

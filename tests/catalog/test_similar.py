@@ -60,15 +60,15 @@ def test_a_single_tag_per_image_names_no_product(world):
 
 
 def test_near_pairs_are_those_of_the_whole_matrix(world, monkeypatch):
-    X = world[0]
+    X, labels, _ = world
     X[7] = X[3] + 1e-3
     X[50] = X[90]
     look = of(X)
     rows = np.arange(len(X))
     dense = np.argwhere(np.triu(look.left @ look.left.T >= look.near, 1))
     monkeypatch.setattr("retailtag.catalog.similar.BLOCK", 16)
-    assert sorted(near_pairs(look, rows, rows).tolist()) == dense.tolist() == [[3, 7], [50, 90]]
-    assert near_pairs(look, rows[40:60], rows[80:]).tolist() == [[50, 90]]
+    assert sorted(near_pairs(look, rows).tolist()) == dense.tolist() == [[3, 7], [50, 90]]
+    assert similar_in(look, labels[:, :1], rows[40:60], rows[80:]) == {50: 90}
 
 
 def test_thumbnails_are_compared_by_their_mean_difference():
@@ -77,7 +77,7 @@ def test_thumbnails_are_compared_by_their_mean_difference():
     pixels[1] = pixels[0] + 2
     pixels[3] = pixels[2] + 4
     look = Look.of_thumbnails(pixels, np.ones(6, bool))
-    assert near_pairs(look, np.arange(6), np.arange(6)).tolist() == [[0, 1]]
+    assert near_pairs(look, np.arange(6)).tolist() == [[0, 1]]
 
 
 def test_a_chain_is_not_one_cluster():

@@ -40,6 +40,7 @@ def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):
     assert copies_of_fitted(store, test, train) == expected
     run = run_probe(RunContext(catalog), store, tmp_path, ProbeSettings(sweep_C="0.1", folds=2))
     assert run.predictions.provenance["copies"] == expected
+    assert run.predictions.provenance["similar"].items() >= expected.items()
     recorded = run.predictions.provenance["threshold_f1"]
     assert set(recorded["all"]) == {"in_sample", "cross_fit"}
     codes = [f.code for f in score_predictions(run.predictions, catalog).findings]

@@ -53,6 +53,29 @@ def test_copies_are_found_by_the_bytes_that_the_predictions_record(catalog, pred
     assert "duplicated-images" not in codes(predict(catalog, provenance={"copies": {}}), catalog)
 
 
+def test_images_similar_to_training_images_are_scored_apart(catalog, predict):
+    """Logits that know the labels of the similar images alone."""
+    test = catalog.rows("test")
+    known = test[::2]
+    logits = calibrated(catalog)
+    logits[known] = np.where(catalog.table.labels[known] == 1, 9, -9)
+    seen = dict.fromkeys(catalog.image_ids[known].tolist(), "i130")
+    predictions = predict(catalog, logits=logits, provenance={"similar": seen})
+    card = score_predictions(predictions, catalog)
+    (finding,) = [f for f in card.findings if f.code == "similar-images"]
+    assert f"{len(known)} images of the {len(test)} scored" in finding.sentence
+    # of four tags one is so frequent that all images get it, rightly
+    assert "macro-F1 is 100.0 on them and 25.0 on the others" in finding.sentence
+    few = predict(catalog, logits=logits, provenance={"similar": {"i999": "i130"}})
+    assert "similar-images" not in codes(few, catalog)
+
+
+def test_without_a_tag_on_both_sides_no_score_is_given():
+    finding = found.similar_images(["a ~ b"], 1, None, 0, "test")
+    assert "nothing tells how new products would score" in finding.sentence
+    assert found.similar_images(["a ~ b"], 101, (0.9, 0.1), 3, "test") is None
+
+
 def test_copies_are_found_by_their_files_where_no_bytes_are_recorded(catalog, predict):
     @dataclass
     class Files:
