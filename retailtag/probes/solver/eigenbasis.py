@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from retailtag.probes.solver.interface import FeatureRows
 READ_NUMBERS = 16_000_000  # feature values read at once: 64 MB in float32
 CACHED_NUMBERS = 4_000_000  # feature values, or logits, that a pass works on at once
 MIN_BLOCK_IMAGES = 256
+GRAM_STRIPE = 512  # columns of the Gram matrix made at once: its upper triangle is not needed
 MAX_SCALE_RATIO = 100.0  # ratio of feature scales above which float32 loses the small ones
 CONSTANT = 1e-7  # of the largest scale: features below are constants but for rounding
 
@@ -92,19 +94,23 @@ class RotatedFeatures:
         """Rows of Z, on the device; index int64 of any shape."""
         return self.Z[index.to(self.Z.device)].to(self.device)
 
+    @cached_property
+    def _V64(self) -> Tensor:
+        return self.V.double()
+
     # w·V'(x - mean) + b = (Vw)·x + (b - (Vw)·mean): centring moves only the intercept, which is not
     # penalised, so the optimum is the same.
 
     def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads on the features as given, of x float64 (tags, dim + 1): weight, bias, float32."""
-        weight = x[:, :-1] @ self.V.double().T
+        weight = x[:, :-1] @ self._V64.T
         return weight.float(), (x[:, -1] - weight @ self.mean).float()
 
     def adopt(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Parameters (tags, dim + 1) of heads on the features as given; inverse of `restore`."""
         weight = weight.to(self.device).double()
         b = bias.to(self.device).double() + weight @ self.mean
-        return torch.cat([weight @ self.V.double(), b[:, None]], dim=1).to(self.V.dtype)
+        return torch.cat([weight @ self._V64, b[:, None]], dim=1).to(self.V.dtype)
 
 
 def _read(
@@ -125,7 +131,7 @@ def _moments(
     device: torch.device,
     block_numbers: int,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean (dim,) and centred Gram matrix (dim, dim), float64."""
+    """Weighted mean (dim,) and centred Gram matrix (dim, dim; its lower triangle), float64."""
     dim = X.shape[1]
     mean = torch.zeros(dim, dtype=torch.float64, device=device)
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -143,7 +149,9 @@ def _moments(
             weighted = block * sample_weight[at].to(dtype)[:, None]
             total += float(sample_weight[at].sum())
         mean += weighted.sum(dim=0, dtype=torch.float64)
-        gram += weighted.T @ block
+        for start in range(0, dim, GRAM_STRIPE):
+            stripe = weighted[:, start:].T @ block[:, start : start + GRAM_STRIPE]
+            gram[start:, start : start + GRAM_STRIPE] += stripe
     mean /= total
     gram -= total * torch.outer(mean, mean)  # Σ m(x - a)(x - a)' - M(x̄ - a)(x̄ - a)'
     return mean if shift is None else mean + shift, gram

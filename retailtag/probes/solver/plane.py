@@ -22,7 +22,6 @@ OBJECTIVE_NOISE = 2e-7  # relative rounding of a float32 objective
 MAX_REACH = 32.0
 GROWTH = 4.0  # times the largest coordinate, or 1, that a Newton step in the plane may be
 DAMPING = 1e-6  # of the diagonal of the plane's Hessian, for two directions that are nearly one
-TRIAL_NUMBERS = 250_000  # logits that a trial works on at once: in cache
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Plane:
         slope = slope[:, 1:].clone()
         hessian = self.penalty[:, 1:, 1:].clone()
         coefficients = beta.to(self.u.dtype)
-        for at in self._blocks(n_tags):
+        for at in self.problem.slices(n_tags):
             du = [each[:, at] for each in self.du]
             u = self.u[:, at]
             for j in range(J):
@@ -127,9 +126,3 @@ class Plane:
             hessian[:, 0, 1] = hessian[:, 1, 0]
         hessian.diagonal(dim1=1, dim2=2).mul_(1 + DAMPING).clamp_min_(1e-300)
         return _Trial(f, slope, hessian)
-
-    def _blocks(self, n_tags: int) -> list[slice]:
-        """Images by as many as fit in a CPU's cache."""
-        n = self.u.shape[1]
-        size = n if self.u.device.type != "cpu" else max(TRIAL_NUMBERS // n_tags, 256)
-        return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factored
+from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factored, lower_gram
 
 # Other values of these four were no better (results/LOG.md).
 WORKING_IMAGES = 256  # images of a working set, at most, until a tag takes long
@@ -17,6 +17,7 @@ STALE_RATIO = 3.5  # ratio of strengths from which a working set is chosen anew
 RENEW_EVERY = 4  # iterations at one strength after which it is, and after 8, 16, 32, ...
 DENSE_IMAGES = 4  # images a dimension of a guess that is factored whole
 DENSE_COVERED = 0.9999  # share of the curvature that those hold, if they may
+IMAGES_STRIPE = 64  # rows of a working set's Gram matrix made at once
 EXACT_NUMBERS = 100_000_000  # feature values that an exact factoring takes at once: 0.8 GB
 STORED_NUMBERS = 400_000_000  # entries of stored guesses: 1.6 GB
 
@@ -39,24 +40,25 @@ class DiagonalPreconditioner:
 class _Woodbury(PerTag):
     """Inverse of H = Δ + A'A for a diagonal Δ and few rows A, by Woodbury's identity."""
 
-    # H⁻¹ = Δ⁻¹ - Δ⁻¹A'·S⁻¹·AΔ⁻¹ with S = I + AΔ⁻¹A', which has as many rows as there are images:
-    # images²·dim operations, where a factor of H takes dim³/3 beside images·dim².
+    # H⁻¹ = Δ^-½(I - B'S⁻¹B)Δ^-½ with B = AΔ^-½ and S = I + BB', which has as many rows as there are
+    # images: images²·dim operations, where a factor of H takes dim³/3 beside images·dim².
 
-    inverse: Tensor  # (tags, dim + 1), of the diagonal
-    A: Tensor  # (tags, images, dim + 1)
+    scale: Tensor  # (tags, dim + 1), Δ^-½
+    B: Tensor  # (tags, images, dim + 1)
     factor: Tensor  # (tags, images, images), Cholesky factor of S
 
     @classmethod
     def of(cls, some: WorkingSet) -> _Woodbury:
-        scaled = some.A * some.diagonal.rsqrt()[:, None, :]
-        S = scaled @ scaled.mT
+        scale = some.diagonal.rsqrt()
+        B = some.A.mul_(scale[:, None, :])
+        S = lower_gram(B.mT, IMAGES_STRIPE)
         S.diagonal(dim1=1, dim2=2).add_(1)
-        return cls(1 / some.diagonal, some.A, factored(S))
+        return cls(scale, B, factored(S))
 
     def apply(self, q: Tensor) -> Tensor:
-        y = self.inverse * q
-        z = torch.cholesky_solve(self.A @ y[:, :, None], self.factor)
-        return y - self.inverse * (self.A.mT @ z)[:, :, 0]
+        y = self.scale * q
+        z = torch.cholesky_solve(self.B @ y[:, :, None], self.factor)
+        return self.scale * (y - (self.B.mT @ z)[:, :, 0])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 
+CACHED_LABELS = 250_000  # labels that are worked on at once: in cache
 STRIPE = 256  # columns of a Gram matrix made at once
 LEAST_BIAS_CURVATURE = 1e-3  # of a tag's curvature, in the diagonal of a working set
 MAX_TAGS_IMAGES_FIRST = 16  # tags up to which a CPU multiplies images by tags the faster way round
@@ -143,14 +144,23 @@ class Problem:
     def sums_at(self, u: Tensor) -> Sums:
         """Sums at logits u (tags, n_images): the second product of a pass over the images."""
         total = Sums.zero(len(u), self.features.V, self.features.V.shape[0])
-        for at, Z in self.features.blocks(len(u)):
+        residual = torch.empty_like(u)
+        for at in self.slices(len(u)):
             cells = self.cells(u[:, at], at)
             total.loss.add_(cells.loss.sum(dim=1))
             total.curvature.add_(cells.curvature.sum(dim=1))
             total.spread.add_(cells.curvature @ self.features.norms[at])
-            total.gradient[:, :-1].addmm_(cells.residual, Z)
-            total.gradient[:, -1].add_(cells.residual.sum(dim=1))
+            residual[:, at] = cells.residual
+        for at, Z in self.features.blocks(1):
+            total.gradient[:, :-1].addmm_(residual[:, at], Z)
+        total.gradient[:, -1] = residual.sum(dim=1)
         return total
+
+    def slices(self, n_tags: int) -> list[slice]:
+        """Images by as many as the labels of `n_tags` tags fit in a CPU's cache."""
+        n = self.neg_sign.shape[1]
+        size = n if self.neg_sign.device.type != "cpu" else max(CACHED_LABELS // n_tags, 256)
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
     def cells(self, u: Tensor, at: slice) -> Cells:
         """Loss and its derivatives by the logits u (tags, len) of the images `at`."""
@@ -202,8 +212,10 @@ class Problem:
             width = int(needed.any(dim=0).sum())
             top, rows = top[:, :width], rows[:, :width]
         inside = curvature.gather(1, rows)
-        A = torch.cat([self.features.rows(rows), torch.ones_like(inside)[:, :, None]], dim=2)
-        A *= (C[:, None] * inside).sqrt()[:, :, None]
+        root = (C[:, None] * inside).sqrt()
+        A = u.new_empty(*rows.shape, self.features.V.shape[0] + 1)
+        torch.mul(self.features.rows(rows), root[:, :, None], out=A[:, :, :-1])
+        A[:, :, -1] = root
         # The trace that is left, as a curvature of every image
         size = self.features.eigenvalues.sum().clamp_min(torch.finfo(u.dtype).tiny)
         left = (total - top.sum(dim=1)).clamp_min(0) / size
@@ -233,7 +245,7 @@ class WorkingSet(PerTag):
 
     def hessian_factors(self) -> Tensor:
         """Cholesky factors of H, (tags, dim + 1, dim + 1)."""
-        H = _lower_gram(self.A)
+        H = lower_gram(self.A, STRIPE)
         H.diagonal(dim1=1, dim2=2).add_(self.diagonal)
         return factored(H)
 
@@ -255,15 +267,15 @@ def _softplus(m: Tensor) -> Tensor:
     return m.clamp_min(0).add_(lost.sub_(u.log_()))
 
 
-def _lower_gram(A: Tensor) -> Tensor:
+def lower_gram(A: Tensor, stripe: int) -> Tensor:
     """Lower triangle of A'A, (tags, m, m) from (tags, rows, m), at little over half the cost."""
     m = A.shape[2]
     gram = A.new_zeros(len(A), m, m)
-    for start in range(0, m, STRIPE):
+    for start in range(0, m, stripe):
         torch.matmul(
             A[:, :, start:].mT,
-            A[:, :, start : start + STRIPE],
-            out=gram[:, start:, start : start + STRIPE],
+            A[:, :, start : start + stripe],
+            out=gram[:, start:, start : start + stripe],
         )
     return gram
 
