@@ -50,7 +50,7 @@ class _Woodbury(PerTag):
     @classmethod
     def of(cls, some: WorkingSet) -> _Woodbury:
         scale = some.diagonal.rsqrt()
-        B = some.A.mul_(scale[:, None, :])
+        B = some.A * scale[:, None, :]
         S = lower_gram(B.mT, IMAGES_STRIPE)
         S.diagonal(dim1=1, dim2=2).add_(1)
         return cls(scale, B, factored(S))
