@@ -86,14 +86,14 @@ def test_scratch_file_leaves_nothing_behind(world, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is capped on Linux only")
 def test_features_larger_than_the_memory_allowed_are_streamed(tmp_path):
-    """80 MB of features under a cap of 50 MB: streamed they fit, held they do not."""
+    """80 MB of features under a cap of 70 MB: streamed they fit, held they do not."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((80_000, 256), np.float32)
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "Y.npy", (X[:, :2] + rng.logistic(size=(len(X), 2)) > 3).astype(np.int8))
 
     def run(memory):
-        arguments = [str(tmp_path), str(memory), str(50 * 2**20)]
+        arguments = [str(tmp_path), str(memory), str(70 * 2**20)]
         return subprocess.run(
             [sys.executable, "-c", CHILD, *arguments],
             capture_output=True,
