@@ -54,7 +54,7 @@ class CatalogSettings(Section):
 
     path: Path | None = setting(
         None,
-        "Catalogue: a manifest (CSV, Parquet, JSON lines) or a folder.",
+        "Catalogue: a manifest (CSV, Parquet, JSON, JSON lines), a folder or a tar.",
         metavar="CATALOGUE",
         aliases=("--catalog",),
     )

@@ -66,13 +66,14 @@ def read_catalog(
     Parameters
     ----------
     source : str, Path, pandas.DataFrame, pyarrow.Table, dict of columns or list of dict
-        A manifest (``.csv``, ``.tsv``, ``.jsonl``/``.ndjson``, ``.parquet``), a table or records
+        A manifest (``.csv``, ``.tsv``, ``.jsonl``/``.ndjson``, ``.json``, each also as ``.gz``,
+        ``.parquet``), a table or records
         with ``path`` and ``tags`` (joined by ``|``, or a list), optionally ``image_id``,
         ``split``, ``group``, ``title``, ``tags_unknown``; other columns are ignored. Tables and
         records may hold the images themselves as ``image``: bytes of a file or a PIL image.
-        Or a folder: with a ``catalogue.csv``; of Parquet files
-        (``train-00000-of-00004.parquet``), there or in its ``data``; or of one folder per tag,
-        optionally under ``train``, ``val`` and ``test``.
+        Or a folder: with a ``catalogue.csv``; with ``metadata.jsonl`` beside the images; of tar
+        shards; of Parquet files (``train-00000-of-00004.parquet``), there or in its ``data``; or
+        of one folder per tag, optionally under ``train``, ``val`` and ``test``.
     settings : CatalogSettings, optional
         ``attributes`` are columns whose values become tags under their name: column ``gender``
         gives ``gender:Men``. ``one_of`` names attributes with one value an image, by default
