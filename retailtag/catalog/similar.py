@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,8 @@ class Look:
         # Without the mean, which all images share and which makes every cosine large.
         centred = X - X.mean(axis=0, dtype=np.float64).astype(np.float32)
         centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        if seen.all():
+            return cls(centred, centred, seen, NEAR_COSINE, TAGGED_COSINE)
         Z = np.zeros((len(seen), X.shape[1]), np.float32)
         Z[seen] = centred
         return cls(Z, Z, seen, NEAR_COSINE, TAGGED_COSINE)
@@ -183,6 +186,16 @@ class SimilarImages:
     cluster: NDArray[np.int64]  # (n_images,), numbered by the first image of each cluster
     by_tags: bool  # whether equal tags counted; see `tags_name_products`
     n_unseen: int  # images without a vector, each a cluster of its own
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for ``--json``."""
+        members = self.members
+        return {
+            "images": sum(map(len, members)),
+            "clusters": len(members),
+            "by_tags": self.by_tags,
+            "not_compared": self.n_unseen,
+        }
 
     @property
     def members(self) -> list[NDArray[np.intp]]:

@@ -58,6 +58,7 @@ class SplitCatalog:
             "unsatisfied": list(self.unsatisfied),
             "seed": self.seed,
             "fold": self.fold,
+            "similar": None if self.similar is None else self.similar.to_json(),
         }
 
 

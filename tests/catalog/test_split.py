@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from retailtag import api
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.catalog.split import split
@@ -42,6 +43,28 @@ def test_a_path_is_read_and_the_split_is_written(manifest, shop):
     assert split(found.catalog, test=1, out=out, force=True).sizes["test"] == 1
     with pytest.raises(UsageError, match="CSV"):
         split(found.catalog, test=1, out=shop / "split.parquet")
+
+
+def test_the_api_finds_products_and_gives_what_was_found(picture):
+    records = [
+        {"image": picture(40 * (i // 2)), "image_id": f"p{i // 2}_{i % 2}", "tags": f"t{i // 4}"}
+        for i in range(8)
+    ]
+    by_name = api.split(records, test=2, group_by="id:^[^_]+")
+    assert np.unique(by_name.catalog.group).tolist() == ["p0", "p1", "p2", "p3"]
+    similar = api.split(records, test=2, group_by="similar", workers=1)
+    assert similar.product_sizes == (4, 2)
+    assert similar.to_json()["similar"] == {
+        "images": 8,
+        "clusters": 4,
+        "by_tags": False,
+        "not_compared": 0,
+    }
+    with pytest.raises(UsageError, match="no column brand"):
+        api.split(by_name.catalog, test=2, group_by="brand")
+    for ways, words in ((("",), "names nothing"), (("a,similar",), "repeat the option")):
+        with pytest.raises(UsageError, match=words):
+            api.split(records, test=2, group_by=ways)
 
 
 @pytest.mark.parametrize(
