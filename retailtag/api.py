@@ -612,6 +612,8 @@ def _context(catalog: Any, settings: BakeoffSettings, progress: Progress | None)
     found, provenance = _read(catalog, settings)
     for note in found.notes:
         (progress or SILENT).say(note)
+    if provenance:  # where the scorer looks whether images have changed since
+        provenance["features_folder"] = str(settings.compute.features)
     return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
 
 

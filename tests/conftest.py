@@ -250,8 +250,8 @@ _TICK = count(1)  # a latency that is measured again is another
 
 
 @contextmanager
-def _quick_stages(*, timed: bool = False):
-    """Inside, a bake-off draws no report and measures no latency (`timed`: of few images).
+def _quick_stages(*, timed: bool = False, drawn: bool = False):
+    """Inside, a bake-off draws no report (unless `drawn`) and measures no latency (`timed`: few).
 
     Both take seconds a run, and most tests only ask whether these stages ran.
     """
@@ -268,7 +268,8 @@ def _quick_stages(*, timed: bool = False):
 
     names = ("latency_ms_p50", "latency_ms_p95", "images_per_second", "parameters", "weights_mib")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "write_report", write_report)
+        if not drawn:
+            patch.setattr(stages, "write_report", write_report)
         patch.setattr(pairs, "LATENCY_IMAGES", 3)
         _time_few(patch)
         if not timed:

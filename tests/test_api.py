@@ -35,7 +35,7 @@ def _command(*words):
 @pytest.fixture(scope="module")
 def world(small_csv, tmp_path_factory, quick_stages):
     """The same work by commands and by calls, each in a folder of its own."""
-    with pytest.MonkeyPatch.context() as patch, quick_stages(timed=True):
+    with pytest.MonkeyPatch.context() as patch, quick_stages(timed=True, drawn=True):
         patch.setattr(sys, "argv", ["retailtag"])
         patch.setenv("RETAILTAG_DEVICE", "cpu")
         yield _World(small_csv, tmp_path_factory.mktemp("api"), patch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import cached_property
 from itertools import product
 
 from retailtag.backbones import canonical, components_of, load_backbone
@@ -17,6 +18,7 @@ from retailtag.bakeoffs.request import Request
 from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL, choose_engine
 from retailtag.extraction.extract import ExtractSummary, extract_together
 from retailtag.extraction.stores import EngineRequest
+from retailtag.runs.checks import changed_since_extract
 from retailtag.runs.stage import Estimate, Stage, read_record
 from retailtag.store import EmbeddingSource, FeatureSpec, FeatureStore, join, list_stores
 
@@ -115,13 +117,16 @@ class ExtractStage(Stage):
         self._component = component
 
     def why_stale(self) -> str | None:
-        """By the ids alone: to hash the images would take as long as reading all of them."""
-        n_new = self._n_new()
-        return f"{n_new:,} new images, {self._engine(n_new)}" if n_new else None
+        """By ids, and by size and time of the files: hashing all would take as long as reading."""
+        n_new, n_changed = self._n_new(), self._n_changed
+        if not n_new and not n_changed:
+            return None
+        kinds = [f"{n:,} {kind}" for n, kind in ((n_new, "new"), (n_changed, "changed")) if n]
+        return f"{' and '.join(kinds)} images, {self._engine(n_new)}"
 
     def estimate(self) -> Estimate:
-        """Of the images that are new by their ids."""
-        return self.estimator.extract(self._component, self._n_new())
+        """Of the images that are new by their ids, or changed."""
+        return self.estimator.extract(self._component, self._n_new() + self._n_changed)
 
     def run(self) -> None:
         """Run the pass that all backbones share."""
@@ -145,6 +150,14 @@ class ExtractStage(Stage):
         if isinstance(store, FeatureStore):
             ids -= store.known().keys() | store.absent().keys()
         return len(ids)
+
+    @cached_property
+    def _n_changed(self) -> int:
+        catalog = self.extraction.request.context.catalog
+        store = self.extraction.expected(self._component)
+        if store is None:
+            return 0
+        return len(changed_since_extract(catalog, store, range(len(catalog))))
 
     def _engine(self, n_new: int) -> str:
         """What will compute the embeddings, as far as it is known before any trial."""

@@ -32,9 +32,9 @@ class PlannedStage:
 def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedStage]:
     """List the stages of `retailtag.bakeoffs.run.run_bakeoff` in order; refuses what it refuses.
 
-    Inputs are compared as in the run, except that neither weights nor images are read. A plan
-    therefore assumes that a store of the same backbone and dtype was filled with the weights that
-    the run will load, and that no image has changed since.
+    Inputs are compared as in the run, except that weights are not read, and of the images only
+    those whose file has another size or time than when it was extracted. A plan therefore assumes
+    that a store of the same backbone and dtype was filled with the weights that the run will load.
     """
     context = RunContext(catalog, settings.reading, settings.compute)
     return plan_stages(bakeoff_stages(Request(context, settings)))

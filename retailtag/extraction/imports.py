@@ -21,6 +21,7 @@ from retailtag.images.loader import hash_images
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
 from retailtag.store.segment import MAX_ROWS, UNKNOWN_BYTES
+from retailtag.store.sources import Stamp
 from retailtag.store.spec import LARGEST_DIM
 
 FLOATS = ("float16", "float32", "float64")
@@ -227,17 +228,21 @@ def import_embeddings(
     with store.repairing():
         known = store.known()
         missing = [row for row, i in enumerate(embeddings.image_ids) if i not in known]
-        hashes = _hash_bytes(embeddings, catalog, missing, workers)
+        stamps, hashes = _hash_bytes(embeddings, catalog, missing, workers)
         with progress.task(f"import {spec.backbone}", len(missing), "vectors") as advance:
             for start in range(0, len(missing), MAX_ROWS):
                 rows = missing[start : start + MAX_ROWS]
-                _append(store, embeddings, rows, hashes)
+                _append(store, embeddings, rows, hashes, stamps)
                 advance(len(rows))
     return Imported(store, len(missing), without, unknown)
 
 
 def _append(
-    store: FeatureStore, embeddings: Embeddings, rows: Sequence[int], hashes: dict[str, str]
+    store: FeatureStore,
+    embeddings: Embeddings,
+    rows: Sequence[int],
+    hashes: dict[str, str],
+    stamps: dict[str, Stamp],
 ) -> None:
     ids = [embeddings.image_ids[row] for row in rows]
     name = store.append(
@@ -250,19 +255,24 @@ def _append(
         "source": embeddings.source,
         "versions": {"numpy": np.__version__},
     }
-    store.journal.append({"kind": "shard", "shard": name, "seconds": 0.0, "run": run})
+    sources = {i: stamps[i] for i in ids if i in stamps}
+    store.journal.append(
+        {"kind": "shard", "shard": name, "seconds": 0.0, "run": run, "sources": sources}
+    )
 
 
 def _hash_bytes(
     embeddings: Embeddings, catalog: Catalog | None, missing: Sequence[int], workers: int
-) -> dict[str, str]:
-    """SHA-256 of the bytes by id, of those of the `missing` rows whose image can be read."""
+) -> tuple[dict[str, Stamp], dict[str, str]]:
+    """Stamp of the file and SHA-256 of the bytes by id, of the `missing` rows, where known."""
     if catalog is None:
-        return {}
+        return {}, {}
     wanted = {embeddings.image_ids[row] for row in missing}
     rows = [row for row, i in enumerate(catalog.image_ids.tolist()) if i in wanted]
-    found = zip(rows, hash_images(catalog.images, rows, workers=workers), strict=True)
-    return {str(catalog.image_ids[row]): sha256 for row, sha256 in found if sha256}
+    ids = catalog.image_ids[rows].tolist()
+    stamps = {i: s for i, row in zip(ids, rows, strict=True) if (s := catalog.images.stamp(row))}
+    hashes = zip(ids, hash_images(catalog.images, rows, workers=workers), strict=True)
+    return stamps, {image_id: sha256 for image_id, sha256 in hashes if sha256}
 
 
 def _compare(embeddings: Embeddings, catalog: Catalog) -> tuple[tuple[str, ...], tuple[str, ...]]:

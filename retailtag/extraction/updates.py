@@ -20,6 +20,7 @@ from retailtag.extraction.forward import Forward
 from retailtag.images.loader import hash_images
 from retailtag.progress import Advance
 from retailtag.store import Absent, FeatureStore
+from retailtag.store.sources import Stamp, recorded_stamps
 
 Rows = NDArray[np.intp]
 
@@ -39,6 +40,7 @@ class StoreUpdate:
 
     def __post_init__(self) -> None:
         self._recorded: dict[str, Absent] = {}
+        self._stamps: dict[str, Stamp] = {}  # of images that are being embedded
 
     def plan(self, rows: Rows, is_current: NDArray[np.bool_]) -> None:
         """List those of `rows` (n,) that are not current as missing or retried."""
@@ -50,13 +52,28 @@ class StoreUpdate:
         # blocks that a single run forms.
         self.missing = rows[~is_current & ~was_absent]
         self.retried = rows[~is_current & was_absent]
+        # Files that were copied or touched have a new stamp and the bytes that were just compared.
+        stamps = self._stamps_of(rows[is_current])
+        recorded = recorded_stamps(self.store) if stamps else {}
+        new = {i: stamp for i, stamp in stamps.items() if recorded.get(i) != stamp}
+        if new:
+            self.store.journal.append({"kind": "sources", "sources": new})
+
+    def _stamps_of(self, rows: Rows) -> dict[str, Stamp]:
+        """Stamps of files by id, where they have one."""
+        catalog = self.catalog
+        found = ((str(catalog.image_ids[row]), catalog.images.stamp(int(row))) for row in rows)
+        return {image_id: stamp for image_id, stamp in found if stamp is not None}
 
     def blocks(self, block_size: int) -> Iterator[tuple[tuple[bool, int], Rows, Forward]]:
         """Yield (key, rows, model) for each block; the keys ascend."""
         for is_retry, rows in ((False, self.missing), (True, self.retried)):
             for start in range(0, len(rows), block_size):
                 key = (is_retry, int(rows[start]))
-                yield key, rows[start : start + block_size], self.model
+                block = rows[start : start + block_size]
+                # Before the files are read: one that changes meanwhile has another stamp then.
+                self._stamps |= self._stamps_of(block)
+                yield key, block, self.model
 
     def commit(self, block: Block) -> None:
         """Store a block as one segment, unless it holds nothing new."""
@@ -67,14 +84,15 @@ class StoreUpdate:
         # catalogue with broken files adds no segment.
         absent = [entry for entry in absent if self._recorded.get(entry.image_id) != entry]
         name = None
+        row_ids = ids[block.rows].tolist()
         if len(block.rows) or absent:
-            row_ids = ids[block.rows].tolist()
             name = self.store.append(row_ids, block.sha256, block.embeddings, absent)
         cost = replace(block.cost, write_seconds=time.perf_counter() - start)
         if name is not None:
             run = self.environment | {"batch_size": self.model.size}
+            stamps = {i: self._stamps.pop(i) for i in row_ids if i in self._stamps}
             self.store.journal.append(
-                {"kind": "shard", "shard": name, **cost.to_json(), "run": run}
+                {"kind": "shard", "shard": name, **cost.to_json(), "run": run, "sources": stamps}
             )
         self.cost += cost
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.extraction.embed import Loading, embed_block
 from retailtag.extraction.embedder import Embedder, identity
+from retailtag.images.loader import hash_images
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store.segment import Segment, read_segment
+from retailtag.store.sources import EXTRACT_AGAIN, changed_images, changed_sentence
 from retailtag.store.spec import explain_differences
 
 SAMPLE_IMAGES = 64
@@ -90,7 +93,11 @@ def verify(path: Path, sample: Sample | None = None, progress: Progress = SILENT
         n_segments=files.n_segments,
         n_rows=files.n_rows,
     )
-    if sample is None or files.problems or not files.n_rows or store.spec.engine == ENGINE:
+    if sample is None or files.problems or not files.n_rows:
+        return found
+    changed = _changed(store, sample.context)
+    found = replace(found, problems=changed)
+    if store.spec.engine == ENGINE:  # imported: there is nothing to embed again with
         return found
     return _embed_again(store, sample, files.mean, found)
 
@@ -151,10 +158,10 @@ def _embed_again(
     try:
         backbone = load_backbone(store.spec.backbone, weights=local, device=sample.context.device)
     except (Unavailable, UsageError, DataError) as error:
-        return replace(found, verdict=UNCHECKED, problems=(str(error),))
+        return replace(found, verdict=UNCHECKED, problems=(*found.problems, str(error)))
     difference = _other_identity(store, backbone)
     if difference:
-        return replace(found, verdict=STALE, problems=(difference,))
+        return replace(found, verdict=STALE, problems=(*found.problems, difference))
     drawn = _draw(store, sample)
     names, again = _embed_unchanged(store, sample, drawn, backbone)
     limit = tolerance(store.spec)
@@ -165,12 +172,21 @@ def _embed_again(
     return replace(
         found,
         verdict=DRIFTED if problems else SOUND,
-        problems=problems,
+        problems=(*found.problems, *problems),
         n_sampled=len(names),
         n_changed=len(drawn) - len(names),
         smallest_cosine=float(cosine.min()) if len(cosine) else None,
         tolerance=limit.cosine,
     )
+
+
+def _changed(store: FeatureStore, context: RunContext) -> tuple[str, ...]:
+    """Sentence on the catalogue's images whose bytes are no longer those that were embedded."""
+    catalog = context.catalog
+    hashed = partial(hash_images, catalog.images, workers=max(context.workers, 1))
+    ids = catalog.image_ids.tolist()
+    found = changed_images(store, ids, range(len(ids)), catalog.images, hashed)
+    return (f"{changed_sentence(found, catalog.path)} {EXTRACT_AGAIN}",) if found else ()
 
 
 def _draw(store: FeatureStore, sample: Sample) -> NDArray[np.intp]:

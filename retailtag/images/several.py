@@ -67,6 +67,11 @@ class SeveralImages(ImageSource):
         number, _ = self._where[index]
         return f"{self._places[number]}/{self.paths[index]}"
 
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Of the file in its place."""
+        number, row = self._where[index]
+        return None if index in self.faults else self._sources[number].stamp(row)
+
     def _read(self, index: int) -> bytes:
         number, row = self._where[index]
         source = self._sources[number]

@@ -42,6 +42,15 @@ def clean_path(path: str) -> str:
     return str(PurePosixPath(path)) if "./" in path or "//" in path else path
 
 
+def stamp_of(path: str | Path) -> tuple[int, int] | None:
+    """Bytes and modification time (ns) of a file; None where there is none."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 _PACK = "pack the archive again"
 _FIX = "fix the file or its permissions, or leave it out"
 
@@ -97,6 +106,10 @@ class ImageSource:
         if index in self.faults:
             raise UnreadableImage(self.faults[index])
         return self._read(index)
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Bytes and modification time (ns) of the file that holds image `index`; None: unknown."""
+        return None
 
     def _read(self, index: int) -> bytes:
         raise NotImplementedError
@@ -170,6 +183,10 @@ class FolderImages(ImageSource):
             return False
         return any(real == a or real.startswith(a.rstrip("/") + "/") for a in self._allowed)
 
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Of the file itself."""
+        return stamp_of(self._place(self.paths[index]))
+
     def _read(self, index: int) -> bytes:
         path = self.paths[index]
         if not self._inside(path):
@@ -200,6 +217,10 @@ class _ArchiveImages(ImageSource):
     def held(self, paths: Collection[str]) -> set[str]:
         """Those of some paths that are members."""
         return set(self._members) & set(paths)
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Of the archive."""
+        return stamp_of(self.root)
 
     def names(self, folder: str) -> Collection[str]:
         """Names of members and folders in one folder of the archive."""
@@ -344,6 +365,11 @@ class ParquetImages(ImageSource):
         self._starts, self._places = _row_groups(files)
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Of the Parquet file."""
+        group = bisect_right(self._starts, self._rows[index]) - 1
+        return stamp_of(self._places[group][0])
 
     def _read(self, index: int) -> bytes:
         row = self._rows[index]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import NEGATIVE, POSITIVE
 from retailtag.errors import DataError
+from retailtag.images.loader import hash_images
+from retailtag.store import EmbeddingSource
+from retailtag.store.sources import changed_images
 
+HASHING_THREADS = 2
 MAX_NAMED_IMAGES = 3  # unreadable images listed in the sentence
 
 
@@ -25,6 +32,14 @@ def check_fittable(catalog: Catalog) -> None:
             "others do not, so there is nothing to fit; add images, or make new splits with "
             "retailtag catalog split."
         )
+
+
+def changed_since_extract(
+    catalog: Catalog, source: EmbeddingSource, rows: Sequence[int]
+) -> list[str]:
+    """Ids of those of `rows` whose bytes are not those that were embedded; see `changed_images`."""
+    hashed = partial(hash_images, catalog.images, workers=HASHING_THREADS)
+    return changed_images(source, catalog.image_ids.tolist(), rows, catalog.images, hashed)
 
 
 def none_readable(catalog: Catalog, split: str, reasons: list[tuple[str, str]]) -> str:

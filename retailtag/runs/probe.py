@@ -26,7 +26,7 @@ from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
-from retailtag.runs.checks import check_fittable, none_readable
+from retailtag.runs.checks import changed_since_extract, check_fittable, none_readable
 from retailtag.runs.evidence import copies_of_fitted, similar_to_fitted, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
@@ -47,6 +47,7 @@ from retailtag.runs.sweep import (
 from retailtag.scoring.metrics import macro
 from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
+from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
 from retailtag.thresholds.tuning import Tuning
 from retailtag.version import __version__
 
@@ -162,6 +163,10 @@ def run_probe(
     _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
     findings = grid_findings(sweep, group, settings.choose_C)
     findings += status_findings(sweep, facts["unconverged"])
+    used = [*train.rows.tolist(), *rest.rows.tolist()]
+    if changed := changed_since_extract(catalog, store, used):
+        sentence = changed_sentence(changed, catalog.path)
+        findings.append(("changed-sources", sentence, EXTRACT_AGAIN))
     # A continued run costs what its interrupted part cost too.
     cost.seconds += fitted.chosen.resumed_seconds
     record = write_record(

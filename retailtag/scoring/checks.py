@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +33,28 @@ def cell_findings(
         *_optimism(predictions.provenance),
         found.probe_kept(predictions.provenance.get("is_probe")),
         *_prevalence(catalog, aligned),
+        found.changed_sources(
+            _changed(predictions.provenance, catalog, aligned), len(aligned.rows), split
+        ),
     ]
     return [f for f in maybe if f is not None]
+
+
+def _changed(provenance: dict[str, Any], catalog: Catalog, aligned: Aligned) -> list[str]:
+    """Ids of scored images that changed since they were embedded, if the features are here."""
+    folder, *identity = (provenance.get(k) for k in ("features_folder", "backbone", "features"))
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        return []
+    # imported here: HDF5 is loaded only where there are features
+    from retailtag.images.loader import hash_images
+    from retailtag.store.sources import changed_images, find_source
+
+    source = find_source(Path(folder), *map(str, identity))
+    if source is None:
+        return []
+    hashed = partial(hash_images, catalog.images, workers=2)
+    rows, ids = aligned.rows.tolist(), catalog.image_ids.tolist()
+    return changed_images(source, ids, rows, catalog.images, hashed)
 
 
 def copies(

@@ -247,6 +247,19 @@ def missing_images(missing: NDArray[np.str_], split: str) -> Finding | None:
     )
 
 
+def changed_sources(changed: Sequence[str], n_images: int, split: str) -> Finding | None:
+    """Scored images (ids) whose bytes are not those that were embedded."""
+    if not changed:
+        return None
+    return Finding(
+        "changed-sources",
+        f"{count(len(changed), 'image')} of the {n_images:,} scored in the {split} split have "
+        f"other bytes than when they were extracted ({named(changed)}): their scores are of the "
+        "earlier pictures.",
+        "Run `retailtag extract` again, which computes only these; then fit again.",
+    )
+
+
 def catalogue_changed(recorded: object, digest: str) -> Finding | None:
     """Predictions made on a catalogue whose digest differs from the one scored with."""
     if not isinstance(recorded, str) or recorded == digest:

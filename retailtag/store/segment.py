@@ -34,7 +34,7 @@ HEADER_BYTES = 512  # HDF5's smallest user block; readers of plain HDF5 skip it
 _CHUNK_ROWS = 512
 _MAX_ID_BYTES = 1024
 # In place of the SHA-256 of an image's bytes: embeddings were imported without their images.
-UNKNOWN_BYTES = "0" * 64
+UNKNOWN_BYTES = "f" * 64
 _MAX_REASON = 500
 _DATASETS = {"embedding", "image_id", "image_sha256", "absent"}
 _ATTRIBUTES = {"format", "identity", "data_sha256"}

@@ -98,6 +98,9 @@ class Device(Forward):
 class Drawn:
     """Images of one pixel, as bright as their row."""
 
+    def stamp(self, index: int) -> None:
+        """No file holds it."""
+
     def read(self, index: int) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", (1, 1), (index, index, index)).save(buffer, "PNG")

@@ -17,7 +17,8 @@ def update(missing: set[int], unread: set[int]) -> StoreUpdate:
     """A store that lacks the rows `missing`, of which it could not read `unread` before."""
     ids = np.array([str(i) for i in range(N)])
     store = SimpleNamespace(absent=lambda: {str(i): None for i in unread})
-    made = StoreUpdate(SimpleNamespace(image_ids=ids), store, object(), {})
+    images = SimpleNamespace(stamp=lambda row: None)
+    made = StoreUpdate(SimpleNamespace(image_ids=ids, images=images), store, object(), {})
     made.plan(np.arange(N), np.array([i not in missing for i in range(N)]))
     return made
 
