@@ -9,11 +9,11 @@ the attributes named, all together (``all``) and each attribute: macro-F1, that 
 share of images with a value that are given it and no other, out of fold and on the test split. Out
 of fold, thresholds are tuned on the scores of the other folds.
 
-``by`` says which tag of an attribute wins: the one with the largest logit less threshold
-(``margin``, what `retailtag.statistics.exclusive` does) or the one with the largest logit, and so
-the largest probability (``probability``). ``independent`` gives every tag by its threshold. The
-demo's attributes overlap by noise in `colour` and `detail`; leave these out. `--quick` draws 200
-images and records nothing. Appends to ``results/exclusive.csv``.
+The tag of an attribute that wins is the one with the largest logit less `share` of its threshold:
+at 0 the likeliest tag, at 1 the one furthest above its threshold, at 0.75 the product's. With
+``independent`` every tag is given by its threshold. The demo's attributes overlap by noise in
+`colour` and `detail`; leave these out. `--quick` draws 200 images and records nothing. Appends to
+``results/exclusive.csv``.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ from retailtag.statistics.exclusive import (
 
 QUICK_ATTRIBUTES = "master,gender,season"
 ALL = "all"
+LARGEST = 1e4  # threshold, so that an infinite one has a share
+SHARES = (0.0, 0.5, 0.75, 1.0)
 WAYS = (
     (INDEPENDENT, ""),
-    (AT_MOST_ONE, "margin"),
-    (AT_MOST_ONE, "probability"),
-    (EXACTLY_ONE, "margin"),
-    (EXACTLY_ONE, "probability"),
+    *((how, share) for how in (AT_MOST_ONE, EXACTLY_ONE) for share in SHARES),
 )
 
 Cells = NDArray[np.bool_]
+Given = dict[tuple[str, Any], Cells]  # (n_images, n_tags) by assignment and share
 
 
 def given_by(
@@ -68,26 +68,25 @@ def given_by(
     thresholds: NDArray[np.float32],
     tags: tuple[str, ...],
     attributes: tuple[str, ...],
-) -> dict[tuple[str, str], Cells]:
-    """Tags given (n_images, n_tags) by every one of `WAYS`."""
-    given = {
-        (how, by): assign(logits, thresholds, tags, attributes, how)
-        for how, by in WAYS
-        if by != "probability"
-    }
-    likeliest = assign(logits, np.zeros_like(thresholds), tags, attributes, EXACTLY_ONE)
-    passes = given[INDEPENDENT, ""]
+) -> Given:
+    """Tags given by every one of `WAYS`."""
+    passes = assign(logits, thresholds)
     inside = np.zeros(len(tags), bool)
     for name in attributes:
         inside[attribute_columns(tags, name)] = True
-    given[EXACTLY_ONE, "probability"] = np.where(inside, likeliest, passes)
-    given[AT_MOST_ONE, "probability"] = np.where(inside, likeliest & passes, passes)
+    given: Given = {(INDEPENDENT, ""): passes}
+    for share in SHARES:
+        # with thresholds of 0 the largest score wins, whatever share of them the product takes
+        scores = logits - np.float32(share) * thresholds.clip(-LARGEST, LARGEST)
+        winner = assign(scores, np.zeros_like(thresholds), tags, attributes, EXACTLY_ONE)
+        given[EXACTLY_ONE, share] = np.where(inside, winner, passes)
+        given[AT_MOST_ONE, share] = np.where(inside, winner & passes, passes)
     return given
 
 
 def out_of_fold(
     scores: Scores, group: NDArray[np.str_], tags: tuple[str, ...], attributes: tuple[str, ...]
-) -> dict[tuple[str, str], Cells]:
+) -> Given:
     """As `given_by`, each fold by the thresholds that the other folds choose."""
     tune = tuner("chosen", group)
     given = {way: np.zeros(scores.logits.shape, bool) for way in WAYS}
@@ -146,10 +145,12 @@ def table(catalog: Catalog, args: argparse.Namespace) -> list[dict[str, Any]]:
         ),
     }
     rows = []
-    for how, by in WAYS:
-        figures = [measures(s, given[how, by], y, group, columns) for s, (given, y) in sets.items()]
+    for how, share in WAYS:
+        figures = [
+            measures(s, given[how, share], y, group, columns) for s, (given, y) in sets.items()
+        ]
         for name in (ALL, *attributes):
-            row = {"attribute": name, "assignment": how, "by": by}
+            row = {"attribute": name, "assignment": how, "share": share}
             rows.append({**row, **figures[0][name], **figures[1][name]})
     size = {
         "catalogue": args.name or catalog.path.parent.name,

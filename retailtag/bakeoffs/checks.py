@@ -15,6 +15,7 @@ from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fit import make_solver
 from retailtag.runs.checks import check_fittable, none_readable
 from retailtag.settings import BakeoffSettings
+from retailtag.statistics.exclusive import INDEPENDENT, check_assignment
 
 
 def check_request(
@@ -29,7 +30,8 @@ def check_request(
     DataError
         As `check_splits`.
     UsageError
-        If there are more folds than training images, or more blocks than a backbone has.
+        If there are more folds than training images, more blocks than a backbone has, or no
+        attribute with one value for --assign.
     Unavailable
         If the solver's library or device is missing.
     """
@@ -38,6 +40,7 @@ def check_request(
     n, folds = len(catalog.rows("train")), settings.probe.folds
     if folds > n:
         raise UsageError(f"--folds {folds} exceeds the {n:,} training images of {catalog.path}.")
+    check_assignment(settings.score.assign or INDEPENDENT, catalog.table.exclusive)
     make_solver(settings.probe.solver, context.device)
     if settings.finetune.trained_blocks != "all":
         for backbone in fine_tuned:

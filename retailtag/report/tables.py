@@ -135,7 +135,7 @@ def assignments_table(cards: Iterable[ScoreCard]) -> Table:
     """One row per model and attribute with one value: scores of the three assignments."""
     table = _table(
         "Attributes with one value an image: macro-F1 (images given the right value alone, %)",
-        "independent: every tag by its threshold; at most one, exactly one: the tag furthest above",
+        "independent: every tag by its threshold; the others: one tag of an attribute",
         ("model", "attribute", "independent", "at most one", "exactly one"),
     )
     for card in cards:

@@ -16,6 +16,7 @@ from retailtag.settings import (
     ComputeSettings,
     FinetuneSettings,
     ProbeSettings,
+    ScoreSettings,
     build,
 )
 
@@ -67,6 +68,7 @@ def test_settings_that_cannot_be_used_are_not_made(changes, words):
     [
         ({"probe": ProbeSettings(folds=100_000)}, "--folds 100000 exceeds the 106"),
         ({"finetune": FinetuneSettings(blocks=99)}, "demo:cnn has 8 blocks; --blocks 99"),
+        ({"score": ScoreSettings(assign="exactly-one")}, "--assign exactly-one .* --one-of"),
     ],
 )
 def test_folds_and_blocks_are_judged_before_any_stage(tiny, tmp_path, door, changes, words):

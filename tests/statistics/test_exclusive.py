@@ -23,8 +23,8 @@ def plainly(logits, thresholds, assignment):
             t: logits[j]
             if never
             else 0.0
-            if logits[j] == thresholds[j]
-            else logits[j] - thresholds[j]
+            if np.isinf(logits[j]) and logits[j] == thresholds[j]
+            else logits[j] - 0.75 * thresholds[j]
             for t, j in zip(own, at, strict=True)
         }
         best = max(own, key=lambda t: excess[t])
@@ -39,7 +39,9 @@ def plainly(logits, thresholds, assignment):
     thresholds=st.lists(st.sampled_from(LEVELS), min_size=6, max_size=6),
 )
 @pytest.mark.parametrize("assignment", ASSIGNMENTS[1:])
-def test_the_tag_furthest_above_its_threshold_wins(assignment, logits, thresholds):
+def test_the_tag_with_the_largest_logit_less_three_quarters_of_its_threshold_wins(
+    assignment, logits, thresholds
+):
     cuts = np.array(thresholds, np.float32)
     made = assign(np.array([logits, logits], np.float32), cuts, TAGS, ("a", "b", "c"), assignment)
     assert (made[0] == made[1]).all()
