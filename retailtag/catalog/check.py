@@ -16,6 +16,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.products import missing_products
 from retailtag.catalog.similar import Look, near_pairs
 from retailtag.catalog.table import GROUPS, POSITIVE, UNKNOWN
+from retailtag.catalog.tag_cells import made_of_tags
 from retailtag.catalog.thumbnails import IMAGES_AHEAD, SIDE, thumbnail
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.decode import MAX_PIXELS
@@ -24,6 +25,7 @@ from retailtag.images.loader import map_in_order
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.exclusive import PLAIN
 
+MAYBE_EMPTY = ("none", "na", "n/a", "unknown", "undefined")
 MIN_SIDE = 32  # pixels
 MAX_ASPECT_RATIO = 8.0
 
@@ -301,6 +303,11 @@ def _tag_notes(catalog: Catalog) -> Iterator[str]:
     for tags in alike.values():
         if len(tags) > 1:
             yield f"tags {', '.join(tags)} differ only in case or spacing"
+    for tag in catalog.table.tags:
+        if tag.rpartition(":")[2].casefold() in MAYBE_EMPTY:
+            yield f"tag {tag} may stand for an empty cell: if so, leave the cell empty"
+    for tag in made_of_tags(catalog.table.tags):
+        yield f"tag {tag} consists of other tags: if it is a list, separate them like the others"
     always = (catalog.table.labels == POSITIVE).all(axis=0) & (len(catalog) > 0)
     for t in np.flatnonzero(always).tolist():
         yield f"tag {catalog.table.tags[t]} is on every image, so there is nothing to learn"

@@ -56,7 +56,7 @@ def indicator_columns(
     """
     # Under its usual name a column has been read already: `labels` is `tags` too.
     used = [manifest.columns[name] for name in COLUMNS if name in manifest.columns]
-    others = [n for n, cells in manifest.columns.items() if not any(cells is u for u in used)]
+    others = [n for n, cells in manifest.columns.items() if not any(cells == u for u in used)]
     free = [name for name in others if not is_index(name)]
     asked = _asked(manifest, free, one_hot)
     _refuse_others(manifest, asked)
@@ -106,9 +106,9 @@ def _refuse_others(manifest: Manifest, asked: Sequence[str]) -> None:
 def _refuse_unclear(manifest: Manifest, free: Sequence[str], names: Sequence[str]) -> None:
     """Stop at a column of nearly only 0 and 1: a typing error would drop a tag in silence."""
     for name in free:
-        counts = Counter(_text(c) for c in manifest.columns[name])
-        said = sum(n for value, n in counts.items() if value not in EMPTY_CELLS)
-        fitting = sum(n for value, n in counts.items() if value in _LABELS)
+        counts = Counter(manifest.columns[name])
+        said = sum(n for cell, n in counts.items() if _text(cell) not in EMPTY_CELLS)
+        fitting = sum(n for cell, n in counts.items() if _text(cell) in _LABELS)
         if name not in names and fitting > said / 2:
             raise DataError(
                 f"{manifest.path}: most cells of column {name} are {VALUES}, but "
@@ -142,7 +142,9 @@ def _is_indicator(cells: Sequence[Cell]) -> bool:
 
 
 def _labels(cells: Sequence[Cell]) -> NDArray[np.int8]:
-    return np.array([_LABELS.get(_text(cell), UNKNOWN) for cell in cells], np.int8)
+    # a matrix has millions of cells of three kinds
+    label = {cell: _LABELS.get(_text(cell), UNKNOWN) for cell in set(cells)}
+    return np.array([label[cell] for cell in cells], np.int8)
 
 
 def _note(manifest: Manifest, names: Sequence[str], left_out: Sequence[str]) -> None:

@@ -215,9 +215,22 @@ def better_separator(
 
 def holds_vectors(cells: Iterable[Cell]) -> bool:
     """Whether lists are rows of an indicator matrix ([0, 1, 0]) instead of lists of tags."""
-    lists = {as_list(c)[0] if isinstance(c, str) else c for c in cells if c not in EMPTY_CELLS}
-    if not lists or not all(isinstance(c, tuple) for c in lists):
+    lists = [cell for cell in set(cells) if isinstance(cell, tuple)]
+    if any(isinstance(cell, str) and cell not in EMPTY_CELLS for cell in cells):
         return False
     values = {value.lower() for cell in lists for value in cell}
     is_binary = values <= {"0", "1"} or values <= {"true", "false"}
     return is_binary and any(len(set(cell)) < len(cell) for cell in lists)
+
+
+def made_of_tags(tags: Sequence[str]) -> list[str]:
+    """Tags that a comma or semicolon divides into other tags: a few cells differ from the rest.
+
+    Examples
+    --------
+    >>> made_of_tags(["red", "blue", "red, blue", "Jeans, skinny"])
+    ['red, blue']
+    """
+    known = set(tags)
+    commas = [s for s in SEPARATORS if s.strip()]
+    return [t for t in tags if any(s in t and set(split_text(t, s)) <= known for s in commas)]

@@ -6,8 +6,14 @@ from collections.abc import Collection, Sequence
 
 from retailtag.catalog.indicators import indicator_columns
 from retailtag.catalog.labels import TagCells, TagColumn
-from retailtag.catalog.manifest import SEPARATOR, Manifest
-from retailtag.catalog.tag_cells import SEPARATORS, better_separator, holds_vectors, parse_cell
+from retailtag.catalog.manifest import SEPARATOR, Cell, Manifest
+from retailtag.catalog.tag_cells import (
+    SEPARATORS,
+    as_list,
+    better_separator,
+    holds_vectors,
+    parse_cell,
+)
 from retailtag.errors import DataError
 from retailtag.settings import CatalogSettings
 
@@ -34,15 +40,25 @@ def tag_columns(manifest: Manifest, settings: CatalogSettings) -> TagCells:
             f"are {', '.join(columns)})."
         )
     separator = settings.tag_separator or SEPARATOR
-    present = [TagColumn("tags", columns["tags"], "", separator)] if "tags" in columns else []
-    present += [TagColumn(name, columns[name], f"{name}:", separator) for name in attributes]
+    prefixes = {"tags": ""} if "tags" in columns else {}
+    prefixes |= {name: f"{name}:" for name in attributes}
+    present = [
+        TagColumn(name, _with_lists(columns[name]), prefix, separator)
+        for name, prefix in prefixes.items()
+    ]
     for column in present:
         _check_notation(manifest, column, settings, COMMAS if column.prefix else SEPARATORS)
     unknown = None
     if cells := columns.get("tags_unknown"):
-        unknown = TagColumn("tags_unknown", cells, "", separator)
+        unknown = TagColumn("tags_unknown", _with_lists(cells), "", separator)
         _check_notation(manifest, unknown, settings, SEPARATORS, _names(present))
     return TagCells(present, unknown, indicators)
+
+
+def _with_lists(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells whose lists as text have become lists; broken ones are reported by row later."""
+    read = {cell: as_list(cell)[0] if isinstance(cell, str) else cell for cell in set(cells)}
+    return [read[cell] for cell in cells]
 
 
 def _names(columns: Sequence[TagColumn]) -> set[str]:

@@ -123,3 +123,14 @@ def test_copies_of_another_size_are_near_duplicates(shop, manifest):
     report = check_catalog(read_catalog(path))
     assert [d.image_ids for d in report.near_across] == [("images/a", "images/b")]
     assert (report.duplicates_across, report.near_within) == ((), 0)
+
+
+def test_tags_that_may_be_something_else_are_noted(manifest):
+    path = manifest(
+        "path,tags,pattern",
+        "images/0.jpg,red|blue,None",
+        'images/1.jpg,"red, blue|shirt",Striped',
+    )
+    report = check_catalog(read_catalog(path, attributes=["pattern"]))
+    assert any("tag pattern:None may stand for an empty cell" in n for n in report.tag_notes)
+    assert any("tag red, blue consists of other tags" in n for n in report.tag_notes)

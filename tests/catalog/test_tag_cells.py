@@ -175,8 +175,8 @@ def test_none_is_a_value(manifest):
 
 def test_vectors_of_0_and_1_are_not_lists_of_tags(shop):
     vectors = [[0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 1]]
-    assert holds_vectors([str(v) for v in vectors])
-    assert not holds_vectors(["[0]", "[0, 1]", "[1]"])
+    assert not holds_vectors([("0",), ("0", "1"), ("1",), ""])
+    assert not holds_vectors([("0", "0"), "0"])
     assert not holds_vectors([("0", "0", "2")])
     for cells in (vectors, [str(v) for v in vectors], [str(np.array(v)) for v in vectors]):
         path = write(shop, "jsonl", cells, [""] * 4)
