@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retailtag.catalog.readers import read_catalog, write_catalogue
+from retailtag.catalog.tag_cells import EMPTY_WORDS
 from retailtag.errors import BadCatalogue, DataError, UsageError
 
 ROWS = (
@@ -379,7 +380,7 @@ def test_other_files_are_refused_by_name(tmp_path):
 words = st.text(
     st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="|"), max_size=8
 )
-tags = words.map(str.strip).filter(lambda w: w and w != "-")
+tags = words.map(str.strip).filter(lambda w: w not in ("", "-", *EMPTY_WORDS))
 
 
 @settings(
