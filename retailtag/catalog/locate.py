@@ -52,6 +52,11 @@ def check_paths(paths: Sequence[str], allowed: Sequence[Path], problems: Problem
     return safe
 
 
+def is_relative(path: str) -> bool:
+    """Whether a path may be put below a folder: it is neither absolute nor a URL."""
+    return not (path.startswith("/") or _URL.match(path) or _WINDOWS.match(path))
+
+
 def _kind(path: str, follows: bool) -> str:
     """What is wrong with a path; empty: nothing."""
     if not path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from retailtag.catalog.columns import PATH_NAMES
 from retailtag.catalog.folders import SPLIT_WORDS, visible_files
+from retailtag.catalog.locate import is_relative
 from retailtag.catalog.manifest import Cell, Manifest, Problems
 from retailtag.errors import DataError
 from retailtag.images.header import IMAGE_SUFFIXES
@@ -79,7 +80,8 @@ def _with_folder(
             f"{root}: images that {_name(file, root)} does not name left out: {len(unnamed):,}, "
             f"such as {min(unnamed)}."
         )
-    paths: list[Cell] = [f"{inner}/{path}" if path and inner != "." else path for path in given]
+    below = "" if inner == "." else f"{inner}/"
+    paths: list[Cell] = [below + path if path and is_relative(path) else path for path in given]
     return {**manifest.columns, column: paths, "path": paths}
 
 

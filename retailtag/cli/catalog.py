@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -141,8 +142,9 @@ def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> Text:
     if found.similar is not None:
         lines.append(_similar(found.similar, beside(out, "similar.html")))
     # Paths in the new manifest are relative to the images' folder, not to the manifest.
-    needed = [f"--images {p}" for p in found.catalog.images.places if not _is_found(p, out)]
-    needed += [f"--allow-root {root}" for root in roots]
+    places = [p for p in found.catalog.images.places if not _is_found(p, out)]
+    needed = [f"--images {quote(str(place))}" for place in places]
+    needed += [f"--allow-root {quote(str(root))}" for root in roots]
     if needed:
         lines.append(f"The images stay where they are: read it with {' '.join(needed)}")
     return Text("\n".join(lines))

@@ -47,7 +47,8 @@ class SeveralImages(ImageSource):
         rows: list[list[int]] = [[] for _ in self._sources]
         self._where = [(0, 0)] * len(self.paths)
         for i, path in enumerate(self.paths):
-            found = owners.get(path, [])
+            # An absolute path leads to one file, whichever of the folders follows it.
+            found = owners.get(path, [])[: 1 if path.startswith("/") else None]
             if len(found) == 1:
                 self._where[i] = (found[0], len(rows[found[0]]))
                 rows[found[0]].append(i)

@@ -74,6 +74,15 @@ def test_faults_of_metadata_name_file_and_row(metadata):
         read_catalog(root)
 
 
+def test_paths_of_metadata_stay_below_its_folder(metadata):
+    rows = [{"file_name": name, "tags": ["a"]} for name in ("/etc/x", "https://x/1", "../../y")]
+    with pytest.raises(BadCatalogue) as caught:
+        read_catalog(metadata(train=rows))
+    faults = ("path '/etc/x' is absolute", "'https://x/1' is a URL", "'train/../../y' leaves")
+    for line, words in zip(caught.value.problems, faults, strict=True):
+        assert words in line
+
+
 @pytest.fixture
 def shard(tmp_path, picture):
     """Write a tar of samples: {key: {suffix: text, bytes or an object}}, each with an image."""

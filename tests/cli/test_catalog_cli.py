@@ -1,6 +1,7 @@
 """`retailtag catalog check` and `split`, as a user runs them."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -45,6 +46,34 @@ def test_check_prints_the_facts(run, shop):
     assert "3 (3 tail, 0 common, 0 frequent)" in result.stdout
     assert "█" in result.stdout
     assert "all is on every image" in result.stdout
+
+
+def test_check_takes_several_places_columns_and_roots(run, shop):
+    for k, name in enumerate(("low, or so", "high")):
+        (shop / name).mkdir()
+        for i in range(20 * k, 20 * k + 20):
+            (shop / f"{i}.png").rename(shop / name / f"{i}.png")
+    text = (shop / "catalogue.csv").read_text().replace("path,tags", "where,words")
+    (shop / "catalogue.csv").write_text(text.replace("\n7.png", f'\n"{shop}/low, or so/7.png"'))
+    images = ["--images", shop / "low, or so", "--images", shop / "high", "--allow-root", shop]
+    columns = ["--path-column", "where", "--tags-column", "words"]
+    result = run("check", shop, *images, *columns)
+    assert result.exit_code == 0
+    assert "40 (40 train)" in result.stdout
+    result = run("split", shop, "--out", shop / "s.csv", "--test", 8, *images, *columns)
+    told = " ".join(shlex.quote(str(part)) for part in images)
+    assert f"read it with {told}" in " ".join(result.stdout.split())
+    assert len(read_catalog(shop / "s.csv", images=images[1:4:2], allow_root=shop)) == 40
+
+
+def test_notes_of_reading_are_shown(run, tmp_path):
+    for name in ("train/hat", "test/hat", "docs"):
+        (tmp_path / name).mkdir(parents=True)
+    for split, shade in (("train", 0), ("test", 200)):
+        Image.new("RGB", (40, 40), (shade, 9, 9)).save(tmp_path / split / "hat" / "0.png")
+    assert "folders left out: docs" in " ".join(run("check", tmp_path).stdout.split())
+    report = json.loads(run("check", tmp_path, "--json").stdout)
+    assert report["notes"] == [f"{tmp_path}: folders left out: docs (no images in them)."]
 
 
 def test_check_json_is_one_object(run, shop):

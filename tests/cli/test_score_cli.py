@@ -58,6 +58,18 @@ def test_scorecards_are_written_and_shown(folder):
         assert (folder / f"{name}.test" / "scorecard.json").exists()
 
 
+def test_the_catalogue_is_read_as_it_was_and_as_asked(folder):
+    path = folder / "catalogue.csv"
+    path.write_text(path.read_text().replace("path,tags", "where,words"))
+    for name in ("probe", "finetune"):
+        predictions = Predictions.load(folder / f"{name}.npz")
+        args = predictions.provenance["catalog_args"]
+        args |= {"path_column": "where", "images": [str(folder)]}
+        predictions.save(folder / f"{name}.npz")
+    result = invoke(folder / "probe.npz", "--tags-column", "words")
+    assert result.exit_code == 0, result.output
+
+
 def test_json_is_one_object(folder):
     result = invoke(folder / "probe.npz", "--json", "--out", folder / "out", "--replicates", 100)
     value = json.loads(result.stdout)
