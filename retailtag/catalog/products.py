@@ -171,12 +171,12 @@ def missing_products(catalog: Catalog, look: Look) -> str:
         signs.append(("similar", "images that look alike mostly have the very same tags"))
     if not signs:
         return ""
-    ways = ", ".join(f"--group-by {way}" for way, _ in reversed(signs))
+    ways = " or ".join(f"--group-by {way}" for way, _ in reversed(signs))
     return (
         "No product is named (a column group is missing, or no value of it repeats), but several "
         f"images may show one: {'; '.join(sign for _, sign in signs)}. Photographs of one product "
         "in two splits make scores far too high; name the column of the products with "
-        f"--group-column, or keep them together with retailtag catalog split {ways}."
+        f"--group-column, or split with retailtag catalog split {ways}."
     )
 
 

@@ -21,7 +21,7 @@ from retailtag.settings import CatalogSettings
 
 NO_PRODUCTS = (
     "Every image counts as a product of its own. If several photographs show one product, scores "
-    "will be too high: name the products' column with --group-column, or find them with --group-by."
+    "will be too high: name their column with --group-column, or find them with --group-by similar."
 )
 
 

@@ -2,9 +2,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from retailtag.catalog.readers import read_catalog
+from retailtag.report.contact_sheet import contact_sheet
 from retailtag.report.decision import RULE, decide
 from retailtag.report.html import render_html
 from retailtag.report.results import BakeoffResult
@@ -14,7 +17,7 @@ from retailtag.scoring.scorecard import AssignmentRow
 from retailtag.statistics.exclusive import ASSIGNMENTS
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
-VOID = {"meta", "input", "br", "wbr"}
+VOID = {"meta", "input", "br", "wbr", "img"}
 
 
 class Nesting(HTMLParser):
@@ -184,3 +187,16 @@ def test_assignments_of_attributes_with_one_value_are_shown(bakeoff, page):
     Nesting().feed(shown)
     assert shown.count("75.0 % right") == 3 * len(pairs) + 3  # all tags; attributes of the winner
     assert evil not in shown
+
+
+def test_the_contact_sheet_of_similar_images_nests_and_escapes_names(picture):
+    ids = [EVIL[0], "b", "c"]
+    records = [{"image": picture(40), "image_id": i, "tags": "t"} for i in ids]
+    records.append({"image": b"<html>", "image_id": "bad", "tags": "t"})
+    page = contact_sheet(read_catalog(records), [np.array([0, 1]), np.array([2, 3])], EVIL[1])
+    reader = Nesting()
+    reader.feed(page)
+    assert reader.open == []
+    assert "script" not in reader.counts
+    assert reader.counts["img"] == 3  # one image cannot be read
+    assert "2 of 2 clusters" in page
