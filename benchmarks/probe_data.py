@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,3 +78,14 @@ def frequency_group(Y: NDArray[np.int8], n_reference: int = N_TRAIN) -> NDArray[
     """Group of each tag, its positives counted up to the reference size, (n_tags,)."""
     positives = (Y == 1).sum(axis=0) * n_reference / len(Y)
     return GroupCutoffs().group_of(np.rint(positives).astype(np.int64))
+
+
+def save_workload(
+    folder: Path, images: int, dim: int, n_tags: int, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.int8]]:
+    """Draw features (images, dim) and labels (images, n_tags); left as .npy files in `folder`."""
+    X = make_features(images, dim, rng)
+    Y = make_labels(X, n_tags, rng)
+    np.save(folder / "features.npy", X)
+    np.save(folder / "labels.npy", Y)
+    return X, Y

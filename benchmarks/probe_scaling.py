@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from probe_data import frequency_group, make_features, make_labels
+from probe_data import frequency_group, save_workload
 from probe_rivals import fit_timed, scikit_learn
 from probe_sample import Measured, grid_seconds, sample_pairs
 from probe_sweep import run_ours, say
@@ -34,13 +34,10 @@ SHARES = (0.5, 1.0, 2.0, 4.0)  # of `--images`
 def measure(images: int, dim: int, args: argparse.Namespace) -> dict[str, Any]:
     """One size as a row of the table."""
     rng = np.random.default_rng(args.seed)
-    X = make_features(images, dim, rng)
-    Y = make_labels(X, args.tags, rng)
     C = np.geomspace(1e-6, 1e5, args.strengths)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.save(folder / "features.npy", X)
-        np.save(folder / "labels.npy", Y)
+        X, Y = save_workload(folder, images, dim, args.tags, rng)
         ours = run_ours(folder, C, args, 1)
         with np.load(folder / "fits.npz") as fits:
             gap = float(np.nanmax(fits["gap"]))

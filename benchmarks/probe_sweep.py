@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from probe_check import objective, objectives_and_bounds, optimum
-from probe_data import frequency_group, make_features, make_labels
+from probe_data import frequency_group, save_workload
 from probe_rivals import (
     TOLERANCES,
     Estimator,
@@ -304,13 +304,10 @@ def fold_row(ours: dict, whole: dict, folds: int) -> Row:
 def run(args: argparse.Namespace) -> list[Row]:
     """Make the workload, measure everyone on it."""
     rng = np.random.default_rng(args.seed)
-    X = make_features(args.images, args.dim, rng)
-    Y = make_labels(X, args.tags, rng)
     C = np.geomspace(1e-6, 1e5, args.strengths)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.save(folder / "features.npy", X)
-        np.save(folder / "labels.npy", Y)
+        X, Y = save_workload(folder, args.images, args.dim, args.tags, rng)
         ours = run_ours(folder, C, args, 1)
         many = run_ours(folder, C, args, args.folds) if args.folds > 1 else None
         with np.load(folder / "fits.npz") as file:
