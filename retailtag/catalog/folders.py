@@ -12,7 +12,7 @@ from pathlib import Path
 from retailtag.catalog.catalog import SPLITS
 from retailtag.catalog.manifest import Cell, Manifest, Problems
 from retailtag.errors import DataError, named
-from retailtag.images.header import IMAGE_SUFFIXES, is_image
+from retailtag.images.header import IMAGE_SUFFIXES, file_is_image
 
 # Annotations and tables, often one per image, are not opened to see whether they are images.
 TEXT_SUFFIXES = (
@@ -29,7 +29,6 @@ SPLIT_WORDS = {name: name for name in SPLITS} | {
 # Hugging Face writes train-00000-of-00004, WebDataset train-000000.
 _SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_WORDS)})([-_]\d+(-of-\d+)?)?$", re.IGNORECASE)
 JUNK = ("__macosx", "@eadir")  # what macOS and Synology leave; they mirror the real folders
-HEAD_BYTES = 32  # enough to tell an image by its content
 
 
 @dataclass
@@ -111,7 +110,7 @@ def _files(root: Path, top: str, allowed: Sequence[Path]) -> _Files:
         inner = folder.relative_to(root).as_posix()
         for name in names:
             is_one = name.lower().endswith(IMAGE_SUFFIXES) or (
-                not name.lower().endswith(TEXT_SUFFIXES) and _has_image(folder / name)
+                not name.lower().endswith(TEXT_SUFFIXES) and file_is_image(folder / name)
             )
             (found.images if is_one else found.others).append(f"{inner}/{name}")
     return found
@@ -140,17 +139,6 @@ def _walk(
     yield folder, [e.name for e in visible if not e.is_dir()]
     for name in folders:
         yield from _walk(folder / name, allowed, linked)
-
-
-def _has_image(path: Path) -> bool:
-    """Whether a file of another suffix holds an image; links and devices are not opened."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as handle:
-            return is_image(handle.read(HEAD_BYTES))
-    except OSError:
-        return False
 
 
 def _refuse(error: OSError) -> None:

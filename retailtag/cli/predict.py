@@ -19,17 +19,26 @@ def predict(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Folder of a probe, fine-tune or bake-off.")
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, folders of them, or .txt files of paths."
+        ),
+    ],
 ) -> None:
-    """Tag image files with a fitted pair: the tags above their thresholds, likeliest first."""
+    """Tag images with a fitted pair: the tags above their thresholds, likeliest first."""
     from retailtag import api
+    from retailtag.images.listing import list_images
 
     output = call.output
+    files, notes = list_images(images)
+    for note in notes:
+        output.progress.say(note)
     tagger = api.load(model, settings=call.settings, progress=output.progress)
     tagged: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
-    with output.progress.task("predict", len(images)) as advance:
-        for path in images:
+    with output.progress.task("predict", len(files)) as advance:
+        for path in files:
             try:
                 tagged[str(path)] = tagger.tag([path.read_bytes()])[0]
             except (UnreadableImage, OSError) as error:

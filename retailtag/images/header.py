@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retailtag.errors import UnreadableImage
@@ -148,6 +149,17 @@ def is_image(head: bytes) -> bool:
     is_bitmap = head.startswith(b"BM") and head[6:10] == b"\0" * 4
     is_iso = head[4:8] == b"ftyp" and head[8:12] in _BRANDS
     return is_bitmap or is_iso or _is_webp(head) or head.startswith(_TOLD_BY_HEAD)
+
+
+def file_is_image(path: Path) -> bool:
+    """Whether a file holds an image, by its first bytes; links and devices are not opened."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as handle:
+            return is_image(handle.read(HEAD_BYTES))
+    except OSError:
+        return False
 
 
 def _is_webp(data: bytes) -> bool:

@@ -53,7 +53,8 @@ def test_the_four_verbs_in_a_row(tiny_csv, here, capsys):
     (here / "bad.png").write_bytes(b"no")
     assert run(["predict", "runs/demo-cnn/finetune", image, "--json"]) == 0
     assert list(_json(capsys)["tags"]) == [image]
-    assert run(["predict", "runs/demo-cnn/probe", "bad.png", image]) == 3
+    (here / "paths.txt").write_text(f"bad.png\n{image}\n")
+    assert run(["predict", "runs/demo-cnn/probe", "paths.txt"]) == 3
     said = capsys.readouterr()
     assert f"{image}: " in said.out
     assert "bad.png could not be read" in said.err
