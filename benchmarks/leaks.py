@@ -49,7 +49,7 @@ from retailtag.store import FeatureStore
 
 BACKBONE = "demo:cnn"
 # A short grid and one head: the ways are compared with each other, not with other figures.
-PROBE = ProbeSettings(sweep_C="1e-3:1:4", heads="logistic")
+PROBE = ProbeSettings(sweep_C="1e-2:1e-1:2", heads="logistic", folds=3)
 COLUMNS = (
     *("catalogue", "images", "products", "way", "macro_f1", "tail_f1", "similar_share"),
     *("f1_with", "f1_without", "by_tags", "clusters", "largest"),

@@ -17,6 +17,20 @@ from retailtag.thresholds.ranking import keep_images, rank_tags
 from retailtag.thresholds.tuning import AUTO, Tuning
 
 
+def seen_in_training(
+    catalog: Catalog,
+    store: EmbeddingSource,
+    rows: NDArray[np.intp],
+    fitted_rows: NDArray[np.intp],
+) -> dict[str, dict[str, str]]:
+    """Images of `rows` that training images equal (``copies``) or look like (``similar``)."""
+    ids = catalog.image_ids
+    return {
+        "copies": copies_of_fitted(store, ids[rows], ids[fitted_rows]),
+        "similar": similar_to_fitted(catalog, store, rows, fitted_rows),
+    }
+
+
 def copies_of_fitted(
     store: EmbeddingSource, image_ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
 ) -> dict[str, str]:

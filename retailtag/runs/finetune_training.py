@@ -29,7 +29,7 @@ from retailtag.finetuning.trainer import FinetuneResult, Report, refit, train
 from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.runs.evidence import copies_of_fitted, similar_to_fitted, threshold_f1
+from retailtag.runs.evidence import seen_in_training, threshold_f1
 from retailtag.runs.finetune_start import (
     FinetuneImages,
     first_head,
@@ -242,7 +242,6 @@ class FinetuneTraining:
     def facts(self) -> dict[str, Any]:
         """What the artefacts record, and what the scorer's findings are based on."""
         result = self.result
-        ids = self.catalog.image_ids
         spec = self.store.spec
         val_rows = self.images.val.rows
         both = self.images.both_rows
@@ -260,8 +259,7 @@ class FinetuneTraining:
             "interpolation": {"factor": result.factor, "tried": result.factors},
             "n_fit": len(both) if is_fitted_on_both else len(self.images.train.rows),
             "n_val": len(val_rows),
-            "copies": copies_of_fitted(self.store, ids[self.images.test], ids[both]),
-            "similar": similar_to_fitted(self.catalog, self.store, self.images.test, both),
+            **seen_in_training(self.catalog, self.store, self.images.test, both),
             "thresholds": self.tuned.facts,
             "threshold_f1": self._threshold_f1(),
         }

@@ -27,7 +27,7 @@ from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
 from retailtag.runs.checks import changed_since_extract, check_fittable, none_readable
-from retailtag.runs.evidence import copies_of_fitted, similar_to_fitted, threshold_f1
+from retailtag.runs.evidence import seen_in_training, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
     ScoredHead,
@@ -146,27 +146,22 @@ def run_probe(
         rest = load_rows(catalog, store, catalog.rows("val", "test"), 0)
         checkpoints = _checkpoints(inputs, train, settings, device, out)
         fitted = _fit(context, train, settings, checkpoints, texts)
-    ids = catalog.image_ids
     facts = {
         **_provenance(context, store, settings),
         **fitted.facts(catalog),
-        "copies": copies_of_fitted(store, ids[rest.rows], ids[train.rows]),
-        "similar": similar_to_fitted(catalog, store, rest.rows, train.rows),
+        **seen_in_training(catalog, store, rest.rows, train.rows),
         "threshold_f1": fitted.threshold_f1(catalog, train.rows, tuning_of(settings)),
     }
     probe = fitted.probe(catalog, facts)
-    predictions = _predict(probe, rest.X, ids[rest.rows], ids[train.rows])
+    predictions = _predict(probe, catalog, rest, train)
     probe.save(out)
     predictions.save(out / "predictions.npz")
-    sweep, group = fitted.chosen.sweep, catalog.table.group
     _write_table(out / "sweep.parquet", fitted.chosen.table)
+    group = catalog.table.group
     _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
-    findings = grid_findings(sweep, group, settings.choose_C)
-    findings += status_findings(sweep, facts["unconverged"])
-    used = [*train.rows.tolist(), *rest.rows.tolist()]
-    if changed := changed_since_extract(catalog, store, used):
-        sentence = changed_sentence(changed, catalog.path)
-        findings.append(("changed-sources", sentence, EXTRACT_AGAIN))
+    findings = grid_findings(fitted.chosen.sweep, group, settings.choose_C)
+    findings += status_findings(fitted.chosen.sweep, facts["unconverged"])
+    findings += _changed_sources(catalog, store, [*train.rows.tolist(), *rest.rows.tolist()])
     # A continued run costs what its interrupted part cost too.
     cost.seconds += fitted.chosen.resumed_seconds
     record = write_record(
@@ -178,8 +173,18 @@ def run_probe(
         machine=describe_machine(device),
     )
     checkpoints.clear()
-    n_absent = len(catalog) - len(train.rows) - len(rest.rows)
-    return ProbeRun(probe, predictions, findings, n_absent, record)
+    n_used = len(train.rows) + len(rest.rows)
+    return ProbeRun(probe, predictions, findings, len(catalog) - n_used, record)
+
+
+def _changed_sources(
+    catalog: Catalog, store: EmbeddingSource, rows: list[int]
+) -> list[tuple[str, str, str]]:
+    """Warning that images have changed since they were embedded, if any has."""
+    changed = changed_since_extract(catalog, store, rows)
+    if not changed:
+        return []
+    return [("changed-sources", changed_sentence(changed, catalog.path), EXTRACT_AGAIN)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,10 +272,10 @@ def _final_head(
     return weight, bias, vote
 
 
-def _predict(
-    probe: Probe, X: NDArray[np.float32], ids: NDArray[np.str_], fitted_ids: NDArray[np.str_]
-) -> Predictions:
-    logits = probe.logits(X)
+def _predict(probe: Probe, catalog: Catalog, rest: Features, train: Features) -> Predictions:
+    ids = catalog.image_ids[rest.rows]
+    fitted_ids = catalog.image_ids[train.rows]
+    logits = probe.logits(rest.X)
     return Predictions(ids, probe.tags, logits, probe.thresholds, fitted_ids, probe.facts)
 
 
