@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from retailtag.catalog.catalog import SPLITS
 from retailtag.catalog.manifest import Cell, Manifest, Problems
@@ -53,10 +54,8 @@ def read_tag_folders(root: Path, allowed: Sequence[Path] = ()) -> Manifest:
     """
     tops = {name: _files(root, name, allowed) for name in _folders(root)}
     splits = [name for name in tops if name.lower() in SPLIT_WORDS]
-    if splits:
-        _check_splits(root, tops, splits)
-    else:
-        _check_tags(root, tops)
+    _check_splits(root, tops, splits)
+    _check_tags(root, {name: tops[name] for name in splits or tops})
     depth = 1 if splits else 0
     inside = [path for name in splits or tops for path in tops[name].images]
     paths = [path for path in inside if path.count("/") > depth]
@@ -94,7 +93,6 @@ def _folders(root: Path) -> list[str]:
         return sorted(e.name for e in os.scandir(root) if not _hidden(e.name) and e.is_dir())
     except OSError as error:
         _refuse(error)
-        raise
 
 
 def _hidden(name: str) -> bool:
@@ -141,7 +139,7 @@ def _walk(
         yield from _walk(folder / name, allowed, linked)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     """Stop at a folder that cannot be listed: its tag would be missing without a message."""
     raise DataError(
         f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away."
@@ -164,7 +162,7 @@ def _direct(images: Sequence[str]) -> bool:
 
 
 def _check_tags(root: Path, tops: dict[str, _Files]) -> None:
-    """Refuse splits below tags (``tag/train/1.jpg``): every image would be training."""
+    """Refuse folders named like splits where tags are expected (``tag/train/1.jpg``)."""
     for name, files in tops.items():
         inner = {p.split("/")[1] for p in files.images if p.count("/") > 1}
         words = sorted(w for w in inner if w.lower() in SPLIT_WORDS)

@@ -137,6 +137,11 @@ class FolderImages(ImageSource):
         self._listings: dict[str, tuple[dict[str, str], str]] = {}
         super().__init__(root, paths)
 
+    def serve(self, paths: Sequence[str]) -> None:
+        """Look the paths up, and forget the listings, which may name far more files."""
+        super().serve(paths)
+        self._listings.clear()
+
     def fault(self, path: str) -> str:
         """Why a path cannot be served: it is missing, no file, or leads out of the folder."""
         folder, name = os.path.split(path)

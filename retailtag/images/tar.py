@@ -10,6 +10,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -110,6 +111,17 @@ def _read_index(plain: Path, index: Path) -> Members | None:
 
 def scan_tar(path: Path, *, named: Path | None = None) -> Members:
     """Find the members of a plain tar by its headers; raises `DataError` if it is not a tar."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{named or path} cannot be opened: {error.strerror}.") from error
+    return _scan(path, named or path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+# Shards are told to be such, read as a table, and opened for their images: one pass is enough.
+@lru_cache(maxsize=256)
+def _scan(path: Path, named: Path, state: tuple[int, ...]) -> Members:
+    """Members of a tar in the given state of its file."""
     members = Members({}, {})
     try:
         with tarfile.open(path, "r:") as archive:
@@ -126,5 +138,5 @@ def scan_tar(path: Path, *, named: Path | None = None) -> Members:
                     members.refused[str(name)] = f"is {what} inside the archive"
                     members.spans.pop(str(name), None)
     except _DAMAGE as error:
-        raise DataError(f"{named or path} cannot be read as a tar archive: {error}.") from error
+        raise DataError(f"{named} cannot be read as a tar archive: {error}.") from error
     return members

@@ -75,6 +75,7 @@ def test_odd_suffixes_are_read_by_content_or_named(tree):
         (("train/0.jpg", "test/0.jpg"), "no folders of tags in them"),
         (("train/0.jpg", "car/0.jpg"), "if it is a tag, rename it"),
         (("train/steam/0.jpg", "car/0.jpg"), "if it is a tag, rename it"),
+        (("train/train/hat/0.jpg", "train/test/hat/0.jpg"), "give .*/train itself"),
         (("hat/train/0.jpg", "bag/train/0.jpg"), r"put splits above tags, as in train/bag/1\.jpg"),
         (("data/train/hat/0.jpg", "data/test/hat/0.jpg"), "give .*/data itself"),
     ],
