@@ -12,6 +12,7 @@ from retailtag.catalog.table import POSITIVE, TagTable
 from retailtag.errors import DataError, UsageError, named
 from retailtag.statistics.exclusive import attribute_columns
 
+SHOWN = 3  # rows that a message names
 ONE_OF = "one_of"  # of a manifest: the same attributes, joined by |, in every row
 
 
@@ -26,11 +27,10 @@ def exclusive_attributes(
 
     `labels` is (n_images, n_tags). The attributes are those of `one_of`; if it is empty, those in
     the manifest's column ``one_of`` and those of `attributes` with two tags or more of which no
-    image carries two. Rows with two tags of a declared attribute are added to the manifest's
-    problems.
+    image carries two.
 
-    Raises `UsageError` or `DataError` if a declared attribute has no tag, and `DataError` if the
-    column differs between rows.
+    Raises `UsageError` or `DataError` if a declared attribute has no tag, and `DataError` if an
+    image carries two of its tags or the column differs between rows.
     """
     declared = list(one_of) or _recorded(manifest)
     where = "--one-of" if one_of else f"column {ONE_OF}"
@@ -39,10 +39,10 @@ def exclusive_attributes(
         if not len(columns):
             raise (UsageError if one_of else DataError)(_without_tags(manifest, tags, name, where))
         present = labels[:, columns] == POSITIVE
-        for row in np.flatnonzero(present.sum(axis=1) > 1).tolist():
-            values = ", ".join(tags[j] for j in columns[present[row]])
-            fault = f"has several values of {name}, which has one by {where}: {values}"
-            manifest.problems.add(row, fault)
+        rows = np.flatnonzero(present.sum(axis=1) > 1).tolist()
+        if rows:
+            values = [[tags[j] for j in columns[present[row]]] for row in rows[:SHOWN]]
+            raise DataError(_with_several(manifest, name, where, rows, values))
     found = [] if one_of else with_one_value(tags, labels, attributes)
     return tuple(sorted({*declared, *found}))
 
@@ -60,6 +60,18 @@ def _recorded(manifest: Manifest) -> list[str]:
     cell = cells[0] if cells else ""
     names = cell.split(SEPARATOR) if isinstance(cell, str) else cell
     return [name.strip() for name in names if name.strip()]
+
+
+def _with_several(
+    manifest: Manifest, name: str, where: str, rows: Sequence[int], values: Sequence[Sequence[str]]
+) -> str:
+    numbers = manifest.problems.row_numbers
+    shown = [f"row {numbers[r]}: {', '.join(v)}" for r, v in zip(rows, values, strict=False)]
+    more = f" and {len(rows) - len(shown):,} more" if len(rows) > len(shown) else ""
+    return (
+        f"{where} names {name}, but {len(rows):,} of {len(manifest):,} images of {manifest.path} "
+        f"have several of its values ({'; '.join(shown)}{more}); fix them, or leave {name} out."
+    )
 
 
 def _without_tags(manifest: Manifest, tags: Sequence[str], name: str, where: str) -> str:

@@ -99,8 +99,7 @@ def read_catalog(
     ------
     BadCatalogue
         With every row that cannot be used: no or unsafe path, missing file, repeated id, unknown
-        split, empty tags, a tag with the separator in it, text that is not UTF-8, two values of
-        an attribute of ``one_of``.
+        split, empty tags, a tag with the separator in it, text that is not UTF-8.
     DataError
         If the manifest as a whole cannot be read.
     UsageError
@@ -148,9 +147,9 @@ def read_catalog(
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
     tags, labels = encode_labels(cells, len(manifest), problems)
-    exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
     if lines := problems.lines():
         raise BadCatalogue(str(manifest.path), lines, problems.n_rows)
+    exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
     table = TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs))
     groups = [str(g) or i for g, i in zip(_column(manifest, "group"), ids, strict=True)]
     return Catalog(

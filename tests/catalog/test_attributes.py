@@ -5,7 +5,7 @@ import pytest
 
 from retailtag.catalog.check import check_catalog
 from retailtag.catalog.readers import read_catalog, write_catalogue
-from retailtag.errors import BadCatalogue, DataError, UsageError
+from retailtag.errors import DataError, UsageError
 
 ROWS = (
     "path,tags,gender,colour",
@@ -51,16 +51,18 @@ def test_tags_without_a_prefix_are_an_attribute_too(manifest):
         "--one-of tags" in note
         for note in check_catalog(read_catalog(manifest(*rows)), workers=1).tag_notes
     )
-    with pytest.raises(BadCatalogue, match="several values of tags"):
+    with pytest.raises(DataError, match="names tags, but 1 of 3 images"):
         read_catalog(manifest(*rows, "images/2.jpg,shoe|shirt"), one_of=["tags"])
 
 
-def test_an_image_with_two_values_is_named(manifest):
-    with pytest.raises(BadCatalogue) as caught:
-        read_catalog(manifest(*ROWS), attributes=["colour"], one_of=["colour"])
-    assert "row 2: has several values of colour, which has one by --one-of: colour:blue, " in str(
-        caught.value
+def test_images_with_two_values_are_counted_and_named(manifest):
+    rows = [*ROWS[:-1], "images/3.jpg,new,Men,red|blue"]
+    sentence = (
+        r"--one-of names colour, but 2 of 4 images of .* have several of its values "
+        r"\(row 2: colour:blue, colour:red; row 5: colour:blue, colour:red\); .* leave colour out"
     )
+    with pytest.raises(DataError, match=sentence):
+        read_catalog(manifest(*rows), attributes=["colour"], one_of=["colour"])
 
 
 def test_an_attribute_without_tags_is_refused_with_those_there_are(manifest):
