@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from retailtag.backbones.backbone import Backbone
     from retailtag.bakeoffs.plan import PlannedStage
     from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.products import Grouping, ReadEmbeddings
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
         ScoreOutcome,
     )
     from retailtag.predictions import Predictions
+    from retailtag.probes.artefact import Probe
     from retailtag.probes.solver.fits import ProbeFits
     from retailtag.scoring.files import ReadCatalog
+    from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
 
 Settings = BakeoffSettings | Section | str | Path | None
@@ -319,15 +322,12 @@ def finetune(
     from retailtag.backbones.ids import local_weights
     from retailtag.backbones.imported import refuse_imported
     from retailtag.bakeoffs.request import pair_folder
-    from retailtag.extraction.embedder import identity
-    from retailtag.extraction.stores import EngineRequest, find_store
     from retailtag.finetuning.checks import check_finetune_settings
     from retailtag.outcomes import FinetuneOutcome
     from retailtag.probes.artefact import Probe
     from retailtag.runs.checks import check_fittable
     from retailtag.runs.finetune import run_finetune, run_seeds
     from retailtag.runs.finetune_search import search_settings
-    from retailtag.runs.finetune_start import check_probe
 
     s = _resolve("finetune", settings, {**options, "backbones": backbone})
     backbone = only_backbone("finetune", s)
@@ -341,14 +341,7 @@ def finetune(
     # Training changes the model in place, so every setting of a search and every seed loads anew.
     load = partial(load_backbone, backbone, weights=weights, device=context.device)
     model = load()
-    store = find_store(
-        s.compute.features,
-        identity(model, s.extract.dtype, allow_truncated=s.reading.allow_truncated),
-        EngineRequest.to_read(s.extract),
-        fitted=fitted.facts.get("features"),
-        progress=context.progress,
-    )
-    check_probe(context.catalog, store, fitted)
+    store = _store_of_probe(context, s, model, fitted)
     out, config, ranking = folder_of("finetune", s), s.finetune, None
     _keep_settings("finetune", out, s, catalog)
     # After a search the settings that won repeat the run, without searching again.
@@ -615,6 +608,26 @@ def _context(catalog: Any, settings: BakeoffSettings, progress: Progress | None)
     if provenance:  # where the scorer looks whether images have changed since
         provenance["features_folder"] = str(settings.compute.features)
     return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
+
+
+def _store_of_probe(
+    context: RunContext, settings: BakeoffSettings, model: Backbone, probe: Probe
+) -> FeatureStore:
+    """The store that a fine-tune from `probe` reads; refused if they or the images differ."""
+    from retailtag.extraction.embedder import identity
+    from retailtag.extraction.stores import EngineRequest, find_store
+    from retailtag.runs.finetune_start import check_start
+
+    lenient = settings.reading.allow_truncated
+    store = find_store(
+        settings.compute.features,
+        identity(model, settings.extract.dtype, allow_truncated=lenient),
+        EngineRequest.to_read(settings.extract),
+        fitted=probe.facts.get("features"),
+        progress=context.progress,
+    )
+    check_start(context.catalog, store, probe)
+    return store
 
 
 def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, Any]]:

@@ -51,7 +51,8 @@ def _below(folder: Path) -> tuple[list[Path], list[str]]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):

@@ -11,21 +11,19 @@ from typing import Any
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.factory import load_backbone
 from retailtag.context import RunContext
-from retailtag.errors import DataError, UsageError
+from retailtag.errors import UsageError
 from retailtag.files import write_text
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.runs.checks import changed_since_extract
-from retailtag.runs.finetune_start import check_probe
+from retailtag.runs.finetune_start import check_start
 from retailtag.runs.finetune_training import FinetuneTraining, backbone_bytes, finetune_inputs
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.measure import measured
 from retailtag.runs.stage import StageRecord, read_record, why_stale, write_record
 from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
-from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
 from retailtag.thresholds.tuning import Tuning
 
 FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
@@ -87,11 +85,7 @@ def run_finetune(
         If the store holds no embedding of the training images, or the probe was fitted on
         another catalogue or store.
     """
-    catalog = context.catalog
-    check_probe(catalog, store, probe)
-    # Training reads the files: it would stop at the first of these.
-    if changed := changed_since_extract(catalog, store, range(len(catalog))):
-        raise DataError(f"{changed_sentence(changed, catalog.path)} {EXTRACT_AGAIN}")
+    check_start(context.catalog, store, probe)
     config = config or FinetuneSettings()
     check_finetune_settings(config)
     Tuning(config.thresholds, config.objective)  # refuses unknown rules before the training

@@ -16,12 +16,14 @@ from retailtag.finetuning.validation import Measured, ModelSelector
 from retailtag.probes.artefact import Probe
 from retailtag.probes.scaling import Standardiser, is_unit, mean_norm
 from retailtag.probes.solver.fit import make_solver
+from retailtag.runs.checks import changed_since_extract
 from retailtag.runs.evidence import crossed_cells, halves
 from retailtag.runs.probe import Features, load_rows
 from retailtag.runs.sweep import FittedHead, fit_at
 from retailtag.scoring.metrics import average_precision_per_tag, f1_from_counts, tag_counts
 from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
+from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
 from retailtag.thresholds.tuning import Tuning
 
 VALIDATION_SHARE = 0.1  # of the training images, when the catalogue has no val split
@@ -122,6 +124,14 @@ def check_probe(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
             f"The probe was fitted on other {' and other '.join(differing)} than this fine-tune of "
             f"{catalog.path}; run `retailtag probe` again."
         )
+
+
+def check_start(catalog: Catalog, store: FeatureStore, probe: Probe) -> None:
+    """As `check_probe`, and raise `DataError` if images changed since they were embedded."""
+    check_probe(catalog, store, probe)
+    # Training reads the files: it would stop at the first of these.
+    if changed := changed_since_extract(catalog, store, range(len(catalog))):
+        raise DataError(f"{changed_sentence(changed, catalog.path)} {EXTRACT_AGAIN}")
 
 
 def first_head(

@@ -135,8 +135,8 @@ def run_probe(
     """
     settings = settings or ProbeSettings()
     check_probe_settings(settings)
-    check_fittable(context.catalog)
     catalog, device = context.catalog, context.device
+    check_fittable(catalog)
     inputs = probe_inputs(catalog, store, settings, texts)
     if wants_text(settings) and texts is None:
         context.progress.say(f"probe {store.spec.backbone}: {NO_TEXTS}")

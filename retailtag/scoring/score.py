@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.errors import SplitOverlap, UsageError, named
+from retailtag.catalog.table import POSITIVE
+from retailtag.errors import DataError, SplitOverlap, UsageError, named
 from retailtag.predictions import Predictions
 from retailtag.scoring import findings as found
 from retailtag.scoring.aligned import Aligned, align, product_counts
@@ -57,10 +58,17 @@ def score_predictions(
 
     Raises `SplitOverlap` if the model was fitted on an image of the split, `ArtefactError` if the
     predictions lack images of the split or have other tags than the catalogue, and `UsageError` if
-    the split is unknown or empty, or a assignment concerns no attribute.
+    the split is unknown or empty, or a assignment concerns no attribute, and `DataError` if no
+    scored image has a tag.
     """
     refuse_overlap(predictions, catalog, split)
     aligned = align(predictions, catalog, split, allow_missing=allow_missing, assignment=assignment)
+    if not (aligned.labels == POSITIVE).any():
+        raise DataError(
+            f"None of the {len(aligned.rows):,} scored images in the {split} split of "
+            f"{catalog.path} has a tag, so there is nothing to score; score another split, or make "
+            "new ones with retailtag catalog split."
+        )
     counts = tag_counts(aligned.predicted, aligned.labels)
     products = product_counts(aligned, catalog)
     table = catalog.table

@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics
 
 from retailtag.catalog.table import GroupCutoffs
-from retailtag.errors import ArtefactError, SplitOverlap, UsageError
+from retailtag.errors import ArtefactError, DataError, SplitOverlap, UsageError
 from retailtag.scoring.calibration import calibration_sums
 from retailtag.scoring.ranking import sample_scores
 from retailtag.scoring.score import score_predictions
@@ -234,3 +234,11 @@ def test_attributes_that_only_the_predictions_record_count_too(catalog, predict)
     card = score_predictions(recorded, bare, assignment="exactly-one")
     same = score_predictions(predict(shop), shop, assignment="exactly-one")
     assert (card.micro_f1, card.assignments) == (same.micro_f1, same.assignments)
+
+
+def test_a_split_without_a_tag_is_one_sentence(catalog, predictions):
+    labels = catalog.table.labels.copy()
+    labels[catalog.rows("test")] = 0
+    untagged = replace(catalog, table=replace(catalog.table, labels=labels))
+    with pytest.raises(DataError, match=r"None of the 120 scored images .* there is nothing to sc"):
+        score_predictions(predictions, untagged)
