@@ -29,6 +29,8 @@ def probe(call: Call) -> None:
         output.print(_heads(run.probe))
     if run.probe.facts["thresholds"]["cross_fit"]:
         output.print(_rules(run.probe.facts["thresholds"]))
+    if run.n_absent:
+        output.print(f"{run.n_absent:,} images of {catalogue} have no embedding and were left out.")
     for _, sentence, remedy in run.findings:
         output.print(f"Finding: {sentence} {remedy}")
     output.result(_summary(run, made.folder))

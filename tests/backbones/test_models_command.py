@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from retailtag.backbones import cost
 from retailtag.cli.models import app
 from retailtag.errors import ArtefactError, Unavailable
 
@@ -38,8 +40,9 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def test_list_shows_the_trio_and_the_demos():
+def test_list_shows_the_trio_and_the_demos(monkeypatch):
     pytest.importorskip("retailtag.demo.networks")
+    monkeypatch.setattr(cost, "cost_of", cache(cost.cost_of))  # each is counted once
     rows = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
     assert {"cnn", "dinov2", "clip", "demo:cnn", "demo:dino", "demo:clip"} == set(rows)
     assert 8 < rows["cnn"]["gflops_per_image"] < 8.5

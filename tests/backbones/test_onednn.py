@@ -15,7 +15,7 @@ BACKBONES = (
     "timm:vit_tiny_patch16_224?depth=2&img_size=64",
     "demo:dino",
     "demo:clip",
-    "open_clip:ViT-B-32?size=64",
+    "open_clip:ViT-S-32?size=64",
 )
 
 

@@ -73,10 +73,10 @@ def _few_images_for_latency():
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory, heard):
+def finished(small, tmp_path_factory, heard):
     root = tmp_path_factory.mktemp("bakeoff")
     settings = _settings(root)
-    return root, run_bakeoff(tiny, settings, command="retailtag bakeoff ...", progress=heard)
+    return root, run_bakeoff(small, settings, command="retailtag bakeoff ...", progress=heard)
 
 
 def _announced(lines):
@@ -93,10 +93,10 @@ def test_every_stage_is_announced_with_its_place(finished, heard):
     n = len(run.ran)
     expected = [(i, n, name, False) for i, name in enumerate(run.ran, 1)]
     assert _announced(heard.lines) == expected
-    assert "extract demo:clip (140 images embedded in the pass" in "\n".join(heard.lines)
+    assert "extract demo:clip (72 images embedded in the pass" in "\n".join(heard.lines)
 
 
-def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
+def test_every_pair_is_scored_and_one_is_recommended(finished, small):
     root, run = finished
     names = {f"{b} · {s}" for b in PAIRS for s in ("probe", "finetune")}
     assert {pair.name for pair in run.result.pairs} == names
@@ -109,7 +109,7 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
         assert min(cost.peak_memory_mib, cost.images_per_second, cost.weights_mib) > 0
         folder = pair_folder(root / "run", pair.backbone, pair.strategy)
         assert (folder / "scorecard.json").exists()
-        assert pair.scorecard.n_images == len(tiny.rows("test"))
+        assert pair.scorecard.n_images == len(small.rows("test"))
     page = run.report.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "different models have been scored on the test split" in page
@@ -117,11 +117,11 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, tiny):
         assert 0 < pair.p <= pair.p_holm <= 1
 
 
-def test_a_second_run_does_nothing(finished, tiny):
+def test_a_second_run_does_nothing(finished, small):
     root, first = finished
     before = {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()}
     heard = _Heard()
-    again = run_bakeoff(tiny, _settings(root), progress=heard)
+    again = run_bakeoff(small, _settings(root), progress=heard)
     assert again.ran == []
     assert again.reused == first.ran
     n = len(first.ran)
@@ -131,19 +131,19 @@ def test_a_second_run_does_nothing(finished, tiny):
     assert {p: p.stat().st_mtime_ns for p in (root / "run").rglob("*") if p.is_file()} == before
 
 
-def test_only_what_is_missing_or_stale_runs(finished, tiny, tmp_path, quick_bakeoffs):
+def test_only_what_is_missing_or_stale_runs(finished, small, tmp_path, quick_bakeoffs):
     shutil.copytree(finished[0], tmp_path / "copy")
     settings = _settings(tmp_path / "copy")
     (pair_folder(settings.out, "demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(
         b"x"
     )
-    ran = run_bakeoff(tiny, settings).ran
+    ran = run_bakeoff(small, settings).ran
     assert "finetune demo:clip" in ran
     assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
 
 
-def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path, quick_bakeoffs):
-    run_bakeoff(tiny, _settings(tmp_path))
+def test_same_seed_gives_the_same_scorecards(finished, small, tmp_path, quick_bakeoffs):
+    run_bakeoff(small, _settings(tmp_path))
     for backbone in PAIRS:
         for strategy in ("probe", "finetune"):
             a, b = (
@@ -153,20 +153,20 @@ def test_same_seed_gives_the_same_scorecards(finished, tiny, tmp_path, quick_bak
             assert a.read_bytes() == b.read_bytes()
 
 
-def test_plan_runs_nothing_and_knows_what_is_reused(finished, tiny, tmp_path):
-    fresh = plan_bakeoff(tiny, _settings(tmp_path))
+def test_plan_runs_nothing_and_knows_what_is_reused(finished, small, tmp_path):
+    fresh = plan_bakeoff(small, _settings(tmp_path))
     assert all(stage.why and stage.seconds > 0 and stage.disk_bytes > 0 for stage in fresh)
     assert list(tmp_path.iterdir()) == []
-    assert not any(stage.why for stage in plan_bakeoff(tiny, _settings(finished[0])))
+    assert not any(stage.why for stage in plan_bakeoff(small, _settings(finished[0])))
 
 
-def test_probe_choices_never_see_the_test_labels(finished, tiny, tmp_path):
+def test_probe_choices_never_see_the_test_labels(finished, small, tmp_path):
     """Flip every test label: probe, thresholds and chosen C stay the same to the bit."""
     root, _ = finished
-    labels = tiny.table.labels.copy()
-    test = tiny.rows("test")
+    labels = small.table.labels.copy()
+    test = small.rows("test")
     labels[test] = np.where(labels[test] >= 0, 1 - labels[test], -1)
-    flipped = read_catalog(tiny.path)
+    flipped = read_catalog(small.path)
     flipped.table.labels[:] = labels
     store = FeatureStore.find(root / "features", load_backbone("demo:cnn").spec())
     run_probe(RunContext(flipped), store, tmp_path, QUICK)
@@ -176,25 +176,25 @@ def test_probe_choices_never_see_the_test_labels(finished, tiny, tmp_path):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_predictions_record_what_they_were_fitted_on(finished, tiny):
+def test_predictions_record_what_they_were_fitted_on(finished, small):
     root, _ = finished
     for strategy in ("probe", "finetune"):
         folder = pair_folder(root / "run", "demo:cnn", strategy)
         predictions = Predictions.load(folder / "predictions.npz")
-        train = tiny.image_ids[tiny.rows("train")]
+        train = small.image_ids[small.rows("train")]
         assert set(predictions.fitted_ids.tolist()) == set(train.tolist())
         assert not set(predictions.fitted_ids.tolist()) & set(predictions.image_ids.tolist())
 
 
-def test_tagger_answers_as_the_predictions_do(finished, tiny):
+def test_tagger_answers_as_the_predictions_do(finished, small):
     root, _ = finished
-    rows = tiny.rows("test")[:5].tolist()
+    rows = small.rows("test")[:5].tolist()
     for strategy in ("probe", "finetune"):
         folder = pair_folder(root / "run", "demo:clip", strategy)
         predictions = Predictions.load(folder / "predictions.npz")
-        place = [predictions.image_ids.tolist().index(tiny.image_ids[i]) for i in rows]
+        place = [predictions.image_ids.tolist().index(small.image_ids[i]) for i in rows]
         tagger = Tagger.load(folder)
-        logits = tagger.logits([tiny.images.read(i) for i in rows])
+        logits = tagger.logits([small.images.read(i) for i in rows])
         np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
 
 
@@ -216,27 +216,27 @@ def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
         Tagger.load(tmp_path)
 
 
-def test_unreadable_images_are_said_and_left_out(tiny_csv, tmp_path, quick_bakeoffs):
-    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
+def test_unreadable_images_are_said_and_left_out(small_csv, tmp_path, quick_bakeoffs):
+    shutil.copytree(small_csv.parent, tmp_path / "shop")
     bad = [f"images/p{product:03d}-1.png" for product in (0, 3)]  # one to train, one to test
     for name in bad:
         (tmp_path / "shop" / name).write_bytes(b"broken")
     catalog = read_catalog(tmp_path / "shop" / "catalogue.csv")
     settings = _settings(tmp_path, backbones=("demo:cnn",), finetune=FinetuneSettings(epochs=0))
     run = run_bakeoff(catalog, settings)
-    assert any("2 of 140 images could not be read" in f.sentence for f in run.result.findings)
+    assert any("2 of 72 images could not be read" in f.sentence for f in run.result.findings)
     card = run.result.pairs[0].scorecard
     assert card.n_images == len(catalog.rows("test")) - 1
     assert any(f.code == "missing-images" for f in card.findings)
 
 
-def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_path):
+def test_finetune_takes_its_start_from_fitted_images_alone(small, finished, tmp_path):
     """Validation labels flipped: epoch 0, the probe, scores the validation set as before."""
     root, _ = finished
-    split = tiny.split.copy()
-    split[tiny.rows("train")[-20:]] = "val"
-    with_val = tiny.with_split(split)
-    flipped = read_catalog(tiny.path).with_split(split)
+    split = small.split.copy()
+    split[small.rows("train")[-20:]] = "val"
+    with_val = small.with_split(split)
+    flipped = read_catalog(small.path).with_split(split)
     val = with_val.rows("val")
     known = flipped.table.labels[val] >= 0
     flipped.table.labels[val] = np.where(known, 1 - flipped.table.labels[val], -1)
@@ -255,13 +255,13 @@ def test_finetune_takes_its_start_from_fitted_images_alone(tiny, finished, tmp_p
     np.testing.assert_array_equal(*heads)
 
 
-def test_features_of_other_weights_are_refused(finished, tiny):
+def test_features_of_other_weights_are_refused(finished, small):
     root, _ = finished
     with pytest.raises(StaleFeatures, match="weights_sha256"):
         FeatureStore.find(root / "features", load_backbone("demo:cnn", random_weights=True).spec())
 
 
-def test_bad_requests_are_named(tiny, tmp_path):
+def test_bad_requests_are_named(small, tmp_path):
     for changes, words in (
         ({"backbones": ()}, "--backbones"),
         ({"backbones": ("demo:cnn", "demo:cnn")}, "twice"),
@@ -273,17 +273,17 @@ def test_bad_requests_are_named(tiny, tmp_path):
                 _settings(tmp_path, **changes)
     with pytest.raises(UsageError, match="--folds"):
         ProbeSettings(folds=1)
-    no_test = tiny.with_split(np.full(len(tiny), "train"))
+    no_test = small.with_split(np.full(len(small), "train"))
     with pytest.raises(DataError, match="retailtag catalog split"):
         run_bakeoff(no_test, _settings(tmp_path))
     with pytest.raises(DataError, match="retailtag extract"):
         FeatureStore.find(tmp_path / "none", load_backbone("demo:cnn").spec())
 
 
-def test_a_relabelled_catalogue_reuses_its_embeddings(finished, tiny):
+def test_a_relabelled_catalogue_reuses_its_embeddings(finished, small):
     root, _ = finished
-    relabelled = read_catalog(tiny.path)
+    relabelled = read_catalog(small.path)
     relabelled.table.labels[0, 0] ^= 1
     compute = ComputeSettings(device="cpu", features=root / "features")
     summary = extract(RunContext(relabelled, compute=compute), load_backbone("demo:cnn"))
-    assert (summary.n_computed, summary.n_reused) == (0, len(tiny))
+    assert (summary.n_computed, summary.n_reused) == (0, len(small))

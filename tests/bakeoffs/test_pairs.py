@@ -53,12 +53,12 @@ def _cut_off(path):
 
 
 @pytest.fixture
-def cut_off(tiny_csv, tmp_path):
+def cut_off(small_csv, tmp_path):
     """The small world with the first training and the first test image cut off."""
-    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
+    shutil.copytree(small_csv.parent, tmp_path / "shop")
     for name in ("p000-0", "p003-0"):
         _cut_off(tmp_path / "shop" / "images" / f"{name}.png")
-    return read_catalog(tmp_path / "shop" / tiny_csv.name)
+    return read_catalog(tmp_path / "shop" / small_csv.name)
 
 
 def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path, quick_bakeoffs):
@@ -78,42 +78,42 @@ def test_latency_passes_over_what_cannot_be_read(cut_off):
         readable_images(cut_off, max_pixels=10)
 
 
-def test_limits_reach_the_fine_tune_and_the_tagger(tiny, tiny_store, tmp_path):
-    probe = run_probe(RunContext(tiny), tiny_store, tmp_path / "probe", QUICK).probe
+def test_limits_reach_the_fine_tune_and_the_tagger(small, small_store, tmp_path):
+    probe = run_probe(RunContext(small), small_store, tmp_path / "probe", QUICK).probe
     backbone, out = load_backbone("demo:cnn"), tmp_path / "tuned"
-    context = RunContext(tiny, ReadingSettings(max_pixels=10))
+    context = RunContext(small, ReadingSettings(max_pixels=10))
     with pytest.raises(UnreadableImage, match="--max-pixels"):
-        run_finetune(context, tiny_store, backbone, probe, out, FinetuneSettings(epochs=0))
-    image = tiny.images.read(0)
+        run_finetune(context, small_store, backbone, probe, out, FinetuneSettings(epochs=0))
+    image = small.images.read(0)
     with pytest.raises(UnreadableImage, match="limit of 10"):
         Tagger.load(tmp_path / "probe", max_pixels=10).logits([image])
-    assert Tagger.load(tmp_path / "probe").logits([image]).shape == (1, len(tiny.table.tags))
+    assert Tagger.load(tmp_path / "probe").logits([image]).shape == (1, len(small.table.tags))
 
 
-def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(tiny_csv, tmp_path):
-    shutil.copytree(tiny_csv.parent, tmp_path / "shop")
-    catalog = read_catalog(tmp_path / "shop" / tiny_csv.name)
+def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(small_csv, tmp_path):
+    shutil.copytree(small_csv.parent, tmp_path / "shop")
+    catalog = read_catalog(tmp_path / "shop" / small_csv.name)
     for row in catalog.rows("test").tolist():
         Path(catalog.images.name(row)).write_bytes(b"")
     settings = _settings(tmp_path, strategies=("probe",))
-    with pytest.raises(DataError, match=r"None of the 34 test images.*is empty") as caught:
+    with pytest.raises(DataError, match=r"None of the 18 test images.*is empty") as caught:
         run_bakeoff(catalog, settings)
     assert caught.value.exit_code == 3
     compute = ComputeSettings(device="cpu", features=tmp_path / "features")
     store = extract(RunContext(catalog, compute=compute), load_backbone("demo:cnn")).store
-    with pytest.raises(DataError, match="None of the 34 test images"):
+    with pytest.raises(DataError, match="None of the 18 test images"):
         load_rows(catalog, store, catalog.rows("test"), 0)
 
 
-def test_stages_record_their_machine_and_a_moved_run_says_so(tiny, tmp_path, quick_bakeoffs):
+def test_stages_record_their_machine_and_a_moved_run_says_so(small, tmp_path, quick_bakeoffs):
     settings = _settings(tmp_path, strategies=("probe",))
-    first = run_bakeoff(tiny, settings)
+    first = run_bakeoff(small, settings)
     assert not any(f.code == "several-machines" for f in first.result.findings)
     path = pair_folder(settings.out, "demo:cnn", "probe") / "stage.json"
     record = read_json(path)
     assert record["machine"]["device"] == "cpu"
     write_json(path, {**record, "machine": {**record["machine"], "processor": "Old 486"}})
-    again = run_bakeoff(tiny, settings)
+    again = run_bakeoff(small, settings)
     assert again.ran == ["report"]
     (found,) = [f for f in again.result.findings if f.code == "several-machines"]
     assert "on Old 486" in found.sentence

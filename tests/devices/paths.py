@@ -100,12 +100,12 @@ def test_gradients_are_those_of_the_cpu(sim):
 
 @pytest.fixture(scope="module")
 def world():
-    """Features (300, 10) of unlike scales, and labels (300, 5), frequent to rare and unknown."""
+    """Features (160, 10) of unlike scales, and labels (160, 5), frequent to rare and unknown."""
     rng = np.random.default_rng(7)
-    X = rng.standard_normal((300, 10)) * np.arange(1, 11) ** -0.5
-    score = X @ rng.standard_normal((10, 5)) + rng.logistic(size=(300, 5))
-    Y = np.zeros((300, 5), np.int8)
-    for tag, positives in enumerate([150, 40, 6, 1, 0]):
+    X = rng.standard_normal((160, 10)) * np.arange(1, 11) ** -0.5
+    score = X @ rng.standard_normal((10, 5)) + rng.logistic(size=(160, 5))
+    Y = np.zeros((160, 5), np.int8)
+    for tag, positives in enumerate([80, 30, 6, 1, 0]):
         Y[np.argsort(-score[:, tag])[:positives], tag] = 1
     Y[rng.random(Y.shape) < 0.02] = -1
     return X.astype(np.float32), Y
@@ -168,7 +168,7 @@ def test_solver_started_warm(sim, world):
 def test_neighbours(sim, world):
     X, Y = world
     found, expected = (
-        KnnHead(counts=(20, 5), device=device).fit(X[:200], Y[:200]).scores(X[200:], 0)
+        KnnHead(counts=(20, 5), device=device).fit(X[:110], Y[:110]).scores(X[110:], 0)
         for device in (sim, "cpu")
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
