@@ -194,6 +194,9 @@ def test_probed_and_scored_as_any_other(tiny_csv, tiny, vectors, tmp_path, monke
     assert len(told["without_vector"]) == 1
     probe = rt.probe(tiny_csv, "own:clip-l", sweep_C="1", folds=2, heads="logistic", device="cpu")
     assert probe.run.n_absent == 1
+    short = ["--sweep-C", "1", "--folds", "2", "--heads", "logistic", "--device", "cpu"]
+    assert run(["probe", str(tiny_csv), "--backbones", "own:clip-l", *short]) == 0
+    assert f"1 images of {tiny_csv} have no embedding" in capsys.readouterr().out
     card = rt.score(probe, replicates=100).scorecards[0]
     assert card.model == "own:clip-l · probe"
     assert card.summaries["all"].macro_f1 > 0.5
