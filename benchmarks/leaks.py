@@ -110,6 +110,8 @@ def cluster(look: Look, labels: NDArray[np.int8]) -> tuple[SimilarImages, dict[s
 
 def scores(catalog: Catalog, store: FeatureStore, seeds: Sequence[int]) -> dict[str, Any]:
     """Scores of a probe on splits of a catalogue by its products: means over the seeds."""
+    if not seeds:
+        return {}
     found: list[tuple[float, ...]] = []
     for seed in seeds:
         divided = split(catalog, test=0.2, seed=seed).catalog
@@ -196,7 +198,9 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="folder of stores to reuse")
     parser.add_argument("--name", help="of the catalogue in the table")
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, default=3, help="splits to average over")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="splits to average over; 0: clusters only"
+    )
     parser.add_argument("--synthetic", type=int, default=80_000, help="embeddings; 0: none")
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--quick", action="store_true", help="toy size; record nothing")

@@ -92,7 +92,8 @@ def _similar(
         for side in (near, ~near)
     )
     both = np.isfinite(on_near) & np.isfinite(on_others)
-    scores = (macro(on_near, both), macro(on_others, both)) if both.any() else None
+    tellable = both.any() and (~near).mean() >= found.MIN_SHARE_OTHERS
+    scores = (macro(on_near, both), macro(on_others, both)) if tellable else None
     pairs = [f"{i} ~ {recorded[i]}" for i in ids if i in recorded]
     return found.similar_images(pairs, len(ids), scores, int(both.sum()), split)
 

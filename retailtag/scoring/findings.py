@@ -17,6 +17,8 @@ MAX_TAIL_INTERVAL_WIDTH = 0.10
 MAX_OPTIMISM = 0.02  # macro-F1 that thresholds gain on the scores they were tuned on
 MAX_CALIBRATION_ERROR = 0.05  # pooled; beyond it probabilities mislead
 MIN_SHARE_SIMILAR = 0.01  # of the scored images; fewer change macro-F1 by less than its interval
+# Fewer images without a similar one are mostly those that were missed, and say nothing.
+MIN_SHARE_OTHERS = 0.1
 # Tags given over tags expected; outside this range a group is over- or under-tagged.
 PREVALENCE_RATIOS = (0.5, 2.0)
 MIN_TAGS_FOR_PREVALENCE = 20  # tags given or expected in a group; their ratio is chance with fewer
@@ -148,15 +150,18 @@ def similar_images(
     """Scored images that look like products in training (``scored ~ training``), and what it earns.
 
     `scores` are macro-F1 on these images and on the others over the same `n_tags` tags; None if
-    no tag has positives on both sides.
+    no tag has positives on both sides or the others are too few.
     """
     if len(pairs) < MIN_SHARE_SIMILAR * n_images or not pairs:
         return None
-    earned = "no tag is on both these and the others, so nothing tells how new products would score"
+    earned = (
+        f"the other {n_images - len(pairs):,} are too few to tell how new products would score, "
+        "which may be far worse"
+    )
     if scores is not None:
         earned = (
             f"macro-F1 is {100 * scores[0]:.1f} on them and {100 * scores[1]:.1f} on the others "
-            f"(over the {count(n_tags, 'tag')} on both), and new products score like the others"
+            f"(over the {count(n_tags, 'tag')} on both); new products are like the others"
         )
     return Finding(
         "similar-images",

@@ -70,9 +70,11 @@ def test_images_similar_to_training_images_are_scored_apart(catalog, predict):
     assert "similar-images" not in codes(few, catalog)
 
 
-def test_without_a_tag_on_both_sides_no_score_is_given():
-    finding = found.similar_images(["a ~ b"], 1, None, 0, "test")
-    assert "nothing tells how new products would score" in finding.sentence
+def test_too_few_others_give_no_score_for_new_products(catalog, predict):
+    seen = dict.fromkeys(catalog.image_ids[catalog.rows("test")[3:]].tolist(), "i130")
+    card = score_predictions(predict(catalog, provenance={"similar": seen}), catalog)
+    (finding,) = [f for f in card.findings if f.code == "similar-images"]
+    assert "the other 3 are too few to tell how new products would score" in finding.sentence
     assert found.similar_images(["a ~ b"], 101, (0.9, 0.1), 3, "test") is None
 
 
