@@ -22,7 +22,7 @@ class StandIn:
 
     dim = 3
 
-    def __init__(self, backbone_id, *, weights, device):
+    def __init__(self, backbone_id, *, weights, device, progress):
         self.id = backbone_id
         self.device = device
         self.weights = weights
