@@ -130,7 +130,7 @@ def read_catalog(
     attributes = how.attributes
     if not use_split:
         manifest.columns.pop("split", None)
-    manifest = join_rows(manifest, attributes)
+    manifest = join_rows(manifest, how)
     problems = manifest.problems
     _check_columns(manifest, attributes)
     cells = tag_columns(manifest, how)
@@ -179,7 +179,7 @@ def read_columns(
     manifest.columns.pop("split", None)
     # A column that has another name now may be asked for by the one in the file.
     manifest.columns.update({name: given[name] for name in names if name in given})
-    columns = join_rows(manifest, how.attributes).columns
+    columns = join_rows(manifest, how).columns
     if absent := [name for name in names if name not in columns]:
         raise UsageError(
             f"There is no column {', '.join(absent)} in the catalogue; its columns are "

@@ -5,26 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 from retailtag.catalog.manifest import COLUMNS, SEPARATOR, Cell, Manifest
-from retailtag.catalog.tag_cells import EMPTY_CELLS, as_list
+from retailtag.catalog.tag_cells import COMMAS, EMPTY_CELLS, as_list, better_separator, split_text
+from retailtag.settings import CatalogSettings
 
 MIN_SHARE_REPEATED = 0.5  # of the images have several rows; else a repeated row is an oversight
 
 
-def join_rows(manifest: Manifest, attributes: tuple[str, ...]) -> Manifest:
+def join_rows(manifest: Manifest, settings: CatalogSettings) -> Manifest:
     """The manifest with one row per image and the union of its tags, if it has one row per tag.
 
     A table is taken for one if every row has at most one tag, at least half of the images have
     several rows, and the rows of an image agree in all columns that are read. Any other manifest
-    is returned as it is, and its repeated ids are refused later. A joined row has the number of
-    its image's first row.
+    is returned as it is, and its repeated ids, or cells that seem to hold several tags, are
+    refused later. A joined row has the number of its image's first row.
     """
     columns = manifest.columns
     n = len(manifest)
     if "tags" not in columns or "path" not in columns or manifest.images or manifest.image_column:
         return manifest
-    if len(set(columns["path"])) == n or not all(_is_single(c) for c in set(columns["tags"])):
+    separator = settings.tag_separator or SEPARATOR
+    cells = set(columns["tags"])
+    if len(set(columns["path"])) == n or not all(_is_single(c, separator) for c in cells):
         return manifest
-    same = [c for c in (*COLUMNS, *attributes) if c in columns and c != "tags"]
+    if not settings.tag_separator and better_separator(cells, separator, among=COMMAS):
+        return manifest
+    same = [c for c in (*COLUMNS, *settings.attributes) if c in columns and c != "tags"]
     rows: dict[tuple[Cell, ...], list[int]] = {}
     for row, key in enumerate(zip(*(columns[c] for c in same), strict=True)):
         rows.setdefault(key, []).append(row)
@@ -41,10 +46,10 @@ def join_rows(manifest: Manifest, attributes: tuple[str, ...]) -> Manifest:
     return replace(manifest, columns=joined, problems=manifest.problems.joined(groups))
 
 
-def _is_single(cell: Cell) -> bool:
+def _is_single(cell: Cell, separator: str) -> bool:
     if isinstance(cell, str):
         cell = as_list(cell)[0]
-    return len(cell) < 2 if isinstance(cell, tuple) else SEPARATOR not in cell
+    return len(cell if isinstance(cell, tuple) else split_text(cell, separator)) < 2
 
 
 def _union(cells: list[Cell]) -> Cell:

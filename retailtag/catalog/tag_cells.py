@@ -15,6 +15,7 @@ from retailtag.catalog.manifest import NO_TAGS, SEPARATOR, Cell
 EMPTY_WORDS = frozenset({"nan", "NaN", "NaT", "<NA>", "null", "NULL"})
 EMPTY_CELLS = EMPTY_WORDS | {""}
 SEPARATORS = (";", ",", " ")  # tried where no cell holds the separator in force, in this order
+COMMAS = SEPARATORS[:2]  # where a cell holds a single value or tag, which may have spaces
 MOST = 0.5  # of the distinct cells must split, and of their pieces recur
 MOST_BY_SPACES = 0.8  # of the pieces recur: names of several words share words as well
 NEARLY_ALL = 0.9  # of the pieces recur where fewer cells split

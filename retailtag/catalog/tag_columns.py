@@ -8,6 +8,7 @@ from retailtag.catalog.indicators import indicator_columns
 from retailtag.catalog.labels import TagCells, TagColumn
 from retailtag.catalog.manifest import SEPARATOR, Cell, Manifest
 from retailtag.catalog.tag_cells import (
+    COMMAS,
     SEPARATORS,
     as_list,
     better_separator,
@@ -16,8 +17,6 @@ from retailtag.catalog.tag_cells import (
 )
 from retailtag.errors import DataError
 from retailtag.settings import CatalogSettings
-
-COMMAS = tuple(s for s in SEPARATORS if s.strip())  # a value of an attribute may have spaces
 
 
 def tag_columns(manifest: Manifest, settings: CatalogSettings) -> TagCells:

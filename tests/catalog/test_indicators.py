@@ -148,6 +148,18 @@ def test_repeated_rows_of_another_kind_are_refused(manifest, old, new):
         read_catalog(manifest(*(line.replace(old, new) for line in LONG)))
 
 
+def test_repeated_rows_with_several_tags_each_are_not_joined(manifest):
+    """In any notation: joined, "red, blue" would silently be one tag."""
+    pairs = ("red, blue", "blue, green", "green, red")
+    lines = [f'images/{i}.jpg,"{pairs[(i + k) % 3]}"' for i in range(4) for k in range(2)]
+    with pytest.raises(DataError, match="did you mean --tag-separator ','"):
+        read_catalog(manifest("path,tags", *lines))
+    with pytest.raises(BadCatalogue, match=r"image id .* repeats that of row 2"):
+        read_catalog(manifest("path,tags", *lines), tag_separator=",")
+    kept = read_catalog(manifest("path,tags", *lines), tag_separator="|")
+    assert set(kept.table.tags) == set(pairs)
+
+
 def test_a_single_repeated_row_is_an_oversight(manifest):
     lines = [f"images/{i}.jpg,a" for i in range(4)]
     with pytest.raises(BadCatalogue, match=r"row 6: image id .* repeats that of row 2"):
