@@ -73,7 +73,7 @@ class CatalogReport:
     duplicates_within: int  # images that repeat another of the same split
     near_across: tuple[Duplicate, ...]  # pairs of near-duplicates in two splits
     near_within: int  # pairs of near-duplicates of the same split
-    missing_products: str  # a warning if photographs of one product are not named as such
+    missing_products: str  # a warning if no product has two images
     without_positive: dict[str, tuple[str, ...]]  # tags without a positive image, by split
     suspicious: tuple[ImageFinding, ...]
     tag_notes: tuple[str, ...]

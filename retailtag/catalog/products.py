@@ -20,6 +20,11 @@ from retailtag.errors import DataError, UsageError, named
 from retailtag.progress import SILENT, Progress
 
 SIMILAR = "similar"
+NO_PRODUCTS = (
+    "Every image counts as a product of its own. If several photographs show one product, scores "
+    "will be too high: name their column with --group-column, or find them with retailtag catalog "
+    "split --group-by similar."
+)
 # Embeddings of image ids: float32 (n_found, dim), and whether each id has one (n_ids,)
 ReadEmbeddings = Callable[[Sequence[str]], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 _VIEW = re.compile(r"[_-][^_/-]*$")  # what tells photographs of one product apart: -2, _back
@@ -163,14 +168,14 @@ def has_products(catalog: Catalog) -> bool:
 
 
 def missing_products(catalog: Catalog, look: Look) -> str:
-    """Warning that images may show one product though none is named; empty if nothing says so."""
+    """Warning that no product has two images, with what suggests otherwise; empty if one has."""
     if has_products(catalog):
         return ""
     signs = list(_signs_of_products(catalog))
     if tags_name_products(look, catalog.table.labels):
         signs.append(("similar", "images that look alike mostly have the very same tags"))
     if not signs:
-        return ""
+        return NO_PRODUCTS
     ways = " or ".join(f"--group-by {way}" for way, _ in reversed(signs))
     return (
         "No product is named (a column group is missing, or no value of it repeats), but several "

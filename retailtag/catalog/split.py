@@ -12,17 +12,12 @@ import numpy as np
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.folds import stratified_folds
 from retailtag.catalog.manifest import csv_text
-from retailtag.catalog.products import GroupBy, Grouping, has_products, joined
+from retailtag.catalog.products import NO_PRODUCTS, GroupBy, Grouping, has_products, joined
 from retailtag.catalog.readers import read_catalog, read_columns, write_catalogue
 from retailtag.catalog.similar import SimilarImages, similar_images
 from retailtag.errors import UsageError, check_seed
 from retailtag.files import write_text
 from retailtag.settings import CatalogSettings
-
-NO_PRODUCTS = (
-    "Every image counts as a product of its own. If several photographs show one product, scores "
-    "will be too high: name their column with --group-column, or find them with --group-by similar."
-)
 
 
 @dataclass(frozen=True, eq=False)

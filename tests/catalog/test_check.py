@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from retailtag.catalog.check import check_catalog
+from retailtag.catalog.products import NO_PRODUCTS
 from retailtag.catalog.readers import read_catalog
 
 
@@ -91,10 +92,11 @@ def photographs(n_products, n_views, rng):
     return records
 
 
-def test_without_products_the_check_warns_where_tags_or_names_suggest_them():
+def test_without_products_the_check_warns_and_says_what_suggests_them():
     records = photographs(20, 3, np.random.default_rng(0))
     warning = check_catalog(read_catalog(records), workers=1).missing_products
-    assert warning == ""  # noise never looks alike: nearest neighbours have other tags
+    # Noise never looks alike, so nearest neighbours have other tags and nothing suggests products.
+    assert warning == NO_PRODUCTS
     for i, record in enumerate(records):
         record["image_id"] = f"p{i // 3}_{i % 3}"
     warning = check_catalog(read_catalog(records), workers=1).missing_products
