@@ -128,7 +128,9 @@ def splits(
         check_seed(seed)
     if (test is None) == (folds is None) or (folds is not None and val):
         raise UsageError("Give --test (and --val if you like), or --folds alone.")
-    places = _places(None if out is None else Path(out), folds, seeds, force)
+    places = _places(None if out is None else Path(out), folds, seeds)
+    if not force:
+        _refuse_existing(places, grouping)
     catalog, similar = _with_products(catalog, settings, grouping)
     made: list[SplitCatalog] = []
     for seed in seeds:
@@ -152,9 +154,7 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.stem}.{ending}")
 
 
-def _places(
-    out: Path | None, folds: int | None, seeds: Sequence[int], force: bool
-) -> list[Path | None]:
+def _places(out: Path | None, folds: int | None, seeds: Sequence[int]) -> list[Path | None]:
     """Manifest of every split."""
     names = [f"-seed{seed}" if len(seeds) > 1 else "" for seed in seeds]
     if folds is not None:
@@ -164,10 +164,16 @@ def _places(
     if out.suffix.lower() != ".csv":
         raise UsageError(f"--out {out}: the manifest is written as CSV; end its name in .csv.")
     places = [out.with_name(f"{out.stem}{name}.csv") if name else out for name in names]
-    there = next((place for place in places if place.exists()), None)
-    if there is not None and not force:
-        raise UsageError(f"--out {there} exists; give another name, or --force to overwrite it.")
     return [*places]
+
+
+def _refuse_existing(places: Sequence[Path | None], grouping: Grouping | None) -> None:
+    """Raise `UsageError` if a manifest exists, or a file that would be written beside it."""
+    endings = ("similar.csv", "similar.html") if grouping and grouping.by.similar else ()
+    for place in filter(None, places):
+        for file in (place, *(beside(place, ending) for ending in endings)):
+            if file.exists():
+                raise UsageError(f"{file} exists; give another --out, or --force to overwrite it.")
 
 
 def _with_products(

@@ -186,6 +186,10 @@ def test_split_by_similar_writes_a_table_and_a_contact_sheet(run, shop):
     assert [row.split(",")[:3] for row in rows[1:]] == [["0", "0", "0"], ["0", "0", "1"]]
     page = (shop / "s.similar.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
+    (shop / "s.csv").unlink()
+    with pytest.raises(UsageError, match=r"s\.similar\.csv exists"):
+        run("split", shop, "--out", shop / "s.csv", "--test", 8, "--group-by", "similar")
+    assert not (shop / "s.csv").exists()
 
 
 def test_split_compares_the_embeddings_of_a_store(run, shop):
