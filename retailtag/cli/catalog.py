@@ -164,9 +164,10 @@ def _similar(similar: SimilarImages, sheet: Path) -> str:
     members = similar.members
     n_images = sum(map(len, members))
     by = "their looks and equal tags" if similar.by_tags else "their looks alone"
+    plural = "cluster" if len(members) == 1 else "clusters"
     unseen = f"; {similar.n_unseen:,} images could not be compared" if similar.n_unseen else ""
     return (
-        f"{n_images:,} images are similar to another, in {len(members):,} clusters, by {by}"
+        f"{n_images:,} images are similar to another, in {len(members):,} {plural}, by {by}"
         f"{unseen}; look at them in {sheet}"
     )
 

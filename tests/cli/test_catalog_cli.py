@@ -180,7 +180,7 @@ def test_split_by_similar_writes_a_table_and_a_contact_sheet(run, shop):
     Image.fromarray(np.asarray(Image.open(shop / "0.png")) | 1).save(shop / "1.png")
     result = run("split", shop, "--out", shop / "s.csv", "--test", 8, "--group-by", "similar")
     assert "39 products, the largest of 2 images" in result.stdout
-    assert "in 1 clusters, by their looks alone" in result.stdout
+    assert "in 1 cluster, by their looks alone" in result.stdout
     assert names_of(read_catalog(shop / "s.csv"))["1"] == "0"
     rows = (shop / "s.similar.csv").read_text().splitlines()
     assert [row.split(",")[:3] for row in rows[1:]] == [["0", "0", "0"], ["0", "0", "1"]]
