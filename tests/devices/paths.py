@@ -138,7 +138,7 @@ def test_solver(sim, world):
 
 def test_solver_in_float64(sim, world, monkeypatch):
     X, Y = world
-    monkeypatch.setattr("retailtag.probes.solver.torch_solver.FLOAT32_ITERATIONS", 1)
+    monkeypatch.setattr("retailtag.probes.solver.path.FLOAT32_ITERATIONS", 1)
     X = X * np.logspace(0, 3, X.shape[1], dtype=np.float32)
     found, expected = (fit_probes(X, Y, C, device=device) for device in (sim, "cpu"))
     assert_same_optimum(found, expected)

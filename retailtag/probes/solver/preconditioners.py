@@ -13,27 +13,13 @@ from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factore
 # Other values of these four were no better (results/LOG.md).
 WORKING_IMAGES = 256  # images of a working set, at most, until a tag takes long
 COVERED = 0.95  # share of a tag's curvature that a working set holds, if it may be that large
-STALE_RATIO = 3.5  # ratio of strengths from which a working set is chosen anew
-RENEW_EVERY = 4  # iterations at one strength after which it is, and after 8, 16, 32, ...
+STALE_RATIO = 10.0  # ratio of strengths from which a working set is chosen anew
+RENEW_EVERY = 3  # iterations at one strength after which it is, and after 6, 12, 24, ...
 DENSE_IMAGES = 4  # images a dimension of a guess that is factored whole
 DENSE_COVERED = 0.9999  # share of the curvature that those hold, if they may
 IMAGES_STRIPE = 64  # rows of a working set's Gram matrix made at once
 EXACT_NUMBERS = 100_000_000  # feature values that an exact factoring takes at once: 0.8 GB
 STORED_NUMBERS = 400_000_000  # entries of stored guesses: 1.6 GB
-
-
-@dataclass(frozen=True)
-class DiagonalPreconditioner:
-    """The Hessian at the prevalence, diagonal in the eigenbasis: (n_tags, dim + 1) inverted."""
-
-    inverse: Tensor
-
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
-        """Leave it as it is."""
-
-    def apply(self, tags: Tensor, q: Tensor) -> Tensor:
-        """Inverse Hessian times q, (tags, dim + 1)."""
-        return q * self.inverse[tags]
 
 
 @dataclass(frozen=True)
@@ -91,32 +77,47 @@ class WorkingSetPreconditioner:
         self.exact = exact
         self.dim = dim
         self.device = device
-        self.capacity = max(STORED_NUMBERS // (dim + 1) ** 2, 1)  # tags that `exact` takes at once
         self.guess: OrderedDict[int, _Guess] = OrderedDict()  # the least recently made first
         self.stored = 0  # entries of all guesses
         self.made_at = torch.zeros(n_tags, dtype=torch.float64, device=device)  # strength; 0: none
 
-    def renew(self, problem: Problem, tags: Tensor, u: Tensor, C: Tensor, step: int) -> None:
-        """Make anew what is stale or was dropped because memory was full.
+    @staticmethod
+    def fits(dim: int) -> int:
+        """Tags whose whole Hessians are stored at once."""
+        return max(STORED_NUMBERS // (dim + 1) ** 2, 1)
 
-        `problem` holds the rows of `tags`, u (tags, n_images) their logits.
+    def renew(
+        self, problem: Problem, tags: Tensor, rows: Tensor, u: Tensor, C: Tensor, tries: Tensor
+    ) -> None:
+        """Make anew what is stale or was dropped because memory was full, of the tags in `rows`.
+
+        `problem`, `tags`, logits u (tags, n_images), strengths C and the steps made at them,
+        `tries`, are of a whole batch.
         """
-        stale = self.made_at[tags] * STALE_RATIO < C
-        if self.exact or _doubles(step):
+        self._forget()
+        at = tags[rows]
+        stale = self.made_at[at] * STALE_RATIO < C[rows]
+        if self.exact:
             stale[:] = True
-        kind, n_images, covered = self._size(len(tags), step)
-        for rows in torch.nonzero(stale).flatten().split(self._tags_at_once(n_images)):
-            some = problem.take(rows).working_set(u[rows], C[rows], n_images, covered)
-            self._remember(tags[rows].tolist(), kind.of(some))
-        self.made_at[tags[stale]] = C[stale].double()
-        self._forget(set(tags.tolist()))
+        stale |= _doubles(tries[rows])
+        for step in tries[rows][stale].unique().tolist():
+            n_tags = int((tries[rows] >= step).sum())
+            kind, n_images, covered = self._size(n_tags, step)
+            some = rows[stale & (tries[rows] == step)]
+            for few in some.split(self._tags_at_once(n_images)):
+                made = problem.take(few).working_set(u[few], C[few], n_images, covered)
+                self._remember(tags[few].tolist(), kind.of(made))
+        self.made_at[at[stale]] = C[rows][stale].double()
 
     def _size(self, n_tags: int, step: int) -> tuple[type[_Guess], int, float]:
-        """Kind of guess, images at most, and the share of curvature that is enough."""
+        """Kind of guess, images at most, and the share of curvature that is enough.
+
+        `n_tags` tags have made `step` steps or more.
+        """
         if self.exact:
             return _Dense, max(EXACT_NUMBERS // (self.dim + 1), self.dim), 1.0
         n_images = WORKING_IMAGES * max(step // RENEW_EVERY, 1)
-        if n_images > self.dim and n_tags <= self.capacity:
+        if n_images > self.dim and n_tags <= self.fits(self.dim):
             return _Dense, max(DENSE_IMAGES * self.dim, 1000), DENSE_COVERED
         n_images = min(n_images, self.dim, max(STORED_NUMBERS // (n_tags * (self.dim + 1)), 1))
         # A GPU wants stacks of one size.
@@ -136,11 +137,10 @@ class WorkingSetPreconditioner:
             self.guess[tag] = alone
             self.stored += _numbers(alone)
 
-    def _forget(self, needed: set[int]) -> None:
-        """Drop the oldest guesses, but those `needed`, until the rest fits in memory."""
-        for tag in [tag for tag in self.guess if tag not in needed]:
-            if self.stored <= STORED_NUMBERS:
-                break
+    def _forget(self) -> None:
+        """Drop the oldest guesses until the rest fits in memory."""
+        while self.stored > STORED_NUMBERS:
+            tag = next(iter(self.guess))
             self._drop(tag)
             self.made_at[tag] = 0
 
@@ -165,10 +165,10 @@ class WorkingSetPreconditioner:
         return solved
 
 
-def _doubles(step: int) -> bool:
-    """Whether a step is `RENEW_EVERY` times a power of two."""
-    times, rest = divmod(step, RENEW_EVERY)
-    return times > 0 and rest == 0 and times & (times - 1) == 0
+def _doubles(steps: Tensor) -> Tensor:
+    """Whether steps (tags,) are `RENEW_EVERY` times a power of two."""
+    times = steps // RENEW_EVERY
+    return (times > 0) & (steps % RENEW_EVERY == 0) & (times & (times - 1) == 0)
 
 
 def _numbers(guess: _Guess) -> int:
@@ -181,6 +181,3 @@ def _stacked(guesses: list[_Guess]) -> _Guess:
     return type(guesses[0])(
         **{name: torch.cat([getattr(guess, name) for guess in guesses]) for name in fields}
     )
-
-
-Preconditioner = DiagonalPreconditioner | WorkingSetPreconditioner

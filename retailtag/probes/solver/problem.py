@@ -11,6 +11,7 @@ Parameters of the batch lie in one tensor (tags, dim + 1), the intercept last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -43,11 +44,24 @@ def objective(x: Tensor, loss: Tensor, C: Tensor) -> Tensor:
 class PerTag:
     """Dataclass of tensors whose rows are tags, and of others like it."""
 
-    def take(self, rows: Tensor) -> Self:
+    def take(self, rows: Tensor | slice) -> Self:
         """Only the tags in `rows`."""
         fields = vars(self).items()
         return type(self)(
             **{k: v[rows] if isinstance(v, Tensor) else v.take(rows) for k, v in fields}
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The tags of all `parts`, one after another."""
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        return cls(
+            **{
+                name: torch.cat(values)
+                if isinstance(values[0], Tensor)
+                else type(values[0]).joined(values)
+                for name, values in columns.items()
+            }
         )
 
     def put(self, rows: Tensor, other: Self) -> None:
@@ -117,7 +131,7 @@ class Problem:
         curvature = (prevalence * (1 - prevalence)).clamp_min(1e-12)
         return cls(features, neg_sign, weight, curvature, total)
 
-    def take(self, rows: Tensor) -> Problem:
+    def take(self, rows: Tensor | slice) -> Problem:
         """Only the tags in `rows`."""
         weight = self.label_weight
         return replace(

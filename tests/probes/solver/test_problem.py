@@ -125,14 +125,14 @@ def test_guesses_are_found_again_in_any_order(small, monkeypatch):
     problem, u, C, _ = small
     guesses = WorkingSetPreconditioner(4, 2, torch.device("cpu"))
     everyone = torch.arange(2)
-    guesses.renew(problem, everyone, u, C, 0)
+    no_step = torch.zeros(2, dtype=torch.int64)
+    guesses.renew(problem, everyone, everyone, u, C, no_step)
     q = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 5)))
     found = guesses.apply(everyone, q)
     np.testing.assert_array_equal(guesses.apply(everyone.flip(0), q.flip(0)).flip(0), found)
 
     monkeypatch.setattr(preconditioners, "STORED_NUMBERS", 1)
-    one = torch.tensor([1])
-    guesses.renew(problem.take(one), one, u[one], C[one] * 10, 0)
+    guesses.renew(problem, everyone, torch.tensor([1]), u, C * 10, no_step)
     assert list(guesses.guess) == [1]
     assert guesses.made_at[0] == 0
 

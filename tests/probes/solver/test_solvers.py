@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.probes.scaling import Standardiser
+from retailtag.probes.solver import path, preconditioners, torch_solver
 from retailtag.probes.solver.fit import fit_probes, make_solver
 from retailtag.probes.solver.fits import SINGLE_CLASS, STEP_LIMIT
 from retailtag.probes.solver.torch_solver import TorchSolver
@@ -116,6 +117,23 @@ def test_step_limit_is_said(world):
     X, Y = world
     fits = TorchSolver(max_iter=1)(X, Y, np.array([10.0]))
     assert STEP_LIMIT in fits.status
+
+
+def test_what_float32_does_not_solve_goes_on_in_float64(world, monkeypatch):
+    """Also where some tags of a batch do and others do not, and in several batches."""
+    X, Y = world
+    plain = TorchSolver()(X, Y, np.array(GRID))
+    calls = []
+    in_double = path.Path._in_double
+    monkeypatch.setattr(path.Path, "_in_double", lambda self: calls.append(1) or in_double(self))
+    monkeypatch.setattr(path, "FLOAT32_ITERATIONS", 2)
+    monkeypatch.setattr(torch_solver, "BATCH_NUMBERS", 3 * len(X))
+    monkeypatch.setattr(preconditioners, "STORED_NUMBERS", 2 * (X.shape[1] + 1) ** 2)
+    fits = TorchSolver()(X, Y, np.array(GRID))
+    assert calls
+    assert (fits.iterations < 2).any()
+    np.testing.assert_array_equal(fits.status, plain.status)
+    np.testing.assert_allclose(fits.objective, plain.objective, rtol=2e-4)
 
 
 def test_unknown_labels_take_no_part(world):
