@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retailtag.errors import UsageError
 from retailtag.fields import Section
+from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
 from retailtag.settings import BakeoffSettings, CatalogSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
@@ -289,10 +290,11 @@ def probe(
     texts = find_texts(s.probe.heads, backbone, tags, weights=local, device=device)
     store = find_embeddings(context, backbone, s.extract)
     check_rows(context.catalog, store, context.catalog.rows("train"), s.probe.folds)
-    # Written once nothing is left to refuse, and before the work: a killed run has them too.
     out = folder_of("probe", s)
-    _keep_settings("probe", out, s, catalog)
-    run = run_probe(context, store, out, s.probe, texts=texts)
+    with only_writer(out):
+        # Written once nothing is left to refuse, and before the work: a killed run has them too.
+        _keep_settings("probe", out, s, catalog)
+        run = run_probe(context, store, out, s.probe, texts=texts)
     return ProbeOutcome(run, out, context.catalog, s.compute)
 
 
@@ -343,15 +345,16 @@ def finetune(
     model = load()
     store = _store_of_probe(context, s, model, fitted)
     out, config, ranking = folder_of("finetune", s), s.finetune, None
-    _keep_settings("finetune", out, s, catalog)
-    # After a search the settings that won repeat the run, without searching again.
-    if search:
-        config, ranking = search_settings(context, store, load, fitted, out, config, search)
-        _keep_settings("finetune", out, replace(s, finetune=config), catalog)
-    if seeds > 1:
-        runs = run_seeds(context, store, load, fitted, out, config, seeds)
-    else:
-        runs = [run_finetune(context, store, model, fitted, out, config)]
+    with only_writer(out):
+        _keep_settings("finetune", out, s, catalog)
+        # After a search the settings that won repeat the run, without searching again.
+        if search:
+            config, ranking = search_settings(context, store, load, fitted, out, config, search)
+            _keep_settings("finetune", out, replace(s, finetune=config), catalog)
+        if seeds > 1:
+            runs = run_seeds(context, store, load, fitted, out, config, seeds)
+        else:
+            runs = [run_finetune(context, store, model, fitted, out, config)]
     return FinetuneOutcome(tuple(runs), out, s.compute, ranking)
 
 
@@ -467,8 +470,9 @@ def bakeoff(
     s = _resolve("bakeoff", settings, {**options, "backbones": backbones})
     context = _context(catalog, s, progress)
     request = Request(context, s)  # refuses what cannot be followed before anything is written
-    _keep_settings("bakeoff", request.out, s, catalog)
-    return BakeoffOutcome(run_request(request, command), request.out, s.compute)
+    with only_writer(request.out):
+        _keep_settings("bakeoff", request.out, s, catalog)
+        return BakeoffOutcome(run_request(request, command), request.out, s.compute)
 
 
 def load(

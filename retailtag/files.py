@@ -8,12 +8,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from retailtag.errors import ArtefactError, DataError
+from retailtag.errors import DataError
 
 
 @contextmanager
@@ -86,10 +86,29 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented, key-sorted JSON whole or not at all; non-finite numbers are refused."""
-    write_text(
-        path,
-        json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n",
-    )
+    with write_whole(path) as handle:
+        handle.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace several files of a folder, each whole, the first of `files` last.
+
+    All are on the disk before one is renamed, so that a full disk leaves all that was there. A kill
+    between two renames leaves some of either; readers must be able to tell.
+    """
+    with ExitStack() as stack:
+        # A stack closes in reverse order, and closing is what renames.
+        handles = [stack.enter_context(write_whole(folder / name)) for name in files]
+        for handle, body in zip(handles, files.values(), strict=True):
+            handle.write(body)
+            handle.flush()
+            os.fsync(handle.fileno())
 
 
 def read_json(path: Path) -> Any:
@@ -100,68 +119,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist.") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
-
-
-def read_artefact(
-    folder: Path,
-    name: str,
-    versions: Sequence[int],
-    command: str,
-    parse: Callable[[bytes], dict[str, Any]],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read ``NAME.json`` and the tensors of ``NAME.safetensors``, as retailtag writes them.
-
-    The caller reads the `versions` of the format; `command` writes the files again; `parse` is
-    ``safetensors.numpy.load`` or ``safetensors.torch.load``.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or damaged.
-    ArtefactError
-        If the header has another format or is damaged; and where the caller takes a key that is
-        not there.
-    """
-    from safetensors import SafetensorError
-
-    if not (folder / f"{name}.json").exists():
-        raise DataError(
-            f"{folder}/{name}.json does not exist; make it with `{command}`, or name its folder."
-        )
-    header = read_json(folder / f"{name}.json")
-    if not isinstance(header, dict) or header.get("format") not in versions:
-        raise ArtefactError(f"{folder}/{name}.json has another format; run {command} again.")
-    header = _Keyed.of(header, f"{folder}/{name}.json", command)
-    if not isinstance(header["tags"], list) or not isinstance(header["facts"], dict):
-        raise ArtefactError(
-            f"{folder}/{name}.json is damaged (tags is not a list or facts not an object); "
-            f"run {command} again."
-        )
-    header["facts"] = _Keyed.of(header["facts"], f"{folder}/{name}.json", command)
-    try:
-        tensors = parse((folder / f"{name}.safetensors").read_bytes())
-        return header, _Keyed.of(tensors, f"{folder}/{name}.safetensors", command)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{folder}/{name}.safetensors cannot be read ({error}); run {command} again."
-        ) from error
-
-
-class _Keyed(dict[str, Any]):
-    """What a file holds; taking a key that it lacks names the file, the key and the remedy."""
-
-    place = ""
-    command = ""
-
-    @classmethod
-    def of(cls, content: dict[str, Any], place: str, command: str) -> _Keyed:
-        """Wrap the `content` of the file `place`, which `command` writes again."""
-        keyed = cls(content)
-        keyed.place, keyed.command = place, command
-        return keyed
-
-    def __missing__(self, key: str) -> Any:
-        raise ArtefactError(f"{self.place} lacks {key}; run {self.command} again.")
 
 
 def file_sha256(path: Path) -> str:

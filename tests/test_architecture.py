@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "retailtag"
 
 # A package may import itself and the packages named here; everything may import the base.
-BASE = {"errors", "progress", "files", "statistics", "fields", "settings", "version", "display"}
+BASE = {
+    "artefacts",
+    "errors",
+    "progress",
+    "files",
+    "lock",
+    "statistics",
+    "fields",
+    "settings",
+    "version",
+    "display",
+}
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
     "__main__": {"cli"},
@@ -20,6 +31,8 @@ MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
+    "artefacts": {"errors", "files"},
+    "lock": {"errors", "files"},
     "statistics": {"errors"},
     "fields": {"errors"},
     "settings": {"errors", "fields"},

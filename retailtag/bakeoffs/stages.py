@@ -22,6 +22,7 @@ from retailtag.bakeoffs.pairs import (
 from retailtag.bakeoffs.request import Request
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.errors import DataError
+from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
@@ -98,7 +99,10 @@ class ProbeStage(BackboneStage):
 
     def run(self) -> None:
         """Sweep, choose, refit and predict."""
-        run_probe(self.context, self.source, self.folder, self.settings.probe, texts=self._texts)
+        with only_writer(self.folder):
+            run_probe(
+                self.context, self.source, self.folder, self.settings.probe, texts=self._texts
+            )
 
     @property
     def findings(self) -> list[Finding]:
@@ -137,7 +141,8 @@ class FinetuneStage(BackboneStage):
         model = load(self.request, self.backbone)
         probe = Probe.load(self._probe.folder)
         settings = self.settings.finetune
-        run_finetune(self.context, self._store, model, probe, self.folder, settings)
+        with only_writer(self.folder):
+            run_finetune(self.context, self._store, model, probe, self.folder, settings)
 
 
 class LatencyStage(BackboneStage):

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from retailtag.errors import DamagedFile, DataError
 from retailtag.files import make_folder, read_json, slug, write_json, write_whole
-from retailtag.store.lock import WriterLock
+from retailtag.lock import WriterLock
 from retailtag.store.spec import canonical_json
 
 FORMAT = 1

@@ -11,9 +11,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retailtag.files import read_artefact, write_json, write_whole
+from retailtag.artefacts import (
+    BOUND,
+    FACTS,
+    FINITE,
+    TAGS,
+    TEXT,
+    THRESHOLD,
+    Kind,
+    StoredModel,
+    TensorRule,
+    write_model,
+)
 
-FORMAT = 1
+FILE = "checkpoint.safetensors"
+HEAD = {
+    "weight": TensorRule("F32", ("tags", "dim"), FINITE),
+    "bias": TensorRule("F32", ("tags",), FINITE),
+    "thresholds": TensorRule("F32", ("tags",), THRESHOLD),
+}
+KIND = Kind(
+    name="checkpoint",
+    command="retailtag finetune",
+    version=2,  # 1 recorded no digests
+    bound_from=2,
+    fields={"backbone": TEXT, "tags": TAGS},
+    facts=FACTS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,27 +53,25 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)  # JSON-able: settings, epoch, digests
 
     def save(self, folder: Path) -> None:
-        """Write ``checkpoint.safetensors``, then ``checkpoint.json``, which makes it count."""
+        """Write ``checkpoint.safetensors`` and ``checkpoint.json``, which binds it."""
         from safetensors.torch import save
 
         tensors = {f"backbone.{k}": v.contiguous() for k, v in self.state.items()}
-        for name in ("weight", "bias", "thresholds"):
+        for name in HEAD:
             tensors[f"head.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
-        with write_whole(folder / "checkpoint.safetensors") as handle:
-            handle.write(save(tensors))
-        header = {"format": FORMAT, "backbone": self.backbone, "tags": list(self.tags)}
-        write_json(folder / "checkpoint.json", {**header, "facts": self.facts})
+        header = {"backbone": self.backbone, "tags": list(self.tags), "facts": self.facts}
+        write_model(folder, KIND, header, {FILE: save(tensors, metadata=BOUND)})
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read what `save` wrote.
-
-        Raises `DataError` for a missing or damaged file, `ArtefactError` for a newer format.
-        """
+        """Read what `save` wrote; raises as `retailtag.artefacts.StoredModel` does."""
         from safetensors.torch import load
 
-        header, tensors = read_artefact(folder, "checkpoint", (FORMAT,), "retailtag finetune", load)
-        head = {n: tensors[f"head.{n}"].numpy() for n in ("weight", "bias", "thresholds")}
+        stored = StoredModel(folder, KIND)
+        header = stored.header
+        rules = {f"head.{name}": rule for name, rule in HEAD.items()}
         prefix = "backbone."
+        tensors = stored.tensors(FILE, rules, load, others=prefix, finite=torch.isfinite)
+        head = {name: tensors[f"head.{name}"].numpy() for name in HEAD}
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)

@@ -29,8 +29,8 @@ import numpy as np
 
 from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
 from retailtag.files import make_folder
+from retailtag.lock import WriterLock
 from retailtag.progress import SILENT, Progress
-from retailtag.store.lock import WriterLock
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -127,7 +127,7 @@ def search(
         raise UsageError(f"--search {n} is out of range; give how many settings to try, from 1.")
     start = start or Setting()
     make_folder(folder)
-    lock = WriterLock(folder / LOCK)
+    lock = WriterLock(folder / LOCK, "--out")
     lock.acquire()  # a second process would take the running setting for an interrupted one
     try:
         space = {"losses": LOSSES, "samplers": SAMPLERS, "lr": LR_RANGE, "decay": LAYER_DECAY_RANGE}

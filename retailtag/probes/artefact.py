@@ -9,14 +9,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.files import read_artefact, write_json, write_whole
+from retailtag.artefacts import (
+    BOUND,
+    FACTS,
+    FINITE,
+    KNN,
+    POSITIVE,
+    TAGS,
+    THRESHOLD,
+    Kind,
+    StoredModel,
+    TensorRule,
+    one_of,
+    write_model,
+)
+from retailtag.errors import ArtefactError
 from retailtag.probes.heads.knn import FILE as KNN_FILE
 from retailtag.probes.heads.knn import KnnBank, KnnVote
-from retailtag.probes.scaling import is_unit, unit_rows
+from retailtag.probes.scaling import SCALES, is_unit, unit_rows
 
-FORMAT = 3  # 2 knew linear heads alone, 1 only logistic regression on standardised features
-READABLE = (1, 2, FORMAT)
-TENSORS = ("weight", "bias", "thresholds", "C")
+FILE = "probe.safetensors"
+TENSORS = {
+    "weight": TensorRule("F32", ("tags", "dim"), FINITE),
+    "bias": TensorRule("F32", ("tags",), FINITE),
+    "thresholds": TensorRule("F32", ("tags",), THRESHOLD),
+    "C": TensorRule("F64", ("tags",), POSITIVE),
+}
+KIND = Kind(
+    name="probe",
+    command="retailtag probe",
+    version=4,  # 3 recorded no digests, 2 knew linear heads alone, 1 only standardised features
+    bound_from=4,
+    fields={
+        "tags": TAGS,
+        "scale": one_of(*SCALES, "l2-standardise"),  # the last of earlier versions
+        "head": one_of("logistic", "ridge", "text", "knn"),
+        "knn": KNN,
+    },
+    facts=FACTS,
+    optional=frozenset({"knn"}),
+    implied={1: {"scale": "standardise", "head": "logistic"}},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,50 +80,63 @@ class Probe:
         return self.head == "logistic" and is_unit(self.scale)
 
     @property
+    def dim(self) -> int:
+        """Length of the embeddings that it takes."""
+        return len(self.vote.bank.mean) if self.vote else self.weight.shape[1]
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `save` writes."""
-        names = ("probe.safetensors", "probe.json")
+        names = (FILE, "probe.json")
         return names if self.vote is None else (*names, KNN_FILE)
 
     def save(self, folder: Path) -> None:
-        """Write ``probe.safetensors``, the bank of a vote, then ``probe.json``, each whole."""
+        """Write ``probe.safetensors``, the bank of a vote, and ``probe.json``, which binds them."""
         from safetensors.numpy import save
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
-        with write_whole(folder / "probe.safetensors") as handle:
-            handle.write(save(arrays))
-        header: dict[str, Any] = {
-            "format": FORMAT,
+        files = {FILE: save(arrays, metadata=BOUND)}
+        header = {
             "tags": list(self.tags),
             "scale": self.scale,
             "head": self.head,
             "facts": self.facts,
         }
         if self.vote is not None:
-            self.vote.bank.save(folder)
+            files[KNN_FILE] = self.vote.bank.to_bytes()
             counts = self.vote.counts.tolist()
             header["knn"] = {"counts": counts, "temperature": self.vote.temperature}
-        write_json(folder / "probe.json", header)
+        write_model(folder, KIND, header, files)
         if self.vote is None:  # the bank of an earlier probe in the same folder
             (folder / KNN_FILE).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
-        """Read what `save` wrote; raises as `retailtag.files.read_artefact` does."""
+        """Read what `save` wrote; raises as `retailtag.artefacts.StoredModel` does."""
         from safetensors.numpy import load
 
-        header, arrays = read_artefact(folder, "probe", READABLE, "retailtag probe", load)
-        if header["format"] == 1:
-            header |= {"scale": "standardise", "head": "logistic"}
-        vote = None
+        stored = StoredModel(folder, KIND)
+        header = stored.header
         if header["head"] == "knn":
-            knn = header["knn"]
-            vote = KnnVote(KnnBank.load(folder), np.array(knn["counts"]), knn["temperature"])
+            stored.sizes["dim"] = 0  # its logits are votes of the bank
+        arrays = stored.tensors(FILE, TENSORS, load)
         return cls(
             tags=tuple(header["tags"]),
             facts=header["facts"],
             scale=header["scale"],
             head=header["head"],
-            vote=vote,
-            **{name: arrays[name] for name in TENSORS},
+            vote=_vote(stored) if header["head"] == "knn" else None,
+            **arrays,
         )
+
+
+def _vote(stored: StoredModel) -> KnnVote:
+    """The vote of a model whose head is ``knn``."""
+    knn = stored.header.get("knn", {})
+    counts = np.array(knn.get("counts", ()), np.int64)
+    if len(counts) != stored.sizes["tags"]:
+        raise ArtefactError(
+            f"{stored.path}: knn.counts has {len(counts)} numbers for {stored.sizes['tags']} tags; "
+            f"{stored.again}"
+        )
+    return KnnVote(KnnBank.read(stored), counts, knn["temperature"])

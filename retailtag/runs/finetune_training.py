@@ -178,7 +178,9 @@ class FinetuneTraining:
         self.progress.say("no epoch validates better than the start: the probe is used as it is")
         start = probe_head(self.images.both.X, self.probe)
         self.network = Network(self.backbone, start, self.config)
-        self.tuned = Tuned(self.probe.thresholds, **self.probe.facts["thresholds"])
+        how = self.probe.facts["thresholds"]
+        rule, objective = how.get("rule", ""), how.get("objective", "")
+        self.tuned = Tuned(self.probe.thresholds, rule, objective, how.get("cross_fit", {}))
 
     def _network(self, fitted: Features) -> Network:
         device = str(self.backbone.device.type)

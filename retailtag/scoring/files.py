@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError
 from retailtag.files import slug, write_text
+from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import Comparison, Contest, hold_contest
@@ -127,8 +129,11 @@ def score_files(
         out / slug(name) if out else path.with_name(f"{path.stem}.{split}")
         for path, name in zip(paths, names, strict=True)
     )
-    for card, folder in zip(cards, folders, strict=True):
-        card.save(folder)
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(only_writer(folder))
+        for card, folder in zip(cards, folders, strict=True):
+            card.save(folder)
     return ScoredFiles(cards, folders, comparisons, _digests(catalogs, models))
 
 

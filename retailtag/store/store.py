@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
 from retailtag.files import sync_folder, write_whole
+from retailtag.lock import WriterLock
 from retailtag.store.identity import (
     explain_stale,
     read_identity,
@@ -27,7 +28,6 @@ from retailtag.store.identity import (
     write_identity,
 )
 from retailtag.store.journal import Journal
-from retailtag.store.lock import WriterLock
 from retailtag.store.segment import Absent, Contents, Segment, check_segment, encode, read_segment
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.view import FeatureView

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.engines.build import embedder_of
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.factory import load_backbone
-from retailtag.backbones.ids import components_of
+from retailtag.backbones.ids import components_of, resolve_id
 from retailtag.backbones.preprocess import with_truncated
 from retailtag.errors import ArtefactError, DataError, Unavailable, UnreadableImage, UsageError
 from retailtag.files import read_json
@@ -95,6 +96,7 @@ class Tagger:
                 f"{folder} holds neither a probe nor a fine-tuned checkpoint; name a folder that "
                 "retailtag probe or retailtag finetune wrote."
             )
+        tagger.check_dim(folder)
         recorded = tuple(tagger.head.facts.get("exclusive") or ())
         return replace(
             tagger, max_pixels=max_pixels, allow_truncated=allow_truncated, exclusive=recorded
@@ -120,6 +122,16 @@ class Tagger:
             if not len(attribute_columns(self.tags, name)):
                 raise UsageError(f"--one-of {name}: no tag of the model begins with {name}:.")
         return replace(self, assignment=assignment, exclusive=exclusive)
+
+    def check_dim(self, folder: Path) -> None:
+        """Raise `ArtefactError` unless the head takes embeddings of the backbones' length."""
+        given = sum(backbone.dim for backbone in self.backbones)
+        if given != self.head.dim:
+            raise ArtefactError(
+                f"{folder} has a head for embeddings of length {self.head.dim}, and "
+                f"{'+'.join(b.id for b in self.backbones)} gives {given}; run retailtag "
+                f"{self.strategy} again."
+            )
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
@@ -242,11 +254,23 @@ def backbones_of(folder: Path) -> tuple[str, ...]:
         if (folder / "checkpoint.json").exists():
             return components_of(read_json(folder / "checkpoint.json")["backbone"])
         return components_of(read_json(folder / "probe.json")["facts"]["backbone"])
-    except (DataError, KeyError, TypeError):
+    except (DataError, UsageError, KeyError, TypeError):
         return ()  # loading the folder will say what is wrong with it
 
 
+def _recorded_backbones(name: str, path: Path) -> tuple[str, ...]:
+    """Ids of the backbones of a model, whose header is at `path`."""
+    try:
+        ids = components_of(name)
+        for one in ids:
+            resolve_id(one)
+    except UsageError as error:
+        raise ArtefactError(f"{path} records no backbone that is known here: {error}") from error
+    return ids
+
+
 def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: str) -> Tagger:
+    _recorded_backbones(saved.backbone, folder / "checkpoint.json")
     local = _local_weights(weights, (saved.backbone,)).get(saved.backbone)
     # without local weights the architecture is enough: the checkpoint replaces every weight
     backbone = load_backbone(
@@ -259,6 +283,7 @@ def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: 
             f"{folder} was trained with another architecture or preprocessing than "
             f"{backbone.id} has here; give the --weights folder that it was trained from."
         )
+    _check_state(saved.state, backbone.module.state_dict(), folder)
     backbone.module.load_state_dict(saved.state)
     backbone.module.eval()
     head = Probe(
@@ -276,7 +301,7 @@ def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: 
 def _from_probe(
     probe: Probe, folder: Path, weights: Weights, device: str, progress: Progress
 ) -> Tagger:
-    ids = components_of(probe.facts["backbone"])
+    ids = _recorded_backbones(probe.facts["backbone"], folder / "probe.json")
     local = _local_weights(weights, ids)
     backbones = [
         load_backbone(i, weights=local.get(i), device=device, progress=progress) for i in ids
@@ -285,6 +310,11 @@ def _from_probe(
     engines = stored["engine"].split("+")  # one for all components, or one for each
     if len(engines) == 1:
         engines = engines * len(ids)
+    if len(engines) != len(ids):
+        raise ArtefactError(
+            f"{folder}/probe.json: facts.stored_as names {len(engines)} engines for {len(ids)} "
+            "backbones; run retailtag probe again."
+        )
     specs = [b.spec(e, stored["dtype"]) for b, e in zip(backbones, engines, strict=True)]
     # Whether truncated files were accepted does not change the embeddings of whole images.
     lenient = [with_truncated(spec) for spec in specs]
@@ -313,6 +343,25 @@ def _embedder(
     except Unavailable as error:
         progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
         return backbone
+
+
+def _check_state(saved: Mapping[str, Tensor], module: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise `ArtefactError` unless the tensors of a fine-tune are those of its architecture."""
+    place = f"{folder}/checkpoint.safetensors"
+    for name in sorted(module.keys() | saved.keys()):
+        if name not in saved:
+            problem = f"lacks backbone.{name}"
+        elif name not in module:
+            problem = f"holds an unknown tensor, backbone.{name}"
+        elif (here := _form(module[name])) != (there := _form(saved[name])):
+            problem = f"holds backbone.{name} as {there}, not {here}"
+        else:
+            continue
+        raise ArtefactError(f"{place} {problem}; run retailtag finetune again.")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _digest(specs: Sequence[FeatureSpec]) -> str:

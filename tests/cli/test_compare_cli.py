@@ -73,6 +73,7 @@ def test_score_takes_the_folder_of_a_bakeoff(shop, monkeypatch, capsys, tmp_path
     assert code == 0
     assert len(json.loads(out)["scorecards"]) == 3
     assert sorted(p.name for p in (tmp_path / "cards/demo-cnn-probe").iterdir()) == [
+        ".lock",
         "groups.csv",
         "per_tag.csv",
         "scorecard.json",

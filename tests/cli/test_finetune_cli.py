@@ -6,6 +6,7 @@ import pytest
 
 from retailtag.cli.main import run
 from retailtag.files import read_json
+from retailtag.lock import only_writer
 
 QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"]
 
@@ -75,3 +76,21 @@ def test_what_cannot_be_followed_is_a_sentence(tune, capsys, options, words):
     said = capsys.readouterr()
     assert words in " ".join((said.err + said.out).split())
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("verb", ["probe", "finetune", "bakeoff", "score"])
+def test_a_second_writer_to_one_folder_is_refused(verb, prepared, small_csv, tmp_path, capsys):
+    folder = tmp_path / "demo-cnn-probe" if verb == "score" else tmp_path
+    model = [str(small_csv), "--backbones", "demo:cnn", "--device", "cpu"]
+    words = {"score": [str(prepared / "runs/demo-cnn/probe")], "finetune": [*model, *QUICK]}
+    with pytest.MonkeyPatch.context() as patch, only_writer(folder):
+        patch.chdir(prepared)
+        code = run([verb, *words.get(verb, model), "--out", str(tmp_path), "--quiet"])
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    said = capsys.readouterr().err.removeprefix("retailtag: ")
+    assert code == 6
+    assert said.startswith(f"{folder} is being written by another process (pid ")
+    assert said.endswith("and run the same command again.\n")
+    assert said.count("\n") == 1
+    with only_writer(folder):  # given back
+        pass

@@ -21,7 +21,7 @@ from retailtag.finetuning.activation_cache import (
 from retailtag.finetuning.cached_loader import from_bytes, spec_of, storage_dtype, to_bytes
 from retailtag.finetuning.trainer import Training
 from retailtag.finetuning.training_step import MicroBatches, predict
-from retailtag.store.lock import WriterLock
+from retailtag.lock import WriterLock
 
 SPEC = ActivationSpec(
     "demo:cnn", "0" * 64, "{}", "{}", "eager-float32", "b", (3,), "contiguous", "float32"

@@ -137,7 +137,7 @@ def test_checkpoint_round_trip_and_damage(tmp_path):
     assert all(torch.equal(back.state[k], v) for k, v in saved.state.items())
     np.testing.assert_array_equal(back.thresholds, saved.thresholds)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"{}")
-    with pytest.raises(DataError, match="run retailtag finetune again"):
+    with pytest.raises(ArtefactError, match="run retailtag finetune again"):
         Checkpoint.load(tmp_path)
     write_json(
         tmp_path / "checkpoint.json", {**read_json(tmp_path / "checkpoint.json"), "format": 9}

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
 
 from retailtag.errors import ArtefactError, DataError
 from retailtag.files import read_json, write_json
@@ -43,7 +42,7 @@ def test_a_probe_of_unit_rows_does_not_see_the_norm(probe):
 def test_damage_and_newer_formats_are_named(probe, tmp_path):
     probe.save(tmp_path)
     (tmp_path / "probe.safetensors").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"probe\.safetensors"):
+    with pytest.raises(ArtefactError, match=r"probe\.safetensors"):
         Probe.load(tmp_path)
     write_json(tmp_path / "probe.json", {**read_json(tmp_path / "probe.json"), "format": 99})
     with pytest.raises(ArtefactError, match="run retailtag probe again"):
@@ -52,33 +51,8 @@ def test_damage_and_newer_formats_are_named(probe, tmp_path):
         Probe.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("key", ["tags", "facts"])
-def test_a_lacking_key_is_named_with_the_command(probe, tmp_path, key):
-    probe.save(tmp_path)
-    header = read_json(tmp_path / "probe.json")
-    del header[key]
-    write_json(tmp_path / "probe.json", header)
-    with pytest.raises(ArtefactError, match=rf"probe\.json lacks {key}; run retailtag probe again"):
-        Probe.load(tmp_path)
-
-
 def test_a_lacking_fact_is_named_where_it_is_taken(probe, tmp_path):
     probe.save(tmp_path)
     assert Probe.load(tmp_path).facts["backbone"] == "demo:cnn"
     with pytest.raises(ArtefactError, match=r"probe\.json lacks features; run retailtag probe"):
         Probe.load(tmp_path).facts["features"]
-
-
-@pytest.mark.parametrize("wrong", [{"tags": 3}, {"facts": []}])
-def test_wrong_kinds_are_damage(probe, tmp_path, wrong):
-    probe.save(tmp_path)
-    write_json(tmp_path / "probe.json", {**read_json(tmp_path / "probe.json"), **wrong})
-    with pytest.raises(ArtefactError, match=r"probe\.json is damaged"):
-        Probe.load(tmp_path)
-
-
-def test_a_lacking_tensor_is_named(probe, tmp_path):
-    probe.save(tmp_path)
-    (tmp_path / "probe.safetensors").write_bytes(save({"weight": probe.weight}))
-    with pytest.raises(ArtefactError, match=r"probe\.safetensors lacks bias; run retailtag probe"):
-        Probe.load(tmp_path)

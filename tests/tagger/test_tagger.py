@@ -7,11 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from retailtag.backbones.factory import load_backbone
-from retailtag.errors import UnreadableImage, UsageError
+from retailtag.errors import ArtefactError, UnreadableImage, UsageError
+from retailtag.finetuning.artefact import Checkpoint
+from retailtag.outcomes import load_tagger
 from retailtag.probes.artefact import Probe
+from retailtag.settings import ComputeSettings
 from retailtag.tagger.tagger import Tagger
 
 TAGS = ("red", "<b>striped</b>", "cotton")
@@ -113,3 +117,60 @@ def test_at_most_one_and_exactly_one_value_of_an_attribute(tagger, image):
         bare.assigning("exactly-one")
     with pytest.raises(UsageError, match="no tag of the model begins with size:"):
         bare.assigning("exactly-one", ["size"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tagger):
+    """What a fine-tune of the same backbone would store."""
+    backbone, head = tagger.embedders[0], tagger.head
+    spec = backbone.spec()
+    state = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    facts = {"model": [spec.architecture, spec.preprocessing]}
+    numbers = head.weight, head.bias, head.thresholds
+    return Checkpoint("demo:cnn", state, TAGS, *numbers, facts)
+
+
+def test_a_fine_tune_gives_the_logits_of_its_tensors(tagger, checkpoint, image, tmp_path):
+    checkpoint.save(tmp_path)
+    assert np.array_equal(Tagger.load(tmp_path).logits([image[1]]), tagger.logits([image[1]]))
+
+
+def _first(state, change):
+    name = next(iter(state))
+    return {**state, name: change(state[name])}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: dict(list(state.items())[1:]), r"safetensors lacks backbone\."),
+        (lambda state: {**state, "more": torch.zeros(1)}, "unknown tensor, backbone.more"),
+        (
+            lambda state: _first(state, lambda t: t[:1].clone()),
+            r"holds backbone\..* as float32 \(1",
+        ),
+        (lambda state: _first(state, lambda t: t.double()), r"as float64 .*, not float32"),
+    ],
+)
+def test_tensors_of_another_architecture_are_named(checkpoint, change, sentence, tmp_path):
+    replace(checkpoint, state=change(checkpoint.state)).save(tmp_path)
+    with pytest.raises(ArtefactError, match=f"{sentence}.*run retailtag finetune again"):
+        Tagger.load(tmp_path)
+
+
+@pytest.mark.parametrize("backbone", ["nothing", "demo:nothing", "a:b+a:b", "demo:cnn?size"])
+def test_an_unknown_backbone_names_the_file(checkpoint, tagger, backbone, tmp_path):
+    replace(checkpoint, backbone=backbone).save(tmp_path / "finetune")
+    replace(tagger.head, facts={"backbone": backbone}).save(tmp_path / "probe")
+    for kind, file in (("finetune", "checkpoint.json"), ("probe", "probe.json")):
+        with pytest.raises(ArtefactError, match=file.replace(".", r"\.")):
+            load_tagger(tmp_path / kind, ComputeSettings(device="cpu"))
+
+
+def test_a_head_for_longer_embeddings_is_refused(checkpoint, tmp_path):
+    wide = np.concatenate([checkpoint.weight] * 2, axis=1)
+    replace(checkpoint, weight=wide).save(tmp_path)
+    with pytest.raises(
+        ArtefactError, match=r"head for embeddings of length \d+, and demo:cnn gives"
+    ):
+        Tagger.load(tmp_path)

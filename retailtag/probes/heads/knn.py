@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from retailtag.errors import DataError
-from retailtag.files import write_whole
+from retailtag.artefacts import BOUND, FINITE, LABEL, StoredModel, TensorRule
 from retailtag.probes.solver.interface import FeatureRows
 from retailtag.probes.solver.labels import prior_logit
 from retailtag.progress import Advance, nobody
@@ -24,6 +22,11 @@ TEMPERATURE = 0.07  # as in DINO and in Wu et al. (2018)
 QUERIES_AT_ONCE = 512
 KEYS_AT_ONCE = 65_536  # images of the bank compared with them: 0.13 GB of similarities
 FILE = "knn.safetensors"
+TENSORS = {
+    "mean": TensorRule("F32", ("embedding",), FINITE),
+    "directions": TensorRule("F32", ("images", "embedding"), FINITE),
+    "labels": TensorRule("I8", ("images", "tags"), LABEL),
+}
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -117,27 +120,19 @@ class KnnBank:
             found = found.gather(1, order)
         return best, found
 
-    def save(self, folder: Path) -> None:
-        """Write ``knn.safetensors``, whole or not at all."""
+    def to_bytes(self) -> bytes:
+        """Content of ``knn.safetensors``."""
         from safetensors.numpy import save
 
-        arrays = {"mean": self.mean, "directions": self.directions, "labels": self.labels}
-        with write_whole(folder / FILE) as handle:
-            handle.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
+        return save(arrays, metadata=BOUND)
 
     @classmethod
-    def load(cls, folder: Path) -> KnnBank:
-        """Read what `save` wrote; `DataError` if it is missing or damaged."""
-        from safetensors import SafetensorError
+    def read(cls, stored: StoredModel) -> KnnBank:
+        """Bank of a stored probe; raises as `StoredModel.tensors` does."""
         from safetensors.numpy import load
 
-        try:
-            arrays = load((folder / FILE).read_bytes())
-            return cls(arrays["mean"], arrays["directions"], arrays["labels"])
-        except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(
-                f"{folder / FILE} cannot be read ({error}); run retailtag probe again."
-            ) from error
+        return cls(**stored.tensors(FILE, TENSORS, load))
 
 
 @dataclass(frozen=True, eq=False)

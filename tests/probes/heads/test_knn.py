@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import reference_heads as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.errors import DataError
 from retailtag.probes.heads import knn
 from retailtag.probes.heads.knn import KnnBank, KnnHead
 from retailtag.probes.solver.labels import prior_logit
@@ -84,17 +82,3 @@ def test_scores_rank_and_are_finite_for_odd_queries(world):
     assert scores[y == 1].mean() > scores[y == 0].mean() + 0.5
     odd = np.stack([fits.bank.mean, 1e6 * X[0], np.zeros_like(X[0])])
     assert np.isfinite(fits.scores(odd, 0)).all()
-
-
-def test_bank_round_trip_and_damage(world, tmp_path):
-    X, Y = world
-    bank = KnnBank.build(X, Y)
-    bank.save(tmp_path)
-    back = KnnBank.load(tmp_path)
-    for name in ("mean", "directions", "labels"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(bank, name))
-    (tmp_path / knn.FILE).write_bytes(b"no")
-    with pytest.raises(DataError, match=r"knn\.safetensors cannot be read.*run retailtag probe"):
-        KnnBank.load(tmp_path)
-    with pytest.raises(DataError, match=r"knn\.safetensors"):
-        KnnBank.load(tmp_path / "nowhere")

@@ -7,20 +7,26 @@ import fcntl
 import io
 import os
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retailtag.errors import Unavailable
+from retailtag.files import make_folder
 
 # What the locking calls of Linux and the BSDs say of a lock that another process holds.
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 class WriterLock:
-    """An exclusive lock on the file `path`, which is made if missing and never deleted."""
+    """An exclusive lock on the file `path`, which is made if missing and never deleted.
 
-    def __init__(self, path: Path) -> None:
+    `option` is the one that chooses the folder of `path`, for messages.
+    """
+
+    def __init__(self, path: Path, option: str = "--features") -> None:
         self._path = path
+        self._option = option
         self._handle: io.FileIO | None = None
 
     @property
@@ -30,14 +36,14 @@ class WriterLock:
 
     def acquire(self) -> None:
         """Take the lock or raise `Unavailable` at once."""
-        store = self._path.parent
+        folder = self._path.parent
         try:
             # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
             handle = self._path.open("a+b", buffering=0)
         except OSError as error:
             raise Unavailable(
-                f"{store} cannot be written ({error.strerror or error}); "
-                "choose another folder with --features."
+                f"{folder} cannot be written ({error.strerror or error}); "
+                f"choose another folder with {self._option}."
             ) from error
         try:
             # flock, not lockf: it belongs to the open file, so that a second store object in the
@@ -48,7 +54,7 @@ class WriterLock:
             handle.seek(0)
             pid = handle.read(20).strip().decode("ascii", "replace")
             _close(handle)
-            raise Unavailable(_refusal(store, error, pid)) from None
+            raise Unavailable(self._refusal(error, pid)) from None
         self._handle = handle
         _HOLDING.add(self)
         with suppress(OSError):  # the pid is for people; a full disk may refuse it
@@ -61,6 +67,37 @@ class WriterLock:
             _close(self._handle)
             self._handle = None
             _HOLDING.discard(self)
+
+    def _refusal(self, error: OSError, pid: str) -> str:
+        folder = self._path.parent
+        if error.errno in _HELD:
+            holder = f" (pid {pid})" if pid.isdigit() else ""
+            return (
+                f"{folder} is being written by another process{holder}; wait for it, or stop it, "
+                "and run the same command again."
+            )
+        return (
+            f"{folder} cannot be locked ({error.strerror or error}), so two writers could not be "
+            f"kept apart; choose a folder on a file system with locks with {self._option}."
+        )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to the folder of a run, which is made if missing.
+
+    Raises
+    ------
+    Unavailable
+        If another process is writing to it, or it cannot be written.
+    """
+    make_folder(folder)
+    lock = WriterLock(folder / ".lock", "--out")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _HOLDING: weakref.WeakSet[WriterLock] = weakref.WeakSet()
@@ -78,16 +115,3 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 def _close(handle: io.FileIO) -> None:
     with suppress(OSError):  # nothing of value was written, and the lock is given back either way
         handle.close()
-
-
-def _refusal(store: Path, error: OSError, pid: str) -> str:
-    if error.errno in _HELD:
-        holder = f" (pid {pid})" if pid.isdigit() else ""
-        return (
-            f"{store} is being written by another process{holder}; wait for it, or stop it, "
-            "and run the same command again."
-        )
-    return (
-        f"{store} cannot be locked ({error.strerror or error}), so two writers could not be kept "
-        "apart; choose a folder on a file system with locks with --features."
-    )
