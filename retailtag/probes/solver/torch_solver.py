@@ -77,11 +77,15 @@ class TorchSolver:
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
         fits.bias[:] = prior_logit(Y, sample_weight)
         weight, bias = start or (np.zeros((Y.shape[1], X.shape[1]), np.float32), fits.bias[0])
-        tags = np.flatnonzero(fittable(Y, sample_weight))
+        fitted = np.flatnonzero(fittable(Y, sample_weight))
+        # Of many tags most have few images, and those of the same images have the same fit.
+        _, first, same = np.unique(Y[:, fitted].T, axis=0, return_index=True, return_inverse=True)
+        tags = np.sort(fitted[first])
+        twin = fitted[first[same.ravel()]]
         numbers = len(tags) * max(len(Y), 2 * N_PAIRS * X.shape[1])
         n_batches = -(-numbers // BATCH_NUMBERS)
         batches = np.array_split(tags, n_batches) if n_batches else []
-        advance(len(C) * (Y.shape[1] - sum(len(batch) for batch in batches)))
+        advance(len(C) * (Y.shape[1] - len(tags)))
         strengths = torch.from_numpy(C).to(features.device, features.V.dtype)
         for batch in batches:
             problem = Problem.make(features, Y[:, batch], weights)
@@ -92,6 +96,7 @@ class TorchSolver:
             for found in _together(path.solve()):
                 self._write(fits, features, Y, batch, found)
                 advance(len(found.tags))
+        fits.copy(twin[twin != fitted], fitted[twin != fitted])
         for k in range(len(C)):
             on_strength(k, fits)
         return replace(fits, seconds=time.perf_counter() - begun)
