@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import os
-import tarfile
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from retailtag.errors import DataError
-from retailtag.files import file_sha256, write_json, write_whole
+from retailtag.files import file_sha256, parse_json, write_json, write_whole
+from retailtag.images.tar_headers import TarDamage, entries
 
 MIN_LIMIT = 1 << 30  # bytes that an archive may unpack to however small it is
 # Photographs hardly compress: what unpacks to a hundred times its size does not hold images.
@@ -25,7 +24,7 @@ _OPENERS: dict[bytes, Callable[[Path, str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
 }
-_DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)
+_DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class Members(NamedTuple):
@@ -100,7 +99,7 @@ def _read_index(plain: Path, index: Path) -> Members | None:
     """The index written beside an unpacked tar; None where either is missing or damaged."""
     # Worth its file: reading the headers of 44,000 members takes seconds in every command.
     try:
-        value = json.loads(index.read_bytes())
+        value = parse_json(index.read_bytes())
         if value["bytes"] != plain.stat().st_size:
             return None
         spans = {name: (int(start), int(size)) for name, (start, size) in value["spans"].items()}
@@ -124,19 +123,21 @@ def _scan(path: Path, named: Path, state: tuple[int, ...]) -> Members:
     """Members of a tar in the given state of its file."""
     members = Members({}, {})
     try:
-        with tarfile.open(path, "r:") as archive:
-            while (info := archive.next()) is not None:
-                name = PurePosixPath(info.name)
+        with path.open("rb") as handle:
+            for entry in entries(handle, os.fstat(handle.fileno()).st_size):
+                name = PurePosixPath(entry.name)
                 if name.is_absolute() or ".." in name.parts:
                     continue
                 # As in unpacking, the last member of a name counts.
-                if info.isreg() and not info.issparse():
-                    members.spans[str(name)] = (info.offset_data, info.size)
+                if entry.kind == "file":
+                    members.spans[str(name)] = (entry.offset, entry.size)
                     members.refused.pop(str(name), None)
-                elif not info.isdir():
-                    what = "a link" if info.issym() or info.islnk() else "no plain file"
+                elif entry.kind != "folder":
+                    what = "a link" if entry.kind == "link" else "no plain file"
                     members.refused[str(name)] = f"is {what} inside the archive"
                     members.spans.pop(str(name), None)
-    except _DAMAGE as error:
-        raise DataError(f"{named} cannot be read as a tar archive: {error}.") from error
+    except (OSError, TarDamage) as error:
+        raise DataError(
+            f"{named} cannot be read as a tar archive: {error}; fetch or pack it again."
+        ) from error
     return members
