@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `retailtag score` prints no tables of these and starts without pyarrow
     import pyarrow as pa
+
+# What a terminal obeys instead of showing: C0 and C1 with DEL, the controls of bidirectional text
+# (Unicode's property Bidi_Control), line and paragraph separators; and halves of surrogate pairs,
+# which no stream encodes.
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 MAX_ROWS = 20  # rows of a table that are shown; the table itself has all
 
@@ -45,6 +53,22 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows])
 
 
+def printable(text: str, keep: str = "\n") -> str:
+    r"""Text for a terminal, on which escapes stand for control characters but those of `keep`.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31m\tb\u202ec\n[red]"))
+    a\x1b[31m\tb\u202ec
+    [red]
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else ascii(found[0])[1:-1]
+
+    return _UNSHOWN.sub(escaped, text)
+
+
 def shown(value: Any) -> str:
     """A cell as people read it: four figures of a float, a dash for nothing.
 
@@ -61,7 +85,8 @@ def shown(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return printable(text, keep="")
 
 
 def _cells(table: pa.Table) -> tuple[list[list[str]], str]:
@@ -82,7 +107,7 @@ def _text(view: View) -> str:
     rows, more = _cells(view.table)
     lines = [view.title]
     if rows:
-        lines_of_cells = [view.table.column_names, *rows]
+        lines_of_cells = [list(map(shown, view.table.column_names)), *rows]
         widths = [max(map(len, column)) for column in zip(*lines_of_cells, strict=True)]
         right = [_is_figure(field) for field in view.table.schema]
         for cells in lines_of_cells:
@@ -91,7 +116,7 @@ def _text(view: View) -> str:
                 for cell, width, is_right in zip(cells, widths, right, strict=True)
             ]
             lines.append("  ".join(aligned).rstrip())
-    return "\n".join([*lines, *filter(None, [more]), *view.notes])
+    return printable("\n".join([*lines, *filter(None, [more]), *view.notes]))
 
 
 def _html(view: View) -> str:
@@ -104,7 +129,9 @@ def _html(view: View) -> str:
         return f"<tr>{''.join(inner)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
-    head = line(view.table.column_names, "th") if rows else ""
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (*filter(None, [more]), *view.notes))
-    title = f"<caption style='text-align:left'><b>{html.escape(view.title)}</b></caption>"
+    head = line(list(map(shown, view.table.column_names)), "th") if rows else ""
+    sentences = map(printable, (*filter(None, [more]), *view.notes))
+    notes = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+    title = html.escape(printable(view.title))
+    title = f"<caption style='text-align:left'><b>{title}</b></caption>"
     return f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"

@@ -15,7 +15,6 @@ from retailtag.errors import EXIT_BAD_DATA, UsageError, named
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     from retailtag.catalog.check import CatalogReport, Duplicate, ImageFinding
     from retailtag.catalog.similar import SimilarImages
@@ -119,10 +118,8 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         raise UsageError(f"--seeds {text}: give whole numbers such as 0,1,2.") from None
 
 
-def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> Text:
+def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> str:
     """What was written, what was not possible, and where the images are if not beside it."""
-    from rich.text import Text
-
     from retailtag.catalog.split import beside, without_products
 
     lines = [*made[0].catalog.notes]
@@ -147,7 +144,7 @@ def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> Text:
     needed += [f"--allow-root {quote(str(root))}" for root in roots]
     if needed:
         lines.append(f"The images stay where they are: read it with {' '.join(needed)}")
-    return Text("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _is_found(place: Path, manifest: Path) -> bool:
@@ -182,30 +179,28 @@ def _amount(text: str, option: str) -> int | float:
 
 def _report(report: CatalogReport) -> Group:
     from rich.console import Group
-    from rich.text import Text
 
-    parts: list[Table | Text] = [_facts(report), Text(_frequency_plot(report))]
-    parts += [Text(note) for note in report.notes]
+    parts: list[Table | str] = [_facts(report), _frequency_plot(report)]
+    parts += report.notes
     parts += _findings("Unreadable images", report.unreadable)
     parts += _duplicates("Exact duplicates", report.duplicates_across)
     parts += _duplicates("Near-duplicates", report.near_across)
     parts += [
-        Text(f"Without a positive in {name}: {named(tags, SHOWN)}")
+        f"Without a positive in {name}: {named(tags, SHOWN)}"
         for name, tags in report.without_positive.items()
         if tags
     ]
     parts += _findings("Suspicious rows", report.suspicious)
-    parts += [Text(note) for note in report.tag_notes]
+    parts += report.tag_notes
     if report.missing_products:
-        parts.append(Text(f"Warning: {report.missing_products}"))
+        parts.append(f"Warning: {report.missing_products}")
     return Group(*parts)
 
 
 def _facts(report: CatalogReport) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(report.path), show_header=False, title_justify="left")
+    table = Table(title=report.path, show_header=False, title_justify="left")
     spread = report.tags_per_image
     splits = ", ".join(f"{n:,} {name}" for name, n in report.splits.items())
     groups = ", ".join(f"{n} {name}" for name, n in report.groups.items())

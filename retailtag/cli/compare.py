@@ -33,14 +33,12 @@ def compare(
     )
     contest, output = made.compared.contest, call.output
     if not (output.json or output.quiet):
-        from rich.text import Text
-
         from retailtag.report.tables import comparison_table, findings_text, standings_table
 
         output.print(standings_table(contest.standings, call.settings.score.split))
         output.print(comparison_table(contest.comparisons))
         output.print(findings_text(made.findings))
-        output.print(Text(f"pairs: {out}", no_wrap=True, overflow="ignore"))
+        output.print(f"pairs: {out}")
     output.result(
         {
             "standings": plain([asdict(s) for s in contest.standings]),

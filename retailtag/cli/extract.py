@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from retailtag.cli.app import app
 from retailtag.cli.verb import Call, command
@@ -60,7 +59,7 @@ def extract(
     output.print(_table(summaries))
     output.print(_stages(summaries))
     for s in summaries:
-        output.print(Text(_costs(s)))
+        output.print(_costs(s))
     if shard is not None:
         output.print(_how_to_join(call.settings.compute.features, summaries))
     n_images = summaries[0].n_computed + summaries[0].n_reused + len(summaries[0].absent)
@@ -79,7 +78,7 @@ def _table(summaries: Sequence[ExtractSummary]) -> Table:
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for s in summaries:
         table.add_row(
-            Text(s.store.spec.backbone),
+            s.store.spec.backbone,
             str(s.store.spec.dim),
             *(f"{n:,}" for n in (s.n_computed, s.n_reused, len(s.absent))),
             f"{s.images_per_second:,.1f}",
@@ -100,18 +99,18 @@ def _stages(summaries: Sequence[ExtractSummary]) -> Table:
     for s in summaries:
         shares = s.cost.shares()
         parts = [f"{shares[name]:.0%}" if s.n_computed else "" for name in _WAITING]
-        table.add_row(Text(s.store.spec.backbone), s.store.spec.engine, s.cost.limit, *parts)
+        table.add_row(s.store.spec.backbone, s.store.spec.engine, s.cost.limit, *parts)
     return table
 
 
-def _how_to_join(features: Path, summaries: Sequence[ExtractSummary]) -> Text:
+def _how_to_join(features: Path, summaries: Sequence[ExtractSummary]) -> str:
     """Commands that merge the shards, once all are there."""
     shard = f"{features}/{summaries[0].store.path.parent.name}"
     every = re.sub(r"shard-\d+-of-", "shard-*-of-", shard)
     commands = [
         f"  retailtag features merge {features} {every}/{s.store.path.name}" for s in summaries
     ]
-    return Text("\n".join(["When every shard is here:", *commands]))
+    return "\n".join(["When every shard is here:", *commands])
 
 
 def _costs(s: ExtractSummary) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retailtag.cli.output import warn
 from retailtag.cli.verb import Call, command
 from retailtag.errors import EXIT_STALE, EXIT_UNAVAILABLE, UsageError
 
@@ -135,7 +136,7 @@ def gc(
     )
     output.print(_freed(plan))
     for sentence in plan.skipped.values():
-        typer.echo(f"Left as it is: {sentence}", err=True)
+        warn(f"Left as it is: {sentence}")
     # An empty plan asks nothing: a cron job without --yes then ends quietly.
     done = bool(plan) and (yes or _confirmed())
     freed = plan.apply() if done else 0
@@ -230,7 +231,7 @@ def _backbones(paths: Sequence[Path]) -> list[str]:
 def _confirmed() -> bool:
     """Ask on a terminal; elsewhere say that nothing is done without ``--yes``."""
     if not sys.stdin.isatty():
-        typer.echo("Nothing was changed; give --yes to free it.", err=True)
+        warn("Nothing was changed; give --yes to free it.")
         return False
     typer.echo("Free this? [y/N] ", nl=False, err=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -239,7 +240,7 @@ def _confirmed() -> bool:
 def _end(verdicts: Sequence[Verdict]) -> None:
     """Say every problem on stderr, and end with the exit code of the worst."""
     for problem in (p for verdict in verdicts for p in verdict.problems):
-        typer.echo(problem, err=True)
+        warn(problem)
     # What is known to be wrong outweighs what could not be checked.
     found = {verdict.verdict for verdict in verdicts}
     if found & {"damaged", "drifted", "stale"}:
@@ -250,9 +251,8 @@ def _end(verdicts: Sequence[Verdict]) -> None:
 
 def _columns(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None)
+    table = Table(title=title, title_justify="left", box=None)
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:

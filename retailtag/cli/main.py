@@ -30,6 +30,7 @@ from retailtag.cli import (  # each registers its command
 )
 from retailtag.cli.app import app
 from retailtag.cli.options import with_bare_sweep
+from retailtag.cli.output import warn
 from retailtag.cli.verb import reveal_advanced
 from retailtag.errors import (
     EXIT_BAD_DATA,
@@ -84,7 +85,7 @@ def _fail(message: str, code: int, *, as_json: bool, **more: object) -> int:
             sys.stdout.flush()
         except OSError:
             _abandon_stdout()
-    sys.stderr.write(f"retailtag: {message}\n")
+    warn(f"retailtag: {message}")
     return code
 
 

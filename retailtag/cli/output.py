@@ -18,9 +18,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from retailtag.display import printable
 from retailtag.progress import SILENT, Advance, Progress
 
 PLAIN_LINE_EVERY = 10.0  # seconds between progress lines off a terminal
+ITEM = "\n  "  # begins each item of a list in a message
+
+
+def warn(sentence: str) -> None:
+    """Write an error or a warning to stderr: one line, and one for each item of a list."""
+    items = sentence.split(ITEM)
+    sys.stderr.write(ITEM.join(printable(item, keep="") for item in items) + "\n")
+
+
+class Screen(Console):
+    """A console that shows ids, tags and paths as they are, their control characters as escapes.
+
+    That holds for text given as `str`, in tables too; `rich.text.Text` drops some of these
+    characters when it is made, so its text has to be `printable` before.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        # Nothing is markup: neither [red] nor :car: in a tag.
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text of a string; see `rich.console.Console.render_str`."""
+        return super().render_str(printable(text), **options)
 
 
 @dataclass
@@ -40,11 +64,8 @@ class Output:
     json: bool = False
     quiet: bool = False
     log_file: Path | None = None
-    # Ids, tags and paths are shown as they are, even where they look like markup.
-    _stdout: Console = field(default_factory=lambda: Console(markup=False, highlight=False))
-    _stderr: Console = field(
-        default_factory=lambda: Console(stderr=True, markup=False, highlight=False)
-    )
+    _stdout: Console = field(default_factory=Screen)
+    _stderr: Console = field(default_factory=lambda: Screen(stderr=True))
 
     @cached_property
     def progress(self) -> Progress:
@@ -56,7 +77,7 @@ class Output:
             shown.append(_Lines(_appending(self.log_file)))
         if not shown:
             return SILENT
-        return shown[0] if len(shown) == 1 else _Both(*shown)
+        return _Printable(shown[0] if len(shown) == 1 else _Both(*shown))
 
     def _say(self, line: str) -> None:
         self._stderr.print(line, soft_wrap=True)
@@ -174,6 +195,22 @@ class _Both:
     def say(self, line: str) -> None:
         self._first.say(line)
         self._second.say(line)
+
+
+class _Printable:
+    """Names, notes and news on one line each, their control characters as escapes."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+        """Open a task; see `retailtag.progress.Progress.task`."""
+        with self._inner.task(printable(name, keep=""), total, unit) as inner:
+            yield lambda n, note="", /: inner(n, printable(note, keep=""))
+
+    def say(self, line: str) -> None:
+        self._inner.say(printable(line, keep=""))
 
 
 def _appending(path: Path) -> Callable[[str], None]:

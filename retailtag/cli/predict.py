@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from retailtag.cli.app import app
+from retailtag.cli.output import warn
 from retailtag.cli.verb import Call, command
+from retailtag.display import printable
 from retailtag.errors import EXIT_BAD_DATA, UnreadableImage
 
 
@@ -45,9 +46,10 @@ def predict(
                 unreadable[str(path)] = str(error)
             advance(1)
     for name, tags in tagged.items():
-        output.print(f"{name}: {', '.join(tags) or '-'}")
+        # One line an image, whatever its name: another program may read them.
+        output.print(printable(f"{name}: {', '.join(tags) or '-'}", keep=""))
     output.result({"model": str(model), "tags": tagged, "unreadable": unreadable})
     if unreadable:
         for name, reason in unreadable.items():
-            sys.stderr.write(f"retailtag: {name} could not be read: {reason}\n")
+            warn(f"retailtag: {name} could not be read: {reason}")
         raise typer.Exit(EXIT_BAD_DATA)

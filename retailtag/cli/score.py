@@ -117,8 +117,6 @@ def score(
 
 
 def _show(output: Output, made: ScoreOutcome) -> None:
-    from rich.text import Text
-
     from retailtag.report.tables import (
         assignments_table,
         comparison_table,
@@ -134,12 +132,11 @@ def _show(output: Output, made: ScoreOutcome) -> None:
         output.print(comparison_table(scored.comparisons))
     for card, folder in zip(scored.cards, scored.folders, strict=True):
         if card.findings:
-            output.print(Text(f"\nFindings for {card.model}"))
+            output.print(f"\nFindings for {card.model}")
             output.print(findings_text(card.findings))
-        where = f"{card.model}: {folder / 'scorecard.json'}"
-        output.print(Text(where, no_wrap=True, overflow="ignore"))
+        output.print(f"{card.model}: {folder / 'scorecard.json'}")
     if made.findings:
-        output.print(Text("\nFindings for this split"))
+        output.print("\nFindings for this split")
         output.print(findings_text(made.findings))
 
 

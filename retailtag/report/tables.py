@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from retailtag.display import printable
 from retailtag.report.decision import Decision
 from retailtag.report.results import BakeoffResult
 from retailtag.scoring.compare import NORMAL, Comparison, Standing
@@ -83,7 +84,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
         mark = "→" if pair.name == decision.winner else "=" if pair.name in decision.ties else " "
         summaries, cost = pair.scorecard.summaries, pair.cost
         table.add_row(
-            Text(f"{mark} {pair.name}"),
+            f"{mark} {pair.name}",
             with_interval(summaries["all"]),
             with_interval(summaries["tail"]),
             f"{milliseconds(cost.latency_ms_p50)} ms",
@@ -118,7 +119,7 @@ def groups_table(cards: Iterable[ScoreCard]) -> Table:
     for card in cards:
         for scope, s in card.summaries.items():
             table.add_row(
-                Text(card.model if scope == "all" else ""),
+                card.model if scope == "all" else "",
                 scope,
                 str(s.n_tags),
                 with_interval(s),
@@ -144,7 +145,7 @@ def assignments_table(cards: Iterable[ScoreCard]) -> Table:
             cell = f"{points(row.macro_f1)} ({points(row.right)})"
             by_attribute.setdefault(row.attribute or "all tags", []).append(cell)
         for k, (attribute, cells) in enumerate(by_attribute.items()):
-            table.add_row(Text("" if k else card.model), Text(attribute), *cells)
+            table.add_row("" if k else card.model, attribute, *cells)
         table.add_section()
     return table
 
@@ -168,8 +169,8 @@ def comparison_table(comparisons: Iterable[Comparison]) -> Table:
     for c in rows:
         d = c.difference
         table.add_row(
-            Text(c.a),
-            Text(c.b),
+            c.a,
+            c.b,
             c.scope,
             f"+{points(d.value)}",
             f"{points(d.low)} to {points(d.high)}",
@@ -206,7 +207,7 @@ def standings_table(standings: Iterable[Standing], split: str) -> Table:
             table.add_section()
         scope = s.scope
         table.add_row(
-            Text(s.model),
+            s.model,
             s.scope,
             points(s.macro_f1),
             f"{points(s.low)} to {points(s.high)}",
@@ -219,14 +220,14 @@ def standings_table(standings: Iterable[Standing], split: str) -> Table:
 
 def decision_text(decision: Decision) -> Text:
     """Recommendation and its reasons."""
-    text = Text().append(f"Use {decision.winner}", "bold")
+    text = Text().append(printable(f"Use {decision.winner}"), "bold")
     text.append(f" (decided by {decision.decided_by})")
-    return text.append("".join(f"\n  • {reason}" for reason in decision.reasons))
+    return text.append("".join(f"\n  • {printable(reason)}" for reason in decision.reasons))
 
 
 def findings_text(findings: Sequence[Finding]) -> Text:
     """Numbered findings."""
     return Text("\n").join(
-        Text(f"{n}. ").append(f.code, "bold").append(f": {f.sentence}\n   {f.remedy}")
+        Text(f"{n}. ").append(f.code, "bold").append(printable(f": {f.sentence}\n   {f.remedy}"))
         for n, f in enumerate(findings, start=1)
     )

@@ -1,7 +1,4 @@
-import io
-
-from rich.console import Console
-
+from retailtag.cli.output import Screen
 from retailtag.report.decision import decide
 from retailtag.report.tables import (
     comparison_table,
@@ -14,9 +11,11 @@ from retailtag.scoring.finding import Finding
 
 
 def shown(renderable) -> str:
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(renderable)
-    return console.export_text()
+    screen = Screen()
+    screen.width = 160
+    with screen.capture() as captured:
+        screen.print(renderable)
+    return captured.get()
 
 
 def test_ranking_marks_the_recommended_pair(bakeoff):
