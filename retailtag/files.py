@@ -8,9 +8,11 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 
 from retailtag.errors import DataError
@@ -111,14 +113,78 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             os.fsync(handle.fileno())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; raises `DataError` if the file is missing or is not JSON."""
+MAX_JSON_DEPTH = 100  # objects and lists within one another; no file of ours has ten
+MAX_JSON_BYTES = 1 << 30  # scorecards of 20,000 tags and twenty models have a third of it
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Value of JSON text of any origin.
+
+    Every reader of the package calls this function: what Python makes of deep nesting depends on
+    the stack that is left, and of two equal keys it would keep the last.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, nests deeper than `MAX_JSON_DEPTH`, or an object has a key twice.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    # Nearly every text has too few brackets to nest deeply, and is not looked at twice.
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH:
+        _check_depth(value)
+    return value
+
+
+_TOO_DEEP = f"its lists and objects are nested more than {MAX_JSON_DEPTH} deep"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} is twice in one object")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [item for v in inner for item in v if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Value of a JSON file.
+
+    Raises `DataError` if the file is missing, larger than `max_bytes`, not JSON, or holds text
+    that cannot be encoded.
+    """
+    try:
+        status = Path(path).stat()
+        if not S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+            raise DataError(f"{path} cannot be read as JSON: it is not a file.")
+        if status.st_size > max_bytes:
+            raise DataError(
+                f"{path} cannot be read as JSON: it has {status.st_size:,} bytes, above the limit "
+                f"of {max_bytes:,}."
+            )
+        text = Path(path).read_text(encoding="utf-8")
+        value = parse_json(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair, written as an escape
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+    return value
 
 
 def file_sha256(path: Path) -> str:

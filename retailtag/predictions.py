@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import ArtefactError, DataError
-from retailtag.files import write_whole
+from retailtag.files import parse_json, write_whole
 
 FORMAT = 1
 # What NumPy raises on a damaged archive, besides ValueError and OSError.
@@ -109,7 +109,7 @@ class Predictions:
             # The file may come from anybody, and a pickle runs code when it is loaded.
             with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
-            header = json.loads(arrays["header"].tobytes())
+            header = parse_json(arrays["header"].tobytes())
             if header["format"] == FORMAT:
                 return cls(
                     image_ids=arrays["image_ids"],

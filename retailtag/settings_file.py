@@ -23,6 +23,7 @@ from retailtag.settings import (
 )
 
 SETTINGS_FILE = "settings.toml"
+MAX_BYTES = 1 << 20  # a hundred times the file of all settings with their help
 HEAD = """\
 # Settings of retailtag; every command takes this file with --config.
 # A line that begins with # is not in force and shows the default.
@@ -38,11 +39,17 @@ def read_settings(path: Path) -> dict[str, Any]:
         If the file is missing, not TOML, or holds a key that is not a setting.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UsageError(f"--config {path} has over {MAX_BYTES:,} bytes; name a TOML file.")
+        tables = tomllib.loads(data.decode())
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; name a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not TOML ({error}); see retailtag init.") from None
+    # tomllib lets a number of over 4,300 digits through as int's own error.
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"--config {path} is not TOML ({why}); see retailtag init.") from None
     values: dict[str, Any] = {}
     for name, value in tables.items():
         if isinstance(value, Mapping) and name in SECTIONS:

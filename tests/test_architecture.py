@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "retailtag"
 
 # A package may import itself and the packages named here; everything may import the base.
 BASE = {
+    "arrow",
     "artefacts",
     "errors",
     "progress",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
+    "arrow": {"errors", "files"},
     "artefacts": {"errors", "files"},
     "lock": {"errors", "files"},
     "statistics": {"errors"},

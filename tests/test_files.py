@@ -1,6 +1,7 @@
 """Writing leaves the whole file or what was there before, and names the user's file."""
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -8,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from retailtag import files
+from retailtag.errors import DataError
 from retailtag.files import (
+    MAX_JSON_BYTES,
+    MAX_JSON_DEPTH,
     kind_of,
     make_folder,
     other_kind,
+    parse_json,
+    read_json,
     slug,
     sync_folder,
     write_text,
@@ -141,3 +147,57 @@ def test_another_kind_is_named_with_its_remedy_and_the_expected_one_is_not():
     assert said == "is a Git LFS pointer, not a table; fetch it with git lfs pull"
     assert other_kind(b"PAR1", "a Parquet file") == ""
     assert other_kind(b"{", "a table", but=("JSON",)) == ""
+
+
+DEEP = {
+    "lists": "[" * 100_000,
+    "closed lists": "[" * 500 + "]" * 500,
+    "objects": '{"a":' * 100_000,
+    "closed objects": '{"a":' * 500 + "1" + "}" * 500,
+    "both": '[{"a":' * 60 + "1" + "}]" * 60,
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_json_of_too_deep_nesting_is_refused(kind, as_bytes):
+    text = DEEP[kind].encode() if as_bytes else DEEP[kind]
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        parse_json(text)
+
+
+def test_json_of_many_brackets_and_little_depth_is_read():
+    rows = [{"tags": [["a"], {"b": [1]}]} for _ in range(200)]
+    assert parse_json(json.dumps(rows)) == rows
+    deepest = "[" * MAX_JSON_DEPTH + "]" * MAX_JSON_DEPTH
+    assert json.dumps(parse_json(deepest)) == deepest
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        parse_json(f"[{deepest}]")
+
+
+def test_a_key_that_is_twice_in_a_json_object_is_named():
+    with pytest.raises(ValueError, match="the key 'tags' is twice in one object"):
+        parse_json('[{"path": "a", "tags": "red", "title": "", "tags": "blue"}]')
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"{", "cannot be read as JSON: Expecting property name"),
+        (b'"\xff"', "cannot be read as JSON: .*utf-8"),
+        (b"9" * 5000, "cannot be read as JSON: Exceeds the limit"),
+        (b"[" * 100_000, "cannot be read as JSON: its lists and objects are nested"),
+        (rb'{"backbone": "\uD800"}', "cannot be read as JSON: .*surrogates not allowed"),
+        (b" " * 100 + b"1", "cannot be read as JSON: it has 101 bytes, above the limit of 100"),
+    ],
+)
+def test_a_json_file_that_cannot_be_used_is_one_sentence(tmp_path, text, fault):
+    (tmp_path / "spec.json").write_bytes(text)
+    with pytest.raises(DataError, match=f"spec.json {fault}"):
+        read_json(tmp_path / "spec.json", 100 if b" " in text[:1] else MAX_JSON_BYTES)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "spec.json")
+    with pytest.raises(DataError, match="it is not a file"):
+        read_json(tmp_path / "spec.json")

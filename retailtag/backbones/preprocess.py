@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.resize import INTERPOLATIONS, Pixels, arithmetic, centre, scale
 from retailtag.errors import UsageError
+from retailtag.files import parse_json
 from retailtag.images.decode import DECODE_POLICY, TRUNCATED_ACCEPTED
 from retailtag.store.spec import FeatureSpec, canonical_json
 
@@ -107,7 +107,7 @@ class Preprocess:
 
 def with_truncated(spec: FeatureSpec) -> FeatureSpec:
     """Identity of the same embeddings when truncated JPEG files are accepted."""
-    facts = json.loads(spec.preprocessing)
+    facts = parse_json(spec.preprocessing)
     facts["decode"] = {**facts.get("decode", {}), "truncated": TRUNCATED_ACCEPTED}
     return replace(spec, preprocessing=canonical_json(facts))
 

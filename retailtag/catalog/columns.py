@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from retailtag.catalog.manifest import COLUMNS, Manifest
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from retailtag.catalog.attributes import ONE_OF
+from retailtag.catalog.manifest import COLUMNS, Manifest, Wanted
 from retailtag.errors import UsageError
 from retailtag.settings import CatalogSettings
 
@@ -17,6 +21,24 @@ OPTIONS = {
 }
 
 
+def used_columns(
+    names: Sequence[str], settings: CatalogSettings, more: Sequence[str] = ()
+) -> Wanted:
+    """Those of the columns `names` that have a meaning, by name or by option, and those of `more`.
+
+    If none holds tags, any other column may be one of 0 and 1.
+    """
+    # Metadata beside images name them in file_name, whatever else there is.
+    used = {ONE_OF, "file_name", *settings.attributes, *more} & set(names)
+    used |= {n for n in names for p in settings.one_hot if n == p or fnmatchcase(n, p)}
+    holds_tags = bool(settings.attributes or settings.one_hot)
+    for role, asked in _asked(settings).items():
+        found = {asked} if asked else set(_candidates(role, names))
+        used |= found & set(names)
+        holds_tags = holds_tags or (role == "tags" and bool(found))
+    return Wanted(used, or_plain=not holds_tags)
+
+
 def name_columns(manifest: Manifest, settings: CatalogSettings) -> None:
     """Give the columns of a manifest the names of `COLUMNS`, in place.
 
@@ -28,25 +50,17 @@ def name_columns(manifest: Manifest, settings: CatalogSettings) -> None:
     UsageError
         If an option names no column, or two columns could be meant.
     """
-    given = (
-        settings.path_column,
-        settings.tags_column,
-        settings.id_column,
-        settings.group_column,
-    )
     there = dict(manifest.columns)
     listed = ", ".join(there) or "none"
-    asked = dict(zip(OPTIONS, given, strict=True))
     renamed: set[str] = set()
-    for name in COLUMNS:
-        column = asked.get(name, "")
-        if column and column not in there:
+    for name, asked in _asked(settings).items():
+        if asked and asked not in there:
             raise UsageError(
-                f"{OPTIONS[name]} {column}: {manifest.path} has no such column; its columns are "
+                f"{OPTIONS[name]} {asked}: {manifest.path} has no such column; its columns are "
                 f"{listed}."
             )
-        if not column:
-            column = _known(manifest, name, [c for c in there if c not in settings.attributes])
+        free = [c for c in there if c not in settings.attributes]
+        column = asked or _known(manifest, name, free)
         if column:
             manifest.columns[name] = there[column]
             renamed.add(column)
@@ -58,14 +72,30 @@ def _known(manifest: Manifest, name: str, there: list[str]) -> str:
     """The column that is `name` without being asked for; empty: none."""
     if name in manifest.columns:
         return ""
-    same = [c for c in there if c.lower() == name]
-    found = same or [c for c in there if c.lower() in OTHER_NAMES.get(name, ())]
+    found = _candidates(name, there)
     if len(found) > 1:
         remedy = f"choose with {OPTIONS[name]}" if name in OPTIONS else "rename one"
         raise UsageError(
             f"{manifest.path} has several columns that may hold {name} ({', '.join(found)}); "
             f"{remedy}."
         )
-    if found and not same:
+    if found and found[0].lower() != name:
         manifest.notes.append(f"{manifest.path}: {name} is read from the column {found[0]}.")
     return found[0] if found else ""
+
+
+def _asked(settings: CatalogSettings) -> dict[str, str]:
+    """The column that an option names for each of `COLUMNS`; empty: none."""
+    given = (
+        settings.path_column,
+        settings.tags_column,
+        settings.id_column,
+        settings.group_column,
+    )
+    return dict.fromkeys(COLUMNS, "") | dict(zip(OPTIONS, given, strict=True))
+
+
+def _candidates(role: str, names: Sequence[str]) -> list[str]:
+    """Columns that are one of `COLUMNS` by their usual name in any case, else by another one."""
+    same = [name for name in names if name.lower() == role]
+    return same or [name for name in names if name.lower() in OTHER_NAMES.get(role, ())]

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.catalog.manifest import COLUMNS, NO_TAGS, SEPARATOR, Cell, Manifest
+from retailtag.catalog.manifest import COLUMNS, NO_TAGS, SEPARATOR, Cell, Manifest, is_clean
 from retailtag.catalog.table import NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.catalog.tag_cells import EMPTY_CELLS
 from retailtag.errors import DataError, UsageError, named
@@ -70,10 +70,10 @@ def indicator_columns(
         _note(manifest, names, [])
     found = {name: _labels(manifest.columns[name]) for name in (*asked, *names)}
     for name in found:
-        if not name or name == NO_TAGS or SEPARATOR in name or name in EMPTY_CELLS:
+        if not is_clean(name) or name in (NO_TAGS, *EMPTY_CELLS) or SEPARATOR in name:
             raise DataError(
-                f"{manifest.path}: column '{name}' holds 0 and 1, and its name cannot be a tag's; "
-                f"rename it (without {SEPARATOR})."
+                f"{manifest.path}: column {name!r} holds 0 and 1, and its name cannot be a tag's; "
+                f"rename it (UTF-8 text without {SEPARATOR})."
             )
     return found, [name for name in attributes if name not in found]
 

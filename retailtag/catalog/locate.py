@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from retailtag.catalog.manifest import Manifest, Problems, is_clean, read_parquet
+from retailtag.catalog.manifest import Manifest, Problems, Wanted, is_clean, read_parquet
 from retailtag.errors import DataError, UsageError
 from retailtag.images.memory import MemoryImages
 from retailtag.images.near import NearMisses
@@ -144,7 +144,7 @@ def parquet_files(folder: Path) -> list[Path]:
 
 def _parquet_source(path: Path, files: Sequence[Path], paths: Sequence[str]) -> ImageSource:
     """Serve a manifest's paths from the image bytes of Parquet files."""
-    stored = read_parquet(path, files)
+    stored = read_parquet(path, files, lambda _: Wanted(("path",)))
     if not stored.image_column:
         raise DataError(f"{path} has no column of image bytes.")
     names = [str(p) for p in stored.columns["path"]]

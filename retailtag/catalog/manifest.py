@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from retailtag.arrow import column_values, parquet_faults
 from retailtag.errors import DataError, named
-from retailtag.files import HEAD_BYTES, check_kind, other_kind
+from retailtag.files import HEAD_BYTES, other_kind, parse_json
 
 GZIP = b"\x1f\x8b"
 MIN_UNPACKED = 1 << 30  # bytes that a table may unpack to however small it is
@@ -24,8 +26,19 @@ MAX_EXPANSION = 100  # text hardly shrinks to less than a hundredth
 Cell = str | tuple[str, ...]
 SEPARATOR = "|"
 NO_TAGS = "-"
-NESTED = "\0nested"  # cell of an object, or of lists within a list; no text that is taken has a NUL
+# Cell of an object, of bytes or of lists within a list. No text that is taken has a NUL.
+NESTED = "\0nested"
 COLUMNS = ("path", "tags", "image_id", "split", "group", "title", "tags_unknown")
+
+
+class Wanted(NamedTuple):
+    """Which columns of a table have a meaning."""
+
+    names: Collection[str]
+    or_plain: bool = False  # and all others of text and numbers: tags may be columns of 0 and 1
+
+
+Use = Callable[[Sequence[str]], Wanted]  # of the names of all columns
 
 
 @dataclass
@@ -111,6 +124,10 @@ def is_clean(text: str) -> bool:
     return "\0" not in text
 
 
+_NO_TEXT = (Mapping, bytes, bytearray, memoryview)  # bytes would become "b'red'"
+_NO_ITEM = (*_NO_TEXT, list, tuple, set, frozenset, np.ndarray)
+
+
 def cell(value: Any) -> Cell:
     """Stripped text of a value: null is '', a whole float loses its point, a list is a tuple."""
     if isinstance(value, str):
@@ -120,7 +137,8 @@ def cell(value: Any) -> Cell:
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
     is_list = isinstance(value, list | tuple)
-    if isinstance(value, dict) or (is_list and any(isinstance(v, list | dict) for v in value)):
+    # Text of a list within a list doubles in length with every level.
+    if isinstance(value, _NO_TEXT) or (is_list and any(isinstance(v, _NO_ITEM) for v in value)):
         return NESTED
     if is_list:
         return tuple(str(cell(v)) for v in value)
@@ -143,7 +161,10 @@ def read_csv(path: Path) -> Manifest:
                 numbers.append(number)
                 rows.append(row)
     except csv.Error as error:
-        raise DataError(f"{path} breaks off as CSV at line {reader.line_num}: {error}.") from error
+        raise DataError(
+            f"{path} breaks off as CSV at line {reader.line_num}: {error}; look for a quote that "
+            "is not closed."
+        ) from error
     _check_delimiter(path, header, delimiter)
     if len(set(header)) != len(header) or not header:
         raise DataError(f"{path} needs a first line that names each column once.")
@@ -175,8 +196,8 @@ def read_json(path: Path) -> Manifest:
     """
     text = _text(path)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         lines = text.strip().split("\n")
         if len(lines) > 1 and lines[0].strip().startswith("{") and _is_json(lines[0]):
             return read_json_lines(path)
@@ -198,8 +219,8 @@ def read_json(path: Path) -> Manifest:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return False
     return True
 
@@ -210,10 +231,13 @@ def _json_rows(value: Any) -> list[Any] | None:
         return value
     if not isinstance(value, dict) or not value:
         return None
-    if value.keys() >= {"columns", "data"}:  # orient="split"
-        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list):  # orient="split"
+        is_table = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        is_table = is_table and all(isinstance(row, list) for row in data)
+        return [dict(zip(names, row, strict=False)) for row in data] if is_table else None
     if value.keys() == {"schema", "data"}:  # orient="table"
-        return list(value["data"])
+        return data if isinstance(data, list) else None
     # orient="columns", the default of pandas: {column: {row: value}}; or lists
     columns = {k: [*v.values()] if isinstance(v, dict) else v for k, v in value.items()}
     indices = {tuple(v) if isinstance(v, dict) else () for v in value.values()}
@@ -230,8 +254,8 @@ def read_json_lines(path: Path) -> Manifest:
     records: list[dict[str, Any]] = []
     for i, (_, line) in enumerate(numbered):
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             value = {}
             problems.add(i, f"is not JSON ({error})", broken=True)
         if not isinstance(value, dict):
@@ -262,18 +286,30 @@ def read_records(records: Sequence[Any]) -> Manifest:
     return _with_images(manifest, images)
 
 
-def read_table(table: Any, what: str, images: Sequence[Any] | None = None) -> Manifest:
-    """Understand a pyarrow table; `images` are those of a data frame that Arrow cannot hold."""
-    image = next((f.name for f in table.schema if _holds_bytes(f.type)), "")
-    if image:
-        images = [v.get("bytes") if isinstance(v, dict) else v for v in table[image].to_pylist()]
-    table = table.drop_columns([image]) if image else table
-    columns = _arrow_columns(table)
+def read_table(
+    table: Any,
+    what: str,
+    use: Use,
+    images: Sequence[Any] | None = None,
+    unread: Sequence[str] = (),
+) -> Manifest:
+    """Understand a pyarrow table.
+
+    Of a data frame, `images` are those that Arrow cannot hold, and `unread` the names of columns
+    that were left out.
+    """
+    plan = _Plan.of(what, table.schema, use)
+    notes: list[str] = []
+    columns = _arrow_columns(what, table, plan, notes)
+    columns |= dict.fromkeys(unread, [NESTED] * len(table))
+    if plan.image:
+        values = table[plan.image].to_pylist()
+        images = [v.get("bytes") if isinstance(v, dict) else v for v in values]
     problems = Problems(range(1, len(table) + 1))
     if images and all(isinstance(v, str | PurePath) for v in images):
         columns.setdefault("path", [str(v) for v in images])
         images = None
-    manifest = Manifest(Path(what), columns, problems, in_memory=True)
+    manifest = Manifest(Path(what), columns, problems, in_memory=True, notes=notes)
     return _with_images(manifest, images or [])
 
 
@@ -306,35 +342,59 @@ def _names(given: Sequence[str]) -> list[Cell]:
     return [(unique and name) or f"row-{i:09d}" for i, name in enumerate(given, start=1)]
 
 
-def read_parquet(path: Path, files: Sequence[Path]) -> Manifest:
-    """Read Parquet files as one table, all columns but the image bytes.
+def read_parquet(path: Path, files: Sequence[Path], use: Use) -> Manifest:
+    """Read those columns of Parquet files that `use` wants, as one table, without the images.
 
-    Raises `DataError` if a file is not Parquet or the files' columns differ.
+    Raises `DataError` if a file is not Parquet, or one of these columns is there twice, holds
+    something else than text and numbers, or differs between the files.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    notes: list[str] = []
+    with parquet_faults(path, tuple(files)):
         schema = pq.read_schema(files[0])
-        image = next((f.name for f in schema if _holds_bytes(f.type)), "")
-        plain = [f.name for f in schema if f.name != image]
+        plan = _Plan.of(path, schema, use)
+        image = plan.image
         kind = schema.field(image).type if image else pa.null()
         has_path = pa.types.is_struct(kind) and any(f.name == "path" for f in kind)
         stored_path = [f"{image}.path"] if has_path else []
         # Not pq.read_table: it flattens a nested column, and guesses partitions from folders.
-        table = pa.concat_tables(
-            [pq.ParquetFile(file).read(columns=plain + stored_path) for file in files]
-        )
-    except (OSError, pa.ArrowException) as error:
-        for file in files:
-            check_kind(file, "a Parquet file")
-        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    n = table.num_rows
-    columns = _arrow_columns(table.select(plain).replace_schema_metadata(schema.metadata))
-    if image and "path" not in columns:
-        stored = table.column(image).to_pylist() if stored_path else [None] * n
-        columns["path"] = _names([str(cell(v["path"])) if v else "" for v in stored])
-    return Manifest(path, columns, Problems(range(1, n + 1)), tuple(files), image)
+        opened = [pq.ParquetFile(file) for file in files]
+        table = pa.concat_tables([f.read(columns=[*plan.used, *stored_path]) for f in opened])
+        n = sum(file.metadata.num_rows for file in opened)
+        table = table.replace_schema_metadata(schema.metadata)
+        columns = _arrow_columns(path, table, plan, notes, n)
+        if image and "path" not in columns:
+            stored = table.column(image).to_pylist() if stored_path else [None] * n
+            columns["path"] = _names([str(cell(v["path"])) if v else "" for v in stored])
+    problems = Problems(range(1, n + 1))
+    return Manifest(path, columns, problems, tuple(files), image, notes=notes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which columns of an Arrow table are read."""
+
+    names: tuple[str, ...]  # all but the image's, each once
+    used: tuple[str, ...]  # those of `names` that are read
+    image: str  # column of image bytes; empty: none
+
+    @classmethod
+    def of(cls, where: Path | str, schema: Any, use: Use) -> _Plan:
+        """Columns of a schema; raises `DataError` if one that is used is there twice."""
+        names = tuple(dict.fromkeys(schema.names))
+        wanted = use(names)
+        # A column `image` may hold paths; any other one with a meaning holds no images.
+        free = (f for f in schema if f.name not in wanted.names or f.name.lower() == "image")
+        image = next((f.name for f in free if _holds_bytes(f.type)), "")
+        plain = {f.name for f in schema if wanted.or_plain and _is_plain(f.type)}
+        found = plain.union(wanted.names) - {image}
+        used = tuple(name for name in names if name in found)
+        for name in (*used, *filter(None, [image])):
+            if (n := schema.names.count(name)) > 1:
+                raise DataError(f"{where} has {n} columns {name}; rename all but one.")
+        return cls(tuple(name for name in names if name != image), used, image)
 
 
 def record_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
@@ -343,14 +403,19 @@ def record_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]
     return {name: [cell(record.get(name)) for record in records] for name in names}
 
 
-def _arrow_columns(table: Any) -> dict[str, list[Cell]]:
-    """Cells of a pyarrow table by column; class numbers become names."""
-    columns: dict[str, list[Cell]] = {}
-    class_names = _class_names(table.schema.metadata or {})
-    for name in table.column_names:
-        values = table.column(name).to_pylist()
+def _arrow_columns(
+    where: Path | str, table: Any, plan: _Plan, notes: list[str], n_rows: int | None = None
+) -> dict[str, list[Cell]]:
+    """Cells of an Arrow table by column; class numbers become names.
+
+    Columns that are not read keep their place, for messages that list the columns.
+    """
+    class_names = _class_names(where, table.schema.metadata or {}, notes)
+    columns = dict.fromkeys(plan.names, [NESTED] * (len(table) if n_rows is None else n_rows))
+    for name in plan.used:
+        values = column_values(where, name, table.column(name))
         if name in class_names:
-            values = [_named(value, class_names[name]) for value in values]
+            values = _with_names(where, name, values, class_names[name])
         columns[name] = [cell(value) for value in values]
     return columns
 
@@ -409,29 +474,72 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes of each column, from Hugging Face's note in the schema."""
+def _is_plain(kind: Any) -> bool:
+    """Whether an Arrow type is text, a number or a truth value, or codes of these."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_null,
+    )
+    return any(check(kind) for check in checks)
+
+
+def _class_names(
+    where: Path | str, metadata: Mapping[bytes, bytes], notes: list[str]
+) -> dict[str, list[str]]:
+    """Names of the classes of each column, from Hugging Face's note in the schema.
+
+    A note of another form is said in `notes`: class numbers then stay numbers.
+    """
+    if b"huggingface" not in metadata:
+        return {}
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+        features = parse_json(metadata[b"huggingface"])["info"]["features"]
+        items = features.items()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        notes.append(f"{where}: its Hugging Face metadata cannot be read; class numbers stay so.")
         return {}
     found = {}
-    for column, feature in features.items():
+    for column, feature in items:
         inner = feature[0] if isinstance(feature, list) and feature else feature
         while isinstance(inner, dict) and isinstance(inner.get("feature"), dict):
             inner = inner["feature"]
-        if isinstance(inner, dict) and isinstance(inner.get("names"), list):
-            found[column] = [str(name) for name in inner["names"]]
+        names = inner.get("names") if isinstance(inner, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            found[column] = names
     return found
+
+
+def _with_names(
+    where: Path | str, column: str, values: Sequence[Any], names: Sequence[str]
+) -> list[Any]:
+    """Values with names in place of class numbers; `DataError` for a number without a name."""
+    try:
+        return [_named(value, names) for value in values]
+    except IndexError as error:
+        raise DataError(
+            f"{where}: column {column} holds class {error}, and its Hugging Face metadata has "
+            f"names of {len(names):,} classes; write these names in the column."
+        ) from error
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:
     """Class numbers to names, -1 (Hugging Face's "no label") to nothing."""
     if isinstance(value, list):
         return [_named(v, names) for v in value]
-    if not isinstance(value, int):
-        return value
-    return names[value] if 0 <= value < len(names) else None
+    if not isinstance(value, int) or value == -1:
+        return None if value == -1 else value
+    if not 0 <= value < len(names):
+        raise IndexError(value)
+    return names[value]
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
-from retailtag.catalog.columns import name_columns
+from retailtag.catalog.columns import name_columns, used_columns
 from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_name
 from retailtag.catalog.labels import encode_labels
 from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
@@ -27,6 +28,7 @@ from retailtag.catalog.manifest import (
     Cell,
     Manifest,
     Problems,
+    Use,
     csv_text,
     is_clean,
     read_csv,
@@ -125,7 +127,7 @@ def read_catalog(
     (('blue', 'red', 'shirt'), ['row-000000001', 'row-000000002'])
     """
     how = replace(settings or CatalogSettings(), **options)
-    manifest = _open(source, how)
+    manifest = _open(source, partial(used_columns, settings=how), how)
     name_columns(manifest, how)
     attributes = how.attributes
     if not use_split:
@@ -173,7 +175,7 @@ def read_columns(
     `read_catalog`, which checks the rows.
     """
     how = settings or CatalogSettings()
-    manifest = _open(source, how)
+    manifest = _open(source, partial(used_columns, settings=how, more=names), how)
     given = dict(manifest.columns)
     name_columns(manifest, how)
     manifest.columns.pop("split", None)
@@ -233,17 +235,17 @@ def _tag_texts(catalog: Catalog, state: int) -> list[str]:
     return [json.dumps(row, ensure_ascii=False) if row else "" for row in rows]
 
 
-def _open(source: Any, settings: CatalogSettings) -> Manifest:
-    """Choose the reader by what `source` is."""
+def _open(source: Any, use: Use, settings: CatalogSettings) -> Manifest:
+    """Choose the reader by what `source` is; of tables, it reads the columns that `use` wants."""
     if isinstance(source, str | Path):
-        return _open_path(Path(source), settings)
+        return _open_path(Path(source), use, settings)
     # Nobody has a table without its library being loaded; so neither is imported here.
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(source, arrow.Table):
-        return read_table(source, "Table")
+        return read_table(source, "Table", use)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(source, pandas.DataFrame):
-        return _open_frame(source)
+        return _open_frame(source, use)
     if isinstance(source, list | tuple):
         return read_records(source)
     if isinstance(source, Mapping):
@@ -251,7 +253,7 @@ def _open(source: Any, settings: CatalogSettings) -> Manifest:
     if hasattr(source, "__arrow_c_stream__"):  # as polars and other libraries export theirs
         import pyarrow as pa
 
-        return read_table(pa.table(source), type(source).__name__)
+        return read_table(pa.table(source), type(source).__name__, use)
     raise UsageError(
         "read_catalog takes a path, a pandas or pyarrow table, a dict of columns or a list of "
         f"records, not {type(source).__name__}."
@@ -273,38 +275,52 @@ def _rows_of(columns: Mapping[Any, Any]) -> list[dict[Any, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def _open_frame(frame: Any) -> Manifest:
+def _open_frame(frame: Any, use: Use) -> Manifest:
     """Understand a pandas data frame; Arrow cannot hold the PIL images of its column ``image``."""
     import pyarrow as pa
 
     images = None
-    if "image" in frame.columns:
+    names = list(map(str, frame.columns))
+    wanted = use(names)
+    used = [
+        wanted.or_plain or name in wanted.names or name == "image" or _is_image_cell(frame, k)
+        for k, name in enumerate(names)
+    ]
+    unread = [name for name, is_used in zip(names, used, strict=True) if not is_used]
+    frame = frame.loc[:, used]
+    if "image" in frame.columns and frame.columns.is_unique:
         images = frame["image"].tolist()
         frame = frame.drop(columns="image")
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"The DataFrame cannot be read as a table: {error}.") from error
-    return read_table(table, "DataFrame", images)
+    return read_table(table, "DataFrame", use, images, unread)
 
 
-def _open_path(path: Path, settings: CatalogSettings) -> Manifest:
+def _is_image_cell(frame: Any, k: int) -> bool:
+    """Whether column `k` of a data frame begins with the bytes of an image."""
+    first = next(iter(frame.iloc[:1, k]), None)
+    return isinstance(first, bytes | dict)
+
+
+def _open_path(path: Path, use: Use, settings: CatalogSettings) -> Manifest:
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
             return read_csv(path / FOLDER_MANIFEST)
         if files := find_metadata(path):
-            return read_metadata(path, files, _open_file)
+            return read_metadata(path, files, partial(_open_file, use=use))
         if files := find_shards(path):
             return read_shards(path, files)
         if files := parquet_files(path):
-            return _with_splits_of_names(read_parquet(path, files))
+            return _with_splits_of_names(read_parquet(path, files, use))
         return read_tag_folders(path, settings.allow_root)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
-    return _open_file(path)
+    return _open_file(path, use)
 
 
-def _open_file(path: Path) -> Manifest:
+def _open_file(path: Path, use: Use) -> Manifest:
     suffix = table_suffix(path)
     if suffix in (".csv", ".tsv"):
         return read_csv(path)
@@ -313,7 +329,7 @@ def _open_file(path: Path) -> Manifest:
     if suffix == ".json":
         return read_json(path)
     if suffix in (".parquet", ".pq"):
-        return read_parquet(path, [path])
+        return read_parquet(path, [path], use)
     if suffix == ".tar":
         return read_shards(path, [path])
     raise UsageError(
@@ -371,7 +387,7 @@ def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
             if not is_clean(text):
                 fault = "has the wrong encoding (not UTF-8 text)"
                 if value == NESTED:
-                    fault = "holds an object instead of text or a list"
+                    fault = "holds an object or bytes instead of text or a list"
                 elif "\0" in text:
                     fault = "holds a NUL character; remove it"
                 manifest.problems.add(row, f"{name} {fault}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from retailtag.catalog.folders import SPLIT_WORDS, split_of_name
 from retailtag.catalog.manifest import Manifest, Problems, record_columns
 from retailtag.errors import DataError, UnreadableImage
+from retailtag.files import parse_json
 from retailtag.images.header import IMAGE_SUFFIXES
 from retailtag.images.sources import TarImages
 
@@ -56,7 +56,7 @@ def read_shards(root: Path, files: Sequence[Path]) -> Manifest:
             row = len(records)
             try:
                 record = _record(source, members)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 record = {}
                 faults[row] = f"{members['.json']} is no JSON object ({error})"
             if len(images) > 1:
@@ -91,7 +91,7 @@ def _record(source: TarImages, members: dict[str, str]) -> dict[str, Any]:
     """What the texts beside an image say; `ValueError` if its JSON is none."""
     record: dict[str, Any] = dict(_texts(source, members))
     if ".json" in members:
-        value = json.loads(_bytes(source, members[".json"]))
+        value = parse_json(_bytes(source, members[".json"]))
         if not isinstance(value, dict):
             raise ValueError("it holds a list or a value")
         record |= value

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.arrow import column_values, parquet_faults
 from retailtag.backbones.imported import ENGINE, OUTPUT, SCHEME
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError, named
@@ -320,10 +321,9 @@ def _read_npy(path: Path) -> Vectors:
 def _read_parquet(
     path: Path, column: str | None, *, needs_ids: bool
 ) -> tuple[Vectors, tuple[str, ...]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with parquet_faults(path):
         file = pq.ParquetFile(path)
         wanted = _vector_column(path, file.schema_arrow, column)
         id_column = next((c for c in ID_COLUMNS if c in file.schema_arrow.names), "")
@@ -333,10 +333,11 @@ def _read_parquet(
                 "line."
             )
         table = file.read(columns=[wanted, *([id_column] if needs_ids else [])])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    vectors = table.column(wanted).combine_chunks()
-    ids = table.column(id_column).to_pylist() if needs_ids else []
+        for name in table.column_names:
+            if table.column_names.count(name) > 1:
+                raise DataError(f"{path} has several columns {name}; rename all but one.")
+        vectors = table.column(wanted).combine_chunks()
+    ids = column_values(path, id_column, table.column(id_column)) if needs_ids else []
     return _matrix(path, wanted, vectors), tuple("" if i is None else str(i) for i in ids)
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from retailtag.errors import Unavailable, UsageError
-from retailtag.files import make_folder, read_json, write_json, write_whole
+from retailtag.files import make_folder, parse_json, read_json, write_json, write_whole
 
 Say = Callable[[str], None]
 Metrics = Mapping[str, float | None]
@@ -91,7 +91,7 @@ class JsonLines:
         with write_whole(path) as handle:
             handle.write(b"".join(kept))
         self._path = path
-        self._settings = [json.loads(line).get("settings") for line in kept]
+        self._settings = [parse_json(line).get("settings") for line in kept]
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def settings(self, values: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue  # torn by a kill
         if line.endswith(b"\n") and isinstance(row, dict) and row.get("step", step) <= step:

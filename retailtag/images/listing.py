@@ -69,7 +69,9 @@ def _listed(file: Path) -> list[Path]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError:
+        if any("\0" in line for line in lines):
+            raise ValueError("NUL")
+    except ValueError:
         raise DataError(f"{file} is not UTF-8 text; write one path per line.") from None
     paths = [Path(line.strip()) for line in lines if line.strip()]
     if not paths:

@@ -7,6 +7,7 @@ any thread. What it cannot serve is a fault with a reason, known before the firs
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import weakref
 import zipfile
@@ -51,6 +52,15 @@ def stamp_of(path: str | Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+# What zipfile lets through besides its own error; NotImplementedError: a newer format.
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile,
+    ValueError,
+    struct.error,
+    OverflowError,
+    IndexError,
+    NotImplementedError,
+)
 _PACK = "pack the archive again"
 _FIX = "fix the file or its permissions, or leave it out"
 
@@ -295,7 +305,7 @@ class ZipImages(_ArchiveImages):
             weakref.finalize(self, handle.close)
             # Threads take turns at reading the file, and inflate side by side.
             self._archive = zipfile.ZipFile(handle)
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, *_ZIP_DAMAGE) as error:
             raise DataError(f"{self.root} cannot be read as a zip archive: {error}.") from error
         self._infos = {clean_path(info.filename): info for info in self._archive.infolist()}
         self._members = self._infos.keys()
@@ -313,14 +323,7 @@ class ZipImages(_ArchiveImages):
                 # No more than declared is inflated, so that a lie costs nothing.
                 data = member.read(info.file_size)
                 member.read(1)  # the end, where the checksum is compared
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except (OSError, EOFError, RuntimeError, zlib.error, *_ZIP_DAMAGE) as error:
             raise UnreadableImage(f"is damaged in the archive ({error}); {_PACK}") from error
         if len(data) != info.file_size:
             raise UnreadableImage(f"is damaged in the archive (it ends early); {_PACK}")
@@ -398,7 +401,7 @@ class ParquetImages(ImageSource):
                 try:
                     with pq.ParquetFile(path) as file:
                         table = file.read_row_group(group, columns=[self._column])
-                except (OSError, pa.ArrowException) as error:
+                except (OSError, ValueError, pa.ArrowException) as error:
                     raise UnreadableImage(
                         f"cannot be read from {path.name} ({error}); fetch that file again"
                     ) from error

@@ -11,8 +11,8 @@ from typing import Any
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.factory import load_backbone
 from retailtag.context import RunContext
-from retailtag.errors import UsageError
-from retailtag.files import write_text
+from retailtag.errors import ArtefactError, UsageError
+from retailtag.files import parse_json, write_text
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.predictions import Predictions
@@ -46,11 +46,15 @@ class FinetuneRun:
         if record is None:
             return None
         checkpoint = Checkpoint.load(folder)
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        history = folder / "history.jsonl"
+        try:
+            rows = [parse_json(line) for line in history.read_bytes().splitlines()]
+        except ValueError as error:
+            raise ArtefactError(f"{history} is damaged ({error}); run finetune again.") from error
         return cls(
             checkpoint,
             Predictions.load(folder / "predictions.npz"),
-            [json.loads(line) for line in lines],
+            rows,
             checkpoint.facts["best_epoch"],
             record,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from retailtag.files import parse_json
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.findings import often_scored
 
@@ -80,7 +81,7 @@ def _known(path: Path, catalog: str, split: str) -> set[str]:
     found = set()
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if (entry["catalogue"], entry["split"]) == (catalog, split):
                 found.add(str(entry["predictions"]))
         except (ValueError, KeyError, TypeError):

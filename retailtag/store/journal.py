@@ -12,11 +12,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from retailtag.files import parse_json
 from retailtag.store.identity import writable
 
 
 class Journal:
-    """Append-only JSON lines; a line cut short by a kill is skipped when reading."""
+    """Append-only JSON lines; lines that are cut short or damaged are skipped when reading."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,21 +51,23 @@ class Journal:
         last = {
             entry["shard"]: float(entry["seconds"])
             for entry in self.entries()
-            if entry.get("kind") == "shard" and _is_cost(entry) and entry["shard"] in segments
+            if entry.get("kind") == "shard" and {"seconds", "shard"} <= entry.keys()
         }
-        return sum(last.values())
+        return sum(seconds for name, seconds in last.items() if name in segments)
 
 
-def _is_cost(entry: dict[str, Any]) -> bool:
-    """Whether an entry, which nothing protects from a flipped bit, can be added up."""
-    seconds = entry.get("seconds")
-    return isinstance(entry.get("shard"), str) and type(seconds) in (int, float)
+def _is_sound(entry: dict[str, Any]) -> bool:
+    """Whether the fields of an entry, which nothing protects from a flipped bit, can be used."""
+    shard, seconds, run = entry.get("shard", ""), entry.get("seconds", 0.0), entry.get("run", {})
+    is_number = type(seconds) in (int, float) and 0 <= seconds < 1e12  # neither NaN nor infinite
+    is_run = isinstance(run, dict) and isinstance(run.get("versions", {}), dict)
+    return isinstance(shard, str) and is_number and is_run
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """Entry on a line; empty if it was cut short."""
+    """Entry on a line; empty if it was cut short or damaged."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return {}
-    return entry if isinstance(entry, dict) else {}
+    return entry if isinstance(entry, dict) and _is_sound(entry) else {}

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
+from retailtag.files import parse_json
 from retailtag.store.spec import FeatureSpec
 
 FORMAT = 1
@@ -310,7 +311,7 @@ def _read_checked(f: h5py.File, spec: FeatureSpec) -> Segment:
     if not np.isfinite(arrays["embedding"]).all():
         raise ValueError("it holds an embedding that is not finite")
     ids = tuple(raw.decode() for raw in arrays["image_id"].tolist())
-    absent = tuple(map(_read_absent, json.loads(arrays["absent"].tobytes())))
+    absent = tuple(map(_read_absent, parse_json(arrays["absent"].tobytes())))
     return Segment(ids, arrays["image_sha256"], arrays["embedding"], absent)
 
 

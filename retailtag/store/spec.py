@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from retailtag.errors import DataError
+from retailtag.files import parse_json
 
 DTYPES = ("float32", "float16")
 LARGEST_DIM = 1 << 20  # far above any backbone; keeps a hostile file from declaring terabytes
@@ -89,7 +90,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         opened = fact
         if isinstance(fact, str):
             with suppress(ValueError):
-                opened = json.loads(fact)
+                opened = parse_json(fact)
         is_open = isinstance(opened, dict)
         flat |= _flat(opened, f"{prefix}{name}.") if is_open else {f"{prefix}{name}": fact}
     return flat

@@ -291,7 +291,7 @@ def test_objects_are_no_tags_and_do_no_harm_elsewhere(shop, kind):
         pq.write_table(pa.Table.from_pylist(records), path)
     with pytest.raises(BadCatalogue) as caught:
         read_catalog(path)
-    said = "tags holds an object instead of text or a list"
+    said = "tags holds an object or bytes instead of text or a list"
     assert [p.endswith(said) for p in caught.value.problems] == [True, True]
 
 
@@ -433,3 +433,73 @@ def test_what_lies_in_place_of_a_manifest_is_called_what_it_is(tmp_path, name, c
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} is {kind}, not a (table|Parquet file); "):
         read_catalog(tmp_path / name)
+
+
+def nested(depth, inner="a"):
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("column", ["tags", "meta"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "records", "tuples"])
+def test_lists_within_lists_are_no_tags_and_take_no_memory(shop, column, kind):
+    rows = [{"path": f"images/{i}.jpg", "tags": ["a"], column: nested(40)} for i in range(2)]
+    source = rows
+    if kind == "tuples":
+        rows[1][column] = (("a",), "b")
+    elif kind != "records":
+        source = shop / f"x.{kind}"
+        lines = [json.dumps(row) for row in rows]
+        source.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    for row in rows:
+        row["path"] = str(shop / row["path"])
+    if column == "meta":
+        assert read_catalog(source).table.tags == ("a",)
+        return
+    with pytest.raises(BadCatalogue) as caught:
+        read_catalog(source)
+    said = "tags holds an object or bytes instead of text or a list"
+    assert caught.value.problems == (f"row 1: {said}", f"row 2: {said}")
+
+
+@pytest.mark.parametrize("depth", [101, 600, 100_000])
+def test_deep_nesting_in_any_column_is_one_bad_row(manifest, depth):
+    deep = '{"path": "images/1.jpg", "tags": "a", "meta": ' + "[" * depth + "]" * depth + "}"
+    lines = ['{"path": "images/0.jpg", "tags": "a"}', deep]
+    said = r"is not JSON \(its lists and objects are nested more than 100 deep\)"
+    with pytest.raises(BadCatalogue, match=f"row 2: {said}"):
+        read_catalog(manifest(*lines, name="x.jsonl"))
+    with pytest.raises(DataError, match=r"x\.json is not JSON: its lists and objects are nested"):
+        read_catalog(manifest(f"[{','.join(lines)}]", name="x.json"))
+
+
+def test_a_key_that_is_twice_in_a_row_is_named(manifest):
+    lines = ['{"path": "images/0.jpg", "tags": "a", "tags": "b"}']
+    with pytest.raises(BadCatalogue, match=r"row 1: is not JSON \(the key 'tags' is twice"):
+        read_catalog(manifest(*lines, name="x.jsonl"))
+
+
+def test_bytes_are_no_tags(shop):
+    for tags in (b"red", [b"red"], bytearray(b"red")):
+        rows = [{"path": str(shop / "images/0.jpg"), "tags": tags}]
+        with pytest.raises(BadCatalogue, match="tags holds an object or bytes instead of text"):
+            read_catalog(rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"columns": 5, "data": 5}',
+        '{"columns": [["path"], "tags"], "data": [["images/0.jpg", "a"]]}',
+        '{"columns": ["path", "path"], "data": [["images/0.jpg", "a"]]}',
+        '{"columns": ["path", "tags"], "data": [5]}',
+        '{"schema": {}, "data": 5}',
+        '{"path": {"0": "images/0.jpg"}, "tags": ["a"]}',
+        "{}",
+        "5",
+    ],
+)
+def test_a_json_value_that_is_no_table_is_one_sentence(manifest, text):
+    with pytest.raises(DataError, match=r"x\.json is no list of objects, one per image"):
+        read_catalog(manifest(text, name="x.json"))

@@ -248,3 +248,43 @@ def test_merge_names_what_differs(call, store, place):
     assert "dtype:" in err
     assert "'float32'" in err
     assert "'float16'" in err
+
+
+SPECS = {
+    "deep": b"[" * 100_000,
+    "deep inside": b'{"format": 1, "digest": "", "spec": ' + b'{"a":' * 900 + b"1" + b"}" * 902,
+    "no text": b"\xff\xfe\x00",
+    "half a pair": rb'{"format": 3, "digest": "\ud800", "spec": {}}',
+    "a list": b"[]",
+    "long number": b"9" * 5000,
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_one_bad_identity_leaves_the_other_stores_usable(call, store, place, kind):
+    bad = place / "features" / "bad"
+    bad.mkdir()
+    (bad / "spec.json").write_bytes(SPECS[kind])
+    code, out, _ = call("features", "ls", "--json")
+    assert code == 0
+    assert {s["name"]: s["state"] for s in json.loads(out)["stores"]} == {
+        "bad": "damaged",
+        store.path.name: "whole",
+    }
+    code, out, err = call("features", "verify", "--all", "--json")
+    assert code == 4
+    assert [v["verdict"] for v in json.loads(out)["stores"]] == ["damaged", "sound"]
+    assert err.startswith(f"{bad.relative_to(place)}/spec.json is damaged (")
+    assert [s.path for s in list_stores(place / "features")] == [store.path]  # what probe reads
+
+
+def test_damaged_entries_of_the_journal_are_skipped(call, store):
+    journal = store.path / "journal.jsonl"
+    sound = json.loads(journal.read_text())
+    wrong = {"shard": ["a"], "seconds": 10**400, "run": {"versions": []}}
+    entries = [json.dumps({**sound, name: value}) for name, value in wrong.items()]
+    entries += ["[" * 100_000, json.dumps({**sound, "seconds": float("nan")}), '{"run": "x"}']
+    before = call("features", "show", "demo:cnn")
+    journal.write_text("\n".join([json.dumps(sound), *entries]) + "\n")
+    assert call("features", "show", "demo:cnn") == before
+    assert before[0] == 0

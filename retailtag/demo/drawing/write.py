@@ -22,7 +22,8 @@ from retailtag.demo.drawing.look import Look
 from retailtag.demo.drawing.photo import photograph
 from retailtag.demo.drawing.taxonomy import TAGS
 from retailtag.demo.drawing.world import Product, sample_product, sample_products, split_products
-from retailtag.errors import ArtefactError, UsageError
+from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.files import read_json
 
 GENERATOR = "2"
 QUALITY = 88
@@ -139,9 +140,9 @@ def _found(out: Path, asked: dict[str, object]) -> DemoSummary | None:
             f"{out} holds something other than a demo catalogue; name another folder or empty it"
         )
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
+        record = read_json(record_path)
         found = _summary_at(out, record.pop("summary"), reused=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (DataError, TypeError, KeyError, AttributeError) as error:
         raise ArtefactError(
             f"{record_path} is damaged; remove {out} and draw the catalogue again."
         ) from error
