@@ -105,6 +105,11 @@ def test_more_micro_batches_than_images_are_refused():
     ("text", "words"),
     [
         ("folds = ", "is not TOML"),
+        ("a = " + "[" * 5000, r"is not TOML \(it is nested too deeply\)"),
+        ("a = " + "9" * 5000, r"is not TOML \(Exceeds the limit"),
+        ("[" + "a." * 900 + "a]", "a is not a setting"),
+        ("a = 1\0", "is not TOML"),
+        ("#" * (1 << 20) + "\n", "has over 1,048,576 bytes"),
         ("[probe]\nfold = 3", "probe.fold is not a setting; did you mean probe.folds"),
         ("[prob]\nfolds = 3", "prob is not a setting; did you mean probe"),
         ("[probe]\nfolds = 1", "--folds 1 is out of range"),

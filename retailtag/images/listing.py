@@ -66,14 +66,14 @@ def _below(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _listed(file: Path) -> list[Path]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
-        if any("\0" in line for line in lines):
-            raise ValueError("NUL")
-    except ValueError:
-        raise DataError(f"{file} is not UTF-8 text; write one path per line.") from None
-    paths = [Path(line.strip()) for line in lines if line.strip()]
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise DataError(f"{file} is not UTF-8 text; write one path per line.")
+    paths = [Path(line.strip()) for line in text.splitlines() if line.strip()]
     if not paths:
         raise DataError(f"{file} lists no images; write one path per line.")
     if not any(path.exists() for path in paths):

@@ -52,6 +52,7 @@ def test_every_file_is_taken_once(here):
         ("b.jpg\nc.jpg", r"None of the 2 paths of list\.txt is there \(b\.jpg\)"),
         (None, r"list\.txt cannot be read: No such file"),
         (b"\xff\xfe", r"list\.txt is not UTF-8"),
+        ("shop/b.jpg\na\0b.jpg", r"list\.txt is not UTF-8 text"),
     ],
 )
 def test_a_list_that_names_nothing_is_one_sentence(here, text, sentence):

@@ -165,3 +165,21 @@ def test_what_lies_in_place_of_an_archive_is_called_what_it_is(tmp_path, content
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"images\.zip is {kind}"):
         open_images(path, ["a.jpg"])
+
+
+def test_a_zip_with_any_changed_byte_is_served_or_one_sentence(tmp_path, picture):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.jpg", "é.jpg"):
+            archive.writestr(name, picture())
+    data = path.read_bytes()
+    end = data.index(b"PK\1\2")  # the directory, in which nearly every byte counts
+    for at in range(end, len(data)):
+        for value in (0, 255):
+            path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+            try:
+                source = ZipImages(path, ["a.jpg", "é.jpg"])
+                found = [source.read(i) for i in range(2) if i not in source.faults]
+            except (DataError, UnreadableImage):
+                continue
+            assert set(found) <= {picture()}
