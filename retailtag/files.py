@@ -117,8 +117,8 @@ MAX_JSON_DEPTH = 100  # objects and lists within one another; no file of ours ha
 MAX_JSON_BYTES = 1 << 30  # scorecards of 20,000 tags and twenty models have a third of it
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Value of JSON text of any origin.
+def parse_json(text: str | bytes, *, strict: bool = False) -> Any:
+    """Value of JSON text of any origin; `strict`: of what retailtag writes.
 
     Every reader of the package calls this function: what Python makes of deep nesting depends on
     the stack that is left, and of two equal keys it would keep the last.
@@ -126,7 +126,8 @@ def parse_json(text: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        If it is not JSON, nests deeper than `MAX_JSON_DEPTH`, or an object has a key twice.
+        If it is not JSON, nests deeper than `MAX_JSON_DEPTH`, or an object has a key twice. If
+        `strict`, also for infinite numbers and NaN, and for text that cannot be encoded.
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
@@ -137,6 +138,8 @@ def parse_json(text: str | bytes) -> Any:
     # Nearly every text has too few brackets to nest deeply, and is not looked at twice.
     if text.count("[") + text.count("{") > MAX_JSON_DEPTH:
         _check_depth(value)
+    if strict:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
 
 
@@ -164,8 +167,8 @@ def _check_depth(value: Any) -> None:
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Value of a JSON file.
 
-    Raises `DataError` if the file is missing, larger than `max_bytes`, not JSON, or holds text
-    that cannot be encoded.
+    Raises `DataError` if the file is missing, larger than `max_bytes`, or not strict JSON (see
+    `parse_json`).
     """
     try:
         status = Path(path).stat()
@@ -176,15 +179,11 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
                 f"{path} cannot be read as JSON: it has {status.st_size:,} bytes, above the limit "
                 f"of {max_bytes:,}."
             )
-        text = Path(path).read_text(encoding="utf-8")
-        value = parse_json(text)
-        if "\\ud" in text.lower():  # half of a surrogate pair, written as an escape
-            json.dumps(value, ensure_ascii=False).encode()
+        return parse_json(Path(path).read_text(encoding="utf-8"), strict=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
-    return value
 
 
 def file_sha256(path: Path) -> str:

@@ -109,7 +109,7 @@ class Predictions:
             # The file may come from anybody, and a pickle runs code when it is loaded.
             with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
-            header = parse_json(arrays["header"].tobytes())
+            header = parse_json(arrays["header"].tobytes(), strict=True)
             if header["format"] == FORMAT:
                 return cls(
                     image_ids=arrays["image_ids"],

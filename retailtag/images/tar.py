@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import os
 import zlib
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from retailtag.errors import DataError
-from retailtag.files import file_sha256, parse_json, write_json, write_whole
+from retailtag.files import file_sha256, parse_json, write_text, write_whole
 from retailtag.images.tar_headers import TarDamage, entries
 
 MIN_LIMIT = 1 << 30  # bytes that an archive may unpack to however small it is
@@ -75,10 +76,8 @@ def plain_tar(archive: Path) -> tuple[Path, Members]:
     except _DAMAGE as error:
         raise DataError(f"{archive} cannot be unpacked into {plain.parent}: {error}.") from error
     members = scan_tar(plain, named=archive)
-    write_json(
-        index,
-        {"bytes": plain.stat().st_size, "spans": members.spans, "refused": members.refused},
-    )
+    listing = {"bytes": plain.stat().st_size, "spans": members.spans, "refused": members.refused}
+    write_text(index, json.dumps(listing))  # names may be no UTF-8, and escapes hold them
     return plain, members
 
 

@@ -81,7 +81,7 @@ def _known(path: Path, catalog: str, split: str) -> set[str]:
     found = set()
     for line in text.splitlines():
         try:
-            entry = parse_json(line)
+            entry = parse_json(line, strict=True)
             if (entry["catalogue"], entry["split"]) == (catalog, split):
                 found.add(str(entry["predictions"]))
         except (ValueError, KeyError, TypeError):

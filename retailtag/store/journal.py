@@ -67,7 +67,7 @@ def _is_sound(entry: dict[str, Any]) -> bool:
 def _parse(line: bytes) -> dict[str, Any]:
     """Entry on a line; empty if it was cut short or damaged."""
     try:
-        entry = parse_json(line)
+        entry = parse_json(line, strict=True)
     except ValueError:
         return {}
     return entry if isinstance(entry, dict) and _is_sound(entry) else {}

@@ -1,5 +1,6 @@
 """The scanner of tar headers agrees with tarfile, and answers everything else with one sentence."""
 
+import gzip
 import io
 import random
 import tarfile
@@ -8,7 +9,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from retailtag.errors import DataError
-from retailtag.images.tar import scan_tar
+from retailtag.images.tar import plain_tar, scan_tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 KINDS = (tarfile.REGTYPE, tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
@@ -143,6 +144,13 @@ def test_sparse_members_are_refused_and_those_behind_them_found(scan):
     members = scan(pax(path + sparse) + MEMBER + SPARSE + more + bytes(512) + MEMBER + END)
     assert members.refused == dict.fromkeys("bs", "is no plain file inside the archive")
     assert members.spans == {"a.jpg": (512 * 10, 1)}
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILTAG_CACHE", str(tmp_path))
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(block(b"\xff.jpg") + bytes(512) + END))
+    for _ in range(2):  # unpacked, then from the index beside it
+        assert plain_tar(tmp_path / "x.tar.gz")[1].spans == {"\udcff.jpg": (512, 1)}
 
 
 def test_any_changed_byte_gives_members_or_one_sentence(scan):
