@@ -378,6 +378,7 @@ class _Plan:
 
     names: tuple[str, ...]  # all but the image's, each once
     used: tuple[str, ...]  # those of `names` that are read
+    needed: frozenset[str]  # those of `used` that have a meaning
     image: str  # column of image bytes; empty: none
 
     @classmethod
@@ -394,7 +395,8 @@ class _Plan:
         for name in (*used, *filter(None, [image])):
             if (n := schema.names.count(name)) > 1:
                 raise DataError(f"{where} has {n} columns {name}; rename all but one.")
-        return cls(tuple(name for name in names if name != image), used, image)
+        needed = frozenset(used).intersection(wanted.names)
+        return cls(tuple(name for name in names if name != image), used, needed, image)
 
 
 def record_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
@@ -413,7 +415,12 @@ def _arrow_columns(
     class_names = _class_names(where, table.schema.metadata or {}, notes)
     columns = dict.fromkeys(plan.names, [NESTED] * (len(table) if n_rows is None else n_rows))
     for name in plan.used:
-        values = column_values(where, name, table.column(name))
+        try:
+            values = column_values(where, name, table.column(name))
+        except DataError:
+            if name in plan.needed:
+                raise
+            continue  # no column of 0 and 1
         if name in class_names:
             values = _with_names(where, name, values, class_names[name])
         columns[name] = [cell(value) for value in values]

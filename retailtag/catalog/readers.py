@@ -360,6 +360,9 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
     listed = ", ".join(there) or "none"
     if not len(manifest):
         raise DataError(f"{manifest.path} has no rows.")
+    if "path" not in there and manifest.problems.n_rows == len(manifest):  # none is a row at all
+        problems = manifest.problems
+        raise BadCatalogue(str(manifest.path), problems.lines(), problems.n_rows)
     if "path" not in there:
         raise DataError(
             f"{manifest.path} has no column path; name the one that holds the images' paths with "

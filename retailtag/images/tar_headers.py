@@ -51,6 +51,7 @@ def entries(handle: IO[bytes], length: int) -> Iterator[Entry]:
     if not length:
         raise TarDamage("it is empty")
     at = chained = 0
+    pending = -1  # where an extended header began whose member has not come yet
     common: dict[str, str] = {}  # of the global headers so far
     own: dict[str, str] = {}  # of the extended headers before one member
     while at < length:
@@ -66,7 +67,7 @@ def entries(handle: IO[bytes], length: int) -> Iterator[Entry]:
             if header.kind == _GLOBAL:
                 common |= found
             else:
-                own = found | own  # the first of several counts, as in tarfile
+                own, pending = found | own, at  # the first of several counts, as in tarfile
             at += BLOCK + _padded(header.size)
             continue
         entry = _entry(handle, at, header, common | own)
@@ -77,9 +78,9 @@ def entries(handle: IO[bytes], length: int) -> Iterator[Entry]:
                 f"{entry.size:,} bytes"
             )
         yield entry
-        at, chained, own = BLOCK * -(-end // BLOCK), 0, {}
-    if own:
-        raise TarDamage(f"no member follows the extended header before byte {at:,}")
+        at, chained, own, pending = _padded(end), 0, {}, -1
+    if pending >= 0:
+        raise TarDamage(f"no member follows the extended header {_at(pending)}")
 
 
 def _at(offset: int) -> str:

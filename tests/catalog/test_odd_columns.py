@@ -27,7 +27,7 @@ ODD = {
     "far timestamp": pa.array([2**62, 0], pa.timestamp("us")),
     "unknown zone": pa.array([1, 2], pa.timestamp("us", "Mars/Olympus")),
     "zone of no text": pa.array([1, 2], pa.timestamp("us", "\x1b[31m")),
-    "far duration": pa.array([2**62, 0], pa.duration("us")),
+    "far duration": pa.array([2**62, 0], pa.duration("s")),
     "dictionary not UTF-8": _not_utf8().dictionary_encode(),
     "list not UTF-8": pa.ListArray.from_arrays([0, 1, 2], _not_utf8()),
     "binary": pa.array([b"red", b"blue"]),
@@ -41,7 +41,7 @@ HARMLESS = {
     "struct": pa.array([{"a": 1}, None]),
     "struct with a name twice": pa.StructArray.from_arrays([pa.array([1, 2])] * 2, ["a", "a"]),
     "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
-    "deep list": _nested(60),
+    "deep list": _nested(20),
     "vector": pa.array([[0.5], [1.5]]),
 }
 PATHS = [f"images/{i}.jpg" for i in range(2)]
@@ -147,7 +147,7 @@ def test_hugging_face_metadata_of_another_form_is_noted(shop, note):
 
 def test_class_numbers_without_a_name_are_refused(shop):
     note = json.dumps(CLASSES).encode()
-    columns = {"path": PATHS, "tags": [[0, 1], [-1]]}
+    columns = {"path": PATHS, "tags": [[0, 1], [1]]}
     assert read_catalog(written(shop, columns, huggingface=note)).table.tags == ("blue", "red")
     columns["tags"] = [[0], [2]]
     path = written(shop, columns, huggingface=note)

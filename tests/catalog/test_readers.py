@@ -481,9 +481,9 @@ def test_deep_nesting_in_any_column_is_one_bad_row(manifest, depth):
 
 
 def test_a_key_that_is_twice_in_a_row_is_named(manifest):
-    lines = ['{"path": "images/0.jpg", "tags": "a", "tags": "b"}']
+    line = '{"path": "images/0.jpg", "tags": "a", "tags": "b"}'
     with pytest.raises(BadCatalogue, match=r"row 1: is not JSON \(the key 'tags' is twice"):
-        read_catalog(manifest(*lines, name="x.jsonl"))
+        read_catalog(manifest(line, name="x.jsonl"))
 
 
 def test_bytes_are_no_tags(shop):

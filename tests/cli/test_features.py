@@ -274,7 +274,7 @@ def test_one_bad_identity_leaves_the_other_stores_usable(call, store, place, kin
     code, out, err = call("features", "verify", "--all", "--json")
     assert code == 4
     assert [v["verdict"] for v in json.loads(out)["stores"]] == ["damaged", "sound"]
-    assert err.startswith(f"{bad.relative_to(place)}/spec.json is damaged (")
+    assert f"\n{bad.relative_to(place)}/spec.json is damaged (" in err
     assert [s.path for s in list_stores(place / "features")] == [store.path]  # what probe reads
 
 

@@ -123,6 +123,7 @@ HOSTILE = {
     "half a header": (MEMBER + MEMBER[:100], "it ends inside a header at byte 1,024"),
     "half a member": (MEMBER + block(size=b"00000001000\0") + b"x", "it ends inside 'a.jpg'"),
     "nothing after a name": (long_name(b"b") + END, "no member follows the extended header"),
+    "nothing after pax": (pax(record(b"mtime", b"1.5")) + END, "no member follows the extended"),
     "nothing": (b"", "it is empty"),
     "text": (b"no tar at all", "it ends inside a header at byte 0"),
     "a block of text": (b"no tar at all".ljust(512), "its first 512 bytes are no header"),
@@ -143,7 +144,7 @@ def test_sparse_members_are_refused_and_those_behind_them_found(scan):
     more = bytes(504) + b"\1" + bytes(7) + bytes(512)  # two further blocks of the map
     members = scan(pax(path + sparse) + MEMBER + SPARSE + more + bytes(512) + MEMBER + END)
     assert members.refused == dict.fromkeys("bs", "is no plain file inside the archive")
-    assert members.spans == {"a.jpg": (512 * 10, 1)}
+    assert members.spans == {"a.jpg": (512 * 9, 1)}
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path, monkeypatch):
