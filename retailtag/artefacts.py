@@ -8,7 +8,6 @@ record no digests and still open. Everything is checked against rules before any
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retailtag.errors import ArtefactError, DamagedFile, DataError
-from retailtag.files import json_bytes, read_json, write_together
+from retailtag.files import json_bytes, parse_json, read_json, write_together
 
 # Metadata of every file of tensors. A header of an earlier version, which binds nothing, is by them
 # known not to belong to these tensors.
@@ -245,8 +244,8 @@ class StoredModel:
         """What the file says of its tensors, before any is loaded."""
         size = int.from_bytes(body[:8], "little")
         try:
-            layout = json.loads(body[8 : 8 + size])
-        except (ValueError, RecursionError):
+            layout = parse_json(body[8 : 8 + size])
+        except ValueError:
             layout = None
         if not isinstance(layout, dict) or not all(isinstance(v, dict) for v in layout.values()):
             raise DamagedFile(f"{path} is damaged or no file of tensors; {self.again}")
