@@ -20,7 +20,8 @@ MOST = 0.5  # of the distinct cells must split, and of their pieces recur
 MOST_BY_SPACES = 0.8  # of the pieces recur: names of several words share words as well
 NEARLY_ALL = 0.9  # of the pieces recur where fewer cells split
 _EMPTY_LISTS = ("[]", "()", "{}", "set()", "array([], dtype=object)")
-_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
+# No comma behind dtype=, so that the search is not repeated from every dtype= of a hostile cell.
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^(),]*)?\)", re.DOTALL)
 _STARTS_AS_LIST = re.compile(r"""(array\()?[\[({]\s*(np\.str_\()?['"]""")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""

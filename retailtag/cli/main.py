@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Annotated
 
@@ -32,6 +34,7 @@ from retailtag.cli.app import app
 from retailtag.cli.options import with_bare_sweep
 from retailtag.cli.output import warn
 from retailtag.cli.verb import reveal_advanced
+from retailtag.display import printable
 from retailtag.errors import (
     EXIT_BAD_DATA,
     EXIT_DONE,
@@ -136,6 +139,21 @@ def _usage(error: TyperException) -> str:
     return f"{error.format_message().rstrip('.')}; see {command} --help."
 
 
+def _escape_libraries() -> None:
+    """Show warnings and log messages of libraries as one line each, control characters escaped."""
+
+    class Escaped(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record), keep="")
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        warn(f"{category.__name__}: {message}")
+
+    warnings.showwarning = show
+    if logging.lastResort is not None:  # the handler of loggers without one
+        logging.lastResort.setFormatter(Escaped())
+
+
 def main() -> None:
     """Entry point of the console script."""
     keep_freed_memory()
@@ -143,6 +161,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _escape_libraries()
     # By default SIGTERM ends Python without running `finally`: locks and temporary files would
     # stay. As KeyboardInterrupt it unwinds like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)

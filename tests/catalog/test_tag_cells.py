@@ -197,3 +197,24 @@ def test_other_separators_are_stripped_of_space_and_empty_pieces_named():
     assert parse_cell("a  b", " ") == (["a", "b"], "")
     assert parse_cell("a;;b", ";") == ([], "holds an empty tag")
     assert parse_cell("a|b;c", ";") == ([], "tag 'a|b' has the separator | in it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[" * 50_000 + "]" * 50_000,
+        "['a', " * 20_000 + "]" * 20_000,
+        "array(" + ",dtype=" * 15_000 + "x",
+        "array(['a']," + " " * 100_000 + "dtype=",
+        '["' + "\\" * 100_000,
+        "['" + "\\'" * 50_000 + "]",
+        "[" + "1" * 100_000 + "x]",
+        "[" + "-" * 100_000 + "]",
+        "[np.str_('a'" + ")" * 100_000 + "]",
+    ],
+)
+def test_a_long_cell_that_is_no_list_is_said_to_be_none_at_once(text):
+    cell, fault = as_list(text)
+    assert cell == text
+    assert parse_cell(text, "|") == ([] if fault else [text], fault)

@@ -1,6 +1,8 @@
 """Nothing of the user's is obeyed by a terminal: control and bidirectional characters, markup."""
 
+import logging
 import unicodedata
+import warnings
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Group
 from rich.table import Table
 
+from retailtag.cli import main as program
 from retailtag.cli import output as words
 from retailtag.cli.main import run
 from retailtag.cli.output import Output, Screen, warn
@@ -126,3 +129,17 @@ def test_results_of_the_api_show_escapes(name):
     assert is_shown(repr(Result()))
     assert is_shown(Result()._repr_html_())
     assert repr(Result()).count(printable(text)) == 4
+
+
+def test_warnings_and_logs_of_libraries_are_escaped(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", None)
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    program._escape_libraries()
+    text = HOSTILE["title (OSC)"]
+    warnings.showwarning(UserWarning(text), UserWarning, "file.py", 1)
+    record = logging.LogRecord("timm", logging.WARNING, "file.py", 1, f"{text}\n%s", (text,), None)
+    logging.lastResort.handle(record)
+    said = capsys.readouterr().err
+    assert is_shown(said)
+    assert said.count(printable(text)) == 3
+    assert said.count("\n") == 2
