@@ -413,7 +413,8 @@ def _arrow_columns(
     Columns that are not read keep their place, for messages that list the columns.
     """
     class_names = _class_names(where, table.schema.metadata or {}, notes)
-    columns = dict.fromkeys(plan.names, [NESTED] * (len(table) if n_rows is None else n_rows))
+    unread: list[Cell] = [NESTED] * (len(table) if n_rows is None else n_rows)
+    columns = dict.fromkeys(plan.names, unread)
     for name in plan.used:
         try:
             values = column_values(where, name, table.column(name))
