@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
 from retailtag.display import printable
@@ -90,6 +91,8 @@ class Output:
         # rich breaks long lines at the width of the terminal; a path or id cut in two cannot be
         # copied, nor read by the next program of a pipe.
         if not (self.json or self.quiet):
+            for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
+                _keep_rows(part)
             self._stdout.print(renderable, soft_wrap=isinstance(renderable, str | Text))
 
     def result(self, value: dict[str, Any]) -> None:
@@ -98,6 +101,14 @@ class Output:
         if self.json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+
+def _keep_rows(part: RenderableType) -> None:
+    """Show line feeds in the cells of a table as escapes: a name cannot make up a row."""
+    for column in part.columns if isinstance(part, Table) else ():
+        column._cells = [
+            printable(text, keep="") if isinstance(text, str) else text for text in column.cells
+        ]
 
 
 class _Bars:

@@ -102,8 +102,9 @@ def _read_index(plain: Path, index: Path) -> Members | None:
         if value["bytes"] != plain.stat().st_size:
             return None
         spans = {name: (int(start), int(size)) for name, (start, size) in value["spans"].items()}
-        return Members(spans, dict(value["refused"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_inside = all(0 <= at <= at + size <= value["bytes"] for at, size in spans.values())
+        return Members(spans, dict(value["refused"])) if is_inside else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -94,6 +94,14 @@ def test_a_name_cannot_add_a_line(capsys, tmp_path):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_name_cannot_make_up_a_row(capsys):
+    table = Table("id", "state")
+    table.add_row("a\nwhole", "damaged")
+    Output().print(table)
+    Output().print(Group("title", table))
+    assert capsys.readouterr().out.count("│ a\\nwhole │ damaged │") == 2
+
+
 def test_bars_show_escapes(capsys):
     screen = Screen(stderr=True)
     bars = words._Printable(words._Bars(screen))
