@@ -85,7 +85,8 @@ def test_errors_show_the_paths_and_tags_of_the_command_line_escaped(name, capsys
         assert run(command) in (2, 3)
         said = capsys.readouterr()
         assert is_shown(said.err)
-        assert printable(text) in said.err or command[0] == "demo"  # click has escapes of its own
+        # the parser has escapes of its own for what it quotes
+        assert printable(text) in said.err or command[0] != "catalog"
         assert said.err.count("\n") == 1
 
 
