@@ -10,11 +10,10 @@ from typing import Any
 
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.errors import DataError
-from retailtag.files import read_json
 from retailtag.scoring.compare import Comparison
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
-from retailtag.scoring.strict_json import parsed_file, plain
+from retailtag.scoring.strict_json import named_file, parsed_file, plain
 
 FORMAT = 1
 
@@ -115,7 +114,7 @@ class BakeoffResult:
     @classmethod
     def load(cls, path: Path) -> BakeoffResult:
         """Read ``bakeoff.json``; raises as `from_json` does."""
-        return cls.from_json(read_json(path))
+        return named_file(path, cls.from_json)
 
 
 def _rankable(pair: PairResult) -> float:

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from retailtag.files import read_json, write_json, write_text
+from retailtag.errors import DataError
+from retailtag.files import write_json, write_text
 from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
-from retailtag.scoring.strict_json import parsed_file, plain
+from retailtag.scoring.strict_json import named_file, parsed_file, plain
 from retailtag.statistics.exclusive import INDEPENDENT
 
 FORMAT = 2
@@ -111,7 +112,11 @@ class ScoreCard:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ScoreCard:
         """Read what `to_json` made; raises as `retailtag.scoring.strict_json.parsed_file` does."""
-        return parsed_file(cls, value, "scorecard", FORMAT, REMEDY)
+        card = parsed_file(cls, value, "scorecard", FORMAT, REMEDY)
+        lacking = [scope for scope in SCOPES if scope not in card.summaries]
+        if lacking:
+            raise DataError(f"The scorecard has no summary of scope {lacking[0]}; {REMEDY}.")
+        return card
 
     def save(self, folder: Path) -> None:
         """Write the tables as CSV and, last, ``scorecard.json``; each whole or not at all."""
@@ -132,7 +137,7 @@ class ScoreCard:
     def load(cls, path: Path) -> ScoreCard:
         """Read ``scorecard.json`` (or the folder that holds it); raises as `from_json` does."""
         path = Path(path)
-        return cls.from_json(read_json(path / "scorecard.json" if path.is_dir() else path))
+        return named_file(path / "scorecard.json" if path.is_dir() else path, cls.from_json)
 
 
 def _names(row: type) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from retailtag.errors import ArtefactError, DataError
+from retailtag.report.decision import decide
 from retailtag.report.results import BakeoffResult
 
 
@@ -49,3 +51,59 @@ def test_other_files_are_refused(bakeoff, tmp_path):
         BakeoffResult.from_json({"format": 1, "pairs": []})
     with pytest.raises(DataError, match="not a bake-off result"):
         BakeoffResult.from_json({"pairs": []})
+
+
+def _places(value, place=()):
+    """Places of a JSON value, one of each list."""
+    yield place
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _places(item, (*place, name))
+    elif isinstance(value, list) and value:
+        yield from _places(value[0], (*place, 0))
+
+
+def _replaced(value, place, new):
+    if not place:
+        return new
+    copy = value.copy()
+    copy[place[0]] = _replaced(value[place[0]], place[1:], new)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def whole(bakeoff):
+    """Two pairs with one tag, as JSON."""
+    pairs = tuple(
+        replace(pair, scorecard=replace(pair.scorecard, tags=pair.scorecard.tags[:1]))
+        for pair in bakeoff.pairs[:2]
+    )
+    names = {pair.name for pair in pairs}
+    between = tuple(c for c in bakeoff.comparisons if {c.a, c.b} == names)
+    return replace(bakeoff, pairs=pairs, comparisons=between).to_json()
+
+
+@pytest.mark.parametrize("new", [None, True, 9, 0.5, -(10**400), "", "inf", "text", [], {}, [[]]])
+def test_whatever_a_field_becomes_it_is_refused_or_read(whole, new):
+    refused = []
+    for place in _places(whole):
+        if "verdict" in place:  # written for readers, and not read
+            continue
+        changed = _replaced(whole, place, new)
+        try:
+            back = BakeoffResult.from_json(changed)
+        except (DataError, ArtefactError) as error:
+            refused.append(str(error))
+        else:
+            assert back.to_json() == changed, place
+            with suppress(DataError):
+                decide(back)
+    assert len(refused) > 50
+    assert not any("\n" in sentence for sentence in refused)
+
+
+def test_the_file_is_named(whole, tmp_path):
+    path = tmp_path / "bakeoff.json"
+    path.write_text(json.dumps({**whole, "seed": "x"}))
+    with pytest.raises(DataError, match=r"bakeoff\.json: The bake-off result is damaged.*again"):
+        BakeoffResult.load(path)

@@ -12,7 +12,6 @@ from retailtag.backbones import load_backbone
 from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.extraction.extract import extract
-from retailtag.files import read_json, write_json
 from retailtag.finetuning.head import Head
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
@@ -333,16 +332,6 @@ def test_a_fine_tune_starts_from_the_head_that_was_fitted(tiny, tiny_store, scal
         assert np.corrcoef(start.ravel(), expected.ravel())[0, 1] > 0.99
     else:
         np.testing.assert_allclose(start, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_a_probe_of_the_first_format_is_read_as_standardised(whole, tmp_path):
-    header = read_json(whole / "probe.json")
-    del header["scale"]
-    write_json(tmp_path / "probe.json", {**header, "format": 1})
-    (tmp_path / "probe.safetensors").write_bytes((whole / "probe.safetensors").read_bytes())
-    old = Probe.load(tmp_path)
-    assert old.scale == "standardise"
-    np.testing.assert_array_equal(old.weight, Probe.load(whole).weight)
 
 
 def test_tags_that_did_not_converge_are_in_the_probe_and_in_a_finding(whole, tiny):
