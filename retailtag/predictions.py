@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 
 from retailtag.errors import ArtefactError, DataError
 from retailtag.files import parse_json, write_whole
+from retailtag.npz import Form, NpzFile, open_npz
 
 FORMAT = 1
-# What NumPy raises on a damaged archive, besides ValueError and OSError.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)
+_CLAIM = "is damaged or not a predictions file of retailtag"
+_REMEDY = "run probe or finetune again"
+# Facts of the provenance that retailtag reads again, each None where it is not recorded.
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    "backbone": str, "strategy": str, "settings": dict, "catalog": str, "catalog_args": dict,
+    "catalog_digest": str, "exclusive": list, "notes": list, "thresholds": (str, dict),
+    "threshold_f1": dict, "copies": dict, "similar": dict,
+}  # fmt: skip
+_WORDS = {
+    str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number",
+    float: "a number",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +54,7 @@ class Predictions:
     Raises
     ------
     DataError
-        If shapes disagree, an id repeats, or a logit is NaN.
+        If shapes disagree, an id or a tag repeats, or a logit or threshold is NaN.
     """
 
     image_ids: NDArray[np.str_]
@@ -54,6 +65,8 @@ class Predictions:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.image_ids.ndim != 1 or self.fitted_ids.ndim != 1:
+            raise DataError("Image ids and fitted ids must be one-dimensional arrays.")
         if self.logits.shape != (len(self.image_ids), len(self.tags)):
             raise DataError(
                 f"Logits have shape {self.logits.shape}, expected "
@@ -62,9 +75,16 @@ class Predictions:
         if self.thresholds.shape != (len(self.tags),):
             raise DataError("There must be one threshold per tag.")
         if len(np.unique(self.image_ids)) != len(self.image_ids):
-            raise DataError("Predictions name an image twice.")
-        if np.isnan(self.logits).any() or np.isnan(self.thresholds).any():
-            raise DataError("Predictions hold NaN; the model that made them diverged.")
+            raise DataError(f"Predictions name the image {_repeated(self.image_ids)} twice.")
+        if len(set(self.tags)) != len(self.tags):
+            raise DataError(f"Predictions name the tag {_repeated(self.tags)} twice.")
+        bad = np.argwhere(np.isnan(self.logits))
+        if len(bad) or np.isnan(self.thresholds).any():
+            where = "the thresholds"
+            if len(bad):
+                i, j = bad[0]
+                where = f"image {self.image_ids[i]}, tag {self.tags[j]}"
+            raise DataError(f"Predictions hold NaN ({where}); the model that made them diverged.")
 
     @property
     def predicted(self) -> NDArray[np.bool_]:
@@ -82,6 +102,7 @@ class Predictions:
             {"format": FORMAT, "tags": list(self.tags), "provenance": self.provenance},
             sort_keys=True,
             ensure_ascii=False,
+            allow_nan=False,
         )
         with write_whole(path) as handle:
             np.savez(
@@ -104,32 +125,85 @@ class Predictions:
         ArtefactError
             If it was written by a newer format.
         """
-        problem = "is damaged or not a predictions file of retailtag; run probe or finetune again"
+        path = Path(path)
         try:
-            # The file may come from anybody, and a pickle runs code when it is loaded.
-            with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as z:
-                arrays = {name: z[name] for name in z.files}
-            header = parse_json(arrays["header"].tobytes(), strict=True)
-            if header["format"] == FORMAT:
-                return cls(
-                    image_ids=arrays["image_ids"],
-                    tags=tuple(header["tags"]),
-                    logits=arrays["logits"],
-                    thresholds=arrays["thresholds"],
-                    fitted_ids=arrays["fitted_ids"],
-                    provenance=dict(header["provenance"]),
-                )
+            with open_npz(path, _CLAIM, _REMEDY) as file:
+                header = _header(file)
+                if header["format"] != FORMAT:
+                    raise ArtefactError(
+                        f"{path} has format {header['format']}, this version reads {FORMAT}; "
+                        "write it again."
+                    )
+                fields = _fields(file, header)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; run probe or finetune first.") from None
+        try:
+            return cls(**fields)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-        except KeyError as error:
-            raise DataError(f"{path} {problem} (it lacks {error}).") from error
-        except OSError as error:
-            raise DataError(f"{path} {problem} ({error.strerror or 'it ends early'}).") from error
-        except (ValueError, TypeError, AttributeError, EOFError, *_DAMAGED) as error:
-            # Not the reason: NumPy's is advice to allow pickled code.
-            raise DataError(f"{path} {problem}.") from error
-        raise ArtefactError(
-            f"{path} has format {header['format']}, this version reads {FORMAT}; write it again."
-        )
+
+
+def _repeated(names: Iterable[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
+
+
+def _header(file: NpzFile) -> dict[str, Any]:
+    """The JSON header of a predictions file, whose types `_check_header` checks."""
+    raw = file.read("header", Form("u", (None,)))
+    try:
+        header = parse_json(raw.tobytes(), strict=True)
+    except ValueError as error:
+        raise file.error(f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise file.error("its header lacks the number of its format")
+    return header
+
+
+def _fields(file: NpzFile, header: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `Predictions`, each of its type; `DataError` names the first that is not."""
+    _check(file, "tags", header.get("tags"), list)
+    _check(file, "provenance", header.get("provenance"), dict)
+    for number, tag in enumerate(header["tags"], start=1):
+        _check(file, f"tag {number}", tag or None, str)
+        if "\0" in tag:
+            raise file.error(f"the tag {number} of its header holds a NUL character")
+    for name, kind in _FACTS.items():
+        value = header["provenance"].get(name)
+        if value is not None:
+            _check(file, f"provenance {name}", value, kind)
+        for item in value if kind is list and value else ():
+            _check(file, f"provenance {name}", item, str)
+    tags = tuple(header["tags"])
+    image_ids = _names(file, "image_ids")
+    return {
+        "image_ids": image_ids,
+        "tags": tags,
+        "logits": _float32(file, "logits", len(image_ids), len(tags)),
+        "thresholds": _float32(file, "thresholds", len(tags)),
+        "fitted_ids": _names(file, "fitted_ids"),
+        "provenance": header["provenance"],
+    }
+
+
+def _check(file: NpzFile, what: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    """Raise `DataError` unless a field of the header is of a type."""
+    if value is None:
+        raise file.error(f"its header lacks {what}")
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(_WORDS[k] for k in kinds)
+        raise file.error(f"the {what} of its header is {_WORDS[type(value)]} instead of {wanted}")
+
+
+def _float32(file: NpzFile, name: str, *shape: int) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = file.read(name, Form("f", shape))
+    if array.dtype != np.float32:
+        raise file.error(f"its array {name} holds {array.dtype.name} instead of float32")
+    return array
+
+
+def _names(file: NpzFile, name: str) -> NDArray[np.str_]:
+    ids = file.read(name, Form("U", (None,)))
+    if not ids.all():
+        raise file.error(f"row {int(np.argmin(ids.astype(bool))) + 1} of its array {name} is empty")
+    return ids

@@ -62,19 +62,56 @@ def test_every_truncation_is_refused_by_name(saved):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"header": {"tags": None}}, "lacks 'tags'"),
-        ({"header": {"provenance": None}}, "lacks 'provenance'"),
-        ({"header": {"tags": 3}}, "is damaged"),
-        ({"header": {"provenance": 3}}, "is damaged"),
-        ({"fitted_ids": None}, "lacks 'fitted_ids'"),
-        ({"thresholds": np.zeros(2, np.float32)}, "one threshold per tag"),
-        ({"logits": np.array([["x"] * 3] * 2)}, "is damaged"),
+        ({"header": {"tags": None}}, "header lacks tags"),
+        ({"header": {"provenance": None}}, "header lacks provenance"),
+        ({"header": {"tags": 3}}, "the tags of its header is a number instead of a list"),
+        ({"header": {"tags": ["a", 1, "c"]}}, "the tag 2 of its header is a number instead"),
+        ({"header": {"tags": ["a", "b", "a"]}}, "name the tag a twice"),
+        ({"header": {"tags": ["a", "b", "\ud800"]}}, "its header is not JSON"),
+        ({"header": {"provenance": 3}}, "the provenance of its header is a number instead"),
+        ({"header": {"provenance": {"settings": [1]}}}, "settings of its header is a list instead"),
+        ({"header": {"provenance": {"notes": "a"}}}, "notes of its header is text instead"),
+        ({"header": {"provenance": {"exclusive": [3]}}}, "exclusive of its header is a number"),
+        ({"header": {"provenance": {"catalog": {}}}}, "catalog of its header is an object instead"),
+        ({"header": {"provenance": {"thresholds": 1.5}}}, "a number instead of text or an object"),
+        ({"header": {"format": "1"}}, "lacks the number of its format"),
+        ({"fitted_ids": None}, "lacks the array fitted_ids"),
+        ({"fitted_ids": np.array([["k"]])}, r"fitted_ids has shape \(1, 1\) instead of \(any\)"),
+        ({"image_ids": np.array([["i"], ["j"]])}, r"image_ids has shape \(2, 1\)"),
+        ({"image_ids": np.array([1, 2])}, "image_ids holds integers instead of text"),
+        ({"image_ids": np.array(["i", "\ud800"])}, "row 2 of its array image_ids is not text"),
+        ({"image_ids": np.array(["i", "i"])}, "name the image i twice"),
+        ({"image_ids": np.array([105, 1 << 21], np.uint32).view("<U1")}, "row 2 .* is not text"),
+        ({"image_ids": np.array(["i", "j"], object)}, "image_ids holds Python objects instead"),
+        ({"thresholds": np.zeros(2, np.float32)}, r"thresholds has shape \(2\) instead of \(3\)"),
+        ({"image_ids": np.array(["i", ""])}, "row 2 of its array image_ids is empty"),
+        ({"thresholds": np.array([0, np.nan, 0], np.float32)}, r"NaN \(the thresholds\)"),
+        ({"logits": np.array([["x"] * 3] * 2)}, "logits holds text instead of floating-point"),
+        ({"logits": np.zeros((2, 3), bool)}, "logits holds Booleans"),
+        ({"logits": np.zeros((2, 3), np.complex64)}, "logits holds complex numbers"),
+        ({"logits": np.zeros((2, 3), "M8[s]")}, "logits holds dates"),
+        ({"logits": np.zeros((2, 3), "f4,f4")}, "logits holds records"),
+        ({"logits": np.zeros((2, 3))}, "logits holds float64 instead of float32"),
+        ({"logits": np.array([[0, 0, 0], [0, np.nan, 0]], np.float32)}, r"NaN \(image j, tag b\)"),
     ],
 )
 def test_a_lacking_or_wrong_part_names_the_file(saved, changes, said):
     rewrite(saved, **changes)
     with pytest.raises(DataError, match=rf"p\.npz.*{said}"):
         Predictions.load(saved)
+
+
+def test_other_dtypes_of_the_same_values_are_read_right(saved):
+    rewrite(
+        saved,
+        image_ids=np.array(["i", "\u0436"], ">U3"),
+        fitted_ids=np.array([]),
+        logits=np.arange(6, dtype=np.float32).reshape(2, 3, order="F"),
+    )
+    back = Predictions.load(saved)
+    assert (back.image_ids.tolist(), back.fitted_ids.dtype.kind) == (["i", "\u0436"], "U")
+    assert back.logits.dtype == np.float32
+    assert back.logits.tolist() == np.arange(6).reshape(2, 3, order="F").tolist()
 
 
 def test_another_format_and_no_file(saved):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.arrow import parquet_faults
 from retailtag.catalog.indicators import is_index
 from retailtag.errors import DataError, UsageError, named
 from retailtag.files import check_kind
+from retailtag.npz import Form, open_npz
 from retailtag.scoring.csvs import unquoted
 from retailtag.scoring.finding import count
 from retailtag.scoring.metrics import Floats
@@ -29,8 +30,13 @@ SCALES = ("logits", "probabilities")
 SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 ID = "image_id"
 MAX_PROBLEMS_SHOWN = 10
+EXACT = 2.0**53  # beyond it float64 skips whole numbers: distinct scores would become ties
 # Clipped to this so that logits stay finite: the smallest normal float32, the last float64 below 1.
 PROBABILITY_RANGE = (2.0**-126, 1 - 2.0**-53)
+_NPZ = (
+    "cannot be read as NPZ without pickled objects",
+    "write image_ids and tags as arrays of text, scores as numbers (images x tags)",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +66,9 @@ def is_foreign(path: Path) -> bool:
     if path.suffix.lower() != ".npz":
         return path.suffix.lower() in SUFFIXES
     try:
-        with zipfile.ZipFile(path) as archive:
-            return "header.npy" not in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        with open_npz(path, *_NPZ) as file:
+            return "header" not in file
+    except (FileNotFoundError, DataError):
         return False  # Predictions.load raises with a better message
 
 
@@ -178,11 +184,13 @@ def _csv_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, li
 
 
 def _number(text: str) -> float:
-    """Float of a cell; NaN if it is not a number."""
+    """Float of a cell; NaN if it is not a number, one too large for float64 included."""
     try:
-        return float(text)
+        # Python reads the underscore of 0_5 as nothing, which gives 5
+        number = math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
+    return math.nan if math.isinf(number) and any(map(str.isdigit, text)) else number
 
 
 def _read_csv(path: Path, delimiter: str, known: Collection[str] | None) -> ForeignScores:
@@ -201,6 +209,9 @@ def _read_csv(path: Path, delimiter: str, known: Collection[str] | None) -> Fore
         try:
             scores[i] = row  # NumPy parses the whole row of text at once
         except ValueError:
+            scores[i] = math.nan
+        # what NumPy takes otherwise than `_number`
+        if "_" in "".join(row) or not np.isfinite(scores[i]).all():
             scores[i] = [_number(cell) for cell in row]
     _refuse(path, problems, "fix them")
     return _checked(path, ids, columns, scores, [n for n, _ in rows], [row for _, row in rows])
@@ -211,51 +222,71 @@ def _read_parquet(path: Path, known: Collection[str] | None) -> ForeignScores:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowException as error:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    columns = _columns(path, list(table.column_names), known)
-    values = [table.column(k) for k in columns.places]
-    ids = ["" if v is None else str(v) for v in table.column(columns.ids).to_pylist()]
+    columns = _columns(path, list(schema.names), known)
     wrong = [
-        f"column {tag}: holds {column.type} instead of numbers"
-        for tag, column in zip(columns.tags, values, strict=True)
-        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
+        f"column {name}: holds {kind} instead of {what}"
+        for k, what in [(columns.ids, "text"), *((k, "numbers") for k in columns.places)]
+        for name, kind in [(schema.names[k], schema.types[k])]
+        if not _is_kind(kind, what)
     ]
-    _refuse(path, wrong, "write numbers")
-    scores = np.empty((table.num_rows, len(values)))
-    for j, column in enumerate(values):
-        scores[:, j] = column.cast(pa.float64()).to_numpy()
+    _refuse(path, wrong, "write ids as text, scores as numbers")
+    names = [ID, *columns.tags]  # what nobody uses is not read
+    with parquet_faults(path):
+        table = file.read(columns=names)
+        ids = _ids(table.column(ID).to_pylist())
+    scores = np.empty((table.num_rows, len(columns.tags)))
+    for j, tag in enumerate(columns.tags):
+        # unchecked: integers that float64 rounds are refused by their row later
+        scores[:, j] = table.column(tag).cast(pa.float64(), safe=False).to_numpy()
     return _checked(path, ids, columns, scores, range(1, table.num_rows + 1))
+
+
+def _is_kind(kind: Any, what: str) -> bool:
+    """Whether Arrow's type is one of numbers, or of ``text``: ids may be numbers too."""
+    from pyarrow import types
+
+    is_number = types.is_floating(kind) or types.is_integer(kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind  # a categorical of pandas
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return is_number or (what == "text" and is_text)
+
+
+def _ids(values: list[Any]) -> list[str]:
+    """Ids as text; empty for None and NaN, with which pandas fills gaps."""
+    return ["" if v is None or v != v else str(v) for v in values]  # noqa: PLR0124
 
 
 def _read_npz(path: Path, known: Collection[str] | None) -> ForeignScores:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
-        scores = arrays["scores"].astype(np.float64)
-        ids = arrays["image_ids"].astype(str)
-        names = arrays["tags"].astype(str)
-        thresholds = arrays["thresholds"].astype(np.float64) if "thresholds" in arrays else None
-    except KeyError as error:
-        raise DataError(
-            f"{path} has no array {error}; it needs image_ids, tags and scores."
-        ) from None
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read as NPZ without pickled objects: {error}."
-        ) from error
-    if scores.shape != (*ids.shape, *names.shape) or ids.ndim != 1 or names.ndim != 1:
-        raise DataError(
-            f"{path} has scores of shape {scores.shape} for {ids.size} image_ids and "
-            f"{names.size} tags; they must be images x tags."
-        )
-    if thresholds is not None and (thresholds.shape != names.shape or np.isnan(thresholds).any()):
-        raise DataError(f"{path} needs one threshold, a number, for each of its tags.")
+        with open_npz(path, *_NPZ) as file:
+            n_images = file.shape("image_ids", Form("USiuf", (None,)))[0]
+            n_tags = file.shape("tags", Form("US", (None,)))[0]
+            scores = _float64(file.read("scores", Form("fiu", (n_images, n_tags))))
+            ids = file.read("image_ids", Form("USiuf", (n_images,)))
+            names = file.read("tags", Form("US", (n_tags,)))
+            thresholds = None
+            if "thresholds" in file:
+                thresholds = _float64(file.read("thresholds", Form("fiu", (n_tags,))))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if thresholds is not None and np.isnan(thresholds).any():
+        tag = names[np.argmax(np.isnan(thresholds))]
+        raise DataError(f"{path} has NaN as the threshold of {tag}; give each tag a number.")
     columns = _columns(path, [ID, *names.tolist()], known)
     kept = [k - 1 for k in columns.places]  # the names have no column of ids before them
-    found = _checked(path, ids.tolist(), columns, scores[:, kept], range(1, len(ids) + 1))
+    found = _checked(path, _ids(ids.tolist()), columns, scores[:, kept], range(1, n_images + 1))
     return replace(found, thresholds=None if thresholds is None else thresholds[kept])
+
+
+def _float64(array: NDArray[Any]) -> Floats:
+    """Numbers as float64; NaN for what is beyond it (NumPy has longer ones)."""
+    with np.errstate(over="ignore"):
+        found = array.astype(np.float64)
+    return np.where(np.isinf(found) & np.isfinite(array), np.nan, found)
 
 
 def _columns(path: Path, header: list[str], known: Collection[str] | None) -> _Columns:
@@ -272,6 +303,8 @@ def _columns(path: Path, header: list[str], known: Collection[str] | None) -> _C
     if twice or not tags:
         what = f"column {twice[0]} twice" if twice else "no column of a tag"
         raise DataError(f"{path} has {what}; it needs one column per tag.")
+    if any("\0" in tag for tag in tags):
+        raise DataError(f"{path} has a NUL character in the name of a column; remove it.")
     if known is not None and (strange := [tag for tag in tags if tag not in known]):
         raise DataError(
             f"{path} has columns that are not tags of the catalogue ({named(strange, 10)}); remove "
@@ -290,11 +323,16 @@ def _checked(
 ) -> ForeignScores:
     """The scores; refused if an id is missing or repeated or a cell (`text`) is not a number."""
     problems = list(_bad_ids(ids, rows))
-    bad = np.argwhere(np.isnan(scores))
+    # infinity is a score, which a finding of the scorecard names
+    too_large = np.isfinite(scores) & (np.abs(scores) >= EXACT)
+    bad = np.argwhere(np.isnan(scores) | too_large)
     total = len(problems) + len(bad)
     for i, j in bad[:MAX_PROBLEMS_SHOWN].tolist():
-        cell = repr(text[i][j]) if text is not None else "an empty or NaN cell"
-        problems.append(f"row {rows[i]}, column {columns.tags[j]}: {cell} is not a number")
+        cell = repr(text[i][j]) if text is not None else f"{scores[i, j]:.17g}"
+        fault = f"{cell} is 2**53 or larger, where float64 skips whole numbers"
+        if np.isnan(scores[i, j]):
+            fault = f"{'an empty or NaN cell' if text is None else cell} is not a number"
+        problems.append(f"row {rows[i]}, column {columns.tags[j]}: {fault}")
     _refuse(path, problems, "fix or drop them", total)
     names = np.array(ids, dtype=np.str_)
     return ForeignScores(path, names, columns.tags, scores, None, rows, columns.left_out)
@@ -305,6 +343,8 @@ def _bad_ids(ids: Sequence[str], rows: Sequence[int]) -> Iterable[str]:
     for image_id, row in zip(ids, rows, strict=True):
         if not image_id:
             yield f"row {row}, column {ID}: is empty"
+        elif "\0" in image_id:
+            yield f"row {row}, column {ID}: holds a NUL character"
         elif image_id in first:
             yield f"row {row}, column {ID}: {image_id} is in row {first[image_id]} already"
         else:
