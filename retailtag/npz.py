@@ -74,6 +74,12 @@ class NpzFile:
         unpacked = sum(i.file_size for i in archive.infolist())
         if unpacked > max(ALWAYS_UNPACKED, MAX_RATIO * path.stat().st_size):
             raise self.error(f"it unpacks to {unpacked:,} bytes, over {MAX_RATIO} times its size")
+        for (
+            name,
+            member,
+        ) in self._members.items():  # where the name is damaged, an array would be missed
+            with self._opened(member, name):
+                pass
 
     def __contains__(self, name: object) -> bool:
         return name in self._members

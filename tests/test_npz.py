@@ -56,15 +56,13 @@ def numbers(n=3):
         ("{'descr': '<q9', 'fortran_order': False, 'shape': (3, 2)}", "header .* is damaged"),
         ("(" * 5000, "header .* is damaged"),
         ("-" * 9000 + "1", "header .* is damaged"),
-        ("[" * 90000, "header .* is damaged"),
+        ("[" * 60000, "header .* is damaged"),
         ("__import__('os').mkdir('x')", "header .* is damaged"),
         ("", "header .* is damaged"),
     ],
 )
 @pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0", b"\x09\0"])
 def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path, text, said, version):
-    if version == b"\1\0" and len(text) > 65535:
-        pytest.skip("version 1 has shorter headers")
     body = header(text.encode(), version) + bytes(48)
     said = said if version < b"\3" else "header .* is damaged"
     refused(archive(tmp_path / "x.npz", body), said)

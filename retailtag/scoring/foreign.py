@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
     """
     header, rows = _csv_rows(path, ",")
     if "tag" not in header or "threshold" not in header:
-        raise DataError(f"{path} needs the columns tag and threshold; it has {', '.join(header)}.")
+        raise DataError(f"{path} needs the columns tag and threshold; it has {named(header, 10)}.")
     tag_at = header.index("tag")
     value_at = header.index("threshold")
     wanted = set(tags)
@@ -162,7 +163,8 @@ def read_thresholds(path: Path, tags: Sequence[str]) -> Floats:
         if tag in found:
             problems.append(f"row {number}: tag {tag} is repeated")
         elif math.isnan(value):
-            problems.append(f"row {number}, column threshold: {cells[value_at]!r} is not a number")
+            cell = reprlib.repr(cells[value_at])
+            problems.append(f"row {number}, column threshold: {cell} is not a number")
         found[tag] = value
     problems += [f"tag {tag} is missing" for tag in tags if tag not in found]
     _refuse(path, problems, "fix them")
@@ -224,13 +226,14 @@ def _read_parquet(path: Path, known: Collection[str] | None) -> ForeignScores:
     try:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+        header = list(schema.names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
-    columns = _columns(path, list(schema.names), known)
+    columns = _columns(path, header, known)
     wrong = [
         f"column {name}: holds {kind} instead of {what}"
         for k, what in [(columns.ids, "text"), *((k, "numbers") for k in columns.places)]
-        for name, kind in [(schema.names[k], schema.types[k])]
+        for name, kind in [(header[k], schema.types[k])]
         if not _is_kind(kind, what)
     ]
     _refuse(path, wrong, "write ids as text, scores as numbers")
@@ -299,9 +302,10 @@ def _columns(path: Path, header: list[str], known: Collection[str] | None) -> _C
     index = {name for name in header if is_index(name) and name not in (known or ())}
     places = [k for k, name in enumerate(header) if name != ID and name not in index]
     tags = [header[k] for k in places]
-    twice = sorted(name for name, n in Counter([ID, *tags]).items() if n > 1)
+    counts = Counter(name for name in header if name not in index)
+    twice = sorted(name for name, n in counts.items() if n > 1)
     if twice or not tags:
-        what = f"column {twice[0]} twice" if twice else "no column of a tag"
+        what = f"column {named(twice, 1)} twice" if twice else "no column of a tag"
         raise DataError(f"{path} has {what}; it needs one column per tag.")
     if any("\0" in tag for tag in tags):
         raise DataError(f"{path} has a NUL character in the name of a column; remove it.")
@@ -328,7 +332,7 @@ def _checked(
     bad = np.argwhere(np.isnan(scores) | too_large)
     total = len(problems) + len(bad)
     for i, j in bad[:MAX_PROBLEMS_SHOWN].tolist():
-        cell = repr(text[i][j]) if text is not None else f"{scores[i, j]:.17g}"
+        cell = reprlib.repr(text[i][j]) if text is not None else f"{scores[i, j]:.17g}"
         fault = f"{cell} is 2**53 or larger, where float64 skips whole numbers"
         if np.isnan(scores[i, j]):
             fault = f"{'an empty or NaN cell' if text is None else cell} is not a number"
@@ -356,7 +360,8 @@ def _refuse(path: Path, problems: Sequence[str], remedy: str, total: int | None 
     total = len(problems) if total is None else total
     if not total:
         return
-    lines = [f"{path} has {count(total, 'problem')}; {remedy}:", *problems[:MAX_PROBLEMS_SHOWN]]
+    lines = [f"{path} has {count(total, 'problem')}; {remedy}:"]
+    lines += [p if len(p) < 300 else f"{p[:300]}..." for p in problems[:MAX_PROBLEMS_SHOWN]]
     if total > MAX_PROBLEMS_SHOWN:
         lines.append(f"and {total - MAX_PROBLEMS_SHOWN} more")
     raise DataError("\n  ".join(lines))

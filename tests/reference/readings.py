@@ -368,7 +368,7 @@ def second_predictions(folder: Path) -> Any:
     tags, provenance = header["tags"], header["provenance"]
     need(is_names(tags) and isinstance(provenance, dict))
     need(all(a.dtype.kind == "U" and a.ndim == 1 for a in (ids, fitted)))
-    need(is_names(ids.tolist()) and is_names(fitted.tolist()))
+    need(is_names(ids.tolist()) and is_names(set(fitted.tolist())))
     need(logits.dtype == thresholds.dtype == np.float32)
     need(logits.shape == (len(ids), len(tags)) and thresholds.shape == (len(tags),))
     need(not np.isnan(logits).any() and not np.isnan(thresholds).any())

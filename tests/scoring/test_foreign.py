@@ -86,7 +86,8 @@ def test_only_the_first_ten_problems_are_shown(tmp_path):
 @pytest.mark.parametrize(
     ("header", "what"),
     [("id,red", "no column image_id"), ("image_id", "no column of a tag"),
-     ("image_id,red,red", "column red twice")],
+     ("image_id,red,red", "column red twice"), ("image_id,red,image_id", "column image_id twice"),
+     ("image_id,r\0d", "a NUL character in the name")],
 )  # fmt: skip
 def test_headers_are_checked(tmp_path, header, what):
     path = tmp_path / "a.csv"
