@@ -1,14 +1,15 @@
-"""A feature store under SIGKILL at random moments and under flipped bits.
+"""A feature store and the four long commands under SIGKILL, and a store under flipped bits.
 
-    python benchmarks/durability.py [--kills 1000] [--flips 10000] [--seed 0] [--json] [--dry]
+    python benchmarks/durability.py [--kills 1000] [--flips 10000] [--runs 50] [--seed 0] [--dry]
 
 Kills: a process fills a store of 96 images in blocks of eight and is killed after a random time;
 the next one continues where it stopped, and a store that is complete is compared with one that was
 written in one go, byte for byte, before a new one is begun. After every kill the store must open,
 and serve every block that its writer was told of and nothing but whole, right blocks. Flips: one
 bit of one file of a store is changed; either reading refuses that file by name (`noticed`), or all
-that is served, times aside, is as before (`harmless`). Any other outcome counts as `failed`, and
-the exit code is 1. Appends to ``results/durability.csv``.
+that is served, times aside, is as before (`harmless`). Runs: `extract`, `probe`, `finetune` and
+`bakeoff` are killed and given again until they end; see `killed_runs.py`. Any other outcome counts
+as `failed`, and the exit code is 1. Appends to ``results/durability.csv``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from killed_runs import kill_runs
 from record import append, stamp
 
 from retailtag.errors import RetailtagError
@@ -220,16 +222,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=1000, help="writers to kill")
     parser.add_argument("--flips", type=int, default=10_000, help="bits to flip")
+    parser.add_argument("--runs", type=int, default=50, help="kills of each of the four commands")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--dry", action="store_true", help="print only; record nothing")
     args = parser.parse_args()
-    facts, rows, failures = stamp(), [], []
-    for harm, n in ((kill, args.kills), (flip, args.flips)):
-        if n:
-            row, failed = harm(n, args.seed)
-            rows.append({**facts, "seed": args.seed, **row, "failed": len(failed)})
-            failures += failed
+    facts = {} if args.dry else stamp()
+    rows, failures = [], []
+    found = [harm(n, args.seed) for harm, n in ((kill, args.kills), (flip, args.flips)) if n]
+    found += kill_runs(args.runs, args.seed) if args.runs else []
+    for row, failed in found:
+        rows.append({**facts, "seed": args.seed, **row, "failed": len(failed)})
+        failures += failed
     if args.json:
         print(json.dumps(rows))
     else:

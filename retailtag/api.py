@@ -443,8 +443,8 @@ def compare(
     s, read, shared = _to_score("compare", catalog, settings, options)
     where = _path(out)
     compared = compare_files(paths, read, out=where, n_permutations=s.score.permutations, **shared)
-    findings = reused_split(compared.digests, s.score.split)
-    return CompareOutcome(compared, tuple(findings), where)
+    findings = (*compared.findings, *reused_split(compared.digests, s.score.split))
+    return CompareOutcome(compared, findings, where)
 
 
 def bakeoff(

@@ -295,7 +295,7 @@ class CompareOutcome(Displayed):
     compared : ComparedFiles
         Standings and comparisons, as objects.
     findings : tuple of Finding
-        About the split.
+        About the split and the runs.
     out : Path
         CSV of the pairs.
     """

@@ -35,6 +35,7 @@ from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
 from retailtag.scoring.compare import hold_contest
 from retailtag.scoring.finding import Finding
+from retailtag.scoring.findings import several_threads
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
@@ -252,6 +253,7 @@ class ReportStage(RecordedStage):
             results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
         models = {r.name: [model] for r, model in zip(results, predictions, strict=True)}
         scored = [(catalog.digest, predictions_digest(model)) for model in predictions]
+        threads = {name: model.provenance.get("threads") for name, (model,) in models.items()}
         return BakeoffResult(
             catalog=describe_catalog(catalog),
             pairs=tuple(results),
@@ -269,6 +271,7 @@ class ReportStage(RecordedStage):
             findings=(
                 *self._findings(),
                 *machine_findings(pairs),
+                *several_threads(threads),
                 *reused_split(scored, "test"),
             ),
         )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated
 
@@ -76,8 +77,24 @@ def _root(
     """Hold the options of the program itself."""
 
 
+def _on_signals(act: Callable[[int, FrameType | None], None]) -> None:
+    """Let Ctrl-C and SIGTERM call `act`; a signal that the caller ignores (``nohup``) stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, act)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Unwind. What comes next ends at once: whatever is unwinding would show it as a traceback."""
+    _on_signals(_end)
     raise KeyboardInterrupt
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    # Every file is written whole or not at all, and the system releases locks. Not by sys.stderr,
+    # which may be in the middle of a line.
+    os.write(2, f"retailtag: {INTERRUPTED}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _fail(message: str, code: int, *, as_json: bool, **more: object) -> int:
@@ -164,5 +181,8 @@ def main() -> None:
     _escape_libraries()
     # By default SIGTERM ends Python without running `finally`: locks and temporary files would
     # stay. As KeyboardInterrupt it unwinds like Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run())
+    _on_signals(_interrupt)
+    code = run()
+    # All is said; the interpreter's own exit takes a moment, and would not survive a Ctrl-C either.
+    _on_signals(lambda signum, frame: os._exit(code))
+    sys.exit(code)

@@ -282,9 +282,12 @@ def _report_unreadable(
 
 def _environment(backbone: Embedder, loading: Loading) -> dict[str, Any]:
     """Facts about a run that are recorded in the journal but not part of the identity."""
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(getattr(backbone, "device", "cpu")),
+        "threads": torch.get_num_threads(),
         **asdict(loading),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -226,8 +226,10 @@ class ActivationWriter:
         for image_id, digest, row in zip(image_ids, sha256, rows, strict=True):
             self._listed.append([image_id, digest, zlib.crc32(row.data)])
             self._rows.append(row)
-            if len(self._rows) >= self._limit:
-                self.finish()
+        # Only between batches: what a continued run computes is then batched as in a whole one,
+        # and a row's last digits may depend on its batch.
+        if len(self._rows) >= self._limit:
+            self.finish()
 
     def finish(self) -> None:
         """Write what was added as a segment, then its listing, which makes it count."""

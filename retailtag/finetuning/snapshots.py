@@ -45,6 +45,8 @@ class Snapshots:
         self._seconds = 60 * minutes
         self._progress = progress
         self._saved_at = time.monotonic()
+        # Counts of threads that the training was computed with
+        self.threads = {torch.get_num_threads()}
 
     @property
     def is_due(self) -> bool:
@@ -54,7 +56,9 @@ class Snapshots:
     def save(self, state: dict[str, Any]) -> None:
         """Replace the snapshot by this state, whole or not at all."""
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "key": self._key, "state": state}, buffer)
+        threads = sorted(self.threads)
+        saved = {"format": FORMAT, "key": self._key, "threads": threads, "state": state}
+        torch.save(saved, buffer)
         body = buffer.getbuffer()
         with write_whole(self.path) as handle:
             handle.write(hashlib.sha256(body).digest())
@@ -78,6 +82,10 @@ class Snapshots:
             return self._ignored(f"cannot be read ({error})")
         if saved.get("format") != FORMAT or saved.get("key") != self._key:
             return self._ignored("belongs to other settings or data")
+        self.threads.update(saved.get("threads", ()))
+        if len(self.threads) > 1:
+            counts = ", ".join(map(str, sorted(self.threads)))
+            self._progress.say(f"{self.path} was begun with another number of threads ({counts})")
         state: dict[str, Any] = saved["state"]
         return state
 

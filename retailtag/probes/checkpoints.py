@@ -1,4 +1,8 @@
-"""Checkpoints of a sweep: all tags of one fold at one strength, stored until the sweep is done.
+"""Checkpoints of a sweep: what whole calls of the solver found, stored until the sweep is done.
+
+The path that a solver takes over its strengths depends on where it came from (L-BFGS pairs, the
+direction of the path), which its solutions do not tell. A call that was not finished is therefore
+computed again from its start, and a sweep that was killed ends in the same bytes.
 
 A checkpoint is a file written whole or not at all that starts with a SHA-256 of what it depends on
 and of what it holds. One that was cut, altered, moved or made from other inputs does not match and
@@ -10,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from numpy.typing import NDArray
 
 from retailtag.files import write_whole
 from retailtag.probes.solver.fits import ProbeFits
+from retailtag.probes.solver.interface import Start
 
 DIGEST_BYTES = 32
 TABLES = tuple(f.name for f in fields(ProbeFits) if f.name not in ("C", "seconds"))
@@ -43,58 +48,71 @@ def joined(fits: Sequence[ProbeFits]) -> ProbeFits:
 class Checkpoints:
     """Checkpoints of a sweep, or `of` one fold of it, in a folder of their own.
 
-    The key names all that the fits depend on beside C: embeddings, labels, folds, scaling, solver.
-    A checkpoint written under another one is not used.
+    The key names all that the fits depend on beside C and start: embeddings, labels, folds,
+    scaling, solver. A checkpoint written under another one is not used.
     """
 
     folder: Path
     key: str
+    threads: int = 0  # of this process
+    # Counts of threads that the fits served were computed with
+    seen: set[int] = field(default_factory=set)
 
     def of(self, scale: str, fold: int) -> Checkpoints:
         """Checkpoints of one fold under one kind of scaling."""
-        return Checkpoints(self.folder / scale / f"fold-{fold}", f"{self.key} {scale} {fold}")
+        folder = self.folder / scale / f"fold-{fold}"
+        return Checkpoints(folder, f"{self.key} {scale} {fold}", self.threads, self.seen)
 
     def clear(self) -> None:
         """Remove every checkpoint, of whatever key."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save(self, fits: ProbeFits) -> None:
-        """Store the fits of one strength."""
+    def save(self, fits: ProbeFits, start: Start | None) -> None:
+        """Store what one call of the solver found from `start`."""
         from safetensors.numpy import save
 
         arrays = {name: np.ascontiguousarray(getattr(fits, name)) for name in TABLES}
         # safetensors holds no strings: the statuses go as the bytes of one text.
-        arrays["status"] = np.frombuffer("\n".join(fits.status[0]).encode(), np.uint8)
+        arrays["status"] = np.frombuffer("\n".join(fits.status.ravel()).encode(), np.uint8)
         arrays["seconds"] = np.array(fits.seconds)
+        arrays["threads"] = np.array(self.threads)
         body = save(arrays)
-        C = float(fits.C[0])
-        with write_whole(self._path(C)) as handle:
-            handle.write(self._digest(C, body))
+        with write_whole(self._path(fits.C)) as handle:
+            handle.write(self._digest(fits.C, start, body))
             handle.write(body)
+        self.seen.add(self.threads)
 
-    def load(self, C: float, n_tags: int, dim: int) -> ProbeFits | None:
-        """Fits at strength C for `n_tags` tags; None without a sound checkpoint of this key."""
+    def load(
+        self, C: NDArray[np.float64], start: Start | None, n_tags: int, dim: int
+    ) -> ProbeFits | None:
+        """Fits of `n_tags` tags at C (n_C,) from `start`; None without a sound checkpoint."""
         from safetensors.numpy import load
 
         try:
-            content = self._path(C).read_bytes()
+            with self._path(C).open("rb") as handle:
+                digest, body = handle.read(DIGEST_BYTES), handle.read()
         except OSError:
             return None
-        body = content[DIGEST_BYTES:]
-        if content[:DIGEST_BYTES] != self._digest(C, body):
+        if digest != self._digest(C, start, body):
             return None
         arrays = load(body)
-        arrays["status"] = np.array([arrays["status"].tobytes().decode().split("\n")])
+        shape = arrays["bias"].shape
+        arrays["status"] = np.array(arrays["status"].tobytes().decode().split("\n")).reshape(shape)
         seconds = float(arrays.pop("seconds"))
-        fits = ProbeFits(C=np.array([C]), seconds=seconds, **arrays)
-        return fits if fits.weight.shape == (1, n_tags, dim) else None
+        threads = int(arrays.pop("threads"))
+        fits = ProbeFits(C=C, seconds=seconds, **arrays)
+        if fits.weight.shape != (len(C), n_tags, dim):
+            return None
+        self.seen.add(threads)
+        return fits
 
-    def _path(self, C: float) -> Path:
-        return self.folder / f"C-{C!r}.block"
+    def _path(self, C: NDArray[np.float64]) -> Path:
+        return self.folder / f"C-{float(C[0])!r}-{float(C[-1])!r}.block"
 
-    def _digest(self, C: float, body: bytes) -> bytes:
-        stated = f"{self.key}\n{C!r}\n".encode()
-        return hashlib.sha256(stated + hashlib.sha256(body).digest()).digest()
+    def _digest(self, C: NDArray[np.float64], start: Start | None, body: bytes) -> bytes:
+        begun = b"".join(part.tobytes() for part in start) if start else b""
+        parts = (self.key.encode(), C.tobytes(), begun, body)
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def missing_runs(known: NDArray[np.bool_]) -> list[slice]:

@@ -109,7 +109,7 @@ class Sweeper:
     fold: Fold  # (n_images,) of 0 .. n_folds - 1, none empty; products must not be divided
     solver: Solver
     average_precision: AveragePrecision  # of logits and labels: (n_tags,), NaN where undefined
-    checkpoints: Checkpoints | None = None  # where finished strengths are stored, and taken from
+    checkpoints: Checkpoints | None = None  # where finished paths are stored, and taken from
     progress: Progress = SILENT
 
     def sweep(self, C: NDArray[np.float64], scale: str = "standardise") -> Sweep:

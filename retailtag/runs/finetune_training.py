@@ -256,6 +256,7 @@ class FinetuneTraining:
             "features": spec.digest,
             "model": [spec.architecture, spec.preprocessing],
             "settings": self.config.recorded(),
+            "threads": sorted(self.snapshots.threads | self.refit_snapshots.threads),
             "best_epoch": result.best_epoch,
             "is_probe": self.is_probe,
             "interpolation": {"factor": result.factor, "tried": result.factors},

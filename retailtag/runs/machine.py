@@ -14,10 +14,13 @@ VERSIONS = ("torch", "timm", "open_clip_torch", "numpy", "h5py", "scikit-learn")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, the device (``cpu`` or ``cuda``) and versions, JSON-able."""
+    """Processor, cores, threads, memory, device (``cpu`` or ``cuda``) and versions, JSON-able."""
+    import torch
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": _device_name(device),
         "system": f"{platform.system()} {platform.machine()}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from retailtag.runs.sweep import (
     fit_at,
     sweep_and_choose,
 )
+from retailtag.scoring.findings import mixed_threads
 from retailtag.scoring.metrics import macro
 from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
@@ -118,8 +119,8 @@ def run_probe(
 ) -> ProbeRun:
     """Sweep C out of fold, choose C and thresholds, refit on all training images, predict.
 
-    Finished fits are stored in the folder ``sweep`` of `out` until the run is complete: after a
-    kill, the same call computes only what is missing.
+    Finished folds of the sweep are stored in the folder ``sweep`` of `out` until the run is
+    complete: after a kill, the same call computes only what is missing and ends in the same bytes.
 
     `out` is the folder for the files of `Probe.save`, ``sweep.parquet``, ``heads.parquet``,
     ``predictions.npz`` and ``stage.json``; existing files are replaced one by one. `texts`, float32
@@ -148,6 +149,7 @@ def run_probe(
         fitted = _fit(context, train, settings, checkpoints, texts)
     facts = {
         **_provenance(context, store, settings),
+        "threads": sorted({checkpoints.threads, *checkpoints.seen}),
         **fitted.facts(catalog),
         **seen_in_training(catalog, store, rest.rows, train.rows),
         "threshold_f1": fitted.threshold_f1(catalog, train.rows, tuning_of(settings)),
@@ -162,6 +164,8 @@ def run_probe(
     findings = grid_findings(fitted.chosen.sweep, group, settings.choose_C)
     findings += status_findings(fitted.chosen.sweep, facts["unconverged"])
     findings += _changed_sources(catalog, store, [*train.rows.tolist(), *rest.rows.tolist()])
+    if mixed := mixed_threads(facts["threads"]):
+        findings.append(astuple(mixed))
     # A continued run costs what its interrupted part cost too.
     cost.seconds += fitted.chosen.resumed_seconds
     record = write_record(
@@ -351,12 +355,13 @@ def check_rows(
 def _checkpoints(
     inputs: dict[str, Any], train: Features, settings: ProbeSettings, device: str, out: Path
 ) -> Checkpoints:
-    """Where the sweep stores finished fits, under a key of everything that they depend on."""
+    """Where the sweep stores finished paths, under a key of everything that they depend on."""
+    import torch
+
     # Cut-offs, texts and most settings come in after the fits: changing them reuses the sweep.
     later = ("cutoffs", "exclusive", "settings", "texts")
     data = {name: value for name, value in inputs.items() if name not in later}
     data |= {
-        "grid": parse_grid(settings.sweep_C).tolist(),
         "folds": settings.folds,
         "seed": settings.seed,
         "solver": settings.solver,
@@ -365,7 +370,7 @@ def _checkpoints(
         "version": __version__,
     }
     key = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    return Checkpoints(out / "sweep", key)
+    return Checkpoints(out / "sweep", key, torch.get_num_threads())
 
 
 def _out_of_fold_summary(

@@ -63,8 +63,8 @@ def sweep_and_choose(
 
     `rows` (n,) are the training images, X float32 (n, dim) their raw embeddings. Of scalings
     whose macro-AP is equal within the resolution of `retailtag.statistics.one_standard_error` the
-    earlier in `settings` is taken. Finished strengths are stored in
-    `checkpoints`. Head ``text`` is skipped without `texts` (n_tags, dim), the directions of the
+    earlier in `settings` is taken. Finished paths of the solver are stored in `checkpoints`. Head
+    ``text`` is skipped without `texts` (n_tags, dim), the directions of the
     tags' names (see `retailtag.probes.heads.text_prior.text_embeddings`), or without standardised
     embeddings among the scalings, whose strengths it takes.
     """

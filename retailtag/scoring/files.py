@@ -19,6 +19,8 @@ from retailtag.predictions import Predictions
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import Comparison, Contest, hold_contest
 from retailtag.scoring.csvs import csv_text
+from retailtag.scoring.finding import Finding
+from retailtag.scoring.findings import several_threads
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.score import (
     model_name,
@@ -55,6 +57,7 @@ class ComparedFiles:
 
     contest: Contest
     digests: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def find_predictions(paths: Sequence[Path]) -> list[Path]:
@@ -161,7 +164,8 @@ def compare_files(
     """
     paths = find_predictions(paths)
     models = [Predictions.load(path) for path in paths]
-    groups = seed_groups(models, _distinct_names(paths, models))
+    names = _distinct_names(paths, models)
+    groups = seed_groups(models, names)
     if len(groups) < 2:
         raise UsageError("There is only one model; name the predictions of two or more.")
     catalogs = _catalogs(paths, models, read, catalog)
@@ -180,7 +184,8 @@ def compare_files(
         assignment=assignment,
     )
     write_text(out, csv_text(PAIR_COLUMNS, map(_pair_row, contest.comparisons)))
-    return ComparedFiles(contest, _digests(catalogs, models))
+    threads = {n: m.provenance.get("threads") for n, m in zip(names, models, strict=True)}
+    return ComparedFiles(contest, _digests(catalogs, models), tuple(several_threads(threads)))
 
 
 def _pair_row(c: Comparison) -> SimpleNamespace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ MIN_SHARE_SIMILAR = 0.01  # of the scored images; fewer change macro-F1 by less 
 MIN_SHARE_OTHERS = 0.1
 # Tags given over tags expected; outside this range a group is over- or under-tagged.
 PREVALENCE_RATIOS = (0.5, 2.0)
+SAME_THREADS = "Where the last digits matter, set OMP_NUM_THREADS to one number and run again."
 MIN_TAGS_FOR_PREVALENCE = 20  # tags given or expected in a group; their ratio is chance with fewer
 
 
@@ -263,6 +264,35 @@ def changed_sources(changed: Sequence[str], n_images: int, split: str) -> Findin
         "earlier pictures.",
         "Run `retailtag extract` again, which computes only these; then fit again.",
     )
+
+
+def mixed_threads(recorded: object) -> Finding | None:
+    """A run that was interrupted and continued with another number of threads."""
+    if not isinstance(recorded, list) or len(recorded) < 2:
+        return None
+    return Finding(
+        "threads",
+        f"The run was interrupted and continued with another number of threads "
+        f"({named(list(map(str, recorded)))}): the last digits of its scores, and a choice between "
+        "nearly equal ones, may differ from those of a run with one number.",
+        SAME_THREADS,
+    )
+
+
+def several_threads(recorded: Mapping[str, object]) -> list[Finding]:
+    """Models, by name, that were fitted with different numbers of threads (None: not recorded)."""
+    counts = {name: n for name, n in recorded.items() if isinstance(n, list)}
+    if len({tuple(n) for n in counts.values()}) < 2:
+        return []
+    each = [f"{name}: {', '.join(map(str, n))}" for name, n in counts.items()]
+    return [
+        Finding(
+            "threads",
+            f"The models were fitted with different numbers of threads ({named(each)}): the last "
+            "digits of their scores, and choices between nearly equal ones, differ by that alone.",
+            SAME_THREADS,
+        )
+    ]
 
 
 def catalogue_changed(recorded: object, digest: str) -> Finding | None:

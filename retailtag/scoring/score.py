@@ -138,6 +138,7 @@ def _findings(
         found.missing_images(aligned.missing, card.split),
         found.catalogue_changed(predictions.provenance.get("catalog_digest"), catalog.digest),
         found.shared_products(shared, card.n_products, card.split),
+        found.mixed_threads(predictions.provenance.get("threads")),
     ]
     cells = cell_findings(predictions, catalog, aligned, card.split)
     read = found.reading_findings(predictions.provenance.get("notes", ()))

@@ -243,6 +243,42 @@ def test_an_interrupted_extraction_keeps_what_was_finished(here, tiny_csv, fork_
     assert run(["extract", *command[1:-3], "--quiet"]) == 0
 
 
+@pytest.mark.parametrize(("moment", "said"), [("unwinding", program.INTERRUPTED), ("exit", "")])
+def test_a_second_interruption_ends_at_once(here, fork_script, moment, said):
+    """While the first unwinds, and while the interpreter exits: 130 and no traceback."""
+    script = (
+        "import atexit, os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "moment, folder = sys.argv[1:]\n"
+        "os.chdir(folder)\n"
+        "os.dup2(os.open('said', os.O_WRONLY | os.O_CREAT), 2)\n"
+        "from retailtag.cli import main as program\n"
+        "def wait(name):\n"
+        "    open(name, 'w').close()\n"
+        "    time.sleep(60)\n"
+        "def run():\n"
+        "    try:\n"
+        "        wait('first')\n"
+        "    except KeyboardInterrupt:\n"
+        "        if moment == 'unwinding':\n"
+        "            wait('second')\n"
+        "    return 130\n"
+        "program.run = run\n"
+        "try:\n"
+        "    program.main()\n"
+        "finally:\n"
+        "    wait('second')\n"  # as what is registered with atexit
+    )
+    process = fork_script(script, moment, here)
+    for name in ("first", "second"):
+        while process.is_alive() and not (here / name).exists():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert (here / "said").read_text().strip() == (f"retailtag: {said}" if said else "")
+
+
 def test_no_color_and_no_terminal_give_plain_lines(here, tiny_csv, monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     assert run(["extract", str(tiny_csv), *SHORT]) == 0

@@ -112,6 +112,18 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path, monkeypatch):
         path.write_bytes(content)
 
 
+def test_a_segment_ends_with_a_batch(tmp_path, monkeypatch):
+    """What a continued run computes is batched as in a run that was not interrupted."""
+    monkeypatch.setattr(cache_module, "SEGMENT_BYTES", 36)
+    cache = ActivationCache(tmp_path, SPEC)
+    with cache.writer() as writer:
+        for names in ("ab", "cd", "e"):
+            rows = rows_of(*map(ord, names))
+            writer.add(list(names), [f"{name}1" for name in names], rows)
+    sizes = [path.stat().st_size // 12 for path in sorted(cache.path.glob("*.bin"))]
+    assert sizes == [4, 1]
+
+
 def test_files_of_a_killed_writer_do_not_count_and_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "SEGMENT_BYTES", 12)
     real = cache_module.write_json

@@ -155,6 +155,16 @@ def test_a_run_that_had_ended_is_not_trained_again(world, quick, tmp_path, monke
     assert again.earlier_seconds > 0
 
 
+def test_a_training_continued_with_other_threads_says_and_records_it(tmp_path, said):
+    first = Snapshots(tmp_path, "key")
+    first.threads = {64}
+    first.save({})
+    again = Snapshots(tmp_path, "key", progress=said)
+    again.load()
+    assert again.threads == {64, torch.get_num_threads()}
+    assert "resume.pt was begun with another number of threads" in said.lines[-1]
+
+
 def test_snapshots_of_something_else_or_damaged_ones_are_ignored(tmp_path, said):
     Snapshots(tmp_path, "key").save({"x": torch.ones(2)})
     assert torch.equal(Snapshots(tmp_path, "key").load()["x"], torch.ones(2))

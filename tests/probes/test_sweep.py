@@ -113,9 +113,9 @@ def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     asked = []
 
     class Recording:
-        def __call__(self, X, Y, C, advance, *, start=None, on_strength):
+        def __call__(self, X, Y, C, advance, *, start=None):
             asked.append((C.tolist(), start is not None))
-            return make_solver()(X, Y, C, advance, start=start, on_strength=on_strength)
+            return make_solver()(X, Y, C, advance, start=start)
 
     sweeper = Sweeper(X, Y, np.arange(len(X)) % 3, Recording(), _ap)
     first = sweeper.sweep(np.array([1e-6, 1e-5]))

@@ -154,6 +154,15 @@ def test_a_fine_tune_that_kept_its_probe_says_so(catalog, predict, recorded, fir
     assert any(f.code == "probe-kept" for f in card.findings) == fires
 
 
+@pytest.mark.parametrize(("recorded", "fires"), [([1, 2], True), ([2], False), (None, False)])
+def test_a_run_continued_with_other_threads_says_so(catalog, predict, recorded, fires):
+    card = score_predictions(predict(catalog, provenance={"threads": recorded}), catalog)
+    assert [f.sentence for f in card.findings if "threads (1, 2)" in f.sentence] == [
+        f.sentence for f in card.findings if f.code == "threads"
+    ]
+    assert any(f.code == "threads" for f in card.findings) == fires
+
+
 def test_provenance_holds_the_hash_of_everything_read(catalog, predict):
     facts = {"features": "f" * 64, "catalog_digest": catalog.digest, "settings": {"seed": 3}}
     card = score_predictions(predict(catalog, provenance=facts), catalog)

@@ -76,6 +76,22 @@ def test_pairs_are_written_safe_for_spreadsheets(runs, catalog, tmp_path):
     assert rows[0]["test"] == "normal, images and seeds"
 
 
+def test_models_fitted_with_other_threads_are_told(catalog, predict, tmp_path):
+    counts = {"one": [1], "two": [2], "unknown": None}
+    for name, threads in counts.items():
+        run_of(predict, catalog, 0, backbone=name, threads=threads).save(tmp_path / f"{name}.npz")
+
+    def findings(*names):
+        files = [tmp_path / f"{name}.npz" for name in names]
+        out = tmp_path / "pairs.csv"
+        return compare_files(files, lambda path: catalog, out=out, n_bootstrap=50).findings
+
+    assert findings("one", "unknown") == ()
+    (finding,) = findings(*counts)
+    assert "(one · finetune: 1, two · finetune: 2)" in finding.sentence
+    assert "OMP_NUM_THREADS" in finding.remedy
+
+
 def test_what_cannot_be_compared_is_refused(runs, catalog, predict, tmp_path):
     out = tmp_path / "pairs.csv"
     one = runs / "cnn/probe"
