@@ -22,7 +22,7 @@ from pathlib import Path
 from retailtag.demo.drawing import write_demo_catalogue
 
 N_IMAGES = 150
-HERE = ["catalogue/catalogue.csv", "--device", "cpu", "--workers", "0", "--quiet"]
+HERE = ["catalogue/catalogue.csv", "--device", "cpu", "--set", "compute.workers=0", "--quiet"]
 TRAIN = ["--epochs", "2", "--augment", "none", "--refit", "--choose-epoch", "macro-ap"]
 COMMANDS = {
     "extract": [*HERE, "--backbones", "demo:cnn,demo:clip"],
