@@ -86,6 +86,8 @@ class WriterLock:
 def only_writer(folder: Path) -> Iterator[None]:
     """Be the only process that writes to the folder of a run, which is made if missing.
 
+    Temporary files that a killed writer left in it are deleted.
+
     Raises
     ------
     Unavailable
@@ -95,6 +97,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     lock = WriterLock(folder / ".lock", "--out")
     lock.acquire()
     try:
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -92,5 +92,6 @@ def test_a_second_writer_to_one_folder_is_refused(verb, prepared, small_csv, tmp
     assert said.startswith(f"{folder} is being written by another process (pid ")
     assert said.endswith("and run the same command again.\n")
     assert said.count("\n") == 1
+    (folder / ".predictions.npz.a1.part").touch()  # a killed writer's
     with only_writer(folder):  # given back
-        pass
+        assert not list(folder.glob("*.part"))
