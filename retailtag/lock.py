@@ -21,12 +21,14 @@ _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 class WriterLock:
     """An exclusive lock on the file `path`, which is made if missing and never deleted.
 
-    `option` is the one that chooses the folder of `path`, for messages.
+    `option` is the one that chooses the folder of `path`, for messages. Unless it is `needed`, a
+    file system without locks is written to without one.
     """
 
-    def __init__(self, path: Path, option: str = "--features") -> None:
+    def __init__(self, path: Path, option: str = "--features", *, needed: bool = True) -> None:
         self._path = path
         self._option = option
+        self._needed = needed
         self._handle: io.FileIO | None = None
 
     @property
@@ -54,6 +56,8 @@ class WriterLock:
             handle.seek(0)
             pid = handle.read(20).strip().decode("ascii", "replace")
             _close(handle)
+            if error.errno not in _HELD and not self._needed:
+                return
             raise Unavailable(self._refusal(error, pid)) from None
         self._handle = handle
         _HOLDING.add(self)
@@ -94,7 +98,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         If another process is writing to it, or it cannot be written.
     """
     make_folder(folder)
-    lock = WriterLock(folder / ".lock", "--out")
+    # Every file of a run is replaced whole, and a model's are bound to each other: without locks,
+    # as on some clusters' file systems, two writers can do no worse than be refused afterwards.
+    lock = WriterLock(folder / ".lock", "--out", needed=False)
     lock.acquire()
     try:
         for part in folder.glob(".*.part"):

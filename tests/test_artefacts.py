@@ -340,7 +340,7 @@ def test_an_unknown_field_and_too_few_counts_are_refused(tmp_path):
         _is_one_sentence(refused.value, "probe.json", part)
 
 
-@pytest.mark.parametrize("text", ["", "no", "[]", "3", "{"])
+@pytest.mark.parametrize("text", ["", "no", "[]", "3", "{", '{"a":' * 100_000, '{"a": 1, "a": 2}'])
 @pytest.mark.parametrize("kind", ["probe", "checkpoint"])
 def test_a_header_that_is_no_object_is_refused(kind, text, tmp_path):
     MODELS[kind].save(tmp_path)
