@@ -1,8 +1,9 @@
 """Fitted models as files: a JSON header and tensors, bound to each other and checked when read.
 
-The header records the SHA-256 of every file of tensors. A header and tensors of two fits, which a
-kill between the replacement of two files leaves, are therefore refused. Files of earlier versions
-record no digests and still open. Everything is checked against rules before any of it is used.
+The header records the SHA-256 of every file of tensors, and of its own fields. A header and tensors
+of two fits, which a kill between the replacement of two files leaves, are therefore refused. Files
+of earlier versions record no digests and still open. Everything is checked against rules before any
+of it is used.
 """
 
 from __future__ import annotations
@@ -129,8 +130,15 @@ def write_model(
 ) -> None:
     """Write `files` of tensors, whose metadata are `BOUND`, and the header that binds them."""
     digests = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
-    whole = json_bytes({"format": kind.version, **header, "files": digests})
-    write_together(folder, {f"{kind.name}.json": whole, **files})
+    whole = bound_header({"format": kind.version, **header, "files": digests}, f"{kind.name}.json")
+    write_together(folder, {f"{kind.name}.json": json_bytes(whole), **files})
+
+
+def bound_header(header: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Header whose ``files`` hold the digest of all else in it under its own `name`."""
+    others = {file: digest for file, digest in header["files"].items() if file != name}
+    digest = hashlib.sha256(json_bytes({**header, "files": others})).hexdigest()
+    return {**header, "files": {**others, name: digest}}
 
 
 class StoredModel:
@@ -155,12 +163,18 @@ class StoredModel:
         self.again = f"run {kind.command} again."
         header = self._read(kind)
         self.is_bound = header["format"] >= kind.bound_from
+        written = dict(header)
         rules = {**kind.fields, "facts": OBJECT} | ({"files": _FILES} if self.is_bound else {})
         self.header: dict[str, Any] = {**kind.implied.get(header.pop("format"), {}), **header}
         self._check_fields(self.header, rules, kind.optional)
         facts = self.header["facts"]
         known = {name: rule for name, rule in kind.facts.items() if name in facts}
         self._check_fields({name: facts[name] for name in known}, known, prefix="facts.")
+        if self.is_bound and bound_header(written, self.path.name) != written:
+            raise DamagedFile(
+                f"{self.path} was altered or damaged: its digest is not that of its fields; "
+                f"{self.again}"
+            )
         self.header["facts"] = _Facts(facts, f"{self.path} lacks ", f"; {self.again}")
         self.sizes = {"tags": len(self.header["tags"])}  # of axes, by their names
 
@@ -191,7 +205,9 @@ class StoredModel:
             if name in values and not rule.holds(values[name]):
                 raise ArtefactError(f"{self.path}: {prefix}{name} is not {rule.what}; {self.again}")
         if unknown := sorted(values.keys() - rules.keys()):
-            raise ArtefactError(f"{self.path} holds an unknown field, {unknown[0]!r}; {self.again}")
+            raise ArtefactError(
+                f"{self.path} holds an unknown field, {unknown[0]!r:.80}; {self.again}"
+            )
 
     def tensors(
         self,
@@ -270,21 +286,25 @@ class StoredModel:
                 raise ArtefactError(f"{path} lacks {name}; {self.again}")
             dtype = layout[name].get("dtype")
             if dtype != rule.dtype:
-                raise ArtefactError(f"{path}: {name} is {dtype}, not {rule.dtype}; {self.again}")
+                raise ArtefactError(
+                    f"{path}: {name} is {dtype!s:.40}, not {rule.dtype}; {self.again}"
+                )
             shape = layout[name].get("shape")
             if not isinstance(shape, list) or not self._fits(shape, rule.axes):
                 wanted = ", ".join(
                     f"{self.sizes.get(axis, '')} {axis}".strip() for axis in rule.axes
                 )
                 raise ArtefactError(
-                    f"{path}: {name} has shape {shape}, not ({wanted}); {self.again}"
+                    f"{path}: {name} has shape {shape!s:.80}, not ({wanted}); {self.again}"
                 )
         for name in layout.keys() - rules.keys():
             if not others or not name.startswith(others):
-                raise ArtefactError(f"{path} holds an unknown tensor, {name!r}; {self.again}")
+                raise ArtefactError(f"{path} holds an unknown tensor, {name!r:.80}; {self.again}")
             dtype = layout[name].get("dtype")
             if dtype not in DTYPES:
-                raise ArtefactError(f"{path}: {name} is of unknown type, {dtype}; {self.again}")
+                raise ArtefactError(
+                    f"{path}: {name:.80} is of unknown type, {dtype!s:.40}; {self.again}"
+                )
 
     def _fits(self, shape: list[Any], axes: tuple[str, ...]) -> bool:
         """Whether a shape has these axes; the length of one that is new is noted."""

@@ -15,7 +15,7 @@ from retailtag.catalog.readers import read_catalog
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, StaleFeatures, UsageError
 from retailtag.extraction.extract import extract
-from retailtag.files import read_json
+from retailtag.finetuning.artefact import Checkpoint
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT
@@ -200,16 +200,13 @@ def test_tagger_answers_as_the_predictions_do(finished, small):
 
 def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
     root, _ = finished
-    folder = tmp_path / "probe"
-    shutil.copytree(pair_folder(root / "run", "demo:cnn", "probe"), folder)
-    header = (folder / "probe.json").read_text()
-    digest = read_json(folder / "probe.json")["facts"]["features"]
-    (folder / "probe.json").write_text(header.replace(digest, "0" * 64))
+    probe = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
+    replace(probe, facts={**probe.facts, "features": "0" * 64}).save(tmp_path / "probe")
     with pytest.raises(ArtefactError, match="other weights"):
-        Tagger.load(folder)
-    shutil.copytree(pair_folder(root / "run", "demo:cnn", "finetune"), tmp_path / "tuned")
-    header = tmp_path / "tuned" / "checkpoint.json"
-    header.write_text(header.read_text().replace("bicubic", "nearest"))
+        Tagger.load(tmp_path / "probe")
+    tuned = Checkpoint.load(pair_folder(root / "run", "demo:cnn", "finetune"))
+    model = [fact.replace("bicubic", "nearest") for fact in tuned.facts["model"]]
+    replace(tuned, facts={**tuned.facts, "model": model}).save(tmp_path / "tuned")
     with pytest.raises(ArtefactError, match="another architecture or preprocessing"):
         Tagger.load(tmp_path / "tuned")
     with pytest.raises(DataError, match="neither"):
