@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from retailtag.errors import DataError
-from retailtag.files import file_sha256, read_json, write_json
+from retailtag.files import file_sha256, json_bytes, read_json, write_json
 from retailtag.runs.measure import StageCost
 
 FORMAT = 1
 RECORD = "stage.json"
+DIGEST = "sha256"  # of the record, within it
 NOT_DONE = "not done"
 
 
@@ -47,15 +49,22 @@ def write_record(
     record = StageRecord(
         inputs, outputs, cost.seconds, cost.peak_memory_mib, facts or {}, machine or {}
     )
-    write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
+    value = {"format": FORMAT, **asdict(record)}
+    write_json(folder / RECORD, {**value, DIGEST: _digest(value)})
     return record
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json_bytes(value)).hexdigest()
 
 
 def read_record(folder: Path) -> StageRecord | None:
     """Record of a finished stage; None if there is none that can be read."""
     try:
         value = read_json(folder / RECORD)
-        if value.pop("format") != FORMAT:
+        # A record that was altered is none. Those of earlier versions have no digest.
+        digest = value.pop(DIGEST, None)
+        if digest not in (None, _digest(value)) or value.pop("format") != FORMAT:
             return None
         record = StageRecord(**value)
     except (DataError, KeyError, TypeError, AttributeError):

@@ -1,5 +1,6 @@
 import pytest
 
+from retailtag.files import read_json, write_json
 from retailtag.runs.measure import StageCost
 from retailtag.runs.stage import read_record, why_stale, write_record
 
@@ -38,3 +39,20 @@ WRONG_KINDS = (
 def test_a_damaged_record_is_no_record(sealed, text):
     (sealed / "stage.json").write_text(text)
     assert why_stale(sealed, {}) == "not done"
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs", "seconds", "facts", "machine", "sha256"])
+@pytest.mark.parametrize("new", [True, 9, "", [], {}, {"n": [1]}, {"a.txt": 1}])
+def test_an_altered_record_is_no_record(sealed, name, new):
+    value = read_json(sealed / "stage.json")
+    if value[name] == new:
+        return
+    write_json(sealed / "stage.json", {**value, name: new})
+    assert read_record(sealed) is None
+
+
+def test_a_record_of_an_earlier_version_counts(sealed):
+    value = read_json(sealed / "stage.json")
+    del value["sha256"]
+    write_json(sealed / "stage.json", value)
+    assert why_stale(sealed, {"x": 1, "y": [2]}) is None
