@@ -74,6 +74,9 @@ class CatalogSettings(Section):
         metavar="COLUMN,...",
         advanced=True,
     )
+    min_images: int = setting(
+        0, "Leave out tags of fewer images.", at_least=0, metavar="N", advanced=True
+    )
     tag_separator: str = setting(
         "", "What separates the tags in a cell; default: |.", metavar="TEXT", advanced=True
     )

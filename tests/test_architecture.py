@@ -23,6 +23,7 @@ BASE = {
     "settings",
     "version",
     "display",
+    "memory",
 }
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "artefacts": {"errors", "files"},
     "lock": {"errors", "files"},
     "npz": {"errors"},
+    "memory": {"errors"},
     "statistics": {"errors"},
     "fields": {"errors"},
     "settings": {"errors", "fields"},

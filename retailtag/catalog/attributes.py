@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.manifest import SEPARATOR, Manifest
 from retailtag.catalog.table import POSITIVE, TagTable
 from retailtag.errors import DataError, UsageError, named
-from retailtag.statistics.exclusive import attribute_columns
+from retailtag.statistics.exclusive import PLAIN, attribute_columns
 
 SHOWN = 3  # rows that a message names
 ONE_OF = "one_of"  # of a manifest: the same attributes, joined by |, in every row
@@ -87,9 +87,15 @@ def with_one_value(
     tags: Sequence[str], labels: NDArray[np.int8], attributes: Sequence[str]
 ) -> list[str]:
     """Attributes with two tags or more of which no image carries two; `labels` as above."""
+    # By the first part of the tags: a catalogue may have as many attributes as tags.
+    inside: dict[str, list[int]] = {}
+    for column, tag in enumerate(tags):
+        first, colon, _ = tag.partition(":")
+        inside.setdefault(first if colon else PLAIN, []).append(column)
     found = []
     for name in attributes:
-        columns = attribute_columns(tags, name)
+        near = np.array(inside.get(name.partition(":")[0], []), np.intp)
+        columns = near[attribute_columns([tags[j] for j in near.tolist()], name)]
         n_values = (labels[:, columns] == POSITIVE).sum(axis=1)
         if len(columns) > 1 and (n_values <= 1).all():
             found.append(name)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from retailtag.catalog.attributes import ONE_OF
-from retailtag.catalog.manifest import COLUMNS, Manifest, Wanted
-from retailtag.errors import UsageError
+from retailtag.catalog.manifest import COLUMNS, COLUMNS_SHOWN, Manifest, Wanted
+from retailtag.errors import UsageError, named
 from retailtag.settings import CatalogSettings
 
 PATH_NAMES = ("path", "file_name", "filename", "image")
@@ -51,7 +51,7 @@ def name_columns(manifest: Manifest, settings: CatalogSettings) -> None:
         If an option names no column, or two columns could be meant.
     """
     there = dict(manifest.columns)
-    listed = ", ".join(there) or "none"
+    listed = named(list(there), COLUMNS_SHOWN) or "none"
     renamed: set[str] = set()
     for name, asked in _asked(settings).items():
         if asked and asked not in there:

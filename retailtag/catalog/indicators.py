@@ -10,7 +10,15 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.catalog.manifest import COLUMNS, NO_TAGS, SEPARATOR, Cell, Manifest, is_clean
+from retailtag.catalog.manifest import (
+    COLUMNS,
+    COLUMNS_SHOWN,
+    NO_TAGS,
+    SEPARATOR,
+    Cell,
+    Manifest,
+    is_clean,
+)
 from retailtag.catalog.table import NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.catalog.tag_cells import EMPTY_CELLS
 from retailtag.errors import DataError, UsageError, named
@@ -87,7 +95,7 @@ def _asked(manifest: Manifest, free: Sequence[str], one_hot: Sequence[str]) -> l
         if not fitting:
             raise UsageError(
                 f"--one-hot {pattern}: {manifest.path} has no such column; "
-                f"its columns are {named(list(manifest.columns), 20)}."
+                f"its columns are {named(list(manifest.columns), COLUMNS_SHOWN)}."
             )
         found |= set(fitting)
     return [name for name in manifest.columns if name in found]

@@ -18,9 +18,11 @@ import numpy as np
 from retailtag.arrow import column_values, parquet_faults
 from retailtag.errors import DataError, named
 from retailtag.files import HEAD_BYTES, other_kind, parse_json
+from retailtag.memory import check_fits
 
 GZIP = b"\x1f\x8b"
 MIN_UNPACKED = 1 << 30  # bytes that a table may unpack to however small it is
+CELL_BYTES = 16  # of an empty cell: its places in a row and in a column
 MAX_EXPANSION = 100  # text hardly shrinks to less than a hundredth
 
 Cell = str | tuple[str, ...]
@@ -28,6 +30,7 @@ SEPARATOR = "|"
 NO_TAGS = "-"
 # Cell of an object, of bytes or of lists within a list. No text that is taken has a NUL.
 NESTED = "\0nested"
+COLUMNS_SHOWN = 20  # of a manifest, in a message
 COLUMNS = ("path", "tags", "image_id", "split", "group", "title", "tags_unknown")
 
 
@@ -170,6 +173,7 @@ def read_csv(path: Path) -> Manifest:
         raise DataError(f"{path} needs a first line that names each column once.")
     problems = Problems(numbers)
     width = len(header)
+    check_cells(path, len(rows), width)
     for i, row in enumerate(rows):
         if len(row) != width:
             problems.add(i, f"has {len(row)} cells where the header has {width}", broken=True)
@@ -214,7 +218,7 @@ def read_json(path: Path) -> Manifest:
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             problems.add(i, "is not a JSON object", broken=True)
-    return Manifest(path, record_columns(records), problems)
+    return Manifest(path, record_columns(records, path), problems)
 
 
 def _is_json(text: str) -> bool:
@@ -262,7 +266,7 @@ def read_json_lines(path: Path) -> Manifest:
             value = {}
             problems.add(i, "is not a JSON object", broken=True)
         records.append(value)
-    return Manifest(path, record_columns(records), problems)
+    return Manifest(path, record_columns(records, path), problems)
 
 
 def read_records(records: Sequence[Any]) -> Manifest:
@@ -282,7 +286,8 @@ def read_records(records: Sequence[Any]) -> Manifest:
             image = None
         rows.append(row)
         images.append(image)
-    manifest = Manifest(Path("records"), record_columns(rows), problems, in_memory=True)
+    what = Path("records")
+    manifest = Manifest(what, record_columns(rows, what), problems, in_memory=True)
     return _with_images(manifest, images)
 
 
@@ -399,10 +404,27 @@ class _Plan:
         return cls(tuple(name for name in names if name != image), used, needed, image)
 
 
-def record_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
-    """Cells of records by column; a key that a record lacks is an empty cell."""
+def record_columns(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str, list[Cell]]:
+    """Cells of records by column; a key that a record lacks is an empty cell.
+
+    Raises `DataError`, which names `path`, if so many columns of so many records do not fit.
+    """
     names = dict.fromkeys(name for record in records for name in record)
-    return {name: [cell(record.get(name)) for record in records] for name in names}
+    check_cells(path, len(records), len(names))
+    columns: dict[str, list[Cell]] = {name: [""] * len(records) for name in names}
+    for row, record in enumerate(records):
+        for name, value in record.items():
+            columns[name][row] = cell(value)
+    return columns
+
+
+def check_cells(path: Path, n_rows: int, n_columns: int) -> None:
+    """Raise `DataError` if the cells of so many rows and columns do not fit into memory."""
+    check_fits(
+        n_rows * n_columns * CELL_BYTES,
+        f"{path}: the cells of {n_rows:,} rows and {n_columns:,} columns",
+        "keep the columns that name the images and their tags, and write tags as lists in one",
+    )
 
 
 def _arrow_columns(

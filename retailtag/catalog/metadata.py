@@ -8,7 +8,7 @@ from pathlib import Path
 from retailtag.catalog.columns import PATH_NAMES
 from retailtag.catalog.folders import SPLIT_WORDS, visible_files
 from retailtag.catalog.locate import is_relative
-from retailtag.catalog.manifest import Cell, Manifest, Problems
+from retailtag.catalog.manifest import Cell, Manifest, Problems, check_cells
 from retailtag.errors import DataError
 from retailtag.images.header import IMAGE_SUFFIXES
 
@@ -46,6 +46,7 @@ def read_metadata(root: Path, files: Sequence[Path], read: Callable[[Path], Mani
     manifests = [read(file) for file in used]
     tables = [_with_folder(f, root, m, notes) for f, m in zip(used, manifests, strict=True)]
     columns: dict[str, list[Cell]] = {name: [] for table in tables for name in table}
+    check_cells(root, sum(len(manifest) for manifest in manifests), len(columns))
     split: list[Cell] = []
     rows: list[str] = []
     faults: list[tuple[int, str]] = []

@@ -22,6 +22,7 @@ from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_na
 from retailtag.catalog.labels import encode_labels
 from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
 from retailtag.catalog.manifest import (
+    COLUMNS_SHOWN,
     NESTED,
     NO_TAGS,
     SEPARATOR,
@@ -45,7 +46,7 @@ from retailtag.catalog.shards import find_shards, read_shards
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
 from retailtag.catalog.tag_cells import EMPTY_WORDS, better_separator, parse_cell
 from retailtag.catalog.tag_columns import tag_columns
-from retailtag.errors import BadCatalogue, DataError, UsageError
+from retailtag.errors import BadCatalogue, DataError, UsageError, named
 from retailtag.files import write_text
 from retailtag.images.memory import MemoryImages
 from retailtag.images.sources import MAX_BYTES
@@ -148,7 +149,7 @@ def read_catalog(
     check_files(found, safe, manifest, problems)
     ids = _ids(manifest, paths, problems)
     split = _splits(manifest, problems)
-    tags, labels = encode_labels(cells, len(manifest), problems)
+    tags, labels = encode_labels(cells, manifest, how.min_images)
     if lines := problems.lines():
         raise BadCatalogue(str(manifest.path), lines, problems.n_rows)
     exclusive = exclusive_attributes(manifest, tags, labels, attributes, how.one_of)
@@ -185,7 +186,7 @@ def read_columns(
     if absent := [name for name in names if name not in columns]:
         raise UsageError(
             f"There is no column {', '.join(absent)} in the catalogue; its columns are "
-            f"{', '.join(columns)}."
+            f"{named(list(columns), COLUMNS_SHOWN)}."
         )
     return {
         name: [SEPARATOR.join(c) if isinstance(c, tuple) else c for c in columns[name]]
@@ -357,7 +358,7 @@ def _column(manifest: Manifest, name: str) -> Sequence[Cell]:
 
 def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
     there = manifest.columns
-    listed = ", ".join(there) or "none"
+    listed = named(list(there), COLUMNS_SHOWN) or "none"
     if not len(manifest):
         raise DataError(f"{manifest.path} has no rows.")
     if "path" not in there and manifest.problems.n_rows == len(manifest):  # none is a row at all

@@ -44,13 +44,9 @@ class Repair:
         """Exchange products until no pair of fold and tag can be repaired; how many are left."""
         # Every exchange lowers the number of missing pairs, so the search ends. A pair that
         # could not be repaired is tried again after an exchange, which may have freed a product.
-        failed: set[tuple[int, int]] = set()
-        while pair := next((pair for pair in self._missing() if pair not in failed), None):
-            if self._give(*pair):
-                failed.clear()
-            else:
-                failed.add(pair)
-        return len(failed)
+        while any(self._give(*pair) for pair in (missing := self._missing())):
+            pass
+        return len(missing)
 
     def _missing(self) -> list[tuple[int, int]]:
         """Pairs of fold and tag without a positive, the rarest tag first."""
@@ -81,12 +77,12 @@ class Repair:
         cover_source = self.cover[source] - mine
         # The product that comes back takes the last positive of the tags in `last` out of `to`,
         # and gives a positive to the tags in `bare`, of which `source` has none left.
-        last = self.required[to] & (cover_to == 1)
-        bare = self.required[source] & (cover_source == 0)
+        last = np.flatnonzero(self.required[to] & (cover_to == 1))
+        bare = np.flatnonzero(self.required[source] & (cover_source == 0))
         missing = (
-            (self.required[to] & (cover_to == 0)).sum()
-            + self.has[others][:, last].sum(axis=1)
-            + (~self.has[others][:, bare]).sum(axis=1)
+            np.count_nonzero(self.required[to] & (cover_to == 0))
+            + np.count_nonzero(self.has[np.ix_(others, last)], axis=1)
+            + np.count_nonzero(~self.has[np.ix_(others, bare)], axis=1)
         )
         now = (self.required[[to, source]] & (self.cover[[to, source]] == 0)).sum()
         best = int(np.argmin(missing))

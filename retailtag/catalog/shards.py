@@ -69,7 +69,7 @@ def read_shards(root: Path, files: Sequence[Path]) -> Manifest:
     for row, fault in faults.items():
         problems.add(row, fault, broken=True)
     notes = [f"{root}: samples without an image left out: {without:,}."] if without else []
-    return Manifest(root, record_columns(records), problems, places=tuple(files), notes=notes)
+    return Manifest(root, record_columns(records, root), problems, places=tuple(files), notes=notes)
 
 
 def _split_of_folder(file: Path, root: Path) -> str:

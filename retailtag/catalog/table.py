@@ -141,7 +141,10 @@ class TagTable:
             )
         if self.train_count.shape != (len(self.tags),):
             raise DataError("There must be one training count per tag.")
-        if self.labels.size and not np.isin(np.unique(self.labels), (-1, 0, 1)).all():
+        # Extremes, not the distinct values, which take a sort and a copy of the matrix
+        is_whole = self.labels.dtype.kind in "bi"
+        extremes = (self.labels.min(initial=0), self.labels.max(initial=0))
+        if not is_whole or extremes[0] < UNKNOWN or extremes[1] > POSITIVE:
             raise DataError("Labels must be 1 (present), 0 (absent) or -1 (not annotated).")
 
     @classmethod

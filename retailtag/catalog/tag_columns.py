@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from retailtag.catalog.indicators import indicator_columns
 from retailtag.catalog.labels import TagCells, TagColumn
-from retailtag.catalog.manifest import SEPARATOR, Cell, Manifest
+from retailtag.catalog.manifest import COLUMNS_SHOWN, SEPARATOR, Cell, Manifest
 from retailtag.catalog.tag_cells import (
     COMMAS,
     SEPARATORS,
@@ -15,7 +15,7 @@ from retailtag.catalog.tag_cells import (
     holds_vectors,
     parse_cell,
 )
-from retailtag.errors import DataError
+from retailtag.errors import DataError, named
 from retailtag.settings import CatalogSettings
 
 
@@ -36,7 +36,7 @@ def tag_columns(manifest: Manifest, settings: CatalogSettings) -> TagCells:
         raise DataError(
             f"{manifest.path} has no column tags; name it with --tags-column, columns of one "
             f"attribute each with --attributes, or columns of 0 and 1 with --one-hot (its columns "
-            f"are {', '.join(columns)})."
+            f"are {named(list(columns), COLUMNS_SHOWN)})."
         )
     separator = settings.tag_separator or SEPARATOR
     prefixes = {"tags": ""} if "tags" in columns else {}
