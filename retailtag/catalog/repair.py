@@ -44,8 +44,9 @@ class Repair:
         """Exchange products until no pair of fold and tag can be repaired; how many are left."""
         # Every exchange lowers the number of missing pairs, so the search ends. A pair that
         # could not be repaired is tried again after an exchange, which may have freed a product.
-        while any(self._give(*pair) for pair in (missing := self._missing())):
-            pass
+        missing = self._missing()
+        while any(self._give(*pair) for pair in missing):
+            missing = self._missing()
         return len(missing)
 
     def _missing(self) -> list[tuple[int, int]]:
@@ -112,15 +113,21 @@ class Repair:
     ) -> list[int] | None:
         """Products that `fold` can spare and that sum to `n_images`, large ones first."""
         pool = self._some(np.flatnonzero((self.fold == fold) & (self.size <= n_images)))
+        pool = pool[np.argsort(-self.size[pool], kind="stable")]
         chosen: list[int] = []
-        for product in pool[np.argsort(-self.size[pool], kind="stable")].tolist():
-            fits = product != excluded and self.size[product] <= n_images
-            if fits and not self._needs(fold, product, cover):
-                chosen.append(product)
-                cover = cover - self.has[product]
-                n_images -= int(self.size[product])
+        while len(pool):
+            last = np.flatnonzero(self.required[fold] & (cover == 1))
+            spare = ~self.has[np.ix_(pool, last)].any(axis=1)
+            spare &= (pool != excluded) & (self.size[pool] <= n_images)
+            at = int(np.argmax(spare))
+            if not spare[at]:
+                return None
+            chosen.append(int(pool[at]))
+            cover = cover - self.has[pool[at]]
+            n_images -= int(self.size[pool[at]])
             if n_images == 0:
                 return chosen
+            pool = pool[at + 1 :]
         return None
 
     def _needs(self, fold: int, product: int, cover: NDArray[np.int64]) -> bool:
