@@ -223,7 +223,8 @@ class ProbeSettings(Section):
     heads: str = setting(
         "logistic,ridge,knn,text",
         "logistic, then any of ridge, knn (by default up to 100,000 images) and text (tag names; "
-        "CLIP only): the first within one standard error of the best cross-fit macro-F1.",
+        "CLIP only, by default up to 5,000 tags): the first within one standard error of the best "
+        "cross-fit macro-F1.",
         advanced=True,
     )
     thresholds: str = setting(AUTO, **THRESHOLDS)

@@ -13,7 +13,8 @@ from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.choice import deciding_choices, informative
 from retailtag.probes.grid import beyond
 from retailtag.probes.heads.head import Head, HeadFits
-from retailtag.probes.heads.logistic import LogisticFits, LogisticHead
+from retailtag.probes.heads.logistic import LogisticHead
+from retailtag.probes.heads.repeated import FoldFits, distinct_columns
 from retailtag.probes.scaling import Scaled, row_blocks
 from retailtag.probes.solver.interface import FeatureRows, Solver
 from retailtag.progress import SILENT, Progress
@@ -78,7 +79,7 @@ def out_of_fold(
 class Sweep(Pooled):
     """Logistic fits of every fold and C under one scaling, and the AP that each C reaches."""
 
-    fits: tuple[LogisticFits, ...]
+    fits: tuple[FoldFits, ...]
     scale: str
     ap: NDArray[np.float64]  # (n_C, n_tags), of the pooled logits; NaN for a tag without positives
     asked: NDArray[np.float64]  # the grid before it was widened
@@ -92,12 +93,12 @@ class Sweep(Pooled):
     @property
     def C(self) -> NDArray[np.float64]:
         """The grid that was fitted, ascending, (n_C,)."""
-        return self.fits[0].fits.C
+        return self.fits[0].distinct.fits.C
 
     @property
     def status(self) -> NDArray[np.str_]:
         """How each fit went, (n_folds, n_C, n_tags)."""
-        return np.stack([fold.fits.status for fold in self.fits])
+        return np.stack([fold.cells("status") for fold in self.fits])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ class Sweeper:
         return sweep
 
     def _extended(
-        self, sweep: Sweep, C: NDArray[np.float64], before: tuple[LogisticFits | None, ...]
+        self, sweep: Sweep, C: NDArray[np.float64], before: tuple[FoldFits | None, ...]
     ) -> Sweep:
         """Fit and score the strengths of C that `sweep` lacks."""
         # No fold starts from a solution that has seen its images: a fit that stops at a tolerance
@@ -151,7 +152,11 @@ class Sweeper:
                 stored = self.checkpoints.of(sweep.scale, k) if self.checkpoints else None
                 head = LogisticHead(C, self.solver, sweep.scale, stored)
                 view = Scaled(self.X, outside)
-                fits.append(head.fit(view, self.Y[outside], advance, known))
+                first, of_tag = distinct_columns(self.Y[outside])
+                labels = self.Y[np.ix_(outside, first)]
+                found = head.fit(view, labels, advance, known.distinct if known else None)
+                advance((n_tags - len(first)) * len(C))
+                fits.append(FoldFits(found, of_tag))
         pooled = Pooled(self.X, self.fold, fits)
         ap = np.empty((len(C), n_tags))
         old = np.isin(C, sweep.C) if sweep.fits else np.zeros(len(C), bool)
@@ -183,7 +188,7 @@ def sweep_rows(
         return np.broadcast_to(values, shape).ravel()
 
     def stacked(name: str) -> NDArray[Any]:
-        return np.stack([getattr(fold.fits, name) for fold in sweep.fits]).ravel()
+        return np.stack([fold.cells(name) for fold in sweep.fits]).ravel()
 
     return {
         "tag": spread(np.array(tags)),

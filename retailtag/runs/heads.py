@@ -19,6 +19,7 @@ from retailtag.thresholds.tuning import Tuned, Tuning
 
 HEADS = ("logistic", "ridge", "knn", "text")
 ALL_HEADS = ProbeSettings.heads
+MAX_TAGS_FOR_TEXT = 5_000  # up to which their names compete by default
 MAX_IMAGES_FOR_KNN = 100_000  # training images up to which neighbours compete by default
 
 
@@ -44,15 +45,20 @@ def parse_heads(text: str) -> tuple[str, ...]:
     return names
 
 
-def competing(heads: str, n_images: int) -> tuple[str, ...]:
-    """Heads to try on so many training images; by default without neighbours above 100,000.
+def competing(heads: str, n_images: int, n_tags: int) -> tuple[str, ...]:
+    """Heads to try on so many training images and tags.
+
+    By default there are no neighbours above 100,000 images, and no texts above 5,000 tags.
 
     Examples
     --------
-    >>> competing(ALL_HEADS, 2_000_000)
+    >>> competing(ALL_HEADS, 2_000_000, 250)
     ('logistic', 'ridge', 'text')
     """
     names = parse_heads(heads)
+    # Every tag is a training row of the head text, with a label of every tag.
+    if heads == ALL_HEADS and n_tags > MAX_TAGS_FOR_TEXT:
+        names = tuple(name for name in names if name != "text")
     # Comparing every two images grows with the square of their number, and every fold holds a copy
     # of the embeddings.
     if heads == ALL_HEADS and n_images > MAX_IMAGES_FOR_KNN:

@@ -15,6 +15,7 @@ from retailtag.probes.choice import choose_candidate, informative
 from retailtag.probes.grid import parse_grid
 from retailtag.probes.heads.head import Head
 from retailtag.probes.heads.knn import KnnHead
+from retailtag.probes.heads.repeated import distinct_columns
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.heads.text_prior import TextPriorHead
 from retailtag.probes.scaling import Scaled, Scaler, parse_scales
@@ -104,7 +105,9 @@ def sweep_and_choose(
         index=head.index,
         macro_ap={sweep.scale: head.macro_ap for sweep, head in found},
         table={name: np.concatenate([t[name] for t in tables]) for name in tables[0]},
-        resumed_seconds=sum(fold.resumed_seconds for sweep, _ in found for fold in sweep.fits),
+        resumed_seconds=sum(
+            fold.distinct.resumed_seconds for sweep, _ in found for fold in sweep.fits
+        ),
         heads=(head, *others),
     )
 
@@ -124,7 +127,9 @@ def _rivals(
     if texts is not None and standardised is not None:
         C = strengths_around(standardised.C, standardised.evidence, group, settings.choose_C)
         rivals["text"] = TextPriorHead(texts, C, solver)
-    return [rivals[name] for name in competing(settings.heads, n_images) if name in rivals]
+    return [
+        rivals[name] for name in competing(settings.heads, n_images, len(group)) if name in rivals
+    ]
 
 
 def strengths_around(
@@ -165,8 +170,8 @@ def fit_at(
     scaler = Scaler.fit(X, scale)
     # One warm-started path over the distinct strengths; each tag then takes its own.
     grid, index = np.unique(C, return_inverse=True)
-    fits = solver(Scaled(X, scaler=scaler), Y, grid)
-    tag = np.arange(Y.shape[1])
+    first, tag = distinct_columns(Y)
+    fits = solver(Scaled(X, scaler=scaler), Y[:, first], grid)
     return FittedHead(
         scaler=scaler,
         weight=fits.weight[index, tag],

@@ -5,7 +5,7 @@ The same draws for every model make the differences of models paired.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,15 +73,17 @@ def count_by_product(
 
 
 def replicate_weights(
-    n_products: int, n_replicates: int, seed: int
+    n_products: int, n_replicates: int, seed: int, width: int = 1
 ) -> Iterator[NDArray[np.float32]]:
     """Yield multinomial weights in blocks of replicates, each (block, n_products).
+
+    `width` other columns bound the block.
 
     A row holds how often each product was drawn in one replicate and sums to `n_products`. The
     blocks bound the memory; the numbers depend on the seed alone.
     """
     rng = np.random.default_rng(seed)
-    block = max(1, min(n_replicates, BLOCK_CELLS // max(n_products, 1)))
+    block = max(1, min(n_replicates, BLOCK_CELLS // max(n_products, width, 1)))
     for start in range(0, n_replicates, block):
         size = min(block, n_replicates - start)
         weights = np.empty((size, n_products), np.float32)
@@ -107,12 +109,40 @@ def bootstrap_f1(
     ----------
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
+    out = np.empty((len(models), n_replicates, models[0].positives.shape[1]))
+    for m, rows, values in _replicated(models, n_replicates, seed):
+        out[m, rows] = values
+    return out
+
+
+def bootstrap_macro(
+    models: Sequence[ProductCounts],
+    masks: Mapping[str, NDArray[np.bool_]],
+    *,
+    n_replicates: int = N_REPLICATES,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Macro-F1 of the replicates of `bootstrap_f1` by scope, (n_models, n_replicates) each.
+
+    Memory does not grow with the number of replicates times tags.
+    """
+    out = {scope: np.empty((len(models), n_replicates)) for scope in masks}
+    for m, rows, values in _replicated(models, n_replicates, seed):
+        for scope, mask in masks.items():
+            out[scope][m, rows] = macro_replicates(values, mask)
+    return out
+
+
+def _replicated(
+    models: Sequence[ProductCounts], n_replicates: int, seed: int
+) -> Iterator[tuple[int, slice, Floats]]:
+    """Yield number of a model, replicates of a block, and the model's F1 in these."""
     _refuse_other_products(models)
     first = models[0]
+    n_products, n_tags = first.positives.shape
     dtype = np.float32 if first.n_images < FLOAT32_IMAGES else np.float64
-    out = np.empty((len(models), n_replicates, first.positives.shape[1]))
     start = 0
-    for weights in replicate_weights(len(first.products), n_replicates, seed):
+    for weights in replicate_weights(n_products, n_replicates, seed, n_tags):
         rows = slice(start, start + len(weights))
         # W (block, n_products) holds how often each product is drawn. F1 needs three sums over
         # images only, and a drawn sample's sums are W @ TP, W @ predicted and W @ positives.
@@ -120,9 +150,8 @@ def bootstrap_f1(
         for m, model in enumerate(models):
             tp = np.matmul(weights, model.tp, dtype=dtype)
             predicted = np.matmul(weights, model.predicted, dtype=dtype)
-            out[m, rows] = f1(tp, predicted, positives)
+            yield m, rows, f1(tp, predicted, positives)
         start = rows.stop
-    return out
 
 
 def _refuse_other_products(models: Sequence[ProductCounts]) -> None:

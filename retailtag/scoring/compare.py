@@ -19,10 +19,9 @@ from retailtag.scoring.bootstrap import (
     N_REPLICATES,
     Difference,
     ProductCounts,
-    bootstrap_f1,
+    bootstrap_macro,
     difference_of,
     macro_f1,
-    macro_replicates,
     percentile_interval,
 )
 from retailtag.scoring.intervals import macro_interval
@@ -161,8 +160,8 @@ def hold_contest(
     defined = runs[0].positives.sum(axis=0) > 0
     scopes = {"all": defined, "tail": defined & (catalog.table.group == "tail")}
     masks = {scope: mask for scope, mask in scopes.items() if mask.any()}
-    replicates = bootstrap_f1(runs, n_replicates=n_bootstrap, seed=seed)
-    entrants = {s: _entrants(counts, s, replicates, mask, seed) for s, mask in masks.items()}
+    drawn = bootstrap_macro(runs, masks, n_replicates=n_bootstrap, seed=seed)
+    entrants = {s: _entrants(counts, s, drawn[s], mask, seed) for s, mask in masks.items()}
     pairs = list(combinations(range(len(counts)), 2))
     # Swapping images has nothing to say where a model has several seeds: those pairs get no swaps
     several = [len(runs) > 1 for runs in counts.values()]
@@ -191,13 +190,13 @@ def _entrants(
     mask: NDArray[np.bool_],
     seed: int,
 ) -> list[_Entrant]:
-    """One per model; `replicates` is (n_runs, n_replicates, n_tags), model after model."""
+    """One per model; `replicates` is (n_runs, n_replicates), model after model."""
     found = []
     start = 0
     for k, (name, runs) in enumerate(models.items()):
         n = len(runs)
         values = np.array([macro_f1(counts, mask) for counts in runs])
-        drawn = macro_replicates(replicates[start : start + n], mask).mean(axis=0)
+        drawn = replicates[start : start + n].mean(axis=0)
         start += n
         if n > 1:
             sd = float(values.std(ddof=1))

@@ -57,6 +57,11 @@ class Replicates:
         draw[..., 0] = 0  # the sum over no cell
         self._negatives, self._positives = np.cumsum(draw, axis=-1, dtype=np.int32)
 
+    @property
+    def draw_one(self) -> bool:
+        """Whether a replicate draws the positive of a tag that has one."""
+        return bool(self._positives[:, 1:2].any())
+
     def threshold(self, tag: RankedTag, objective: Objective) -> float:
         """Mean of the replicates' best finite thresholds; NaN if none of them has one."""
         cuts = tag.cuts

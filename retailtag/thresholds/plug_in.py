@@ -11,10 +11,11 @@ from scipy.special import expit
 
 from retailtag.statistics.platt import fit_counts
 from retailtag.thresholds.objectives import Objective
-from retailtag.thresholds.ranking import RankedTag
+from retailtag.thresholds.ranking import Flat, RankedTag, are_many
 
 BINS_OF_HITS = 1024  # quantiles of the positives' scores that divide the cells
 BINS_OF_ALL = 256  # quantiles of all scores that divide them too
+TAGS_AT_ONCE = 1024  # whose cells by bin are multiplied by probabilities: 10 MB of float64
 LARGEST_SCORE = 1e4  # scores beyond are as certain as this
 
 Floats = NDArray[np.float64]
@@ -32,6 +33,8 @@ class Histogram:
     def of(cls, tags: Sequence[RankedTag]) -> Histogram:
         """Count each tag's cells; the tags must have a positive among them."""
         edges = _edges(tags)
+        if are_many(tags):
+            return cls._of_many(tags, edges)
         cells = []
         hits = []
         total = np.zeros(len(edges) + 1)
@@ -46,6 +49,25 @@ class Histogram:
         used = counts.sum(axis=0) > 0
         score = total[used] / counts.sum(axis=0)[used]
         return cls(score, counts[:, used], np.stack(hits)[:, used])
+
+    @classmethod
+    def _of_many(cls, tags: Sequence[RankedTag], edges: NDArray[np.float32]) -> Histogram:
+        """The same by the bin of every cell instead of the cells of every bin."""
+        flat = Flat.of(tags)
+        at = edges.searchsorted(flat.negated)  # edges[at - 1] < score <= edges[at]
+        n_cells = np.bincount(at, minlength=len(edges) + 1)
+        used = np.flatnonzero(n_cells)
+        score = -np.clip(flat.negated, -LARGEST_SCORE, LARGEST_SCORE)
+        total = np.bincount(at, score, minlength=len(edges) + 1)
+        # Bins without the empty ones, of all tags in one count
+        bins = np.searchsorted(used, at) + flat.tag * len(used)
+        shape = (len(tags), len(used))
+        size = len(tags) * len(used)
+        return cls(
+            total[used] / n_cells[used],
+            np.bincount(bins, minlength=size).reshape(shape),
+            np.bincount(bins[flat.present], minlength=size).reshape(shape),
+        )
 
     def platt(self) -> tuple[float, float]:
         """Slope a and offset b of P(tag | score z) = 1/(1 + exp(-(a z + b))), one for all tags."""
@@ -102,11 +124,15 @@ def plug_in_thresholds(tags: Sequence[RankedTag], objective: Objective) -> Float
     slope, offset = histogram.platt()
     if not slope > 0:
         return undefined
-    expected = histogram.cells * expit(slope * histogram.score + offset)
-    # F* over the bins only: the maximum is flat, so their width matters in second order.
-    tp = np.cumsum(expected, axis=1)
-    given = np.cumsum(histogram.cells, axis=1)
-    best = objective.f(tp, given, expected.sum(axis=1, keepdims=True)).max(axis=1)
+    probability = expit(slope * histogram.score + offset)
+    best = np.empty(len(tags))
+    for start in range(0, len(tags), TAGS_AT_ONCE):
+        cells = histogram.cells[start : start + TAGS_AT_ONCE]
+        expected = cells * probability
+        # F* over the bins only: the maximum is flat, so their width matters in second order.
+        tp = np.cumsum(expected, axis=1)
+        f = objective.f(tp, np.cumsum(cells, axis=1), expected.sum(axis=1, keepdims=True))
+        best[start : start + TAGS_AT_ONCE] = f.max(axis=1)
     # Where every probability underflows there is no expectation.
     p = np.where(best > 0, best / (1 + objective.beta2), np.nan)
     thresholds: Floats = (np.log(p) - np.log1p(-p) - offset) / slope  # logit(p) = slope·z + offset

@@ -23,6 +23,8 @@ Counts = NDArray[np.int64]
 
 N_THREADS = 2  # sorting and indexing release the interpreter's lock
 TAGS_AT_ONCE = 16  # a cache line of int8 labels holds 64, one of float32 logits 16
+MANY_TAGS = 1000  # above which operations on all cells at once may be faster than a loop over tags
+MAX_FLAT_CELLS = 1 << 23  # of an operation on all cells at once: 0.5 GB of its arrays
 SIGN_BIT = np.uint32(1 << 31)
 
 
@@ -142,5 +144,43 @@ def _rank(scores: Logits, labels: Labels) -> RankedTag:
 
 def keep_images(tags: Sequence[RankedTag], images: NDArray[np.bool_]) -> tuple[RankedTag, ...]:
     """Every tag's ranking of some images only, (n_images,) of bool."""
+
+    def block(start: int) -> list[RankedTag]:
+        return [tag.keep(images) for tag in tags[start : start + TAGS_AT_ONCE]]
+
     with ThreadPoolExecutor(N_THREADS) as pool:
-        return tuple(pool.map(lambda tag: tag.keep(images), tags))
+        return tuple(chain.from_iterable(pool.map(block, range(0, len(tags), TAGS_AT_ONCE))))
+
+
+def just_below_only(tags: Sequence[RankedTag]) -> NDArray[np.float32]:
+    """Threshold of the one cut of each tag, (n_tags,); the tags have one positive each."""
+    given = [tag.negated.searchsorted(tag.negated_hits[0], side="right") for tag in tags]
+    pairs = list(zip(tags, given, strict=True))
+    high = np.array([tag.negated[k - 1] for tag, k in pairs], np.float32)
+    low = np.array([tag.negated[min(k, len(tag.negated) - 1)] for tag, k in pairs], np.float32)
+    return between(-low, -high)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """The cells of many tags in one array each, tag after tag, highest score first; (n_cells,)."""
+
+    negated: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    tag: NDArray[np.intp]  # number of the tag of each cell
+
+    @classmethod
+    def of(cls, tags: Sequence[RankedTag]) -> Flat:
+        """Join the cells; there is a tag."""
+        lengths = [len(tag.negated) for tag in tags]
+        return cls(
+            np.concatenate([tag.negated for tag in tags]),
+            np.concatenate([tag.present for tag in tags]),
+            np.repeat(np.arange(len(tags)), lengths),
+        )
+
+
+def are_many(tags: Sequence[RankedTag]) -> bool:
+    """Whether there are so many tags of so few cells that operations on `Flat` pay."""
+    n_cells = sum(len(tag.negated) for tag in tags)
+    return len(tags) > MANY_TAGS and n_cells <= min(len(tags) ** 2, MAX_FLAT_CELLS)

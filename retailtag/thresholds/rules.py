@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import Replicates, best_own_threshold, lowest_own_threshold
 from retailtag.thresholds.plug_in import plug_in_thresholds
-from retailtag.thresholds.ranking import RankedTag
+from retailtag.thresholds.ranking import RankedTag, just_below_only
 from retailtag.thresholds.shared import (
     best_shared_threshold,
     lowest_precise_threshold,
@@ -78,13 +78,19 @@ class ThresholdRules:
     @cached_property
     def _own(self) -> Floats:
         """Each tag's own best, its group's without a positive."""
+        if self._precision:
+            return self._with_own(1, lambda tag: lowest_own_threshold(tag, self._precision))
+        own = self._with_own(
+            2, lambda tag: best_own_threshold(tag.cuts, tag.positives, self._objective)
+        )
+        own[self._positives == 1] = self._only
+        return own
 
-        def best(tag: RankedTag) -> float:
-            if self._precision:
-                return lowest_own_threshold(tag, self._precision)
-            return best_own_threshold(tag.cuts, tag.positives, self._objective)
-
-        return self._where_positive(best)
+    @cached_property
+    def _only(self) -> Floats:
+        """Thresholds of the tags with one positive: they have one cut, and nothing to choose."""
+        single = np.flatnonzero(self._positives == 1).tolist()
+        return just_below_only([self._tags[k] for k in single]).astype(np.float64)
 
     def _shrunk(self) -> Floats:
         if self._precision:
@@ -111,7 +117,9 @@ class ThresholdRules:
 
     def _bagged(self) -> Floats:
         """Means over replicates, shrunk to the plug-in; the group's where either is undefined."""
-        bagged = self._where_positive(lambda t: self._replicates.threshold(t, self._objective))
+        bagged = self._with_own(2, lambda t: self._replicates.threshold(t, self._objective))
+        only = self._only if self._replicates.draw_one else np.full(len(self._only), np.nan)
+        bagged[self._positives == 1] = np.where(np.isfinite(only), only, np.nan)
         bagged = np.where(np.isnan(bagged), self._own, bagged)
         expected = self._by_group(lambda tags: plug_in_thresholds(tags, self._objective))
         return self._blend(bagged, np.where(np.isnan(expected), self._grouped, expected))
@@ -125,10 +133,10 @@ class ThresholdRules:
         mean = share * np.where(both, own, 0) + (1 - share) * np.where(both, base, 0)
         return np.where(both, mean, np.where(self._positives > 0, own, base))
 
-    def _where_positive(self, threshold: Callable[[RankedTag], float]) -> Floats:
-        """A threshold of its own for each tag with a positive, its group's for the others."""
+    def _with_own(self, least: int, threshold: Callable[[RankedTag], float]) -> Floats:
+        """Own thresholds of the tags with at least so many positives, the others' groups'."""
         own = self._grouped.copy()
-        for k in np.flatnonzero(self._positives).tolist():
+        for k in np.flatnonzero(self._positives >= least).tolist():
             own[k] = threshold(self._tags[k])
         return own
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.thresholds.objectives import Objective
-from retailtag.thresholds.ranking import Counts, RankedTag, between
+from retailtag.thresholds.ranking import Counts, Flat, RankedTag, are_many, between
 
 N_PIECES = 8  # into which an interval that may hold the best cut is divided
 ROUNDING = 1e-12  # relative; sums over tags that differ by less are ties
@@ -26,7 +26,7 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
 
     Exact, by branch and bound over the distinct scores of all positives (the best cut is just
     below one of them, as for a single tag). About the square root of the number of candidates is
-    evaluated.
+    evaluated. Of many tags with few cells, all cuts are evaluated in one pass over the cells.
 
     References
     ----------
@@ -38,6 +38,35 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
         return float("nan")
     # Negated scores, ascending: the highest threshold first.
     candidates = np.unique(np.concatenate([tag.negated_hits for tag in scored]))
+    find = _best_of_every_cut if are_many(scored) else _best_by_bounds
+    return _just_below(scored, candidates[find(scored, candidates, objective)])
+
+
+def _best_of_every_cut(
+    tags: Sequence[RankedTag], candidates: NDArray[np.float32], objective: Objective
+) -> int:
+    """Index of the best candidate, from the F-beta of each tag after each of its cells."""
+    flat = Flat.of(tags)
+    lengths = np.array([len(tag.negated) for tag in tags])
+    first = np.cumsum(lengths) - lengths
+    positives = np.array([tag.positives for tag in tags])
+    found = np.cumsum(flat.present)
+    before = (found - flat.present)[first]  # positives of the tags before
+    place = np.arange(1, len(found) + 1)
+    f = objective.f(found - before[flat.tag], place - first[flat.tag], positives[flat.tag])
+    # Going down through the cells of all tags, each changes the F-beta of its own tag alone.
+    change = np.diff(f, prepend=0)
+    change[first] = f[first]
+    order = np.argsort(flat.negated, kind="stable")
+    given = flat.negated[order].searchsorted(candidates, side="right")
+    total = np.cumsum(change[order])[given - 1]
+    return int(np.argmax(total >= total.max() * (1 - ROUNDING)))
+
+
+def _best_by_bounds(
+    scored: Sequence[RankedTag], candidates: NDArray[np.float32], objective: Objective
+) -> int:
+    """Index of the best candidate, by branch and bound."""
     positives = np.array([tag.positives for tag in scored])[:, None, None]
     low = np.array([0])
     high = np.array([len(candidates) - 1])
@@ -57,7 +86,7 @@ def best_shared_threshold(tags: Sequence[RankedTag], objective: Objective) -> fl
         undecided = (bound >= best * (1 - ROUNDING)) & (np.diff(edges) > 1)
         low = edges[:, :-1][undecided]
         high = edges[:, 1:][undecided]
-    return _just_below(scored, candidates[best_at])
+    return best_at
 
 
 def lowest_precise_threshold(tags: Sequence[RankedTag], precision: float) -> float:

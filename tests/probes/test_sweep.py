@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_out_of_fold_logits_come_from_models_that_did_not_see_the_row(world, swe
         rows = np.flatnonzero(sweep.fold == k)
         np.testing.assert_array_equal(pooled[rows], sweep.fits[k].scores(X[rows], 1))
         outside = X[sweep.fold != k]
-        mean = sweep.fits[k].scaler.affine.mean
+        mean = sweep.fits[k].distinct.scaler.affine.mean
         np.testing.assert_allclose(mean, outside.mean(axis=0), atol=1e-5)
 
 
@@ -64,7 +65,7 @@ def test_table_has_a_row_per_fold_C_and_tag(sweep):
     table = sweep_rows(sweep, TAGS, TAIL)
     assert {len(column) for column in table.values()} == {3 * 3 * 8}
     at = (table["tag"] == "t1") & (table["fold"] == 2) & (table["C"] == 10.0)
-    assert table["objective"][at].item() == sweep.fits[2].fits.objective[2, 1]
+    assert table["objective"][at].item() == sweep.fits[2].cells("objective")[2, 1]
     assert table["status"][at].item() == CONVERGED
     assert table["out_of_fold_ap"][at].item() == sweep.ap[2, 1]
     assert set(table["scale"]) == {"standardise"}
@@ -129,8 +130,8 @@ def test_a_chosen_end_widens_the_grid_and_fits_only_what_is_new(world):
     direct = sweeper.sweep(wider.C)
     # Another road to each optimum: equal within the certificate of the fits, not to the last bit.
     for one, other in zip(wider.fits, direct.fits, strict=True):
-        assert one.fits.gap[one.fits.status != SINGLE_CLASS].max() <= 1e-4
-        np.testing.assert_allclose(one.fits.objective, other.fits.objective, rtol=1e-4)
+        assert one.cells("gap")[one.cells("status") != SINGLE_CLASS].max() <= 1e-4
+        np.testing.assert_allclose(one.cells("objective"), other.cells("objective"), rtol=1e-4)
     codes = [code for code, _, _ in grid_findings(wider, TAIL, "per-group")]
     assert codes[0] == "grid-widened"
     sentence = grid_findings(wider, TAIL, "per-group")[0][1]
@@ -183,3 +184,38 @@ def test_trouble_only_away_from_the_chosen_C_says_so(sweep):
     found = status_findings(sweep, {})
     assert [code for code, _, _ in found] == ["few-positives", "single-class"]
     assert all(sentence.endswith("none at a chosen C.") for _, sentence, _ in found)
+
+
+@pytest.mark.parametrize("choice", [1, np.array([0, 1, 2, 2, 1, 0, 1, 1, 0, 0])])
+def test_tags_on_the_same_images_are_fitted_once(world, choice):
+    """Two tags repeat others: 8 of 10 are fitted, and each has the logits of its own fit."""
+    X, Y = world
+    of_tag = np.array([0, 1, 2, 3, 4, 5, 6, 7, 3, 0])
+    fitted = []
+
+    class Recording:
+        def __call__(self, X, Y, *others, **more):
+            fitted.append(Y.shape[1])
+            return make_solver()(X, Y, *others, **more)
+
+    counted = []
+
+    class Counting:
+        @contextmanager
+        def task(self, name, total, unit):
+            yield counted.append
+            assert sum(counted) == total
+
+    grid = np.array([1e-3, 1e-1, 10.0])
+    sweeper = Sweeper(X, Y[:, of_tag], np.arange(len(X)) % 3, Recording(), _ap, progress=Counting())
+    repeated = sweeper.sweep(grid)
+    assert fitted == [8, 8, 8]
+    single = _sweeper(X, Y).sweep(grid)
+    for at in range(3):
+        np.testing.assert_array_equal(repeated.logits(at), single.logits(at)[:, of_tag])
+    logits = repeated.logits(choice)
+    chosen = np.broadcast_to(choice, 10)
+    expected = np.stack([single.logits(c)[:, of_tag[t]] for t, c in enumerate(chosen)], axis=1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(repeated.status, single.status[..., of_tag])
+    np.testing.assert_array_equal(repeated.ap, single.ap[:, of_tag])

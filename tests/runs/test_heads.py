@@ -10,6 +10,7 @@ from retailtag.runs.heads import (
     ALL_HEADS,
     HEADS,
     MAX_IMAGES_FOR_KNN,
+    MAX_TAGS_FOR_TEXT,
     ScoredHead,
     choose_head,
     competing,
@@ -123,9 +124,11 @@ def test_the_table_has_every_candidate_of_every_tag_once():
 
 
 def test_neighbours_compete_by_default_while_every_two_images_can_be_compared():
-    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN) == HEADS
-    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN + 1) == ("logistic", "ridge", "text")
-    assert competing("logistic,knn", MAX_IMAGES_FOR_KNN + 1) == ("logistic", "knn")
+    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN, MAX_TAGS_FOR_TEXT) == HEADS
+    assert competing(ALL_HEADS, MAX_IMAGES_FOR_KNN + 1, 9) == ("logistic", "ridge", "text")
+    assert competing("logistic,knn", MAX_IMAGES_FOR_KNN + 1, 9) == ("logistic", "knn")
+    assert competing(ALL_HEADS, 9, MAX_TAGS_FOR_TEXT + 1) == ("logistic", "ridge", "knn")
+    assert competing("logistic,text", 9, MAX_TAGS_FOR_TEXT + 1) == ("logistic", "text")
 
 
 @pytest.mark.parametrize("heads", ["ridge", "logistic,forest", "logistic,knn,knn", ""])

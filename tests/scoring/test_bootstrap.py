@@ -7,6 +7,7 @@ from retailtag.scoring import bootstrap
 from retailtag.scoring.bootstrap import (
     Difference,
     bootstrap_f1,
+    bootstrap_macro,
     count_by_product,
     difference_of,
     macro_f1,
@@ -45,6 +46,17 @@ def test_matrix_products_equal_the_loop_over_replicates(world):
             for m, guess in enumerate(guesses):
                 slow = reference.weighted_macro_f1(guess, labels, product, weight, mask)
                 np.testing.assert_allclose(fast[m, r], slow)
+
+
+def test_macro_averages_need_no_replicate_of_every_tag(world, monkeypatch):
+    labels, product, guesses = world
+    counts = [count_by_product(g, labels, product) for g in guesses]
+    masks = {"all": np.ones(5, bool), "some": np.array([True, False, True, False, True])}
+    whole = bootstrap_f1(counts, n_replicates=12, seed=2)
+    monkeypatch.setattr(bootstrap, "BLOCK_CELLS", 40)
+    found = bootstrap_macro(counts, masks, n_replicates=12, seed=2)
+    for scope, mask in masks.items():
+        np.testing.assert_array_equal(found[scope], macro_replicates(whole, mask))
 
 
 def test_a_tag_that_vanishes_is_nan_there(world):

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retailtag.errors import DataError, UsageError
+from retailtag.thresholds import ranking
 from retailtag.thresholds.objectives import Objective
+from retailtag.thresholds.per_tag import Replicates
+from retailtag.thresholds.ranking import just_below_only, rank_tags
 from retailtag.thresholds.tuning import PRECISION_RULES, RULES, Tuning
 
 ONE = np.array(["tail"])
@@ -386,3 +389,36 @@ def test_labels_without_any_positive_still_have_thresholds():
 
 def test_f_is_zero_where_nothing_is_given_and_nothing_there():
     assert Objective().f(np.zeros(1), np.zeros(1), 0).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("objective", ["f1", "fbeta:2"])
+def test_many_tags_at_once_take_the_thresholds_of_a_loop(monkeypatch, objective):
+    """Ties, unknown cells, infinite scores, tags without a positive, two groups."""
+    rng = np.random.default_rng(0)
+    logits = (rng.integers(-6, 7, (20, 60)) / 3).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.02] = -np.inf
+    labels = (rng.random(logits.shape) < 0.08).astype(np.int8)
+    labels[rng.random(logits.shape) < 0.05] = -1
+    labels[:, 7] = -1
+    logits[labels == 1] += 0.5
+    group = np.where(np.arange(60) < 45, "tail", "common")
+    loop = {rule: tune(logits, labels, group, rule, objective=objective) for rule in RULES}
+    monkeypatch.setattr(ranking, "MANY_TAGS", 2)
+    for rule, expected in loop.items():
+        found = tune(logits, labels, group, rule, objective=objective)
+        if rule == "bagged":  # means of bins are summed in another order
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tied(6))
+def test_a_tag_with_one_positive_has_one_cut(cells):
+    tags = [tag for tag in rank_tags(*cells) if tag.positives == 1]
+    expected = [tag.cuts.threshold.item() for tag in tags]
+    assert just_below_only(tags).tolist() == expected
+    replicates = Replicates(len(cells[0]), 0)
+    for tag, threshold in zip(tags, expected, strict=True):
+        assert replicates.draw_one
+        assert replicates.threshold(tag, Objective()) == threshold

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.probes.heads.repeated import RepeatedFits, distinct_columns
 from retailtag.probes.scaling import Standardiser, row_blocks
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.solver.interface import FeatureRows
@@ -25,6 +26,7 @@ from retailtag.statistics.platt import fit_sigmoid
 
 STRENGTHS = tuple(np.logspace(2, -4, 13).tolist())
 CALIBRATION_IMAGES = 2048  # at most, evenly spaced, whose leave-one-out values carry the Platt map
+CALIBRATION_CELLS = 2_048_000  # at most, those of 1,000 tags on so many images
 TANGENT = (4.0, -2.0)  # of the log-odds at one half, where no rising Platt map can be fitted
 
 Floats = NDArray[np.float64]
@@ -56,12 +58,16 @@ class RidgeHead:
     def fit(self, X: FeatureRows, Y: NDArray[np.int8], advance: Advance = nobody) -> LinearFits:
         """Solve every (strength, tag); see `retailtag.probes.heads.head.Head.fit`."""
         scaler = Standardiser.fit(X)
-        rows = slice(0, None, -(-X.shape[0] // CALIBRATION_IMAGES))
+        first, of_tag = distinct_columns(Y)
+        n_tags = Y.shape[1]
+        Y = Y[:, first]
+        n_rows = min(CALIBRATION_IMAGES, max(CALIBRATION_CELLS // max(n_tags, 1), 1))
+        rows = slice(0, None, -(-X.shape[0] // n_rows))
         sample = scaler.transform(X[rows]).astype(np.float64)
-        shape = (len(self.strengths), Y.shape[1])
+        shape = (len(self.strengths), len(first))
         weight = np.zeros((*shape, X.shape[1]))
         bias = np.zeros(shape)
-        loo = np.zeros((len(self.strengths), len(sample), Y.shape[1]))
+        loo = np.zeros((len(self.strengths), len(sample), len(first)))
         sums = _Sums.of(X, Y, scaler)
         for tags in _by_unknown(Y):
             system = sums.system(X, Y, scaler, tags)
@@ -69,19 +75,21 @@ class RidgeHead:
                 weight[k, tags], bias[k, tags] = system.solve(g)
             loo[:, :, tags] = system.leave_one_out(sample, Y[rows][:, tags], self.strengths)
             advance(len(self.strengths) * len(tags))
+        advance(len(self.strengths) * (n_tags - len(first)))
         # Scores are slope·r + offset of the regression value r, one Platt map per strength for all
         # tags, fitted to leave-one-out values: those of the fitted images would be too sure of
         # themselves where λ is small. Rankings do not depend on it.
         # A tag of one class is the constant 0 or 1, on the scale of the others: pooled over folds
         # its scores stand beside those of folds that did see both classes.
         fitted = fittable(Y)
+        every = of_tag[fitted[of_tag]]  # columns as often as there are tags of them
         annotated = (Y >= 0).any(axis=0)
         for k in range(len(self.strengths)):
-            slope, offset = _rising_sigmoid(loo[k][:, fitted], Y[rows][:, fitted])
+            slope, offset = _rising_sigmoid(loo[k][:, every], Y[rows][:, every])
             weight[k] *= slope
             bias[k] = np.where(annotated, slope * bias[k] + offset, prior_logit(Y))
             weight[k, ~fitted] = 0
-        return LinearFits(*scaler.unscale(weight, bias))
+        return RepeatedFits(*scaler.unscale(weight, bias), of_tag)
 
 
 @dataclass(frozen=True, eq=False)

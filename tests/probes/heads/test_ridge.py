@@ -3,6 +3,7 @@ import reference_heads as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retailtag.probes.heads import ridge
 from retailtag.probes.heads.ridge import RidgeHead
 from retailtag.probes.scaling import Standardiser
 from retailtag.statistics.platt import fit_sigmoid
@@ -10,8 +11,9 @@ from retailtag.statistics.platt import fit_sigmoid
 
 def _on_standardised(fits, k, tag, scaler):
     """Weight and bias of one head, from raw features back to standardised ones."""
-    w = fits.weight[k, tag].astype(np.float64)
-    return w * scaler.scale, fits.bias[k, tag] + w @ scaler.mean
+    weight, bias = fits.linear(k)
+    w = weight[tag].astype(np.float64)
+    return w * scaler.scale, bias[tag] + w @ scaler.mean
 
 
 def _as_log_odds(fits, k, scaler, values, tag, reference_head):
@@ -127,3 +129,20 @@ def test_ranking_has_signal(world):
     X, Y = world
     scores = RidgeHead((0.1,)).fit(X, Y).scores(X, 0)
     assert scores[Y[:, 0] == 1, 0].mean() > scores[Y[:, 0] == 0, 0].mean() + 0.5
+
+
+def test_tags_on_the_same_images_share_their_weights(monkeypatch):
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((40, 6)).astype(np.float32)
+    Y = (rng.random((40, 4)) < 0.3).astype(np.int8)[:, [0, 1, 2, 3, 1, 1, 0]]
+    told = []
+    shared = RidgeHead((0.1, 10.0)).fit(X, Y, told.append)
+    assert shared.weight.shape == (2, 4, 6)
+    assert sum(told) == 2 * 7
+    every = np.arange(7)
+    monkeypatch.setattr(ridge, "distinct_columns", lambda Y: (every, every))
+    whole = RidgeHead((0.1, 10.0)).fit(X, Y)
+    for choice in (0, 1, np.array([0, 1, 0, 1, 0, 1, 1])):
+        np.testing.assert_allclose(
+            shared.scores(X, choice), whole.scores(X, choice), rtol=1e-5, atol=1e-6
+        )
