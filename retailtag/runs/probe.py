@@ -26,7 +26,12 @@ from retailtag.probes.scaling import parse_scales
 from retailtag.probes.solver.fit import make_solver
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.sweep_findings import grid_findings, status_findings, troubled_tags
-from retailtag.runs.checks import changed_since_extract, check_fittable, none_readable
+from retailtag.runs.checks import (
+    changed_since_extract,
+    check_fittable,
+    check_sweep_fits,
+    none_readable,
+)
 from retailtag.runs.evidence import seen_in_training, threshold_f1
 from retailtag.runs.heads import (
     HeadChoice,
@@ -249,6 +254,7 @@ def _fit(
     """Sweep, choose the head, and fit it again on all training images."""
     table = context.catalog.table
     labels, group = table.labels[train.rows], table.group
+    check_sweep_fits(context.catalog, labels, train.X.shape[1], settings)
     solver = make_solver(settings.solver, context.device)
     chosen = sweep_and_choose(
         context, train.rows, train.X, settings, checkpoints=checkpoints, texts=texts
