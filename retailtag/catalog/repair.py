@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 MAX_CANDIDATES = 2000  # products considered for one exchange
 MAX_DONORS = 32  # products of a tag tried before the tag is given up
+MAX_CELLS = 10**10  # products x tags looked at in all: ten seconds or so
 MAX_ASSIGNMENTS = 1 << 14  # of products to folds that `search_all` looks at: 14 products, 2 folds
 
 Exchange = tuple[list[int], list[int]]  # products that go to the fold, products that come back
@@ -37,15 +38,22 @@ class Repair:
         self.fold = fold
         self.required = required
         self.rng = rng
+        self._numbers = has.astype(np.float32)
+        self.alike = len(size) <= MAX_CANDIDATES and bool((size == size[:1]).all())
+        self.cells = 0  # products x tags that were looked at
         # (n_folds, n_tags): products of each tag in each fold, updated with every exchange.
         self.cover = np.stack([has[fold == k].sum(axis=0) for k in range(len(required))])
 
     def run(self) -> int:
-        """Exchange products until no pair of fold and tag can be repaired; how many are left."""
+        """Exchange products until no pair of fold and tag can be repaired; how many are left.
+
+        The search also ends after `MAX_CELLS`: of thousands of rare tags most cannot be repaired,
+        and each exchange would try all of them again.
+        """
         # Every exchange lowers the number of missing pairs, so the search ends. A pair that
         # could not be repaired is tried again after an exchange, which may have freed a product.
         missing = self._missing()
-        while any(self._give(*pair) for pair in missing):
+        while self.cells < MAX_CELLS and any(self._give(*pair) for pair in missing):
             missing = self._missing()
         return len(missing)
 
@@ -57,6 +65,8 @@ class Repair:
 
     def _give(self, to: int, tag: int) -> bool:
         """Move one product of `tag` into fold `to`; whether that was possible."""
+        if self.cells >= MAX_CELLS:
+            return False
         donors = np.flatnonzero(self.has[:, tag] & (self.fold != to))
         for donor in self.rng.permutation(donors)[:MAX_DONORS].tolist():
             source = int(self.fold[donor])
@@ -78,12 +88,12 @@ class Repair:
         cover_source = self.cover[source] - mine
         # The product that comes back takes the last positive of the tags in `last` out of `to`,
         # and gives a positive to the tags in `bare`, of which `source` has none left.
-        last = np.flatnonzero(self.required[to] & (cover_to == 1))
-        bare = np.flatnonzero(self.required[source] & (cover_source == 0))
+        last = self.required[to] & (cover_to == 1)
+        bare = self.required[source] & (cover_source == 0)
         missing = (
             np.count_nonzero(self.required[to] & (cover_to == 0))
-            + np.count_nonzero(self.has[np.ix_(others, last)], axis=1)
-            + np.count_nonzero(~self.has[np.ix_(others, bare)], axis=1)
+            + np.count_nonzero(bare)
+            + self._has(others) @ (last - bare.astype(np.float32))
         )
         now = (self.required[[to, source]] & (self.cover[[to, source]] == 0)).sum()
         best = int(np.argmin(missing))
@@ -113,11 +123,13 @@ class Repair:
     ) -> list[int] | None:
         """Products that `fold` can spare and that sum to `n_images`, large ones first."""
         pool = self._some(np.flatnonzero((self.fold == fold) & (self.size <= n_images)))
+        if self.alike:
+            return None  # what could be exchanged for one product `_one_for_one` has seen
         pool = pool[np.argsort(-self.size[pool], kind="stable")]
         chosen: list[int] = []
         while len(pool):
-            last = np.flatnonzero(self.required[fold] & (cover == 1))
-            spare = ~self.has[np.ix_(pool, last)].any(axis=1)
+            last = self.required[fold] & (cover == 1)
+            spare = self._has(pool) @ last.astype(np.float32) == 0
             spare &= (pool != excluded) & (self.size[pool] <= n_images)
             at = int(np.argmax(spare))
             if not spare[at]:
@@ -133,6 +145,11 @@ class Repair:
     def _needs(self, fold: int, product: int, cover: NDArray[np.int64]) -> bool:
         """Whether `product` holds the last positive of a tag that `fold` must have."""
         return bool((self.required[fold] & (cover == 1) & self.has[product]).any())
+
+    def _has(self, products: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Whether products carry tags, as numbers for a product of matrices (exact)."""
+        self.cells += len(products) * self.has.shape[1]
+        return self._numbers[products]
 
     def _some(self, products: NDArray[np.intp]) -> NDArray[np.intp]:
         return self.rng.permutation(products)[:MAX_CANDIDATES]
