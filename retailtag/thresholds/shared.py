@@ -51,7 +51,7 @@ def _best_of_every_cut(
     first = np.cumsum(lengths) - lengths
     positives = np.array([tag.positives for tag in tags])
     found = np.cumsum(flat.present)
-    before = (found - flat.present)[first]  # positives of the tags before
+    before: Counts = (found - flat.present)[first]  # positives of the tags before
     place = np.arange(1, len(found) + 1)
     f = objective.f(found - before[flat.tag], place - first[flat.tag], positives[flat.tag])
     # Going down through the cells of all tags, each changes the F-beta of its own tag alone.
