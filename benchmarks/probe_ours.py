@@ -64,7 +64,7 @@ def all_folds(
     sweeper = Sweeper(X, Y, fold, make_solver("torch", device), average_precision_per_tag)
     sweep = sweeper.sweep(C)
     seconds, peak = time.perf_counter() - start, peak_rss_mib()
-    fits = [head.fits for head in sweep.fits]
+    fits = [fold.distinct.fits for fold in sweep.fits]
     return {
         "seconds": seconds,
         "seconds_fitting": sum(each.seconds for each in fits),
