@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,13 +12,6 @@ from retailtag.progress import Advance, nobody
 
 Start = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Weights (n_tags, dim) and biases (n_tags,) to start from."""
-
-OnStrength = Callable[[int, ProbeFits], None]
-"""Called with (k, fits) when every tag is fitted at C[k]; the tables of fits are filled up to k."""
-
-
-def ignore(k: int, fits: ProbeFits) -> None:
-    """Do nothing when a strength is done."""
 
 
 class FeatureRows(Protocol):
@@ -47,7 +39,6 @@ class Solver(Protocol):
         *,
         sample_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
-        on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit on features X (n_images, dim), labels Y (n_images, n_tags), C ascending (n_C,).
 

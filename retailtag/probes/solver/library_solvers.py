@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retailtag.errors import Unavailable
 from retailtag.probes.solver.fits import ProbeFits, statuses
-from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ignore
+from retailtag.probes.solver.interface import FeatureRows, Start
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
 
@@ -36,7 +36,6 @@ class OneTagSolver:
         *,
         sample_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
-        on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.solver.interface.Solver`. Starts cold."""
         begun = time.perf_counter()
@@ -50,7 +49,6 @@ class OneTagSolver:
             for tag in tags:
                 self._fit(fits, k, tag, features, Y[:, tag], sample_weight)
                 advance(1)
-            on_strength(k, fits)
         return replace(fits, seconds=time.perf_counter() - begun)
 
     def _fit(

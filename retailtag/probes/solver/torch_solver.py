@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fits import ProbeFits, statuses
-from retailtag.probes.solver.interface import FeatureRows, OnStrength, Start, ignore
+from retailtag.probes.solver.interface import FeatureRows, Start
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.probes.solver.lbfgs import N_PAIRS
 from retailtag.probes.solver.path import Found, Path
@@ -64,7 +64,6 @@ class TorchSolver:
         *,
         sample_weight: NDArray[np.float64] | None = None,
         start: Start | None = None,
-        on_strength: OnStrength = ignore,
     ) -> ProbeFits:
         """Fit every (C, tag); see `retailtag.probes.solver.interface.Solver`."""
         begun = time.perf_counter()
@@ -97,8 +96,6 @@ class TorchSolver:
                 self._write(fits, features, Y, batch, found)
                 advance(len(found.tags))
         fits.copy(twin[twin != fitted], fitted[twin != fitted])
-        for k in range(len(C)):
-            on_strength(k, fits)
         return replace(fits, seconds=time.perf_counter() - begun)
 
     def _write(
