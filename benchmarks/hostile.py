@@ -24,23 +24,25 @@ from pathlib import Path
 from record import append, stamp
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference"
+MODULES = ("attack.py", "mutations.py")
 
 
 def load_reference() -> None:
     """Import the modules of the tests that mutate and read files."""
-    for name in ("mutations", "attack", "readings"):
-        spec = importlib.util.spec_from_file_location(f"reference_{name}", REFERENCE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+    for path in sorted(REFERENCE.glob("*.py")):
+        if path.name in MODULES or path.name.startswith("readings"):
+            spec = importlib.util.spec_from_file_location(f"reference_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
 
 
 def attack(name: str, first: int, n: int, answer: multiprocessing.Queue) -> None:
     """Put the tally of one format, and the peak memory of this process, into `answer`."""
     from reference_attack import Attack
-    from reference_readings import FORMATS
+    from reference_readings_together import FORMATS
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RETAILTAG_CACHE"] = f"{folder}/cache"
@@ -83,7 +85,7 @@ def main() -> None:
     """Attack, print and record."""
     load_reference()
     from reference_attack import Attack
-    from reference_readings import FORMATS
+    from reference_readings_together import FORMATS
 
     known = [form.name for form in FORMATS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

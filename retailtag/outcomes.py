@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retailtag.display import Displayed, View, table_of
+from retailtag.errors import DataError
 from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.finetuning.search import Ranking
     from retailtag.predictions import Predictions
     from retailtag.report.decision import Decision
-    from retailtag.report.results import BakeoffResult
     from retailtag.runs.finetune import FinetuneRun
     from retailtag.runs.probe import ProbeRun
     from retailtag.scoring.compare import Comparison
@@ -56,16 +56,12 @@ def load_tagger(
     """
     from retailtag.backbones.ids import local_weights
     from retailtag.compute import resolve_device
-    from retailtag.report.decision import decide
-    from retailtag.report.results import BakeoffResult
     from retailtag.statistics.exclusive import INDEPENDENT
     from retailtag.tagger.tagger import Tagger, backbones_of
 
     if (folder / "bakeoff.json").is_file():
-        result = BakeoffResult.load(folder / "bakeoff.json")
-        decision = decide(result)
-        folder = recommended_folder(folder, result, decision)
-        assignment = assignment or result.pair(decision.winner).scorecard.assignment
+        folder, recorded = recommended_folder(folder)
+        assignment = assignment or recorded
     ids = list(backbones_of(folder))
     local = local_weights(compute.weights if ids else (), ids)
     device = resolve_device(compute.device)
@@ -73,12 +69,19 @@ def load_tagger(
     return tagger.assigning(assignment or INDEPENDENT, one_of)
 
 
-def recommended_folder(run: Path, result: BakeoffResult, decision: Decision) -> Path:
-    """Folder of the pair that a bake-off recommends."""
+def recommended_folder(run: Path) -> tuple[Path, str]:
+    """Folder of the pair that the bake-off in `run` recommends, and its assignment."""
     from retailtag.bakeoffs.request import pair_folder
+    from retailtag.report.decision import decide
+    from retailtag.report.results import BakeoffResult
 
-    pair = result.pair(decision.winner)
-    return pair_folder(run, pair.backbone, pair.strategy)
+    path = run / "bakeoff.json"
+    result = BakeoffResult.load(path)
+    try:
+        pair = result.pair(decide(result).winner)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return pair_folder(run, pair.backbone, pair.strategy), pair.scorecard.assignment
 
 
 @dataclass(frozen=True, eq=False, repr=False)

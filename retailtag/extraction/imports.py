@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -308,7 +309,7 @@ def _read_npy(path: Path) -> Vectors:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, SyntaxError, RecursionError, TokenError):
         raise DataError(
             f"{path} is not a plain array of numbers; write one with numpy.save, or Parquet with a "
             "column of vectors."

@@ -130,7 +130,8 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
             row = parse_json(line)
         except ValueError:
             continue  # torn by a kill
-        if line.endswith(b"\n") and isinstance(row, dict) and row.get("step", step) <= step:
+        at = row.get("step", step) if isinstance(row, dict) else ""
+        if line.endswith(b"\n") and isinstance(at, int | float) and at <= step:
             kept.append(line)
     return kept
 

@@ -80,7 +80,8 @@ class Snapshots:
             saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
             return self._ignored(f"cannot be read ({error})")
-        if saved.get("format") != FORMAT or saved.get("key") != self._key:
+        facts = saved if isinstance(saved, dict) and isinstance(saved.get("state"), dict) else {}
+        if facts.get("format") != FORMAT or facts.get("key") != self._key:
             return self._ignored("belongs to other settings or data")
         self.threads.update(saved.get("threads", ()))
         if len(self.threads) > 1:

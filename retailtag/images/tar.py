@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -77,7 +78,8 @@ def plain_tar(archive: Path) -> tuple[Path, Members]:
         raise DataError(f"{archive} cannot be unpacked into {plain.parent}: {error}.") from error
     members = scan_tar(plain, named=archive)
     listing = {"bytes": plain.stat().st_size, "spans": members.spans, "refused": members.refused}
-    write_text(index, json.dumps(listing))  # names may be no UTF-8, and escapes hold them
+    text = json.dumps(listing)  # names may be no UTF-8, and escapes hold them
+    write_text(index, f"{_digest(text.encode())}\n{text}")
     return plain, members
 
 
@@ -98,14 +100,19 @@ def _read_index(plain: Path, index: Path) -> Members | None:
     """The index written beside an unpacked tar; None where either is missing or damaged."""
     # Worth its file: reading the headers of 44,000 members takes seconds in every command.
     try:
-        value = parse_json(index.read_bytes())
-        if value["bytes"] != plain.stat().st_size:
+        digest, _, text = index.read_bytes().partition(b"\n")
+        value = parse_json(text)
+        if digest.decode() != _digest(text) or value["bytes"] != plain.stat().st_size:
             return None
         spans = {name: (int(start), int(size)) for name, (start, size) in value["spans"].items()}
         is_inside = all(0 <= at <= at + size <= value["bytes"] for at, size in spans.values())
         return Members(spans, dict(value["refused"])) if is_inside else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def scan_tar(path: Path, *, named: Path | None = None) -> Members:

@@ -70,9 +70,11 @@ def read_record(folder: Path) -> StageRecord | None:
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     # A record with values of other kinds is as good as none: the stage runs again.
-    is_number = [isinstance(n, int | float) for n in (record.seconds, record.peak_memory_mib)]
+    is_number = [type(n) in (int, float) for n in (record.seconds, record.peak_memory_mib)]
     objects = (record.inputs, record.outputs, record.facts, record.machine)
-    return record if all([*is_number, *(isinstance(o, dict) for o in objects)]) else None
+    if not all([*is_number, *(isinstance(o, dict) for o in objects)]):
+        return None
+    return record if all(isinstance(digest, str) for digest in record.outputs.values()) else None
 
 
 def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 Mutator = Callable[[random.Random, bytes], bytes]
 Arrays = dict[str, np.ndarray]
@@ -291,13 +293,13 @@ def of_arrays(rng: random.Random, arrays: Arrays) -> Arrays:
     return arrays
 
 
-def _try(rng: random.Random, attempt: Callable[[], bytes]) -> bytes:
+def tried(rng: random.Random, attempt: Callable[[], bytes]) -> bytes:
     """The first attempt that makes a file: not every array can be cut, cast or stored."""
     for _ in range(100):
         try:
             return attempt()
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
-                struct.error, zipfile.BadZipFile, pa.ArrowException):  # fmt: skip
+                struct.error, zipfile.BadZipFile, pa.ArrowException, SafetensorError):  # fmt: skip
             continue
     raise AssertionError("no mutant could be made")
 
@@ -337,7 +339,7 @@ def of_npy(rng: random.Random, data: bytes) -> bytes:
     change = rng.choice((_recast, _reshaped, _revalued))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return _try(rng, lambda: npy(np.asarray(change(rng, array))))
+        return tried(rng, lambda: npy(np.asarray(change(rng, array))))
 
 
 def of_npz(inner: dict[str, Mutator] | None = None) -> Mutator:
@@ -353,28 +355,24 @@ def of_npz(inner: dict[str, Mutator] | None = None) -> Mutator:
             np.savez(buffer, **{**arrays, name: np.frombuffer(new, np.uint8)})
         else:
             new_arrays = of_arrays(rng, arrays)
-            save = rng.choice((np.savez, np.savez_compressed))
-            save(buffer, **new_arrays)
+            write = rng.choice((np.savez, np.savez_compressed))
+            write(buffer, **new_arrays)
         return buffer.getvalue()
 
     def make(rng: random.Random, data: bytes) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _try(rng, lambda: mutate(rng, data))
+            return tried(rng, lambda: mutate(rng, data))
 
     return any_of(make, make, make, of_zip(of_npy), of_bytes)
 
 
 def safetensors(arrays: Arrays) -> bytes:
-    from safetensors.numpy import save
-
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return save({name: np.array(array, order="C") for name, array in arrays.items()})
 
 
 def of_safetensors(rng: random.Random, data: bytes) -> bytes:
     """Other tensors, another header around the same bytes, or other bytes."""
-    from safetensors.numpy import load
-
     act = rng.random()
     if act < 0.25:
         return of_bytes(rng, data)
@@ -382,7 +380,7 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
         (length,) = struct.unpack("<Q", data[:8])
         header = of_json(rng, data[8 : 8 + length])
         return struct.pack("<Q", len(header)) + header + data[8 + length :]
-    return _try(rng, lambda: safetensors(of_arrays(rng, load(data))))
+    return tried(rng, lambda: safetensors(of_arrays(rng, load(data))))
 
 
 # Parquet
@@ -441,7 +439,7 @@ def of_parquet(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.35:
         return of_bytes(rng, data)
     table = pq.read_table(io.BytesIO(data))
-    return _try(rng, lambda: parquet(of_table(rng, table)))
+    return tried(rng, lambda: parquet(of_table(rng, table)))
 
 
 # Archives
@@ -477,7 +475,7 @@ def of_zip(inner: Mutator = of_bytes) -> Mutator:
         return _with_flags(rng, out.getvalue()) if act in (5, 6) else out.getvalue()
 
     def make(rng: random.Random, data: bytes) -> bytes:
-        return of_bytes(rng, data) if rng.random() < 0.3 else _try(rng, lambda: mutate(rng, data))
+        return of_bytes(rng, data) if rng.random() < 0.3 else tried(rng, lambda: mutate(rng, data))
 
     return make
 
@@ -563,7 +561,7 @@ def of_tar(inner: Mutator = of_bytes) -> Mutator:
     def make(rng: random.Random, data: bytes) -> bytes:
         act = rng.random()
         if act < 0.5:
-            return _try(rng, lambda: mutate(rng, data))
+            return tried(rng, lambda: mutate(rng, data))
         return rng.choice((of_bytes, _tar_header, _tar_header, _tar_chain))(rng, data)
 
     return make

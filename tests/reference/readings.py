@@ -14,7 +14,7 @@ import io
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from reference_mutations import (
     of_parquet,
     packed,
     parquet,
+    tried,
 )
 
 from retailtag.catalog.readers import read_catalog
@@ -96,10 +97,11 @@ def read_store(folder: Path) -> Any:
 
 
 def read_journal(folder: Path) -> Any:
+    """Whether the store and its times, which are a record, can be told."""
     (path,) = folder.iterdir()
     store = FeatureStore.open(path)
     described = json.dumps(describe(store), allow_nan=False)
-    return read_store(folder), 0 <= store.seconds < math.inf, bool(described)
+    return 0 <= store.seconds < math.inf, bool(described), len(store.known())
 
 
 def of_segment(rng: random.Random, data: bytes) -> bytes:
@@ -107,7 +109,8 @@ def of_segment(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.3:
         return of_bytes(rng, data)
     damaged = rng.random() < 0.3
-    body = of_bytes(rng, data[HEADER_BYTES:]) if damaged else _of_hdf5(rng, data)[HEADER_BYTES:]
+    changed = of_bytes(rng, data) if damaged else tried(rng, lambda: _of_hdf5(rng, data))
+    body = changed[HEADER_BYTES:]
     head, _, identity = data[:HEADER_BYTES].partition(b"body ")[0].partition(b"\n")
     digest = hashlib.sha256(body).hexdigest().encode()
     header = head + b"\n" + identity + b"body %d\nsha256 %s\n" % (len(body), digest)
@@ -157,6 +160,7 @@ ROWS = (
     ("a-5", "images/5.png", "blue|striped", "", "test", "p4", "a thing, striped"),
     ("a-6", "images/6.png", "red|dotted", "", "test", "p5", "última"),
 )
+PATHS = frozenset(row[1] for row in ROWS)
 HEADER = ("image_id", "path", "tags", "tags_unknown", "split", "group", "title")
 SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 EMPTY = ("", "nan", "NaN", "NaT", "<NA>", "null", "NULL")
@@ -249,8 +253,8 @@ def _tags(value: Any) -> list[str]:
     return sorted({*parts})
 
 
-def understood(rows: list[dict[str, Any]]) -> Any:
-    """What records say of each image, by the rules of docs/data.md."""
+def understood(rows: list[dict[str, Any]], paths: Collection[str] = PATHS) -> Any:
+    """What records say of each image, which is one of `paths`, by the rules of docs/data.md."""
     names = {}
     for asked, others in (("path", ("file_name", "filename", "image")), ("tags", ("labels",))):
         names |= dict.fromkeys(others, asked)
@@ -267,7 +271,7 @@ def understood(rows: list[dict[str, Any]]) -> Any:
         image_id = image_id or path.rpartition(".")[0]
         split = SPLITS.get(split.lower(), split.lower()) if "split" in row else "train"
         need(split in ("train", "val", "test"), "split")
-        need(path in {r[1] for r in ROWS}, "path")
+        need(path in paths, "path")
         tags, unknown = _tags(row.get("tags")), _tags(row.get("tags_unknown"))
         need(not {*tags} & {*unknown})
         need(all("\0" not in t and t.encode() for t in (*tags, *unknown)))

@@ -1,0 +1,310 @@
+"""Second readings of settings, and of what runs record: scorecards, stages, logs, counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reference_attack import Format
+from reference_mutations import of_json, of_json_lines, of_toml
+from reference_readings import need, strict_json
+
+from retailtag.files import write_json
+from retailtag.finetuning.logs import JsonLines
+from retailtag.outcomes import recommended_folder
+from retailtag.report.results import BakeoffResult, PairCost, PairResult
+from retailtag.runs.measure import StageCost
+from retailtag.runs.stage import read_record, write_record
+from retailtag.scoring.compare import Comparison, Difference
+from retailtag.scoring.finding import Finding
+from retailtag.scoring.ledger import record_scored
+from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
+from retailtag.scoring.scorecard import AssignmentRow, GroupSummary, ScoreCard, TagRow
+from retailtag.scoring.strict_json import plain
+from retailtag.settings import PRESETS, BakeoffSettings, build, keys, values_of
+from retailtag.settings_file import read_settings, write_settings
+
+# Settings
+
+
+def make_settings(folder: Path) -> None:
+    settings = build({**PRESETS["quick"], "backbones": ("demo:cnn",), "probe.seed": 3})
+    write_settings(folder / "settings.toml", settings, keys())
+
+
+def read_toml(folder: Path) -> Any:
+    return dict(read_settings(folder / "settings.toml"))
+
+
+def second_toml(folder: Path) -> Any:
+    """The values of the file: those of a setting are of the kind of its default, and finite."""
+    tables = tomllib.loads((folder / "settings.toml").read_bytes().decode())
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        flat |= (
+            {f"{name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    defaults = dict(values_of(BakeoffSettings()))
+    for key, value in flat.items():
+        need(key in defaults, key)
+        default = defaults[key]
+        for one in value if isinstance(value, list) else [value]:
+            need(not isinstance(one, dict | list), key)
+            need(not isinstance(one, float) or math.isfinite(one), key)
+            need(isinstance(one, bool) == isinstance(default, bool), key)
+            need(not (isinstance(default, int) and isinstance(one, float)), key)
+    return flat
+
+
+# Scorecards and bake-offs
+
+
+def _row(j: int) -> TagRow:
+    return TagRow(f"tag{j}", "tail", 9 + j, j, j, 1, 2, 3, 0.5, 0.25, math.nan, 0.125, math.inf,
+                  low_support=True)  # fmt: skip
+
+
+def card(model: str = "demo:cnn · probe", f1: float = 0.5) -> ScoreCard:
+    scopes = ("all", "tail", "common", "frequent")
+    summaries = {s: GroupSummary(s, 2, 1, f1, 0.4, 0.6, 0.5, 0.5, 0.5) for s in scopes}
+    return ScoreCard(
+        model=model,
+        split="test",
+        n_images=8,
+        n_products=4,
+        tags=(_row(0), _row(1)),
+        summaries=summaries,
+        micro_f1=0.5,
+        macro_f1_sklearn=0.25,
+        samples=SampleScores(8, 0, *[0.5] * 6),
+        findings=(Finding("undefined-tags", "One tag has none.", "Collect some."),),
+        provenance={"seed": 0, "catalog": {"digest": "ab"}},
+        assignments=(AssignmentRow("colour", "independent", 2, 0.5, 0.5, 0.5, 8, 0.75),),
+    )
+
+
+def make_card(folder: Path) -> None:
+    card().save(folder)
+
+
+def make_bakeoff(folder: Path) -> None:
+    cost = PairCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7, 8.0)
+    pairs = [
+        PairResult("demo:cnn", strategy, card(f"demo:cnn · {strategy}", f1), cost)
+        for strategy, f1 in (("probe", 0.5), ("finetune", 0.6))
+    ]
+    comparisons = [
+        Comparison(pairs[0].name, pairs[1].name, scope, Difference(-0.1, -0.2, 0.1, 0.05))
+        for scope in ("all", "tail")
+    ]
+    facts = {"name": "shop.csv", "digest": "ab", "images": {"train": 9, "val": 0, "test": 8},
+             "tags": 2}  # fmt: skip
+    result = BakeoffResult(
+        facts, tuple(pairs), tuple(comparisons), {"processor": "x"}, "bakeoff", 0
+    )
+    write_json(folder / "bakeoff.json", result.to_json())
+
+
+def read_card(folder: Path) -> Any:
+    return ScoreCard.load(folder).to_json()
+
+
+def read_bakeoff(folder: Path) -> Any:
+    """The result, and the folder of the pair that it recommends."""
+    pair, _ = recommended_folder(folder)
+    need(pair.is_relative_to(folder))
+    return BakeoffResult.load(folder / "bakeoff.json").to_json()
+
+
+# Fields that files of earlier versions lack.
+_NUMBERS = ("f1_low", "f1_high", "f1_oracle", "macro_f1_sklearn", "macro_f1_oracle", "brier",
+            "calibration_error", "p", "p_holm")  # fmt: skip
+DEFAULTS = {
+    **dict.fromkeys(_NUMBERS), "rule": "given", "n_never_predicted": 0, "findings": [], "test": "",
+    "provenance": {}, "assignment": "independent", "assignments": [],
+    "samples": plain(asdict(NO_SAMPLES)),
+}  # fmt: skip
+
+
+def like(value: Any, sound: Any, place: str = "") -> Any:
+    """The value if it has the form of a sound one: same keys, kinds and kinds of elements."""
+    if isinstance(sound, Mapping):
+        free = place.endswith((".provenance", ".catalog", ".machine"))
+        need(isinstance(value, dict), place)
+        if free:
+            return value
+        named = place.endswith(".summaries")
+        known = value if named else sound
+        need(named or sound.keys() <= {*value, *DEFAULTS}, place)
+        example = next(iter(sound.values()))
+        return {
+            k: like(value[k], example if named else sound[k], f"{place}.{k}")
+            if k in value
+            else DEFAULTS[k]
+            for k in known
+        }
+    if isinstance(sound, list):
+        need(isinstance(value, list), place)
+        return [like(one, sound[0], place) for one in value] if sound else value
+    if isinstance(sound, bool) or (isinstance(sound, str) and sound not in ("inf", "-inf")):
+        need(type(value) is type(sound), place)
+        return value
+    if isinstance(sound, int):
+        need(type(value) is int, place)
+        return value
+    number = value if value in (None, "inf", "-inf") else float(value)
+    need(type(value) in (int, float) or value in (None, "inf", "-inf"), place)
+    need(not isinstance(number, float) or math.isfinite(number), place)
+    return number
+
+
+def second_json(name: str) -> Callable[[Path], Any]:
+    """The content in the form that its dataclasses give it, judged by a sound file."""
+    sound: dict[str, Any] = {}
+
+    def read(folder: Path) -> Any:
+        value = strict_json((folder / name).read_bytes())
+        if not sound:
+            sound.update(value)
+        need(value["format"] == sound["format"])
+        return like(value, sound)
+
+    return read
+
+
+# Records of runs
+
+
+def make_stage(folder: Path) -> None:
+    (folder / "out.txt").write_text("x", encoding="utf-8")
+    inputs = {"catalog": "ab", "settings": {"seed": 0}}
+    write_record(folder, ["out.txt"], inputs, StageCost(1.5, 20.0), facts={"n": 3})
+
+
+def read_stage(folder: Path) -> Any:
+    record = read_record(folder)
+    return record and vars(record)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of JSON as it is written."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(f"{text}\n".encode()).hexdigest()
+
+
+def bind_stage(folder: Path) -> None:
+    value = json.loads((folder / "stage.json").read_bytes())
+    if value.pop("sha256", None):
+        write_json(folder / "stage.json", {**value, "sha256": digest_of(value)})
+
+
+def second_stage(folder: Path) -> Any:
+    value = strict_json((folder / "stage.json").read_bytes())
+    digest = value.pop("sha256", None)
+    need(digest in (None, digest_of(value)))
+    need(value.pop("format") == 1)
+    value.setdefault("facts", {})
+    value.setdefault("machine", {})
+    names = ("inputs", "outputs", "facts", "machine")
+    need(value.keys() == {*names, "seconds", "peak_memory_mib"})
+    need(all(isinstance(value[name], dict) for name in names))
+    need(all(isinstance(v, str) for v in value["outputs"].values()))
+    need(all(type(value[name]) in (int, float) for name in ("seconds", "peak_memory_mib")))
+    return value
+
+
+def make_log(folder: Path) -> None:
+    log = JsonLines(folder / "log.jsonl")
+    log.settings({"lr": 0.1})
+    for step in range(1, 6):
+        log.metrics(step, {"loss": 1 / step})
+    log.close()
+
+
+def read_log(folder: Path) -> Any:
+    """What a training that continues at step 3 keeps, with its own line."""
+    log = JsonLines(folder / "log.jsonl", resume_at=3)
+    log.settings({"lr": 0.1})
+    log.metrics(4, {"loss": np.float32(0.5)})
+    log.close()
+    return [json.loads(line) for line in (folder / "log.jsonl").read_bytes().splitlines()]
+
+
+def second_log(folder: Path) -> Any:
+    """Whole lines of settings, and of steps up to 3; then what is written anew."""
+    kept: list[Any] = []
+    for line in (folder / "log.jsonl").read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if line.endswith(b"\n") and isinstance(row, dict):
+            step = row.get("step", 0)
+            if type(step) in (int, float) and step <= 3:
+                kept.append(row)
+    settings = [row.get("settings") for row in kept]
+    kept += [] if {"lr": 0.1} in settings else [{"settings": {"lr": 0.1}}]
+    return [*kept, {"step": 4, "loss": 0.5}]
+
+
+def make_ledger(folder: Path) -> None:
+    record_scored("ab", "test", ["p1", "p2"], folder)
+    record_scored("cd", "test", ["p1"], folder)
+
+
+def read_ledger(folder: Path) -> Any:
+    return record_scored("ab", "test", ["p3"], folder)
+
+
+def second_ledger(folder: Path) -> Any:
+    """Distinct predictions of the same catalogue and split, the new one among them."""
+    lines = (folder / "scored.jsonl").read_bytes().decode(errors="replace").splitlines()
+    found = {"p3"}
+    for line in lines:
+        try:
+            row = json.loads(line)
+            if (row["catalogue"], row["split"]) == ("ab", "test"):
+                found.add(str(row["predictions"]))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+    return len(found)
+
+
+FORMATS = (
+    Format("settings.toml", make_settings, {"*.toml": of_toml}, read_toml, second_toml),
+    Format(
+        "scorecard.json",
+        make_card,
+        {"scorecard.json": of_json},
+        read_card,
+        second_json("scorecard.json"),
+    ),
+    Format(
+        "bakeoff.json",
+        make_bakeoff,
+        {"bakeoff.json": of_json},
+        read_bakeoff,
+        second_json("bakeoff.json"),
+    ),
+    Format(
+        "stage.json",
+        make_stage,
+        {"stage.json": of_json},
+        read_stage,
+        second_stage,
+        bind=bind_stage,
+    ),
+    Format("log.jsonl", make_log, {"log.jsonl": of_json_lines}, read_log, second_log),
+    Format(
+        "scored.jsonl", make_ledger, {"scored.jsonl": of_json_lines}, read_ledger, second_ledger
+    ),
+)
