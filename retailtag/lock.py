@@ -103,8 +103,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     lock = WriterLock(folder / ".lock", "--out", needed=False)
     lock.acquire()
     try:
-        for part in folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
+        if lock.held:  # else they may be another writer's
+            for part in folder.glob(".*.part"):
+                part.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -16,8 +16,14 @@ def test_a_file_system_without_locks_keeps_stores_out_and_lets_runs_in(tmp_path,
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(Unavailable, match=r"cannot be locked \(No locks.*with locks with --feat"):
         WriterLock(tmp_path / "lock").acquire()
+    part = tmp_path / "run" / ".probe.json.x.part"
+    part.parent.mkdir()
+    part.touch()
     with only_writer(tmp_path / "run"):
-        pass
+        assert part.exists()  # it may be another writer's
+    monkeypatch.undo()
+    with only_writer(tmp_path / "run"):
+        assert not part.exists()
 
 
 def test_a_folder_that_cannot_be_written_names_the_option(tmp_path):

@@ -1,12 +1,15 @@
 """`retailtag finetune` with the options that the four verbs in a row do without."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from retailtag.cli.main import run
 from retailtag.files import read_json
 from retailtag.lock import only_writer
+from retailtag.probes.artefact import Probe
 
 QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"]
 
@@ -95,3 +98,20 @@ def test_a_second_writer_to_one_folder_is_refused(verb, prepared, small_csv, tmp
     (folder / ".predictions.npz.a1.part").touch()  # a killed writer's
     with only_writer(folder):  # given back
         assert not list(folder.glob("*.part"))
+
+
+def test_a_torn_model_is_not_served(prepared, small_csv, tmp_path, capsys):
+    image = str(small_csv.parent / "images" / "p000-0.png")
+    shutil.copytree(prepared / "runs/demo-cnn/probe", tmp_path / "probe")
+    predict = ["predict", str(tmp_path / "probe"), image, "--device", "cpu"]
+    assert run(predict) == 0
+    probe = Probe.load(tmp_path / "probe")
+    replace(probe, bias=-probe.bias).save(tmp_path / "later")
+    shutil.copy(tmp_path / "later/probe.safetensors", tmp_path / "probe")
+    capsys.readouterr()
+    assert run(predict) == 4
+    said = capsys.readouterr()
+    assert not said.out
+    assert said.err.count("\n") == 1
+    for part in ("probe.json", "probe.safetensors", "run retailtag probe again"):
+        assert part in said.err
