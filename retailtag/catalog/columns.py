@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from retailtag.catalog.attributes import ONE_OF
-from retailtag.catalog.manifest import COLUMNS, COLUMNS_SHOWN, Manifest, Wanted
-from retailtag.errors import UsageError, named
+from retailtag.catalog.manifest import COLUMNS, COLUMNS_SHOWN, Manifest, Wanted, is_clean
+from retailtag.errors import DataError, UsageError, named
 from retailtag.settings import CatalogSettings
 
 PATH_NAMES = ("path", "file_name", "filename", "image")
@@ -47,9 +47,16 @@ def name_columns(manifest: Manifest, settings: CatalogSettings) -> None:
 
     Raises
     ------
+    DataError
+        If the name of a column is no text: it may be one of these.
     UsageError
         If an option names no column, or two columns could be meant.
     """
+    if odd := next((name for name in manifest.columns if not is_clean(name)), ""):
+        raise DataError(
+            f"{manifest.path}: the column name {odd!r} is no UTF-8 text or holds a NUL; fix it, or "
+            "save the file as UTF-8."
+        )
     there = dict(manifest.columns)
     listed = named(list(there), COLUMNS_SHOWN) or "none"
     renamed: set[str] = set()

@@ -17,7 +17,6 @@ from retailtag.catalog.manifest import (
     SEPARATOR,
     Cell,
     Manifest,
-    is_clean,
 )
 from retailtag.catalog.table import NEGATIVE, POSITIVE, UNKNOWN
 from retailtag.catalog.tag_cells import EMPTY_CELLS
@@ -78,10 +77,10 @@ def indicator_columns(
         _note(manifest, names, [])
     found = {name: _labels(manifest.columns[name]) for name in (*asked, *names)}
     for name in found:
-        if not is_clean(name) or name in (NO_TAGS, *EMPTY_CELLS) or SEPARATOR in name:
+        if not name or name == NO_TAGS or SEPARATOR in name or name in EMPTY_CELLS:
             raise DataError(
-                f"{manifest.path}: column {name!r} holds 0 and 1, and its name cannot be a tag's; "
-                f"rename it (UTF-8 text without {SEPARATOR})."
+                f"{manifest.path}: column '{name}' holds 0 and 1, and its name cannot be a tag's; "
+                f"rename it (without {SEPARATOR})."
             )
     return found, [name for name in attributes if name not in found]
 

@@ -22,6 +22,7 @@ from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_na
 from retailtag.catalog.labels import encode_labels
 from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
 from retailtag.catalog.manifest import (
+    COLUMNS,
     COLUMNS_SHOWN,
     NESTED,
     NO_TAGS,
@@ -377,11 +378,16 @@ def _check_columns(manifest: Manifest, attributes: Sequence[str]) -> None:
 
 
 def _check_text(manifest: Manifest, attributes: Sequence[str]) -> None:
-    """Report cells that are no text: objects, wrong bytes, or a NUL (arrays of text drop it)."""
-    known = ("path", "tags", "image_id", "split", "group", "title", "tags_unknown", ONE_OF)
-    used = {*known, *attributes}
-    for name in manifest.columns.keys() & used:
+    """Report cells that are no text: objects, wrong bytes, or a NUL (arrays of text drop it).
+
+    Only columns of tags may hold lists.
+    """
+    lists = {"tags", "tags_unknown", ONE_OF, *attributes}
+    for name in [n for n in manifest.columns if n in lists or n in COLUMNS]:
         cells = manifest.columns[name]
+        for row, value in enumerate(cells if name not in lists else ()):
+            if isinstance(value, tuple):
+                manifest.problems.add(row, f"{name} holds a list instead of text", broken=True)
         # One check of the whole column first: nearly always it is clean, and a check per cell
         # takes seconds for a million rows.
         if is_clean("".join("".join(c) for c in cells)):

@@ -347,7 +347,8 @@ def test_a_class_folder_that_is_a_link_is_not_dropped_silently(shop, tmp_path):
         (b"path,label\na,b\n", "--attributes"),
         (b'path,tags\n"a,b\n', "breaks off as CSV at line 2: .* a quote that is not closed"),
         (b'path,tags\na,"' + b"b" * 200_000 + b'"\n', "at line 2: field larger than field limit"),
-        (b"path,re\xffd\nimages/0.jpg,1\n", r"column 're\\udcffd' holds 0 and 1, and its name"),
+        (b"path,im\xe1ge_id,tags\na,b,c\n", r"the column name 'im\\udce1ge_id' is no UTF-8 text"),
+        (b"path,tags,a\xff\na,b,c\n", r"the column name 'a\\udcff' is no UTF-8 text"),
         (
             b"path,tags\nimages/0.jpg,\xe9\nimages/1.jpg,\xc3\xa9\n",
             "2: tags has the wrong encoding",
@@ -509,3 +510,13 @@ def test_bytes_are_no_tags(shop):
 def test_a_json_value_that_is_no_table_is_one_sentence(manifest, text):
     with pytest.raises(DataError, match=r"x\.json is no list of objects, one per image"):
         read_catalog(manifest(text, name="x.json"))
+
+
+@pytest.mark.parametrize("name", ["path", "image_id", "split", "group", "title"])
+def test_a_list_is_no_text(shop, name):
+    rows = [{"path": f"images/{i}.jpg", "tags": ["a"], "split": "train"} for i in range(2)]
+    rows[1][name] = ["images/1.jpg", "train"]
+    path = shop / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadCatalogue, match=f"row 2: {name} holds a list instead of text"):
+        read_catalog(path)
