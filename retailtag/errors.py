@@ -18,6 +18,8 @@ EXIT_GATE = 5
 EXIT_UNAVAILABLE = 6
 EXIT_INTERRUPTED = 130
 
+LONGEST_LINE = 2000  # characters of a line of a message
+
 
 def named(items: Sequence[str], shown: int = 3) -> str:
     """The first few of `items`, cut at 200 characters, and how many more there are.
@@ -33,9 +35,21 @@ def named(items: Sequence[str], shown: int = 3) -> str:
 
 
 class RetailtagError(Exception):
-    """Base of everything retailtag raises on purpose."""
+    """Base of everything retailtag raises on purpose.
+
+    A line of over `LONGEST_LINE` characters, which quotes a cell or name of any length, loses its
+    middle: the file at its beginning and the remedy at its end stay.
+    """
 
     exit_code = EXIT_DEFECT
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_shortened, message.split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 class UsageError(RetailtagError):
