@@ -309,7 +309,8 @@ def _read_npy(path: Path) -> Vectors:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, SyntaxError, RecursionError, TokenError):
+    # NumPy parses the header as Python: sizes and nesting in it are the parser's errors.
+    except (ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError):
         raise DataError(
             f"{path} is not a plain array of numbers; write one with numpy.save, or Parquet with a "
             "column of vectors."

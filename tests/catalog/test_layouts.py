@@ -143,6 +143,12 @@ def test_faults_of_shards_name_shard_and_key(shard, picture):
     assert lines[2].startswith(f"row 0.tar/2: 2.jpg is in both {root}/0.tar and {root}/1.tar")
 
 
+def test_deep_json_of_a_shard_is_one_bad_row(shard):
+    deep = '{"tags": ["a"], "meta": ' + "[" * 600 + "]" * 600 + "}"
+    with pytest.raises(BadCatalogue, match=r"row 0\.tar/0: 0\.json is no JSON object \(its lists"):
+        read_catalog(shard("0.tar", {"0": {"json": deep}, "1": {"json": {"tags": ["a"]}}}))
+
+
 TABLE = [{"path": f"images/{i}.jpg", "tags": tags} for i, tags in enumerate(("a|b", "b", "-"))]
 COLUMNS = {name: [record[name] for record in TABLE] for name in ("path", "tags")}
 

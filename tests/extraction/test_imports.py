@@ -244,3 +244,38 @@ def test_the_call_gives_what_the_command_does(tiny_csv, vectors, tmp_path):
     )
     assert found.store.n_rows == 139
     assert found.to_json()["not_in_catalogue"] == []
+
+
+HEADERS = {
+    "nested": f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'(' * 4000}{')' * 4000},)}}",
+    "signs": f"{'-' * 9000}1",
+    "beyond an integer": f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 20},)}}",
+    "digits": f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 5000},)}}",
+    "digits as type": f"{{'descr': '{'9' * 5000}', 'fortran_order': False, 'shape': (2,)}}",
+    "below 0": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4)}",
+    "large": "{'descr': '<f4', 'fortran_order': False, 'shape': (4000000000000, 4)}",
+    "no text": "{'descr': 5, 'fortran_order': False, 'shape': (2, 2)}",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_hostile_header_of_an_array_is_one_sentence(tmp_path, kind):
+    header = HEADERS[kind].encode() + b"\n"
+    data = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(64)
+    (tmp_path / "v.npy").write_bytes(data)
+    with pytest.raises(DataError, match=r"v\.npy is not a plain array of numbers"):
+        read_embeddings(tmp_path / "v.npy", IDS)
+
+
+def test_odd_columns_of_parquet_are_refused_by_name_if_they_are_used(tmp_path):
+    odd = {"more": pa.array([2**62] * 3, pa.timestamp("us")), "raw": pa.array([b"x"] * 3)}
+    read = read_embeddings(write_parquet(tmp_path / "v.parquet", **odd))
+    np.testing.assert_array_equal(read.X, X)
+    for ids in ([b"a", b"b", b"c"], odd["more"]):
+        with pytest.raises(DataError, match=r"v\.parquet: column image_id "):
+            read_embeddings(write_parquet(tmp_path / "v.parquet", ids=ids))
+    table = parquet.read_table(write_parquet(tmp_path / "v.parquet", other=["x", "y", "z"]))
+    table = table.rename_columns(["image_id", "vector", "image_id"])
+    parquet.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match=r"v\.parquet has several columns image_id"):
+        read_embeddings(tmp_path / "v.parquet")
