@@ -37,7 +37,7 @@ ZIP_DAMAGE = (
     LookupError, OverflowError, struct.error,
 )  # fmt: skip
 # What NumPy raises on a header, which is Python text: its parser's errors are among them.
-_BAD_HEADER = (
+BAD_HEADER = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, MemoryError,
     RecursionError, tokenize.TokenError,
 )  # fmt: skip
@@ -100,7 +100,7 @@ class NpzFile:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about files of Python 2
                 shape, dtype = _parsed(header)
-        except _BAD_HEADER as error:
+        except BAD_HEADER as error:
             raise self.error(f"the header of its array {name} is damaged") from error
         is_empty = 0 in shape and dtype.kind in "bfiu"  # NumPy makes any empty list float64
         if dtype.kind not in form.kinds and not is_empty:

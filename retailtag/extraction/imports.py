@@ -20,6 +20,7 @@ from retailtag.backbones.imported import ENGINE, OUTPUT, SCHEME
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError, named
 from retailtag.images.loader import hash_images
+from retailtag.npz import BAD_HEADER
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, FeatureStore, list_stores
 from retailtag.store.segment import MAX_ROWS, UNKNOWN_BYTES
@@ -309,8 +310,7 @@ def _read_npy(path: Path) -> Vectors:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    # NumPy parses the header as Python: sizes and nesting in it are the parser's errors.
-    except (ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError):
+    except (EOFError, *BAD_HEADER):
         raise DataError(
             f"{path} is not a plain array of numbers; write one with numpy.save, or Parquet with a "
             "column of vectors."

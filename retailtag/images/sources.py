@@ -7,11 +7,9 @@ any thread. What it cannot serve is a fault with a reason, known before the firs
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import weakref
 import zipfile
-import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
@@ -23,6 +21,7 @@ from typing import Any
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.files import check_kind, head_of, kind_of
 from retailtag.images.tar import plain_tar
+from retailtag.npz import ZIP_DAMAGE
 
 MAX_BYTES = 256 << 20
 _TARS = ("a tar archive", "a gzip archive", "an xz archive", "a bzip2 archive")
@@ -52,15 +51,6 @@ def stamp_of(path: str | Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-# What zipfile lets through besides its own error; NotImplementedError: a newer format.
-_ZIP_DAMAGE = (
-    zipfile.BadZipFile,
-    ValueError,
-    struct.error,
-    OverflowError,
-    IndexError,
-    NotImplementedError,
-)
 _PACK = "pack the archive again"
 _FIX = "fix the file or its permissions, or leave it out"
 
@@ -305,7 +295,7 @@ class ZipImages(_ArchiveImages):
             weakref.finalize(self, handle.close)
             # Threads take turns at reading the file, and inflate side by side.
             self._archive = zipfile.ZipFile(handle)
-        except (OSError, *_ZIP_DAMAGE) as error:
+        except ZIP_DAMAGE as error:
             raise DataError(f"{self.root} cannot be read as a zip archive: {error}.") from error
         self._infos = {clean_path(info.filename): info for info in self._archive.infolist()}
         self._members = self._infos.keys()
@@ -323,7 +313,7 @@ class ZipImages(_ArchiveImages):
                 # No more than declared is inflated, so that a lie costs nothing.
                 data = member.read(info.file_size)
                 member.read(1)  # the end, where the checksum is compared
-        except (OSError, EOFError, RuntimeError, zlib.error, *_ZIP_DAMAGE) as error:
+        except ZIP_DAMAGE as error:
             raise UnreadableImage(f"is damaged in the archive ({error}); {_PACK}") from error
         if len(data) != info.file_size:
             raise UnreadableImage(f"is damaged in the archive (it ends early); {_PACK}")
