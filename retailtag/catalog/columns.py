@@ -77,7 +77,7 @@ def name_columns(manifest: Manifest, settings: CatalogSettings) -> None:
 
 def _known(manifest: Manifest, name: str, there: list[str]) -> str:
     """The column that is `name` without being asked for; empty: none."""
-    if name in manifest.columns:
+    if name in manifest.columns and name not in there:  # an attribute
         return ""
     found = _candidates(name, there)
     if len(found) > 1:
@@ -88,7 +88,7 @@ def _known(manifest: Manifest, name: str, there: list[str]) -> str:
         )
     if found and found[0].lower() != name:
         manifest.notes.append(f"{manifest.path}: {name} is read from the column {found[0]}.")
-    return found[0] if found else ""
+    return found[0] if found and found[0] != name else ""
 
 
 def _asked(settings: CatalogSettings) -> dict[str, str]:

@@ -83,7 +83,8 @@ def _with_folder(
         )
     below = "" if inner == "." else f"{inner}/"
     paths: list[Cell] = [below + path if path and is_relative(path) else path for path in given]
-    return {**manifest.columns, column: paths, "path": paths}
+    others = {name: cells for name, cells in manifest.columns.items() if name.lower() != "path"}
+    return {**others, **({column: paths} if column in others else {}), "path": paths}
 
 
 def _inner(file: Path, root: Path) -> tuple[str, ...]:

@@ -47,6 +47,8 @@ def test_attributes_keep_labels_for_themselves(manifest):
     [
         ("filename,image,tags", "may hold path .filename, image.; choose with --path-column"),
         ("path,Tags,TAGS", "choose with --tags-column"),
+        ("path,tags,image_id,IMAGE_ID", "may hold image_id .image_id, IMAGE_ID.; choose with --id"),
+        ("Path,path,tags", "may hold path .Path, path.; choose with --path-column"),
         ("path,tags,Split,SPLIT", "rename one"),
     ],
 )

@@ -83,6 +83,11 @@ def test_paths_of_metadata_stay_below_its_folder(metadata):
         assert words in line
 
 
+def test_metadata_names_its_images_in_path_in_any_case(metadata):
+    lines = [{"Path": "0.jpg", "tags": ["a"]}, {"Path": "1.jpg", "tags": ["b"]}]
+    assert read_catalog(metadata(train=lines)).image_ids.tolist() == ["train/0", "train/1"]
+
+
 @pytest.fixture
 def shard(tmp_path, picture):
     """Write a tar of samples: {key: {suffix: text, bytes or an object}}, each with an image."""
