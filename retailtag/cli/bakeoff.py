@@ -59,7 +59,7 @@ def _show(output: Output, run: BakeoffRun) -> None:
 
     output.print(ranking_table(run.result, run.decision))
     output.print(decision_text(run.decision))
-    output.print(f"\n{len(run.ran)} stages ran, {len(run.reused)} were reused.")
+    output.print("", f"{len(run.ran)} stages ran, {len(run.reused)} were reused.")
     output.print(f"Report: {run.report}")
 
 

@@ -13,7 +13,6 @@ from retailtag.cli.verb import Call, command
 from retailtag.errors import EXIT_BAD_DATA, UsageError, named
 
 if TYPE_CHECKING:
-    from rich.console import Group
     from rich.table import Table
 
     from retailtag.catalog.check import CatalogReport, Duplicate, ImageFinding
@@ -70,7 +69,7 @@ def check(call: Call) -> None:
         progress=output.progress,
         max_pixels=s.reading.max_pixels,
     )
-    output.print(_report(report))
+    output.print(*_report(report))
     output.result(report.to_json())
     if report.unreadable or report.duplicates_across:
         raise typer.Exit(EXIT_BAD_DATA)
@@ -106,7 +105,7 @@ def split(
         force=force,
         settings=call.settings,
     )
-    call.output.print(_sentences(made, call.settings.catalog.allow_root))
+    call.output.print(*_sentences(made, call.settings.catalog.allow_root))
     results = [found.to_json() for found in made]
     call.output.result(results[0] if len(results) == 1 else {"splits": results})
 
@@ -118,7 +117,7 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         raise UsageError(f"--seeds {text}: give whole numbers such as 0,1,2.") from None
 
 
-def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> str:
+def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> list[str]:
     """What was written, what was not possible, and where the images are if not beside it."""
     from retailtag.catalog.split import beside, without_products
 
@@ -144,7 +143,7 @@ def _sentences(made: Sequence[SplitCatalog], roots: Sequence[Path]) -> str:
     needed += [f"--allow-root {quote(str(root))}" for root in roots]
     if needed:
         lines.append(f"The images stay where they are: read it with {' '.join(needed)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _is_found(place: Path, manifest: Path) -> bool:
@@ -177,10 +176,8 @@ def _amount(text: str, option: str) -> int | float:
         raise UsageError(f"{option} {text}: give a number of images or a fraction.") from None
 
 
-def _report(report: CatalogReport) -> Group:
-    from rich.console import Group
-
-    parts: list[Table | str] = [_facts(report), _frequency_plot(report)]
+def _report(report: CatalogReport) -> list[Table | str]:
+    parts: list[Table | str] = [_facts(report), *_frequency_plot(report)]
     parts += report.notes
     parts += _findings("Unreadable images", report.unreadable)
     parts += _duplicates("Exact duplicates", report.duplicates_across)
@@ -194,7 +191,7 @@ def _report(report: CatalogReport) -> Group:
     parts += report.tag_notes
     if report.missing_products:
         parts.append(f"Warning: {report.missing_products}")
-    return Group(*parts)
+    return parts
 
 
 def _facts(report: CatalogReport) -> Table:
@@ -224,13 +221,13 @@ def _facts(report: CatalogReport) -> Table:
     return table
 
 
-def _frequency_plot(report: CatalogReport) -> str:
+def _frequency_plot(report: CatalogReport) -> list[str]:
     """Bars of training images, tags from the most to the least frequent, on a log scale."""
     import numpy as np
 
     counts = np.sort([row.positives.get("train", 0) for row in report.tags])[::-1]
     if not len(counts) or counts[0] == 0:
-        return "No tag has a training image."
+        return ["No tag has a training image."]
     # Hundreds of tags share columns: each shows the median of its tags. log10(count + 1) keeps
     # tags with one image apart from tags with none.
     width = min(PLOT_WIDTH, len(counts))
@@ -242,8 +239,7 @@ def _frequency_plot(report: CatalogReport) -> str:
         value = 10 ** (level * top / PLOT_HEIGHT)
         bars = "".join(_bar(h - level + 1) for h in height)
         lines.append(f"{value:>9,.0f} {bars}")
-    lines.append(" " * 10 + f"tags 1 to {len(counts)}")
-    return "\n".join(lines)
+    return [*lines, " " * 10 + f"tags 1 to {len(counts)}"]
 
 
 def _bar(part: float) -> str:

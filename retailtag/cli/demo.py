@@ -31,5 +31,5 @@ def demo(
     with output.progress.task("draw", n_images) as advance:
         summary = load_demo()(out, n_images=n_images, seed=seed, workers=workers, progress=advance)
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(summary).items()}
-    output.print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    output.print(*(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     output.result(facts)

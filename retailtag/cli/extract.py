@@ -61,7 +61,7 @@ def extract(
     for s in summaries:
         output.print(_costs(s))
     if shard is not None:
-        output.print(_how_to_join(call.settings.compute.features, summaries))
+        output.print(*_how_to_join(call.settings.compute.features, summaries))
     n_images = summaries[0].n_computed + summaries[0].n_reused + len(summaries[0].absent)
     engines = zip(summaries, extracted.engines, strict=True)
     stores = [{**s.to_json(), **chosen.to_json()} for s, chosen in engines]
@@ -103,14 +103,14 @@ def _stages(summaries: Sequence[ExtractSummary]) -> Table:
     return table
 
 
-def _how_to_join(features: Path, summaries: Sequence[ExtractSummary]) -> str:
+def _how_to_join(features: Path, summaries: Sequence[ExtractSummary]) -> list[str]:
     """Commands that merge the shards, once all are there."""
     shard = f"{features}/{summaries[0].store.path.parent.name}"
     every = re.sub(r"shard-\d+-of-", "shard-*-of-", shard)
     commands = [
         f"  retailtag features merge {features} {every}/{s.store.path.name}" for s in summaries
     ]
-    return "\n".join(["When every shard is here:", *commands])
+    return ["When every shard is here:", *commands]
 
 
 def _costs(s: ExtractSummary) -> str:

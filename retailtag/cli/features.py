@@ -61,7 +61,7 @@ def show(call: Call, name: Annotated[str, typer.Argument(metavar="NAME", help=NA
 
     output, features = call.output, call.settings.compute.features
     facts = describe(FeatureStore.open(find_named(features, name)))
-    output.print(_description(facts))
+    output.print(*_description(facts))
     output.result(facts)
 
 
@@ -280,7 +280,7 @@ def _inventory(found: Sequence[StoreFacts], features: Path) -> Table:
     return table
 
 
-def _description(facts: dict[str, Any]) -> str:
+def _description(facts: dict[str, Any]) -> list[str]:
     """Identity, totals and segments, a fact a line."""
     lines = [f"{facts['path']}", f"identity: {facts['identity']}"]
     lines += [f"  {name}: {value}" for name, value in facts["spec"].items()]
@@ -290,7 +290,7 @@ def _description(facts: dict[str, Any]) -> str:
     )
     lines += [f"  {name} {', '.join(found)}" for name, found in facts["versions"].items()]
     lines += [_segment_line(segment) for segment in facts["segment_files"]]
-    return "\n".join(lines)
+    return lines
 
 
 def _segment_line(segment: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def verify(
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "size": list(loaded.preprocess.size),
     }
-    output.print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    output.print(*(f"{name}: {value}" for name, value in facts.items()))
     output.result(facts)
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -83,17 +83,15 @@ class Output:
     def _say(self, line: str) -> None:
         self._stderr.print(line, soft_wrap=True)
 
-    def print(self, renderable: RenderableType) -> None:
+    def print(self, *parts: RenderableType) -> None:
         """Show a result to a person; silent under ``--json`` and ``--quiet``.
 
-        Text is never broken into lines, so that a pipe gets what was said.
+        Each `str` is one line, and never broken, so that a pipe gets what was said.
         """
         # rich breaks long lines at the width of the terminal; a path or id cut in two cannot be
         # copied, nor read by the next program of a pipe.
-        if not (self.json or self.quiet):
-            for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
-                _keep_rows(part)
-            self._stdout.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+        for part in () if self.json or self.quiet else parts:
+            self._stdout.print(_one_line(part), soft_wrap=isinstance(part, str | Text))
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one object of ``--json``; silent without it."""
@@ -103,12 +101,13 @@ class Output:
             sys.stdout.flush()
 
 
-def _keep_rows(part: RenderableType) -> None:
-    """Show line feeds in the cells of a table as escapes: a name cannot make up a row."""
+def _one_line(part: RenderableType) -> RenderableType:
+    """Line feeds as escapes in a line, and in a table's cells: a name cannot make up a line."""
+    if isinstance(part, str):
+        return printable(part, keep="")
     for column in part.columns if isinstance(part, Table) else ():
-        column._cells = [
-            printable(text, keep="") if isinstance(text, str) else text for text in column.cells
-        ]
+        column._cells = list(map(_one_line, column.cells))
+    return part
 
 
 class _Bars:

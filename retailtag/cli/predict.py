@@ -10,7 +10,6 @@ import typer
 from retailtag.cli.app import app
 from retailtag.cli.output import warn
 from retailtag.cli.verb import Call, command
-from retailtag.display import printable
 from retailtag.errors import EXIT_BAD_DATA, UnreadableImage
 
 
@@ -46,8 +45,7 @@ def predict(
                 unreadable[str(path)] = str(error)
             advance(1)
     for name, tags in tagged.items():
-        # One line an image, whatever its name: another program may read them.
-        output.print(printable(f"{name}: {', '.join(tags) or '-'}", keep=""))
+        output.print(f"{name}: {', '.join(tags) or '-'}")
     output.result({"model": str(model), "tags": tagged, "unreadable": unreadable})
     if unreadable:
         for name, reason in unreadable.items():

@@ -132,11 +132,11 @@ def _show(output: Output, made: ScoreOutcome) -> None:
         output.print(comparison_table(scored.comparisons))
     for card, folder in zip(scored.cards, scored.folders, strict=True):
         if card.findings:
-            output.print(f"\nFindings for {card.model}")
+            output.print("", f"Findings for {card.model}")
             output.print(findings_text(card.findings))
         output.print(f"{card.model}: {folder / 'scorecard.json'}")
     if made.findings:
-        output.print("\nFindings for this split")
+        output.print("", "Findings for this split")
         output.print(findings_text(made.findings))
 
 

@@ -220,14 +220,18 @@ def standings_table(standings: Iterable[Standing], split: str) -> Table:
 
 def decision_text(decision: Decision) -> Text:
     """Recommendation and its reasons."""
-    text = Text().append(printable(f"Use {decision.winner}"), "bold")
+    text = Text().append(printable(f"Use {decision.winner}", keep=""), "bold")
     text.append(f" (decided by {decision.decided_by})")
-    return text.append("".join(f"\n  • {printable(reason)}" for reason in decision.reasons))
+    return text.append(
+        "".join(f"\n  • {printable(reason, keep='')}" for reason in decision.reasons)
+    )
 
 
 def findings_text(findings: Sequence[Finding]) -> Text:
     """Numbered findings."""
     return Text("\n").join(
-        Text(f"{n}. ").append(f.code, "bold").append(printable(f": {f.sentence}\n   {f.remedy}"))
+        Text(f"{n}. ")
+        .append(f.code, "bold")
+        .append(f": {printable(f.sentence, keep='')}\n   {printable(f.remedy, keep='')}")
         for n, f in enumerate(findings, start=1)
     )
