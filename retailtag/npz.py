@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from retailtag.errors import DataError
+from retailtag.errors import DataError, named
 
 # Deflate packs zeros 1,000 times; scores and ids, less than 20 times.
 MAX_RATIO = 100
@@ -68,16 +68,10 @@ class NpzFile:
         self._archive = archive
         self._members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
         self._place = (path, claim, remedy)
-        names = Counter(i.filename for i in archive.infolist())
-        if twice := [name for name, n in names.items() if n > 1]:
-            raise self.error(f"it holds {twice[0]} twice")
-        unpacked = sum(i.file_size for i in archive.infolist())
-        if unpacked > max(ALWAYS_UNPACKED, MAX_RATIO * path.stat().st_size):
-            raise self.error(f"it unpacks to {unpacked:,} bytes, over {MAX_RATIO} times its size")
-        for (
-            name,
-            member,
-        ) in self._members.items():  # where the name is damaged, an array would be missed
+        if fault := archive_fault(archive, path.stat().st_size):
+            raise self.error(fault)
+        # Where a name is damaged, an array would be missed instead.
+        for name, member in self._members.items():
             with self._opened(member, name):
                 pass
 
@@ -142,9 +136,22 @@ class NpzFile:
             size = f"{member.file_size:,} bytes"
             raise self.error(f"its array {name} ({size}) does not fit into memory") from error
         except ZIP_DAMAGE as error:
-            # bit 0 of the flags: the zip format's mark of encryption
-            what = "encrypted" if member.flag_bits & 1 else "damaged"
-            raise self.error(f"its array {name} is {what}") from error
+            raise self.error(f"its array {name} is damaged") from error
+
+
+def archive_fault(archive: zipfile.ZipFile, n_bytes: int) -> str:
+    """What makes a zip archive of `n_bytes` unusable, seen from its directory; empty if nothing."""
+    members = archive.infolist()
+    counts = Counter(member.filename for member in members)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        return f"it holds {named(twice, 1)} twice"
+    # bit 0 of the flags: the zip format's mark of encryption
+    if locked := [member.filename for member in members if member.flag_bits & 1]:
+        return f"its member {named(locked, 1)} is encrypted"
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(ALWAYS_UNPACKED, MAX_RATIO * n_bytes):
+        return f"it unpacks to {unpacked:,} bytes, over {MAX_RATIO} times its size"
+    return ""
 
 
 @contextmanager

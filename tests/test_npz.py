@@ -87,7 +87,7 @@ def test_encrypted_repeated_and_lacking_members_are_named(tmp_path):
     locked[6] |= 1  # the mark of encryption, in the local header and in the directory
     locked[central + 8] |= 1
     path.write_bytes(locked)
-    refused(path, "its array a is encrypted")
+    refused(path, r"its member a\.npy is encrypted")
     unknown = bytearray(whole)
     unknown[8] = unknown[central + 10] = 77  # a method of compression that nobody knows
     path.write_bytes(unknown)

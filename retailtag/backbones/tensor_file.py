@@ -15,9 +15,9 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,13 +25,18 @@ import torch
 from torch import Tensor
 
 from retailtag.errors import DataError, named
-from retailtag.files import check_kind, head_of
+from retailtag.files import check_kind, head_of, parse_json
+from retailtag.npz import ZIP_DAMAGE, archive_fault
 
 State = dict[str, Tensor]
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 MAX_DEPTH = 8  # of dictionaries in dictionaries; a pickle may nest a dictionary in itself
+MAX_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
+MAX_VALUES = 1_000_000  # a checkpoint of a thousand tensors has some 10,000 with its optimizer's
+MAX_NAME = 1_000  # characters of a tensor's name
+MAX_VIEW = 64 << 20  # bytes of a tensor that repeats its numbers, such as one number expanded
 
 _AGAIN = "download or copy it again"
 _SAVE = "where it was made, save the model's state_dict() as safetensors"
@@ -75,8 +80,19 @@ class TensorFile:
     """The tensors of a weights file by dotted name, and the classes of its whole modules."""
 
     path: Path
-    tensors: State
+    tensors: State  # dense numbers, real or integer
     models: tuple[str, ...] = ()  # tensors inside a module of such a class cannot be read
+    unusable: Mapping[str, str] = field(default_factory=dict)  # other tensors, and what they are
+
+    def needs_numbers(self) -> DataError:
+        """The error of a file whose tensors are not dense numbers."""
+        name, what = next(iter(self.unusable.items()))
+        more = len(self.unusable) - 1
+        others = f" (and {more:,} such tensors more)" if more else ""
+        return DataError(
+            f"{self.path} holds {named([name])} as {what}{others}, which is not read; {_SAVE}, all "
+            "of its tensors dense floating-point numbers."
+        )
 
     def needs_classes(self, classes: Sequence[str] = ()) -> DataError:
         """The error of a file whose objects cannot be made without their classes."""
@@ -103,21 +119,53 @@ def read_tensors(path: Path) -> TensorFile:
     # Both are recognised by content: files are renamed. A safetensors file begins with the length
     # of its header in 8 bytes, then JSON; PyTorch's begin as zip or as pickle.
     if head[8:9] == b"{" or not head.startswith((b"PK", b"\x80")):
-        return TensorFile(path, _read_safetensors(path))
+        return _sorted_out(path, _read_safetensors(path).items())
     content, classes = _read_torch(path)
-    tensors: State = {}
-    models: dict[str, None] = {}
-    for name, value in _leaves(content):
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, Record) and value.is_module:
-            models[value.path] = None
-    found = TensorFile(path, tensors, tuple(models))
-    if not tensors and classes:
-        raise found.needs_classes(classes)
-    if not tensors:
+    found = _sorted_out(path, _leaves(content))
+    if not found.tensors and not found.unusable:
+        if classes:
+            raise found.needs_classes(classes)
         raise DataError(f"{path} holds no named tensors; save the model's state_dict().")
     return found
+
+
+def _sorted_out(path: Path, leaves: Iterable[tuple[str, Any]]) -> TensorFile:
+    """The tensors among named values; `DataError` for more or longer names than weights have."""
+    tensors: State = {}
+    unusable: dict[str, str] = {}
+    models: dict[str, None] = {}
+    for number, (name, value) in enumerate(leaves):
+        if number >= MAX_VALUES or len(name) > MAX_NAME:
+            what = f"more than {MAX_VALUES:,} values"
+            if number < MAX_VALUES:
+                what = f"a name of {len(name):,} characters"
+            raise DataError(f"{path} holds {what}, which no weights do; {_SAVE}.")
+        if isinstance(value, Record) and value.is_module:
+            models[value.path] = None
+        elif isinstance(value, Tensor):
+            if name in tensors or name in unusable:
+                raise DataError(f"{path} holds the tensor {name} twice; {_SAVE}.")
+            if what := _unusable(value):
+                unusable[name] = what
+            else:
+                tensors[name] = value
+    return TensorFile(path, tensors, tuple(models), unusable)
+
+
+def _unusable(tensor: Tensor) -> str:
+    """What a tensor is, if it is not dense numbers that a model could take; else empty."""
+    if tensor.is_meta:
+        return "a meta tensor (a shape without numbers)"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "a sparse tensor"
+    if tensor.is_complex() or tensor.dtype == torch.float4_e2m1fn_x2:
+        return f"a tensor of {str(tensor.dtype).removeprefix('torch.')}"
+    n_bytes = tensor.numel() * tensor.element_size()
+    if n_bytes > max(MAX_VIEW, tensor.untyped_storage().nbytes()):
+        return f"a tensor of {n_bytes:,} bytes that repeats its numbers"
+    return ""
 
 
 def _leaves(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -135,11 +183,19 @@ def _read_safetensors(path: Path) -> State:
     from safetensors.torch import load_file
 
     try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length <= MAX_HEADER:
+                parse_json(
+                    handle.read(length)
+                )  # the library would keep the last of two equal names
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        check_kind(path, "weights")
+    except (SafetensorError, *_DAMAGE) as error:
+        # a header of 123 bytes begins as JSON does: its length is the file's first byte
+        check_kind(path, "weights", but=("JSON",) if head_of(path)[8:9] == b"{" else ())
+        reason = str(error).partition("\n")[0]  # torch adds its own call stack
         raise DataError(
-            f"{path} is damaged or cut off, no complete weights file ({error}); {_AGAIN}."
+            f"{path} is damaged or cut off, no complete weights file ({reason}); {_AGAIN}."
         ) from error
 
 
@@ -147,7 +203,7 @@ def _read_torch(path: Path) -> tuple[Any, list[str]]:
     """Content, and the classes that were not imported for it."""
     try:
         names = _globals(path)
-    except (*_DAMAGE, zipfile.BadZipFile) as error:
+    except (*_DAMAGE, *ZIP_DAMAGE) as error:
         raise DataError(f"{path} is damaged or cut off; {_AGAIN}.") from error
     if hostile := [name for name in names if _is_hostile(name)]:
         raise DataError(
@@ -221,6 +277,8 @@ def _globals(path: Path) -> list[str]:
                     found |= _named_by(handle)
             return sorted(found)
     with zipfile.ZipFile(path) as archive:
+        if fault := archive_fault(archive, path.stat().st_size):
+            raise DataError(f"{path} is not read: {fault}; {_AGAIN}, or {_SAVE}.")
         members = archive.namelist()
         if any(member.endswith("/constants.pkl") for member in members):
             raise DataError(

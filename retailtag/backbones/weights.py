@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,22 @@ class Target:
             raise self._no_fit(file, branch, candidates)
         if fitting[0].conversion == HF_CLIP:
             _check_activation(self.module, path)
+        self._check_finite(path, fitting[0].state)
         self.module.load_state_dict(fitting[0].state, strict=False)
-        return _sentence(path, fitting[0], file.tensors)
+        return _sentence(path, fitting[0], [*file.tensors, *file.unusable])
+
+    def _check_finite(self, path: Path, state: State) -> None:
+        """Raise `DataError` for weights that are NaN or infinite as the model would hold them."""
+        wanted = self.module.state_dict()
+        # masks hold infinity by design, in the model as it was built too
+        bad = [
+            k for k, v in state.items() if not _is_finite(v, wanted[k]) and _is_finite(wanted[k])
+        ]
+        if bad:
+            raise DataError(
+                f"{path} holds NaN or infinite numbers in {named(bad)}; the training that wrote it "
+                "diverged, or the file is damaged: use an earlier checkpoint."
+            )
 
     def _candidates(self, tensors: State, branch: str) -> list[Reading]:
         """Readings under every prefix that could hold the model, the whole file first."""
@@ -181,6 +195,8 @@ class Target:
             return DataError(f"{path} has no branch {branch} as large as this model; {hint}.")
         whole = Reading("", {}, {"holds": [f"only {len(file.tensors)} tensors"]})
         best = min(candidates, key=lambda r: r.misfit[0], default=whole)
+        if file.unusable and (best is whole or LACKS in best.faults):
+            return file.needs_numbers()
         found = [f"{fault} {named(names)}" for fault, names in best.faults.items()]
         return DataError(
             f"{path} holds the weights of another architecture: "
@@ -214,6 +230,17 @@ def _could_hold(n: int, n_wanted: int) -> bool:
     return 2 * n >= n_wanted  # conversions fuse more tensors than they divide
 
 
+def _is_finite(tensor: Tensor, wanted: Tensor | None = None) -> bool:
+    """Whether no number is NaN or infinite, after conversion to the dtype of `wanted`."""
+    if not tensor.is_floating_point():
+        return True
+    # isfinite takes no float8
+    to = torch.float32 if tensor.element_size() == 1 else tensor.dtype
+    if wanted is not None and wanted.is_floating_point():
+        to = wanted.dtype
+    return bool(torch.isfinite(tensor.to(to)).all())
+
+
 def _is_quantised(tensor: Tensor, wanted: Tensor | None) -> bool:
     return wanted is not None and wanted.is_floating_point() and not tensor.is_floating_point()
 
@@ -243,7 +270,7 @@ def _choose(path: Path, fitting: Sequence[Reading]) -> str:
     )
 
 
-def _sentence(path: Path, reading: Reading, tensors: State) -> str:
+def _sentence(path: Path, reading: Reading, tensors: Iterable[str]) -> str:
     done = [f"took the weights under {reading.where}"] if reading.where else []
     done += [f"converted {reading.conversion}"] if reading.conversion else []
     start = reading.where.split(".") if reading.where else []

@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from retailtag.backbones import cost
 from retailtag.cli.models import app
-from retailtag.errors import ArtefactError, Unavailable
+from retailtag.errors import ArtefactError, DataError, Unavailable
 
 SMALL = "timm:mobilenetv3_small_050"
 
@@ -67,3 +68,14 @@ def test_verify_prints_the_hash_and_holds_it_against_the_expected(saved):
     assert run(*args, facts["weights_sha256"].upper()) == ""
     with pytest.raises(ArtefactError, match=r"have SHA-256 \w+, not abc"):
         run(*args, "abc")
+
+
+def test_verify_refuses_weights_that_are_no_numbers(saved):
+    state = load_file(saved)
+    for name, bad in (("conv_head.weight", torch.nan), ("blocks.0.0.bn1.running_var", torch.inf)):
+        save_file(state | {name: torch.full_like(state[name], bad)}, saved)
+        with pytest.raises(DataError, match=rf"m\.safetensors holds NaN or infinite .* in {name};"):
+            run("verify", SMALL, "--weights", str(saved))
+    save_file(state | {"conv_head.weight": state["conv_head.weight"] * 1j}, saved)
+    with pytest.raises(DataError, match=r"holds conv_head\.weight as a tensor of complex64"):
+        run("verify", SMALL, "--weights", str(saved))
