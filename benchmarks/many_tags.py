@@ -4,8 +4,8 @@
 
 The images are noise and the tags drawn with frequencies that fall as a power of their rank: of
 20,000 tags two thirds are on one image. Each command runs in a process of its own, whose peak
-memory is recorded, and must end with 0. ``bakeoff`` fits the default grid and writes the report;
-``probe`` fits the 45 strengths of a bare ``--sweep-C``. Appends to ``results/many_tags.csv``.
+memory is recorded, and must end with 0. ``bakeoff`` fits the default grid and writes the report,
+``score`` and ``predict`` (20 images) read its run. Appends to ``results/many_tags.csv``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +52,15 @@ def commands(catalogue: Path, n_test: int) -> dict[str, list[str]]:
     """Command lines in order, by name."""
     split, runs = str(catalogue.with_name("split.csv")), catalogue.with_name("runs")
     where = ["--backbones", "demo:cnn", "--features", str(catalogue.with_name("features"))]
-    probe = str(runs / "probe")
+    bakeoff = str(runs / "bakeoff")
     return {
         "check": ["catalog", "check", str(catalogue)],
         "split": ["catalog", "split", str(catalogue), "--test", str(n_test), "--out", split],
         "extract": ["extract", split, *where],
-        "probe": ["probe", split, *where, "--sweep-C", "--out", probe],
-        "score": ["score", probe],
-        "predict": ["predict", probe, *map(str, sorted(catalogue.parent.glob("*.jpg"))[:20])],
-        "bakeoff": [
-            *("bakeoff", split, *where, "--strategies", "probe"),
-            *("--out", str(runs / "bakeoff")),
-        ],
+        "bakeoff": ["bakeoff", split, *where, "--strategies", "probe", "--out", bakeoff],
+        "score": ["score", bakeoff],
+        "predict": ["predict", bakeoff, *map(str, sorted(catalogue.parent.glob("*.jpg"))[:20])],
+        "probe --sweep-C": ["probe", split, *where, "--sweep-C", "--out", str(runs / "probe")],
     }
 
 
@@ -80,17 +78,14 @@ def run(arguments: list[str], log: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def measure(n_tags: int, n_images: int, n_test: int) -> list[dict]:
-    """One row per command."""
-    rows = []
+def measure(n_tags: int, n_images: int, n_test: int) -> Iterator[dict]:
+    """Yield one row per command."""
     with tempfile.TemporaryDirectory() as name:
         catalogue = draw(Path(name), n_tags, n_images)
         for command, arguments in commands(catalogue, n_test).items():
             seconds, peak = run(arguments, Path(name) / "log.txt")
             row = {"images": n_images, "tags": n_tags, "command": command}
-            rows.append({**row, "seconds": round(seconds, 1), "peak_mib": round(peak)})
-            print(*rows[-1].values(), file=sys.stderr, flush=True)
-    return rows
+            yield {**row, "seconds": round(seconds, 1), "peak_mib": round(peak)}
 
 
 def main() -> None:
@@ -104,11 +99,15 @@ def main() -> None:
     sizes = [(40, 30, 10)] if args.quick else []
     sizes = sizes or [(int(n), N_IMAGES, N_TEST) for n in args.tags.split(",")]
     facts = stamp()
-    rows = [{**facts, **row} for size in sizes for row in measure(*size)]
+    rows = []
+    for size in sizes:
+        for found in measure(*size):
+            rows.append({**facts, **found})
+            print(*found.values(), file=sys.stderr, flush=True)
+            if not (args.dry or args.quick):  # at once: the largest size takes a while
+                append("many_tags.csv", rows[-1:])
     if args.json:
         print(json.dumps(rows))
-    if not (args.dry or args.quick):
-        append("many_tags.csv", rows)
 
 
 if __name__ == "__main__":
