@@ -72,7 +72,7 @@ def entries(handle: IO[bytes], length: int) -> Iterator[Entry]:
             continue
         entry = _entry(handle, at, header, common | own)
         end = entry.offset + (0 if header.kind in _WITHOUT_DATA else entry.size)
-        if end > length:
+        if _padded(end) > length:
             raise TarDamage(
                 f"it ends inside {_short(entry.name)}, whose header {_at(at)} says "
                 f"{entry.size:,} bytes"
