@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from retailtag.arrow import column_values, parquet_faults
 from retailtag.backbones.imported import ENGINE, OUTPUT, SCHEME
 from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.manifest import is_clean
 from retailtag.errors import DataError, UsageError, named
 from retailtag.images.loader import hash_images
 from retailtag.npz import BAD_HEADER
@@ -66,6 +68,11 @@ class Embeddings:
             )
         if "" in ids:
             raise DataError(f"{self.ids_source} has no id in row {ids.index('') + 1}; fill it in.")
+        if odd := next((row for row, i in enumerate(ids, 1) if not is_clean(i)), 0):
+            raise DataError(
+                f"{self.ids_source} has no UTF-8 text, or a NUL in it, as the id of row {odd}; "
+                "fix it."
+            )
         twice = [name for name, n in Counter(ids).items() if n > 1]
         if twice:
             rows = [row for row, name in enumerate(ids, 1) if name == twice[0]]
@@ -305,8 +312,10 @@ def _read_ids(ids: Any) -> tuple[str, ...]:
 
 def _read_npy(path: Path) -> Vectors:
     try:
-        # Mapped, not read: vectors may be larger than the memory. No pickle, which would run code.
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a header that Python 2 wrote
+            # Mapped, not read: vectors may be larger than the memory. No pickle, which runs code.
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (EOFError, *BAD_HEADER):
