@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from killed_runs import kill_runs
+from killed_runs import COMMANDS, kill_runs
 from record import append, stamp
 
 from retailtag.errors import RetailtagError
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000, help="writers to kill")
     parser.add_argument("--flips", type=int, default=10_000, help="bits to flip")
     parser.add_argument("--runs", type=int, default=50, help="kills of each of the four commands")
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="which of the four")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--dry", action="store_true", help="print only; record nothing")
@@ -230,7 +231,7 @@ def main() -> None:
     facts = {} if args.dry else stamp()
     rows, failures = [], []
     found = [harm(n, args.seed) for harm, n in ((kill, args.kills), (flip, args.flips)) if n]
-    found += kill_runs(args.runs, args.seed) if args.runs else []
+    found += kill_runs(args.runs, args.seed, args.commands.split(",")) if args.runs else []
     for row, failed in found:
         rows.append({**facts, "seed": args.seed, **row, "failed": len(failed)})
         failures += failed
