@@ -42,7 +42,15 @@ BEFORE = {
         ["probe", *HERE, "--backbones", "demo:cnn", "--sweep-C", "0.1", "--heads", "logistic"],
     ],
 }
-TIMED = ("journal.jsonl", "log.jsonl", "bakeoff.json", "report.html", "scored.jsonl", ".lock")
+TIMED = (
+    "journal.jsonl",
+    "log.jsonl",
+    "bakeoff.json",
+    "report.html",
+    "scored.jsonl",
+    ".lock",
+    "writer.lock",
+)
 TIMES = ("seconds", "images_per_second")
 
 
