@@ -682,6 +682,11 @@ def _to_score(
             raise UsageError(f"The catalogue {path} is not there; name it with --catalogue.")
         # a version before recorded None for no --images
         known = {n: v for n, v in recorded.items() if v is not None and n not in named}
+        if strange := [n for n in known if n not in vars(s.catalog)]:
+            raise UsageError(
+                f"Unknown options of reading {path} are recorded ({', '.join(strange)}); name the "
+                "catalogue with --catalogue."
+            )
         return _read(path, replace(s, catalog=replace(s.catalog, **known)))[0]
 
     from retailtag.scoring.files import once

@@ -22,7 +22,7 @@ LONGEST_LINE = 2000  # characters of a line of a message
 
 
 def named(items: Sequence[str], shown: int = 3) -> str:
-    """The first few of `items`, cut at 200 characters, and how many more there are.
+    """The first few of `items`, for a message, and how many more there are.
 
     Examples
     --------
@@ -30,8 +30,7 @@ def named(items: Sequence[str], shown: int = 3) -> str:
     'a, b, c and 2 more'
     """
     more = len(items) - shown
-    start = [item if len(item) <= 200 else f"{item[:200]}..." for item in items[:shown]]
-    return ", ".join(start) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 class RetailtagError(Exception):

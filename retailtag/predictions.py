@@ -173,6 +173,12 @@ def _fields(file: NpzFile, header: dict[str, Any]) -> dict[str, Any]:
             _check(file, f"provenance {name}", value, kind)
         for item in value if kind is list and value else ():
             _check(file, f"provenance {name}", item, str)
+    for scope, scores in (header["provenance"].get("threshold_f1") or {}).items():
+        _check(file, f"provenance threshold_f1 {scope}", scores, dict)
+        for score in scores.values():
+            _check(file, f"provenance threshold_f1 {scope}", score or 0.0, (int, float))
+    if (seed := (header["provenance"].get("settings") or {}).get("seed")) is not None:
+        _check(file, "provenance settings seed", seed, int)
     tags = tuple(header["tags"])
     image_ids = _names(file, "image_ids")
     return {

@@ -74,6 +74,15 @@ def test_every_truncation_is_refused_by_name(saved):
         ({"header": {"provenance": {"exclusive": [3]}}}, "exclusive of its header is a number"),
         ({"header": {"provenance": {"catalog": {}}}}, "catalog of its header is an object instead"),
         ({"header": {"provenance": {"thresholds": 1.5}}}, "a number instead of text or an object"),
+        (
+            {"header": {"provenance": {"settings": {"seed": []}}}},
+            "settings seed of its header",
+        ),
+        (
+            {"header": {"provenance": {"threshold_f1": {"all": 1}}}},
+            "threshold_f1 all of its",
+        ),
+        ({"header": {"provenance": {"threshold_f1": {"all": {"a": "b"}}}}}, "is text instead of a"),
         ({"header": {"format": "1"}}, "lacks the number of its format"),
         ({"fitted_ids": None}, "lacks the array fitted_ids"),
         ({"fitted_ids": np.array([["k"]])}, r"fitted_ids has shape \(1, 1\) instead of \(any\)"),

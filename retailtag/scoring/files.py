@@ -268,5 +268,8 @@ def _catalogs(
         how = {} if catalog else model.provenance.get("catalog_args") or {}
         if where is None:
             raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
-        found.append(read(Path(where), **how))
+        try:
+            found.append(read(Path(where), **{k: v for k, v in how.items() if k != "path"}))
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
     return found

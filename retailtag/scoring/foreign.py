@@ -22,6 +22,7 @@ from retailtag.arrow import parquet_faults
 from retailtag.catalog.indicators import is_index
 from retailtag.errors import DataError, UsageError, named
 from retailtag.files import check_kind
+from retailtag.memory import check_fits
 from retailtag.npz import Form, open_npz
 from retailtag.scoring.csvs import unquoted
 from retailtag.scoring.finding import count
@@ -238,6 +239,9 @@ def _read_parquet(path: Path, known: Collection[str] | None) -> ForeignScores:
     ]
     _refuse(path, wrong, "write ids as text, scores as numbers")
     names = [ID, *columns.tags]  # what nobody uses is not read
+    # three times: Arrow's table, the scores, and what checks them
+    n_cells = file.metadata.num_rows * len(names)
+    check_fits(24 * n_cells, f"{n_cells:,} cells of {path}", "write fewer rows or columns to it")
     with parquet_faults(path):
         table = file.read(columns=names)
         ids = _ids(table.column(ID).to_pylist())
@@ -360,8 +364,7 @@ def _refuse(path: Path, problems: Sequence[str], remedy: str, total: int | None 
     total = len(problems) if total is None else total
     if not total:
         return
-    lines = [f"{path} has {count(total, 'problem')}; {remedy}:"]
-    lines += [p if len(p) < 300 else f"{p[:300]}..." for p in problems[:MAX_PROBLEMS_SHOWN]]
+    lines = [f"{path} has {count(total, 'problem')}; {remedy}:", *problems[:MAX_PROBLEMS_SHOWN]]
     if total > MAX_PROBLEMS_SHOWN:
         lines.append(f"and {total - MAX_PROBLEMS_SHOWN} more")
     raise DataError("\n  ".join(lines))

@@ -70,6 +70,21 @@ def test_the_catalogue_is_read_as_it_was_and_as_asked(folder):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [({"colours": "red"}, "recorded (colours)"), ({"cutoffs": [1, 2]}, "--cutoffs [1, 2] is not"),
+     ({"path": "elsewhere", "one_of": 3}, "--one-of 3 is not a list")],
+)  # fmt: skip
+def test_recorded_options_that_cannot_be_followed_name_the_predictions(folder, args, said):
+    predictions = Predictions.load(folder / "probe.npz")
+    predictions.provenance["catalog_args"] = args
+    predictions.save(folder / "probe.npz")
+    result = invoke(folder / "probe.npz")
+    assert result.exit_code == 2
+    assert "probe.npz: " in result.stderr
+    assert said in " ".join(result.stderr.split())
+
+
 def test_json_is_one_object(folder):
     result = invoke(folder / "probe.npz", "--json", "--out", folder / "out", "--replicates", 100)
     value = json.loads(result.stdout)
