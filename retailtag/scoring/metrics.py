@@ -181,6 +181,9 @@ def retrieved_at_positives(
     own = np.sort(scores[labels == POSITIVE])
     if not len(own):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    if len(own) == 1:  # most tags, where there are thousands
+        n_above = np.count_nonzero((scores >= own[0]) & (labels != UNKNOWN))
+        return np.ones(1, np.intp), np.array([n_above], np.intp)
     # Images below the lowest positive are never retrieved: a good model leaves few to sort.
     above = scores[(scores >= own[0]) & (labels != UNKNOWN)]
     if len(own) <= MAX_POSITIVES_TO_COUNT:
