@@ -15,7 +15,7 @@ from retailtag.context import RunContext
 from retailtag.extraction.embedder import identity
 from retailtag.extraction.stores import EngineRequest, find_imported, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
-from retailtag.runs.heads import parse_heads
+from retailtag.runs.heads import competing
 from retailtag.settings import ExtractSettings
 from retailtag.store import EmbeddingSource, join
 
@@ -60,11 +60,11 @@ def find_texts(
 ) -> NDArray[np.float32] | None:
     """Embed the names of tags for the head ``text``: float32 (n_tags, dim).
 
-    None unless `heads` includes ``text`` and the backbone is a single one with a text tower that
+    None unless ``text`` of `heads` competes and the backbone is a single one with a text tower that
     embeds into the space of its images.
     """
     components = components_of(backbone)
-    if "text" not in parse_heads(heads) or len(components) > 1:
+    if "text" not in competing(heads, 0, len(tags)) or len(components) > 1:
         return None
     if resolve_id(components[0]).scheme in ("timm", SCHEME):  # without texts: none needs loading
         return None
