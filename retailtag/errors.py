@@ -6,6 +6,7 @@ remedy. The command line prints the message alone; a traceback means a defect of
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 # 2 is what typer itself ends with on wrong usage; 130 is 128 + SIGINT, as shells have it.
@@ -19,6 +20,28 @@ EXIT_UNAVAILABLE = 6
 EXIT_INTERRUPTED = 130
 
 LONGEST_LINE = 2000  # characters of a line of a message
+
+# What a disk says that takes no more: full, over quota, at its limit for one file, read-only, or
+# failing. Such an `OSError` ends the program with EXIT_UNAVAILABLE, whichever file it is about.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+# How a lack of memory reads where it is no MemoryError: PyTorch and C++, the loader of libraries,
+# Python's threads, CUDA.
+_NO_MEMORY = ("allocate memory", "bad_alloc", "map segment", "start new thread", "out of memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, or room for addresses, ran out.
+
+    Examples
+    --------
+    >>> lacks_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    kinds = (ImportError, OSError, RuntimeError)
+    text = str(error)
+    told = isinstance(error, kinds) and any(words in text for words in _NO_MEMORY)
+    return isinstance(error, MemoryError) or told
 
 
 def named(items: Sequence[str], shown: int = 3) -> str:

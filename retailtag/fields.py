@@ -179,7 +179,7 @@ def _float(value: Any, kind: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of TOML may have any number of digits
         return None
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,13 +23,15 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary handle whose content appears under `path` only if the block succeeds.
 
     The bytes go to a temporary name in the same folder, reach the disk (fsync), and are renamed;
-    a kill, a full disk or an exception leaves what was at `path` before.
+    a kill, a full disk or an exception leaves what was at `path` before. The umask sets who may
+    read the file.
     """
     path = Path(path)
     make_folder(path.parent)
-    prefix = f".{path.name}."
+    temporary = str(temporary_beside(path, "part"))
     try:
-        fd, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+        # Not by tempfile, which makes files private whatever the umask.
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -37,7 +39,6 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(fd, "wb") as handle:
             yield handle
             handle.flush()
-            Path(temporary).chmod(0o644)
             # The bytes must be on the disk before the name: a file system may write the rename
             # first, and a power failure would then leave an empty file under the final name.
             os.fsync(handle.fileno())
@@ -51,6 +52,11 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def temporary_beside(path: Path, suffix: str) -> Path:
+    """A hidden name in the folder of `path` that nothing has yet."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.{suffix}"
 
 
 def make_folder(folder: Path) -> None:
@@ -75,6 +81,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     except OSError as error:
         if error.errno != errno.EINVAL:
+            error.filename = str(folder)
             raise
     finally:
         os.close(fd)

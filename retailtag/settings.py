@@ -22,7 +22,10 @@ Blocks = int | Literal["all", "scratch"]
 AUTO = "auto"
 STRATEGIES = ("probe", "finetune")
 FULL_C_GRID = "1e-6:1e5:45"  # what a bare --sweep-C means
+# Every number has a range at both ends, beyond which it is a slip of the pen.
 MAX_SEED = 2**32 - 1  # the largest that both NumPy and PyTorch accept
+MAX_BATCH = 65_536  # images of one step
+MAX_DRAWS = 1_000_000  # of a bootstrap or permutation test; a p-value is exact to 0.001 by then
 
 
 # Options that several sections have: `bakeoff` gives one value to all of them.
@@ -119,10 +122,18 @@ class ReadingSettings(Section):
     """Which image files are accepted."""
 
     max_pixels: int = setting(
-        100_000_000, "Larger images count as unreadable.", at_least=1, advanced=True
+        100_000_000,
+        "Larger images count as unreadable.",
+        at_least=1,
+        at_most=10**12,
+        advanced=True,
     )
     max_bytes: int = setting(
-        256 << 20, "Larger image files count as unreadable.", at_least=1, advanced=True
+        256 << 20,
+        "Larger image files count as unreadable.",
+        at_least=1,
+        at_most=1 << 40,
+        advanced=True,
     )
     allow_truncated: bool = setting(
         False,
@@ -159,6 +170,7 @@ class ComputeSettings(Section):
         None,
         "Processes that decode images; default: one per core, at most 16; 0: none but this one.",
         at_least=0,
+        at_most=1024,
         recorded=False,
         advanced=True,
     )
@@ -208,7 +220,7 @@ class ProbeSettings(Section):
         f"value: the 45 of {FULL_C_GRID}. The grid is extended where its end is chosen.",
         metavar="START:STOP:N",
     )
-    folds: int = setting(5, "Folds of the out-of-fold scores.", at_least=2)
+    folds: int = setting(5, "Folds of the out-of-fold scores.", at_least=2, at_most=1000)
     choose_C: str = setting(
         "per-group",
         "One C per group of tags, per-tag (shrunk towards it), or global.",
@@ -247,15 +259,20 @@ class FinetuneSettings(Section):
         "How many last blocks to retrain; or all; or scratch: all, from random weights.",
         metavar="N|all|scratch",
         at_least=0,
+        at_most=10_000,
     )
-    epochs: int = setting(5, "Epochs of a fine-tune; 0 keeps the probe as it is.", at_least=0)
+    epochs: int = setting(
+        5, "Epochs of a fine-tune; 0 keeps the probe as it is.", at_least=0, at_most=100_000
+    )
     batch_size: int = setting(
-        64, "Images per step of the optimiser, or per forward pass.", at_least=1
+        64, "Images per step of the optimiser, or per forward pass.", at_least=1, at_most=MAX_BATCH
     )
     lr: float = setting(
-        3e-4, "Peak learning rate of the last block (AdamW, cosine decay).", above=0
+        3e-4, "Peak learning rate of the last block (AdamW, cosine decay).", above=0, at_most=100
     )
-    head_lr: float = setting(1e-3, "Peak learning rate of the head.", above=0, advanced=True)
+    head_lr: float = setting(
+        1e-3, "Peak learning rate of the head.", above=0, at_most=100, advanced=True
+    )
     layer_decay: float = setting(
         0.75,
         "Learning rate of a block as a fraction of that of the next block.",
@@ -264,7 +281,11 @@ class FinetuneSettings(Section):
         advanced=True,
     )
     weight_decay: float = setting(
-        0.05, "Decoupled weight decay of AdamW; matrices only.", at_least=0, advanced=True
+        0.05,
+        "Decoupled weight decay of AdamW; matrices only.",
+        at_least=0,
+        at_most=1000,
+        advanced=True,
     )
     warmup: float = setting(
         0.1,
@@ -273,7 +294,7 @@ class FinetuneSettings(Section):
         below=1,
         advanced=True,
     )
-    clip_norm: float = setting(1.0, "Largest gradient norm.", above=0, advanced=True)
+    clip_norm: float = setting(1.0, "Largest gradient norm.", above=0, at_most=1e9, advanced=True)
     loss: str = setting(
         "bce", "bce, asl, focal or db, with settings: asl:gamma_neg=2.", advanced=True
     )
@@ -334,6 +355,7 @@ class FinetuneSettings(Section):
         1,
         "Forward passes per batch; doubled when memory runs out.",
         at_least=1,
+        at_most=MAX_BATCH,
         aliases=("--parts",),
         advanced=True,
     )
@@ -352,6 +374,7 @@ class FinetuneSettings(Section):
         "Disk for activations of frozen blocks; 0: none; default: half of what is free, at most "
         "100.",
         at_least=0,
+        at_most=1e6,
         recorded=False,
         advanced=True,
     )
@@ -366,6 +389,7 @@ class FinetuneSettings(Section):
         10.0,
         "Longest time between two snapshots; there is also one per epoch.",
         above=0,
+        at_most=1e6,
         recorded=False,
         advanced=True,
     )
@@ -420,9 +444,15 @@ class ScoreSettings(Section):
     """How predictions are scored and compared."""
 
     split: str = setting("test", "Split to score.")
-    replicates: int = setting(2000, "Bootstrap replicates.", at_least=100, advanced=True)
+    replicates: int = setting(
+        2000, "Bootstrap replicates.", at_least=100, at_most=MAX_DRAWS, advanced=True
+    )
     permutations: int = setting(
-        2000, "Random swaps behind each p-value.", at_least=100, advanced=True
+        2000,
+        "Random swaps behind each p-value.",
+        at_least=100,
+        at_most=MAX_DRAWS,
+        advanced=True,
     )
     allow_missing: bool = setting(False, "Score without the images that lack predictions.")
     assign: str | None = setting(

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,9 +38,8 @@ def test_a_failed_block_leaves_what_stood_there(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def refuse_temporary(**names):
-    name = f"{names['dir']}/{names['prefix']}xyz{names['suffix']}"
-    raise PermissionError(13, "Permission denied", name)
+def refuse_temporary(path, flags, mode=0o777):
+    raise PermissionError(13, "Permission denied", path)
 
 
 def refuse_rename(self, target):
@@ -55,7 +53,7 @@ def refuse_sync(fd):
 @pytest.mark.parametrize(
     ("owner", "name", "refuse"),
     [
-        (tempfile, "mkstemp", refuse_temporary),
+        (os, "open", refuse_temporary),
         (Path, "replace", refuse_rename),
         (os, "fsync", refuse_sync),
     ],

@@ -62,8 +62,9 @@ class Preprocess:
                 f"Image size {self.size} at crop_pct {self.crop_pct} is more than {MAX_SIDE} "
                 "pixels per side; give a smaller size."
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UsageError("mean and std need one value per channel, and std above 0.")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise UsageError("mean and std need one finite value per channel, and std above 0.")
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Resize and crop one RGB image of any size to uint8 (3, h, w)."""
@@ -134,7 +135,7 @@ def with_arguments(base: Preprocess, backbone_id: BackboneId) -> Preprocess:
         if "crop_mode" in args:
             changes["mode"] = CROP_MODES.get(args["crop_mode"], str(args["crop_mode"]))
         return replace(base, **changes)
-    except (UsageError, TypeError, ValueError) as error:
+    except (UsageError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"Backbone {backbone_id}: {error}") from error
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retailtag.errors import UnreadableImage
+
 Pixels = NDArray[np.uint8]
 
 INTERPOLATIONS = {
@@ -17,6 +19,12 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _IN_TORCH = ("bilinear", "bicubic")
+# That scaling may take. The shorter side of 1 x 10,000 pixels at 224 needs 1.5 GB; photographs of
+# any size need under 0.1.
+MAX_SCALING_BYTES = 1 << 30
+# Per pixel of a scaled side and of its source: weights of 8 bytes, Lanczos reaching 3 pixels out
+# in both directions of the coarser of the two.
+_WEIGHT_BYTES = 8 * 2 * 3
 
 
 def arithmetic(interpolation: str) -> str:
@@ -35,10 +43,18 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     scale of exactly 4/5, whose weights end in ties). The passes run in the order of Pillow 13
     (`_vertical_first`), whichever Pillow is installed, in the calling thread and without the
     interpreter lock.
+
+    Raises `UnreadableImage` where that takes over `MAX_SCALING_BYTES` of memory.
     """
     width, height = pixels.shape[1], pixels.shape[0]
     if size == (width, height):
         return pixels
+    if (needed := scaling_bytes((width, height), size)) > MAX_SCALING_BYTES:
+        # A fixed limit, and no try for memory: the same images are left out on every machine.
+        raise UnreadableImage(
+            f"has {width} x {height} pixels, which need {needed / 2**30:,.1f} GiB of memory to be "
+            f"scaled to {size[0]} x {size[1]}; crop it or scale it down"
+        )
     if arithmetic(interpolation) == "pillow":
         scaled = Image.fromarray(pixels).resize(size, INTERPOLATIONS[interpolation])
         return np.asarray(scaled)
@@ -47,6 +63,19 @@ def scale(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     if _vertical_first((width, height), size):
         pixels = _interpolated(pixels, (width, size[1]), interpolation)
     return _interpolated(pixels, size, interpolation)
+
+
+def scaling_bytes(old: tuple[int, int], new: tuple[int, int]) -> int:
+    """Bytes that scaling RGB pixels from width and height `old` to `new` takes at most.
+
+    Examples
+    --------
+    >>> scaling_bytes((100_000_000, 1), (22_400_000_000, 224)) // 2**30
+    15082
+    """
+    between = (old[0], new[1]) if _vertical_first(old, new) else (new[0], old[1])
+    pixels = between[0] * between[1] + new[0] * new[1]
+    return 3 * pixels + _WEIGHT_BYTES * (max(old[0], new[0]) + max(old[1], new[1]))
 
 
 def _vertical_first(old: tuple[int, int], new: tuple[int, int]) -> bool:

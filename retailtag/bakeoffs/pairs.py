@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.errors import UnreadableImage
 from retailtag.extraction.extract import ExtractSummary
-from retailtag.images.decode import decode_image
 from retailtag.predictions import Predictions
 from retailtag.report.results import PairCost
 from retailtag.runs.checks import none_readable
@@ -76,8 +75,8 @@ def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path])
     from retailtag.tagger.latency import measure_latency
     from retailtag.tagger.tagger import Tagger
 
-    images = readable_images(context.catalog, **context.limits)
     tagger = Tagger.load(folder, weights=weights, device=context.device, **context.limits)
+    images = readable_images(context.catalog, tagger.pixels)
     latency = measure_latency(tagger, images)
     return {
         "latency_ms_p50": latency.p50_ms,
@@ -88,8 +87,8 @@ def measure_pair(context: RunContext, folder: Path, weights: Mapping[str, Path])
     }
 
 
-def readable_images(catalog: Catalog, **limits: Any) -> list[bytes]:
-    """Bytes of the first `LATENCY_IMAGES` test images that decode within `limits`; at least one."""
+def readable_images(catalog: Catalog, decode: Callable[[bytes], object]) -> list[bytes]:
+    """Bytes of the first `LATENCY_IMAGES` test images that `decode` accepts; at least one."""
     images: list[bytes] = []
     failed: list[tuple[str, str]] = []
     for row in catalog.rows("test").tolist():
@@ -97,7 +96,7 @@ def readable_images(catalog: Catalog, **limits: Any) -> list[bytes]:
             break
         try:
             data = catalog.images.read(row)
-            decode_image(data, **limits)
+            decode(data)
         except UnreadableImage as error:
             failed.append((str(catalog.image_ids[row]), str(error)))
         else:

@@ -260,7 +260,7 @@ def _refuse_empty(made: SplitCatalog, names: Sequence[str]) -> None:
 
 
 def _n_images(wanted: float, n: int, name: str) -> int:
-    if wanted < 0 or (isinstance(wanted, float) and wanted >= 1):
+    if not (0 <= wanted < 1 if isinstance(wanted, float) else wanted >= 0):  # NaN is refused too
         raise UsageError(f"--{name} {wanted}: give a number of images, or a fraction below 1.")
     return round(wanted * n) if isinstance(wanted, float) else int(wanted)
 

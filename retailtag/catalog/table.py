@@ -90,7 +90,7 @@ class GroupCutoffs:
         """
         if text in CUTOFFS:
             return CUTOFFS[text]
-        match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", text)
         if match is None or not 0 < int(match[1]) < int(match[2]):
             raise UsageError(
                 f"--cutoffs {text} are not two ascending numbers of training images; write for "

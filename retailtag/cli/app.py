@@ -6,8 +6,8 @@ import typer
 
 EXIT_CODES = (
     "Exit codes: 0 done; 2 usage; 3 bad data; 4 stale or mismatched artefact; 5 a --gate is not "
-    "met; 6 something is not available (weights offline, an extra, a device); 130 interrupted, "
-    "with everything finished so far kept."
+    "met; 6 something is not available (weights offline, an extra, a device, room on the disk, "
+    "memory); 130 interrupted, with everything finished so far kept."
 )
 
 app = typer.Typer(

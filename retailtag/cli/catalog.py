@@ -44,7 +44,13 @@ FeaturesOption = Annotated[
 ]
 FoldsOption = Annotated[
     int | None,
-    typer.Option("--folds", metavar="K", help="Write K manifests, each with another fold as test."),
+    typer.Option(
+        "--folds",
+        metavar="K",
+        min=2,
+        max=1000,
+        help="Write K manifests, each with another fold as test.",
+    ),
 ]
 SeedsOption = Annotated[
     str | None,

@@ -16,10 +16,11 @@ def demo(
     call: Call,
     out: Annotated[Path, typer.Option("--out", help="Folder to write the catalogue to.")],
     n_images: Annotated[
-        int, typer.Option("--n-images", help="Images to draw, at least 150.")
+        int, typer.Option("--n-images", min=150, max=10**7, help="Images to draw, at least 150.")
     ] = 4000,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; default: all cores.")
+        int | None,
+        typer.Option("--workers", min=1, max=1024, help="Processes; default: all cores."),
     ] = None,
 ) -> None:
     """Draw a synthetic retail catalogue: images, tags, products, titles and a test split."""

@@ -73,7 +73,10 @@ def verify(
     sample: Annotated[
         int,
         typer.Option(
-            "--sample", min=1, help="Images of --catalogue to embed again, drawn at random."
+            "--sample",
+            min=1,
+            max=10**9,
+            help="Images of --catalogue to embed again, drawn at random.",
         ),
     ] = SAMPLE,
 ) -> None:

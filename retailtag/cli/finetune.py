@@ -38,6 +38,7 @@ def finetune(
         typer.Option(
             "--search",
             min=0,
+            max=1000,
             help="Try N settings of loss, sampler, rate and layer decay first.",
             rich_help_panel=ADVANCED,
             hidden=True,
@@ -48,6 +49,7 @@ def finetune(
         typer.Option(
             "--seeds",
             min=1,
+            max=1000,
             help="Runs that differ in their seed alone.",
             rich_help_panel=ADVANCED,
             hidden=True,

@@ -40,15 +40,22 @@ from retailtag.errors import (
     EXIT_BAD_DATA,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_UNAVAILABLE,
     EXIT_USAGE,
+    NO_ROOM,
     BadCatalogue,
     GateUnmet,
     RetailtagError,
+    lacks_memory,
 )
 from retailtag.version import __version__
 
 HELP_ALL = "--help-all"
 INTERRUPTED = "interrupted; everything finished so far is kept, and the same command continues."
+NO_MEMORY = (
+    "The memory ran out; free some, raise a limit such as ulimit -v, or give less data, and run "
+    "the same command again."
+)
 
 __all__ = ["app", "main", "run"]
 
@@ -114,9 +121,13 @@ def _abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _os_error(error: OSError) -> str:
+def _os_error(error: OSError) -> tuple[str, int]:
+    """One sentence on what the system refused, and the exit code."""
+    no_room = error.errno in NO_ROOM
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; fix this and run the same command again."
+    remedy = "make room or name another folder," if no_room else "fix this"
+    sentence = f"{where}{error.strerror or error}; {remedy} and run the same command again."
+    return sentence, EXIT_UNAVAILABLE if no_room else EXIT_BAD_DATA
 
 
 def run(args: list[str] | None = None) -> int:
@@ -141,11 +152,15 @@ def run(args: list[str] | None = None) -> int:
         # included, has been printed already.
         answered = isinstance(error, GateUnmet)
         return _fail(str(error), error.exit_code, as_json=as_json and not answered, **more)
-    except OSError as error:
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if lacks_memory(error):
+            return _fail(NO_MEMORY, EXIT_UNAVAILABLE, as_json=as_json)
+        if not isinstance(error, OSError):
+            raise
         # Without a file name it is stdout itself that failed, for example on a full disk.
         if error.filename is None:
             _abandon_stdout()
-        return _fail(_os_error(error), EXIT_BAD_DATA, as_json=as_json)
+        return _fail(*_os_error(error), as_json=as_json)
     return _fail(INTERRUPTED, code, as_json=as_json) if code == EXIT_INTERRUPTED else code
 
 
@@ -179,6 +194,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     _escape_libraries()
+    # What Pillow warns of in an image is of no use without the image's name.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     # By default SIGTERM ends Python without running `finally`: locks and temporary files would
     # stay. As KeyboardInterrupt it unwinds like Ctrl-C.
     _on_signals(_interrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def with_bare_sweep(args: Sequence[str]) -> list[str]:
     given: list[str] = []
     for word, following in zip(args, [*args, ""][1:], strict=True):
         given.append(word)
-        path = Path(following)
-        bare = following[:1] in ("", "-") or path.exists() or path.suffix[1:].isalpha()
-        if word == "--sweep-C" and bare:
+        if word == "--sweep-C" and _is_no_grid(following):
             given.append(FULL_C_GRID)
     return given
+
+
+def _is_no_grid(word: str) -> bool:
+    """Whether a word is another option, a file that exists, or named like one."""
+    # os.path.exists takes any text; Path.exists raises for one longer than a file name may be
+    return word[:1] in ("", "-") or os.path.exists(word) or Path(word).suffix[1:].isalpha()  # noqa: PTH110

@@ -230,8 +230,12 @@ def _appending(path: Path) -> Callable[[str], None]:
 
     def say(line: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with path.open("a", encoding="utf-8") as handle:
-            handle.write(f"{now} {line}\n")
+        try:
+            with path.open("a", encoding="utf-8") as handle:
+                handle.write(f"{now} {line}\n")
+        except OSError as error:
+            error.filename = str(path)  # a full disk names no file
+            raise
 
     return say
 

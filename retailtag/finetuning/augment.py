@@ -27,6 +27,7 @@ Zhong et al. (2020), Random Erasing Data Augmentation (the blank patch).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class _Preset:
 
 
 PRESETS = {"light": _Preset(0.7, 1.15), "strong": _Preset(0.35, 4 / 3, tone=0.3, erase=0.25)}
+MAX_VIEWS = 1000  # far more than the epochs of a fine-tune could show
 FORMS = "none, light, strong, cached:V or cached:V:strong"
 
 
@@ -82,9 +84,10 @@ class Augment:
         kind, _, rest = text.partition(":")
         views, _, preset = rest.partition(":")
         preset = preset or "light"
-        if kind != "cached" or not views.isdecimal() or int(views) < 1 or preset not in PRESETS:
-            raise UsageError(f"--augment {text} is unknown; use {FORMS}, V being at least 1.")
-        return cls(preset, int(views))
+        n_views = int(views) if re.fullmatch("[0-9]{1,9}", views) else 0
+        if kind != "cached" or not 1 <= n_views <= MAX_VIEWS or preset not in PRESETS:
+            raise UsageError(f"--augment {text} is unknown; use {FORMS}, V being 1 to {MAX_VIEWS}.")
+        return cls(preset, n_views)
 
     @property
     def cacheable(self) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UnreadableImage
-from retailtag.images.header import AGAIN, PARSER_ERRORS, damage, is_cut_off, open_image
+from retailtag.images.header import AGAIN, PARSER_ERRORS, damage, is_cut_off, one_image, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +76,8 @@ def decode_image(
     ...
     retailtag.errors.UnreadableImage: is a web page, not an image; fetch it again
     """
-    return _decoded(open_image(data, max_pixels), data, allow_truncated)
+    with one_image():
+        return _decoded(open_image(data, max_pixels), data, allow_truncated)
 
 
 def decode_pixels(
@@ -90,13 +91,14 @@ def decode_pixels(
 
     `room` gives memory of a number of bytes to decode into; the pixels may still be elsewhere.
     """
-    image = open_image(data, max_pixels)
-    # An upright RGB JPEG without a profile that moves colours, which nearly every photograph is,
-    # goes straight to libjpeg-turbo: the library that Pillow decodes with, without Pillow's own
-    # copies of the pixels. Where it warns or fails, Pillow decodes and gives the reason.
-    if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size, room)) is not None:
-        return pixels
-    return np.asarray(_decoded(image, data, allow_truncated))
+    with one_image():
+        image = open_image(data, max_pixels)
+        # An upright RGB JPEG without a profile that moves colours, which nearly every photograph
+        # is, goes straight to libjpeg-turbo: the library that Pillow decodes with, without Pillow's
+        # own copies of the pixels. Where it warns or fails, Pillow decodes and gives the reason.
+        if _is_plain_jpeg(image) and (pixels := _by_libjpeg(data, image.size, room)) is not None:
+            return pixels
+        return np.asarray(_decoded(image, data, allow_truncated))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

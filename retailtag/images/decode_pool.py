@@ -25,16 +25,8 @@ import numpy as np
 
 from retailtag.errors import Unavailable, UnreadableImage
 from retailtag.images.decode import MAX_PIXELS, Pixels, decode_pixels
-from retailtag.images.decode_worker import (
-    DEFECT,
-    PIXELS,
-    UNREADABLE,
-    Answer,
-    Job,
-    command,
-    get,
-    put,
-)
+from retailtag.images.decode_worker import PIXELS, UNREADABLE, Answer, Job, command, get, put
+from retailtag.images.header import one_image
 
 Result = TypeVar("Result")
 
@@ -77,22 +69,23 @@ def decode_in_subprocess(
     Raises
     ------
     UnreadableImage
-        If `decode_pixels` refuses the image, or a process dies or takes longer than `TIME_LIMIT`
-        seconds over it, twice.
+        If `decode_pixels` refuses the image, `use` fails on its pixels, or a process dies or takes
+        longer than `TIME_LIMIT` seconds over it, twice.
     Unavailable
         If no process can be started.
     """
     job = Job(len(data), max_pixels, allow_truncated)
-    try:
-        return _on(_borrow(), job, data, use)
-    except _Died:
-        # Once more in a fresh process, and no two second attempts at the same time: the first
-        # process may have died for memory that another image used up.
-        with _alone:
-            try:
-                return _on(_Decoder(), job, data, use)
-            except _Died as second:
-                raise UnreadableImage(f"{second}; save it anew or leave it out") from None
+    with one_image():
+        try:
+            return _on(_borrow(), job, data, use)
+        except _Died:
+            # Once more in a fresh process, and no two second attempts at the same time: the first
+            # process may have died for memory that another image used up.
+            with _alone:
+                try:
+                    return _on(_Decoder(), job, data, use)
+                except _Died as second:
+                    raise UnreadableImage(f"{second}; save it anew or leave it out") from None
 
 
 def decode_in_process(
@@ -103,7 +96,8 @@ def decode_in_process(
     allow_truncated: bool = False,
 ) -> Result:
     """Decode in this process: `decode_in_subprocess` without its protection and its cost."""
-    return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
+    with one_image():
+        return use(decode_pixels(data, max_pixels=max_pixels, allow_truncated=allow_truncated))
 
 
 class _Died(Exception):
@@ -212,7 +206,7 @@ def _is_possible(answer: Answer, max_pixels: int) -> bool:
     if answer.kind == PIXELS:
         is_rgb = min(answer.shape) > 0 and answer.shape[2] == 3
         return is_rgb and answer.size == prod(answer.shape) <= 3 * max_pixels
-    return answer.kind in (UNREADABLE, DEFECT) and answer.size <= _MAX_MESSAGE_BYTES
+    return answer.kind == UNREADABLE and answer.size <= _MAX_MESSAGE_BYTES
 
 
 def _memory_file() -> tuple[int, bool]:
@@ -254,8 +248,6 @@ def _on(decoder: _Decoder, job: Job, data: bytes, use: Callable[[Pixels], Result
     try:
         if answer.kind == UNREADABLE:
             raise UnreadableImage(_text(body))
-        if answer.kind == DEFECT:
-            raise RuntimeError(f"In a decoding process:\n{_text(body)}")
         return use(body.reshape(answer.shape))
     finally:  # not before `use` is done with the memory
         del body

@@ -13,7 +13,6 @@ import os
 import resource
 import socket
 import struct
-import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +22,9 @@ import numpy as np
 
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import Pixels, decode_pixels
+from retailtag.images.header import one_image
 
-READY, PIXELS, UNREADABLE, DEFECT = range(4)  # what an answer is
+READY, PIXELS, UNREADABLE = range(3)  # what an answer is
 IDLE_SECONDS = 60.0  # without a job for so long, the process makes room
 _JOB = struct.Struct("<QQ?")
 _ANSWER = struct.Struct("<BQ3I")
@@ -130,14 +130,16 @@ def serve(descriptor: int, shared: int) -> None:
 
 
 def _answer(job: Job, shared: int, room: Room) -> Answer:
-    data = get(shared, job.size)
     try:
-        pixels = decode_pixels(data, max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
+        with one_image():
+            pixels = decode_pixels(
+                get(shared, job.size),
+                max_pixels=job.max_pixels,
+                allow_truncated=job.allow_truncated,
+            )
+            size = pixels.nbytes if room.holds(pixels) else put(shared, pixels.data)
     except UnreadableImage as error:
         return Answer(UNREADABLE, put(shared, str(error).encode(errors="replace")))
-    except Exception:  # noqa: BLE001 - the owner raises it
-        return Answer(DEFECT, put(shared, traceback.format_exc().encode(errors="replace")))
-    size = pixels.nbytes if room.holds(pixels) else put(shared, pixels.data)
     return Answer(PIXELS, size, pixels.shape)
 
 

@@ -6,17 +6,19 @@ before a decoder allocates memory for them.
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retailtag.errors import UnreadableImage
+from retailtag.errors import RetailtagError, UnreadableImage, lacks_memory
 from retailtag.files import HEAD_BYTES, other_kind
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ _NEEDS = {
 
 AGAIN = "fetch it again"
 _CONVERT = "convert it to JPEG or PNG"
+_NO_MEMORY = "does not fit into memory; scale it down"
 _OR_ACCEPT = "or accept what there is with --allow-truncated"
 
 
@@ -104,9 +107,22 @@ def known_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
+    _keep_off_stderr()
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _keep_off_stderr() -> None:
+    """Silence what libtiff and Pillow's log print about files; refusals have their own reason."""
+    # libtiff prints from C, so no Python stream can catch it. The symbols are found through the
+    # library that links to it; one with a libtiff of its own inside hides them, and stays loud.
+    with suppress(OSError, AttributeError):
+        linked = ctypes.CDLL(import_module("PIL._imaging").__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            getattr(linked, name)(None)
+    # A logger without a handler prints to stderr; those that a program adds still get everything.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
@@ -166,11 +182,38 @@ def _is_webp(data: bytes) -> bool:
     return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
 
 
+@contextmanager
+def one_image() -> Iterator[None]:
+    """Make whatever fails inside, over one image, the reason that this image is left out.
+
+    Shapes, modes and sizes that nobody foresaw must not end a run over a million images. What
+    retailtag raises on purpose passes.
+    """
+    try:
+        yield
+    except RetailtagError:
+        raise
+    except Exception as error:
+        raise UnreadableImage(_unusable(error)) from error
+
+
+def _unusable(error: Exception) -> str:
+    """One sentence for what a step after reading raised, and the remedy."""
+    if lacks_memory(error):
+        return _NO_MEMORY
+    name = type(error).__name__
+    return f"cannot be used ({name}: {_first_line(error)}); {_CONVERT}, or leave it out"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def damage(error: BaseException, data: bytes) -> str:
     """One sentence for what a parser raised over `data`, and the remedy."""
     if isinstance(error, MemoryError):
-        return "does not fit into memory; scale it down"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _NO_MEMORY
+    text = _first_line(error)
     if "truncated" in text.lower() or is_cut_off(data):
         return f"is truncated; {AGAIN}" + f" {_OR_ACCEPT}" * data.startswith(_JPEG)
     return f"is damaged ({text}); {AGAIN}"

@@ -123,8 +123,7 @@ def load_views(
     for, where a crash of a codec ends the run. Images of over `max_pixels` fail, from their header
     alone; `allow_truncated` accepts files that end early, the missing part grey.
 
-    An image that cannot be read is a `Failure`; any other exception (a defect of a step, say)
-    ends the iteration.
+    An image that cannot be read, decoded or preprocessed is a `Failure`.
     """
     decode = partial(
         decode_in_subprocess if workers else decode_in_process,

@@ -11,6 +11,7 @@ import numpy as np
 
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode import to_rgb
+from retailtag.images.header import one_image
 from retailtag.images.sources import ImageSource
 
 
@@ -32,7 +33,8 @@ class MemoryImages(ImageSource):
                 self.faults[i] = "has no image"
             else:
                 try:
-                    data = _png(image)
+                    with one_image():
+                        data = _png(image)
                 except UnreadableImage as error:
                     self.faults[i] = str(error)
             self._files.append(data)

@@ -20,6 +20,7 @@ from typing import Any
 
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.files import check_kind, head_of, kind_of
+from retailtag.images.header import one_image
 from retailtag.images.tar import plain_tar
 from retailtag.npz import ZIP_DAMAGE
 
@@ -105,7 +106,8 @@ class ImageSource:
         """
         if index in self.faults:
             raise UnreadableImage(self.faults[index])
-        return self._read(index)
+        with one_image():
+            return self._read(index)
 
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Bytes and modification time (ns) of the file that holds image `index`; None: unknown."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from retailtag.errors import DataError
+from retailtag.errors import NO_ROOM, DataError
 from retailtag.files import file_sha256, parse_json, write_text, write_whole
 from retailtag.images.tar_headers import TarDamage, entries
 
@@ -75,6 +75,8 @@ def plain_tar(archive: Path) -> tuple[Path, Members]:
         with opener(archive, "rb") as stream, write_whole(plain) as out:
             _copy(stream, out, limit, archive)
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # it is not the archive that is at fault
         raise DataError(f"{archive} cannot be unpacked into {plain.parent}: {error}.") from error
     members = scan_tar(plain, named=archive)
     listing = {"bytes": plain.stat().st_size, "spans": members.spans, "refused": members.refused}

@@ -9,6 +9,8 @@ from retailtag.errors import UsageError
 from retailtag.settings import ProbeSettings
 
 LIMITS = (1e-8, 1e7)  # a widened grid stays within
+RANGE = (1e-12, 1e12)  # of any strength; beyond, float32 loses either the loss or the penalty
+MAX_VALUES = 1000  # of a grid, each of which is a fit for every tag and fold
 VALUES_ADDED = 3  # at a time, when a grid is widened
 MIN_LOG_RATIO = 1e-9  # of two neighbours; a million times the rounding of float64
 
@@ -19,7 +21,7 @@ def parse_grid(text: str) -> NDArray[np.float64]:
     Raises
     ------
     UsageError
-        If the text is neither, or a value is not positive.
+        If the text is neither, a value is out of `RANGE`, or there are over `MAX_VALUES`.
 
     Examples
     --------
@@ -28,21 +30,27 @@ def parse_grid(text: str) -> NDArray[np.float64]:
     >>> parse_grid("1,0.1").tolist()
     [0.1, 1.0]
     """
-    remedy = (
-        f"--sweep-C {text} is not a grid of strengths; write START:STOP:N such as "
-        f"{ProbeSettings.sweep_C}, or a comma-separated list."
-    )
     try:
         if ":" in text:
             start, stop, n = text.split(":")
-            grid = np.geomspace(float(start), float(stop), int(n))
+            stated, n_values = [float(start), float(stop)], int(n)
         else:
-            grid = np.array([float(value) for value in text.split(",")])
+            stated = [float(value) for value in text.split(",")]
+            n_values = len(stated)
     except ValueError:
-        raise UsageError(remedy) from None
-    if not (len(grid) and np.isfinite(grid).all() and (grid > 0).all()):
-        raise UsageError(remedy)
-    return np.unique(grid)
+        raise UsageError(
+            f"--sweep-C {text} is not a grid of strengths; write START:STOP:N such as "
+            f"{ProbeSettings.sweep_C}, or a comma-separated list."
+        ) from None
+    # Before the grid is made: the numbers may ask for more memory than there is.
+    low, high = RANGE
+    if not (0 < n_values <= MAX_VALUES and all(low <= C <= high for C in stated)):
+        raise UsageError(
+            f"--sweep-C {text} is out of range; give 1 to {MAX_VALUES:,} strengths of {low:g} to "
+            f"{high:g}."
+        )
+    is_range = ":" in text
+    return np.unique(np.geomspace(stated[0], stated[1], n_values) if is_range else stated)
 
 
 def beyond(C: NDArray[np.float64], *, above: bool) -> NDArray[np.float64]:

@@ -52,7 +52,7 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Read ``NAME OP NUMBER``; `UsageError` if it is not one or names an unknown figure.
+    """Read ``NAME OP FRACTION``; `UsageError` if it is not one or names an unknown figure.
 
     Examples
     --------
@@ -65,9 +65,9 @@ def parse_gate(text: str) -> Gate:
         gate = Gate(name, op, float(bound))
     except ValueError:
         gate = None
-    if gate is None or name not in NAMES or math.isnan(gate.bound):
+    if gate is None or name not in NAMES or not 0 <= gate.bound <= 1:
         raise UsageError(
-            f'--gate "{text}" is not a gate; write NAME OP NUMBER such as "tail_macro_f1>=0.30", '
+            f'--gate "{text}" is not a gate; write NAME OP FRACTION such as "tail_macro_f1>=0.30", '
             f"with one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."
         )
     return gate

@@ -25,6 +25,7 @@ from retailtag.errors import ArtefactError, DataError, Unavailable, UnreadableIm
 from retailtag.files import read_json
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.images.decode import MAX_PIXELS, decode_image, to_rgb
+from retailtag.images.header import one_image
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.exclusive import (
@@ -158,17 +159,25 @@ class Tagger:
             raise UsageError(f"Give a list of images, [image], not one {type(images).__name__}.")
         if not len(images):
             return np.empty((0, len(self.tags)), np.float32)
-        pixels: list[list[NDArray[np.uint8]]] = [[] for _ in self.embedders]
-        for number, image in enumerate(images):
-            # decoded once for all backbones, and freed before the next image
-            decoded = self._decode(image, number)
-            for embedder, rows in zip(self.embedders, pixels, strict=True):
-                rows.append(embedder.preprocess(decoded))
+        pixels = [self.pixels(image, number) for number, image in enumerate(images)]
         embeddings = [
             embedder.embed(torch.from_numpy(np.stack(rows))).cpu().numpy()
-            for embedder, rows in zip(self.embedders, pixels, strict=True)
+            for embedder, rows in zip(self.embedders, zip(*pixels, strict=True), strict=True)
         ]
         return self.head.logits(np.concatenate(embeddings, axis=1))
+
+    def pixels(self, image: ImageInput, number: int = 0) -> list[NDArray[np.uint8]]:
+        """Preprocessed pixels (3, h, w) of one image for each backbone; raises as `logits` does.
+
+        `number` is what messages call an image that has no name.
+        """
+        try:
+            with one_image():
+                decoded = self._decode(image, number)  # once for all backbones
+                return [embedder.preprocess(decoded) for embedder in self.embedders]
+        except UnreadableImage as error:
+            name = f"{image} " if isinstance(image, str | Path) else ""
+            raise UnreadableImage(f"{name}{error}") from error
 
     def tag(self, images: Sequence[ImageInput]) -> list[list[str]]:
         """Tags of each image, by falling logit: those at or above their thresholds.
@@ -205,11 +214,10 @@ class Tagger:
         if isinstance(image, bytes):
             return decode(image)
         try:
-            return decode(Path(image).read_bytes())
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{image} {error}") from error
+            data = Path(image).read_bytes()
         except OSError as error:
-            raise UnreadableImage(f"{image} cannot be read: {error.strerror or error}.") from error
+            raise UnreadableImage(f"cannot be read: {error.strerror or error}.") from error
+        return decode(data)
 
     @property
     def parameters(self) -> int:

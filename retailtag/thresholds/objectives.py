@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from retailtag.errors import UsageError
 
 Floats = NDArray[np.float64]
+MIN_BETA = 1e-3  # F-beta is precision itself below, and recall above its inverse
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Objective:
         If a value is out of range.
     """
 
-    beta: float = 1.0  # weight of recall against precision, positive and finite; 1 is F1
+    beta: float = 1.0  # weight of recall against precision, `MIN_BETA` to its inverse; 1 is F1
     precision: float | None = None  # least precision, in (0, 1]; `beta` is then ignored
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
+        if not MIN_BETA <= self.beta <= 1 / MIN_BETA:
             raise UsageError(
-                f"--objective fbeta:{self.beta:g} is out of range; give a beta above 0, such as 2."
+                f"--objective fbeta:{self.beta:g} is out of range; give {MIN_BETA:g} to "
+                f"{1 / MIN_BETA:g}, such as 2."
             )
         if self.precision is not None and not 0 < self.precision <= 1:
             raise UsageError(

@@ -16,13 +16,15 @@ from PIL import Image
 from retailtag.backbones import resolve_id
 from retailtag.backbones.clip_models import from_open_clip
 from retailtag.backbones.preprocess import (
+    MODES,
     Preprocess,
     accepts_truncated,
     with_arguments,
     with_truncated,
 )
+from retailtag.backbones.resize import MAX_SCALING_BYTES, scaling_bytes
 from retailtag.backbones.timm_models import _preprocess, from_timm
-from retailtag.errors import UsageError
+from retailtag.errors import UnreadableImage, UsageError
 from retailtag.store import FeatureSpec
 from retailtag.store.spec import explain_differences
 
@@ -188,11 +190,42 @@ def test_a_border_of_a_timm_model_has_the_mean_of_the_id():
         ("mean=0.1,0.2", "neither one value nor three"),
         ("size=0", "not a positive"),
         ("size=big", "invalid literal"),
+        ("size=inf", "infinity"),
+        ("size=nan", "NaN"),
+        ("size=1e300", "more than 4096 pixels"),
+        ("crop_pct=nan", "crop_pct nan is not in"),
+        ("mean=nan", "one finite value"),
+        ("mean=inf", "one finite value"),
+        ("std=inf", "one finite value"),
+        ("std=nan", "one finite value"),
     ],
 )
 def test_bad_overrides_name_the_id(args, said):
     with pytest.raises(UsageError, match=rf"timm:x\?{args.split('=')[0]}.*{said}"):
         with_arguments(Preprocess(size=(8, 8)), resolve_id(f"timm:x?{args}"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+def test_what_needs_too_much_memory_to_be_scaled_is_refused_before_it_is_taken(mode, interpolation):
+    """100 million pixels in a row, in one pixel's memory: within the limit on decoding."""
+    step = Preprocess((224, 224), mode, interpolation=interpolation)
+    row = np.broadcast_to(np.uint8(0), (1, 100_000_000, 3))
+    with pytest.raises(UnreadableImage, match=r"has 100000000 x 1 pixels, .* GiB .*; crop"):
+        step.of_pixels(row)
+    with pytest.raises(UnreadableImage, match=r"has 1 x 100000000 pixels"):
+        step.of_pixels(row.transpose(1, 0, 2))
+
+
+@given(st.integers(1, 3_000), st.integers(1, 3_000), st.sampled_from(MODES))
+def test_no_photograph_is_refused_for_the_memory_of_its_scaling(width, height, mode):
+    """Sides in hundreds of pixels up to a ratio of 1,000."""
+    width, height = 100 * width, 100 * height
+    if max(width, height) > 1000 * min(width, height):
+        return
+    step = Preprocess((224, 224), mode)
+    size = step._scaled(width, height)
+    assert scaling_bytes((width, height), size) <= MAX_SCALING_BYTES
 
 
 def test_json_says_every_field_and_the_decoder():

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from retailtag.context import RunContext
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.extraction.extract import extract
 from retailtag.files import read_json, write_json
+from retailtag.images.decode import decode_image
 from retailtag.report.results import PairCost
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.probe import load_rows, run_probe
@@ -72,10 +74,10 @@ def test_truncated_images_pass_every_stage_or_none(cut_off, tmp_path, quick_bake
 
 def test_latency_passes_over_what_cannot_be_read(cut_off):
     n = len(cut_off.rows("test"))
-    assert len(readable_images(cut_off, allow_truncated=True)) == n
-    assert len(readable_images(cut_off)) == n - 1
+    assert len(readable_images(cut_off, partial(decode_image, allow_truncated=True))) == n
+    assert len(readable_images(cut_off, decode_image)) == n - 1
     with pytest.raises(UnreadableImage, match=r"None of the \d+ test images.*limit of 10"):
-        readable_images(cut_off, max_pixels=10)
+        readable_images(cut_off, partial(decode_image, max_pixels=10))
 
 
 def test_limits_reach_the_fine_tune_and_the_tagger(small, small_store, tmp_path):

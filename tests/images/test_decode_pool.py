@@ -36,6 +36,7 @@ ACTS = {
     b"EXIT": lambda: os._exit(3),
     b"SLEEP": lambda: time.sleep(3600),
     b"DEFECT": lambda: 1 / 0,
+    b"MEMORY": lambda: [None] * (1 << 60),
 }
 def crash(data, **limits):
     for word, act in ACTS.items():
@@ -196,13 +197,24 @@ def test_a_process_that_went_away_is_replaced(picture):
 
 
 @pytest.mark.usefixtures("crashing")
-def test_a_defect_of_the_package_is_not_an_unreadable_image(picture):
-    with pytest.raises(RuntimeError, match=r"(?s)decoding process.*ZeroDivisionError"):
-        decode_in_subprocess(picture() + b"DEFECT")
-    (idle,) = module._idle[os.getpid()]
-    with pytest.raises(KeyError):
-        decode_in_subprocess(picture(), lambda pixels: {}[len(pixels)])
-    assert module._idle[os.getpid()] == [idle]
+def test_whatever_fails_after_decoding_is_the_reason_of_its_image_alone(picture):
+    data = [picture(v) for v in range(6)]
+    data[1] += b"DEFECT"
+    data[3] += b"MEMORY"
+
+    def step(image):
+        value = int(np.asarray(image).sum())
+        return {}[value] if value == fourth else Preprocess((8, 8))(image)
+
+    fourth = int(np.asarray(decode_image(picture(4))).sum())
+    (batch,) = load_batches(Images(data), range(6), step, batch_size=6, workers=1)
+    assert {f.row: f.reason for f in batch.failures} == {
+        1: "cannot be used (ZeroDivisionError: division by zero); convert it to JPEG or PNG, or "
+        "leave it out",
+        3: "does not fit into memory; scale it down",
+        4: f"cannot be used (KeyError: {fourth}); convert it to JPEG or PNG, or leave it out",
+    }
+    assert len(module._idle[os.getpid()]) == 1  # none of them cost the process
 
 
 def test_a_process_cannot_take_memory_away_that_its_owner_reads(picture):

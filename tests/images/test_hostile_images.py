@@ -1,7 +1,9 @@
 """Every file of the corpus gets its verdict, alone and in a catalogue, and no name leads out."""
 
 import csv
+import io
 import json
+import logging
 import os
 import re
 import socket
@@ -132,6 +134,23 @@ def test_a_bomb_costs_no_memory(corpus, picture, tmp_path):
     reasons = json.loads(done.stdout)
     for i, case in enumerate(bombs):
         assert re.search(case.reason, reasons[str(i)]), case.name
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "group4"])
+def test_libtiff_and_the_log_of_pillow_print_nothing(compression, capfd):
+    """Both write past Python's streams, and neither knows the name of the file."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8))
+    buffer = io.BytesIO()
+    image.convert("1" if compression == "group4" else "RGB").save(
+        buffer, "TIFF", compression=compression
+    )
+    for at in range(8, len(buffer.getvalue()) - 8, 97):
+        data = bytearray(buffer.getvalue())
+        data[at : at + 6] = rng.bytes(6)
+        decoded(bytes(data))
+    logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_limit_on_pixels_holds_below_pillows_own(corpus):

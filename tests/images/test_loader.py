@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from retailtag.errors import UnreadableImage
+from retailtag.errors import Unavailable, UnreadableImage
 from retailtag.images.loader import Failure, Request, hash_images, load_batches, load_views
 
 
@@ -95,12 +96,36 @@ def test_reading_ahead_is_bounded_and_stops_with_the_caller():
     assert images.reads <= 5 + 2 * 5 + 1
 
 
-def test_a_defect_of_the_preprocessing_is_not_an_unreadable_image():
-    def broken(image):
-        raise ZeroDivisionError
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "does not fit into memory; scale it down"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit into memory"),
+        (OverflowError("too large"), r"cannot be used \(OverflowError: too large\); convert it"),
+        (AssertionError(), r"cannot be used \(AssertionError: AssertionError\)"),
+    ],
+)
+def test_whatever_a_step_raises_over_one_image_leaves_that_image_out(workers, error, reason):
+    def step(image):
+        if image.getpixel((0, 0))[0] == 3:
+            raise error
+        return preprocess(image)
 
-    with pytest.raises(ZeroDivisionError):
-        list(load_batches(Images([png(1)] * 9), range(9), broken, batch_size=2, workers=2))
+    images = Images([png(v) for v in range(5)])
+    (batch,) = load_batches(images, range(5), step, batch_size=9, workers=workers)
+    assert batch.rows.tolist() == [0, 1, 2, 4]
+    (failure,) = batch.failures
+    assert failure.row == 3
+    assert re.match(reason, failure.reason)
+
+
+def test_what_retailtag_raises_on_purpose_ends_the_loading():
+    def step(image):
+        raise Unavailable("torch is missing")
+
+    with pytest.raises(Unavailable, match="torch is missing"):
+        list(load_batches(Images([png(1)]), [0], step, batch_size=2, workers=2))
 
 
 @pytest.mark.parametrize("workers", [0, 3])

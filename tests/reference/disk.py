@@ -8,6 +8,7 @@ system in use does to a program, as in Pillai et al. 2014 (ALICE, OSDI), section
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ import pytest
 
 DATA = {"write", "truncate"}
 NAMES = {"create", "rename", "unlink", "mkdir"}
+# What a full disk refuses; the other operations fail as a broken one.
+GROWS = {"create", "write", "mkdir"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Recorder:
     def _os_open(self, real, path, flags, *args, **kwargs):
         where = self.inside(path)
         if where is None:
-            return real(path, flags, *args, **kwargs)
+            fd = real(path, flags, *args, **kwargs)
+            self._open.pop(fd, None)  # a number that a file of this disk had before
+            return fd
         if not flags & os.O_CREAT:
             fd = real(path, flags, *args, **kwargs)
             self._open[fd] = Op("open", where)
@@ -156,6 +161,39 @@ class Recorder:
         else:
             self.do(Op("mkdir", where), lambda: real(path, *args, **kwargs))
             self._names[where] = -1
+
+
+class Failing:
+    """A disk that is full from its n-th operation on, or that breaks in it if that needs no room.
+
+    Parameters
+    ----------
+    n : int
+        Operations that succeed before; a read-only disk lets none.
+    kind : str
+        Count operations of this kind alone; empty: all.
+    """
+
+    def __init__(self, n: int, read_only: bool = False, kind: str = "") -> None:
+        self._left = n
+        self._kind = kind
+        self._refuses = GROWS | {"truncate", "rename", "unlink"} if read_only else set()
+        self._says = errno.EROFS if read_only else errno.ENOSPC
+        self.failed: Op | None = None
+
+    def __call__(self, op: Op) -> None:
+        counts = op.kind == self._kind or not self._kind
+        self._left -= counts
+        if counts and self._left == -1 and not self._refuses:
+            self.failed = op
+            self._refuses = GROWS & {op.kind} and GROWS
+            self._raise(self._says if self._refuses else errno.EIO)
+        if op.kind in self._refuses:
+            self._raise(self._says)
+
+    @staticmethod
+    def _raise(code: int) -> None:
+        raise OSError(code, os.strerror(code))
 
 
 def _calling(method, real):

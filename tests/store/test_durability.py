@@ -17,16 +17,13 @@ from pathlib import Path
 
 import pytest
 import reference_disk
-from reference_disk import Op, Recorder, State
+from reference_disk import Failing, Op, Recorder, State
 from reference_extraction import COMMANDS, Served, command, segments
 
 from retailtag.errors import DamagedFile, Unavailable
 from retailtag.store import FeatureSpec, FeatureStore
 from retailtag.store import store as store_module
 from retailtag.store.segment import Segment, read_segment
-
-# What a full disk refuses; the other operations fail as a broken one.
-GROWS = {"create", "write", "mkdir"}
 
 
 @dataclass(frozen=True)
@@ -229,35 +226,6 @@ def test_a_power_failure_at_every_operation_loses_nothing_committed(history, who
                 seen_continued.add((moment.number, alike))
                 check_continues(root, moment.number, wholes[moment.number])
     assert len(seen_served) > 150
-
-
-class Failing:
-    """A disk that is full from its n-th operation on, or that breaks in it if that needs no room.
-
-    Parameters
-    ----------
-    n : int
-        Operations that succeed before; a read-only disk lets none.
-    """
-
-    def __init__(self, n: int, read_only: bool = False) -> None:
-        self._left = n
-        self._refuses = GROWS | {"truncate", "rename", "unlink"} if read_only else set()
-        self._says = errno.EROFS if read_only else errno.ENOSPC
-        self.failed: Op | None = None
-
-    def __call__(self, op: Op) -> None:
-        self._left -= 1
-        if self._left == -1 and not self._refuses:
-            self.failed = op
-            self._refuses = GROWS & {op.kind} and GROWS
-            self._raise(self._says if self._refuses else errno.EIO)
-        if op.kind in self._refuses:
-            self._raise(self._says)
-
-    @staticmethod
-    def _raise(code: int) -> None:
-        raise OSError(code, os.strerror(code))
 
 
 def check_sentence(error: Unavailable, root: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from retailtag.backbones import resize
 from retailtag.backbones.factory import load_backbone
 from retailtag.errors import ArtefactError, UnreadableImage, UsageError
 from retailtag.finetuning.artefact import Checkpoint
@@ -89,6 +90,15 @@ def test_an_unreadable_file_is_named(tagger, tmp_path):
     (tmp_path / "page.jpg").write_text("<!DOCTYPE html>")
     with pytest.raises(UnreadableImage, match=r"page\.jpg is a web page"):
         tagger.tag([str(tmp_path / "page.jpg")])
+
+
+def test_an_image_that_cannot_be_scaled_is_named(tagger, tmp_path, monkeypatch):
+    monkeypatch.setattr(resize, "MAX_SCALING_BYTES", 1000)
+    Image.new("L", (900, 1)).save(tmp_path / "line.png")
+    with pytest.raises(UnreadableImage, match=r"line\.png has 900 x 1 pixels, .* of memory"):
+        tagger.tag([tmp_path / "line.png"])
+    with pytest.raises(UnreadableImage, match=r"^has 900 x 1 pixels"):
+        tagger.tag([Image.new("L", (900, 1))])
 
 
 def test_it_describes_itself_in_text_and_html(tagger):

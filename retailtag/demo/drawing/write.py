@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ from retailtag.demo.drawing.photo import photograph
 from retailtag.demo.drawing.taxonomy import TAGS
 from retailtag.demo.drawing.world import Product, sample_product, sample_products, split_products
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.files import read_json
+from retailtag.files import read_json, temporary_beside
 
 GENERATOR = "2"
 QUALITY = 88
@@ -115,17 +114,19 @@ def write_demo_catalogue(
     if found:
         return found
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    partial = temporary_beside(out, "partial")
+    partial.mkdir()
     try:
         summary = _write(partial, n_images, seed, workers or os.cpu_count() or 1, progress)
         counts = asdict(summary) | {"catalogue": "catalogue.csv"}
         (partial / _RECORD).write_text(json.dumps(asked | {"summary": counts}, indent=1))
-        partial.chmod(0o755)  # mkdtemp makes folders private
         if out.exists():
             out.rmdir()
         partial.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = str(out)  # a full disk names no file
         raise
     return _summary_at(out, counts, reused=False)
 
