@@ -78,7 +78,7 @@ class CatalogSettings(Section):
         advanced=True,
     )
     min_images: int = setting(
-        0, "Leave out tags of fewer images.", at_least=0, metavar="N", advanced=True
+        0, "Leave out tags of fewer images.", at_least=0, at_most=10**9, metavar="N", advanced=True
     )
     tag_separator: str = setting(
         "", "What separates the tags in a cell; default: |.", metavar="TEXT", advanced=True
