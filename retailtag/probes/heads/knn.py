@@ -225,6 +225,7 @@ class KnnFits:
 def _directions(X: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of X less the mean, scaled to unit length; 0 where nothing is left."""
     # Without centring, a mean that all images share would make every cosine alike.
-    centred = X - mean
-    length = np.sqrt((centred * centred).sum(axis=1, dtype=np.float64, keepdims=True))
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinitely long, and becomes 0
+        centred = X - mean
+        length = np.sqrt((centred * centred).sum(axis=1, dtype=np.float64, keepdims=True))
     return (centred / np.where(length > 0, length, 1)).astype(np.float32)
