@@ -7,6 +7,8 @@ the same in every orthogonal basis, ‖Vw‖ = ‖w‖, and so is the optimum.
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -161,4 +163,7 @@ def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A matrix in a file without a name; the disk is freed with the last view of it."""
     with tempfile.TemporaryFile(prefix="retailtag-") as handle:
         flat = np.float64 if dtype == torch.float64 else np.float32
+        if hasattr(os, "posix_fallocate"):
+            # On a full disk this is an error; a write to a mapped hole would be a signal.
+            os.posix_fallocate(handle.fileno(), 0, math.prod(shape) * dtype.itemsize)
         return torch.from_numpy(np.memmap(handle, dtype=flat, mode="w+", shape=shape))

@@ -1,5 +1,7 @@
 """Features of the solver: where they lie, and that it changes no result."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +116,13 @@ def test_weights_of_zero_leave_images_out_and_whole_ones_repeat_them(world):
     weighted = fit_probes(X, Y, [0.1], sample_weight=times)
     repeated = fit_probes(np.repeat(X, times, axis=0), np.repeat(Y, times, axis=0), [0.1])
     np.testing.assert_allclose(weighted.objective, repeated.objective, rtol=2e-4)
+
+
+def test_a_full_disk_is_an_error_not_a_signal(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    X = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    with pytest.raises(OSError, match="No space left"):
+        RotatedFeatures.make(X, None, CPU, 100)
