@@ -161,12 +161,8 @@ def run_probe(
     }
     probe = fitted.probe(catalog, facts)
     predictions = _predict(probe, catalog, rest, train)
-    probe.save(out)
-    predictions.save(out / "predictions.npz")
-    _write_table(out / "sweep.parquet", fitted.chosen.table)
-    group = catalog.table.group
-    _write_table(out / "heads.parquet", head_rows(fitted.chosen.heads, probe.tags, group))
-    findings = grid_findings(fitted.chosen.sweep, group, settings.choose_C)
+    _save(out, probe, predictions, fitted.chosen, catalog.table.group)
+    findings = grid_findings(fitted.chosen.sweep, catalog.table.group, settings.choose_C)
     findings += status_findings(fitted.chosen.sweep, facts["unconverged"])
     findings += _changed_sources(catalog, store, [*train.rows.tolist(), *rest.rows.tolist()])
     if mixed := mixed_threads(facts["threads"]):
@@ -184,6 +180,16 @@ def run_probe(
     checkpoints.clear()
     n_used = len(train.rows) + len(rest.rows)
     return ProbeRun(probe, predictions, findings, len(catalog) - n_used, record)
+
+
+def _save(
+    out: Path, probe: Probe, predictions: Predictions, chosen: Chosen, group: NDArray[np.str_]
+) -> None:
+    """Write all files of a run but its record."""
+    probe.save(out)
+    predictions.save(out / "predictions.npz")
+    _write_table(out / "sweep.parquet", chosen.table)
+    _write_table(out / "heads.parquet", head_rows(chosen.heads, probe.tags, group))
 
 
 def _changed_sources(
