@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retailtag.backbones.ids import BackboneId, resolve_id
 from retailtag.backbones.registry import FAMILIES, load_function
-from retailtag.errors import UsageError
+from retailtag.errors import DataError, UsageError
 from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from retailtag.backbones.hub import Published
 
 RANDOM_SEED = 0
+# What the libraries raise on values of a configuration that they do not check.
+_CONFIG_ERRORS = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError,
+    RuntimeError,
+)  # fmt: skip
 
 
 def load_backbone(
@@ -50,7 +57,8 @@ def load_backbone(
     model = build_model(resolve_id(backbone_id), weights, random_weights=random_weights, seed=seed)
     if model.note:
         progress.say(model.note)
-    return Backbone(model, device)
+    with _following_config(weights):
+        return Backbone(model, device)
 
 
 def build_model(
@@ -67,10 +75,34 @@ def build_model(
     import torch
 
     build = load_function(FAMILIES[backbone_id.scheme].build)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _following_config(weights):
         torch.default_generator.manual_seed(seed)
         model: LoadedModel = build(backbone_id, weights, random_weights=random_weights)
     return model
+
+
+@contextmanager
+def _following_config(weights: Path | None) -> Iterator[None]:
+    """Blame what fails on the configuration beside the weights, if there is one.
+
+    Without a folder all values are the library's own or those of the id.
+    """
+    import torch
+
+    from retailtag.backbones.weights import split_branch
+
+    folder, _ = split_branch(weights)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _CONFIG_ERRORS as error:
+        if folder is None or not folder.is_dir():
+            raise
+        raise DataError(
+            f"The configuration beside the weights in {folder} cannot be followed ({error}); "
+            "use the files published with them."
+        ) from error
 
 
 def published(backbone_id: BackboneId) -> Published | None:

@@ -123,8 +123,22 @@ def _folder_config(backbone_id: BackboneId, weights: Path | None) -> dict[str, A
             f"{backbone_id.model}; use timm:{architecture or 'MODEL'} or other weights."
         )
     stored = config.get("pretrained_cfg", config)
-    args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+    model_args = config.get("model_args", {})
+    if not isinstance(stored, dict) or not isinstance(model_args, dict):
+        raise DataError(
+            f"{weights / 'config.json'}: pretrained_cfg and model_args must be objects; use the "
+            "file published with the weights."
+        )
+    args = {k: v for k, v in model_args.items() if k != "num_classes"}
     known = {k: stored[k] for k in _CONFIG_KEYS if k in stored}
+    for name, value in known.items():
+        # timm takes its default in place of a 0, an empty value or a mode that it does not know.
+        odd_text = name in ("interpolation", "crop_mode") and not isinstance(value, str)
+        if value is not None and (not value or odd_text):
+            raise DataError(
+                f"{weights / 'config.json'}: {name} is {value!r}, which cannot be followed; use "
+                "the file published with the weights."
+            )
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     return {"model_args": args, "pretrained_cfg": known}
 

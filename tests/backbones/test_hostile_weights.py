@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retailtag import npz
-from retailtag.backbones import tensor_file
+from retailtag.backbones import load_backbone, tensor_file
 from retailtag.backbones.tensor_file import read_tensors
 from retailtag.backbones.weights import Target, state_sha256
-from retailtag.errors import DataError
+from retailtag.errors import DataError, UsageError
 
 State = dict[str, Tensor]
 NORM = "1.weight"
@@ -162,6 +162,57 @@ def test_every_changed_byte_is_a_sentence_or_a_number(tmp_path):
             (tmp_path / name).write_bytes(changed)
             with suppress(DataError):
                 load(tmp_path / name)
+
+
+VIT = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32, "mlp_ratio": 1}
+TIMM_CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "model_args": VIT,
+    "pretrained_cfg": {"input_size": [3, 32, 32]},
+}
+
+
+def test_a_plain_configuration_is_followed(tmp_path, vit_file):
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    (tmp_path / "model.safetensors").write_bytes(vit_file)
+    backbone = load_backbone("timm:vit_tiny_patch16_224.augreg_in21k", weights=tmp_path)
+    assert backbone.dim == 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrained_cfg": [1]}, {"pretrained_cfg": "a"}, {"model_args": [1]}, {"model_args": "a"},
+        {"pretrained_cfg": {"mean": "x"}}, {"pretrained_cfg": {"mean": [1, 2]}},
+        {"pretrained_cfg": {"mean": [0, 0, float("nan")]}}, {"pretrained_cfg": {"std": [0, 1, 1]}},
+        {"pretrained_cfg": {"std": {"a": 1}}}, {"pretrained_cfg": {"std": [[1], [1], [1]]}},
+        {"pretrained_cfg": {"input_size": "a"}}, {"pretrained_cfg": {"input_size": [3, 0, 0]}},
+        {"pretrained_cfg": {"input_size": []}}, {"pretrained_cfg": {"crop_pct": "a"}},
+        {"pretrained_cfg": {"crop_pct": 0}}, {"pretrained_cfg": {"crop_mode": ["a"]}},
+        {"pretrained_cfg": {"interpolation": 7}}, {"pretrained_cfg": {"interpolation": {}}},
+        {"pretrained_cfg": {"classifier": 7}}, {"model_args": {"embed_dim": "a"}},
+        {"model_args": {"embed_dim": -32}}, {"model_args": {"depth": 10.5}},
+        {"model_args": {"num_heads": 0}}, {"model_args": {"colour": 1}},
+        {"architecture": ["a"]}, {"architecture": 3},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_followed_is_a_sentence(tmp_path, vit_file, changes):
+    config = {**TIMM_CONFIG, **changes}
+    for name in ("pretrained_cfg", "model_args"):
+        if isinstance(config[name], dict):
+            config[name] = {**TIMM_CONFIG[name], **config[name]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(vit_file)
+    with pytest.raises((DataError, UsageError)):
+        load_backbone("timm:vit_tiny_patch16_224.augreg_in21k", weights=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def vit_file() -> bytes:
+    import timm
+    from safetensors.torch import save
+
+    return save(timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).state_dict())
 
 
 def rewritten(path: Path, **how: Any) -> Path:
