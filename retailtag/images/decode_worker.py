@@ -136,6 +136,7 @@ def _answer(job: Job, shared: int, room: Room) -> Answer:
                 get(shared, job.size),
                 max_pixels=job.max_pixels,
                 allow_truncated=job.allow_truncated,
+                room=room.take,
             )
             size = pixels.nbytes if room.holds(pixels) else put(shared, pixels.data)
     except UnreadableImage as error:
