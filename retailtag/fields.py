@@ -188,7 +188,8 @@ def _path(value: Any, kind: Any) -> Path | None:
 
 
 def _str(value: Any, kind: Any) -> str | None:
-    return str(value) if isinstance(value, str) or _is_number(value) else None
+    is_text = isinstance(value, str) or (_is_number(value) and abs(value) < math.inf)
+    return str(value) if is_text else None
 
 
 _CONVERT: dict[Any, Callable[[Any, Any], Any]] = {

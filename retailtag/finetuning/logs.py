@@ -127,11 +127,12 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            row = parse_json(line)
+            row = parse_json(line.decode())
         except ValueError:
             continue  # torn by a kill
         at = row.get("step", step) if isinstance(row, dict) else ""
-        if line.endswith(b"\n") and isinstance(at, int | float) and at <= step:
+        is_number = isinstance(at, int | float) and not isinstance(at, bool)
+        if line.endswith(b"\n") and is_number and at <= step:
             kept.append(line)
     return kept
 

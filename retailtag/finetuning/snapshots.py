@@ -11,6 +11,7 @@ import hashlib
 import io
 import pickle
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ class Snapshots:
         if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES]:
             return self._ignored("is damaged")
         try:
-            saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a pickle that torch did not write
+                saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError) as error:
             return self._ignored(f"cannot be read ({error})")
         facts = saved if isinstance(saved, dict) and isinstance(saved.get("state"), dict) else {}
         if facts.get("format") != FORMAT or facts.get("key") != self._key:

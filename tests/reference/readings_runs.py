@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reference_attack import Format
+from reference_attack import Format, Refusal
 from reference_mutations import of_json, of_json_lines, of_toml
 from reference_readings import need, strict_json
 
@@ -57,7 +57,9 @@ def second_toml(folder: Path) -> Any:
     for key, value in flat.items():
         need(key in defaults, key)
         default = defaults[key]
-        for one in value if isinstance(value, list) else [value]:
+        need(not isinstance(value, dict) or isinstance(default, tuple), key)  # texts KEY=VALUE
+        inside = list(value.values()) if isinstance(value, dict) else value
+        for one in inside if isinstance(inside, list) else [inside]:
             need(not isinstance(one, dict | list), key)
             need(not isinstance(one, float) or math.isfinite(one), key)
             need(isinstance(one, bool) == isinstance(default, bool), key)
@@ -267,14 +269,15 @@ def read_ledger(folder: Path) -> Any:
 
 def second_ledger(folder: Path) -> Any:
     """Distinct predictions of the same catalogue and split, the new one among them."""
-    lines = (folder / "scored.jsonl").read_bytes().decode(errors="replace").splitlines()
+    text = (folder / "scored.jsonl").read_bytes().decode(errors="replace")
+    lines = [line.encode(errors="surrogatepass") for line in text.splitlines()]
     found = {"p3"}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = strict_json(line)
             if (row["catalogue"], row["split"]) == ("ab", "test"):
                 found.add(str(row["predictions"]))
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, RecursionError, Refusal):
             continue
     return len(found)
 
