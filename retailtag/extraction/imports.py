@@ -313,7 +313,7 @@ def _read_ids(ids: Any) -> tuple[str, ...]:
 def _read_npy(path: Path) -> Vectors:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a header that Python 2 wrote
+            warnings.simplefilter("ignore")  # of headers of Python 2, and of absurd shapes
             # Mapped, not read: vectors may be larger than the memory. No pickle, which runs code.
             found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:

@@ -130,9 +130,8 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
             row = parse_json(line.decode())
         except ValueError:
             continue  # torn by a kill
-        at = row.get("step", step) if isinstance(row, dict) else ""
-        is_number = isinstance(at, int | float) and not isinstance(at, bool)
-        if line.endswith(b"\n") and is_number and at <= step:
+        at: Any = row.get("step", step) if isinstance(row, dict) else None
+        if line.endswith(b"\n") and type(at) in (int, float) and at <= step:
             kept.append(line)
     return kept
 

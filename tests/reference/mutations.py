@@ -293,13 +293,16 @@ def of_arrays(rng: random.Random, arrays: Arrays) -> Arrays:
     return arrays
 
 
+FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            struct.error, zipfile.BadZipFile, pa.ArrowException, SafetensorError)  # fmt: skip
+
+
 def tried(rng: random.Random, attempt: Callable[[], bytes]) -> bytes:
     """The first attempt that makes a file: not every array can be cut, cast or stored."""
     for _ in range(100):
         try:
             return attempt()
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
-                struct.error, zipfile.BadZipFile, pa.ArrowException, SafetensorError):  # fmt: skip
+        except FAILURES:
             continue
     raise AssertionError("no mutant could be made")
 

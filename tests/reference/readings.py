@@ -58,7 +58,7 @@ def is_names(values: Any) -> bool:
 
 
 def strict_json(data: bytes) -> Any:
-    """JSON of RFC 8259: UTF-8, no key twice, no NaN."""
+    """JSON of RFC 8259: UTF-8, whole characters, no key twice, no NaN."""
 
     def one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(pairs)) == len(pairs), "a key twice")
@@ -67,7 +67,9 @@ def strict_json(data: bytes) -> Any:
     def no_constant(name: str) -> None:
         raise Refusal(name)
 
-    return json.loads(data.decode(), object_pairs_hook=one_of_each, parse_constant=no_constant)
+    value = json.loads(data.decode(), object_pairs_hook=one_of_each, parse_constant=no_constant)
+    need(bool(json.dumps(value, ensure_ascii=False).encode()))  # raises on half of a character
+    return value
 
 
 # Feature stores

@@ -28,7 +28,7 @@ from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
 from retailtag.scoring.scorecard import AssignmentRow, GroupSummary, ScoreCard, TagRow
 from retailtag.scoring.strict_json import plain
-from retailtag.settings import PRESETS, BakeoffSettings, build, keys, values_of
+from retailtag.settings import PRESETS, SECTIONS, BakeoffSettings, build, keys, values_of
 from retailtag.settings_file import read_settings, write_settings
 
 # Settings
@@ -48,16 +48,14 @@ def second_toml(folder: Path) -> Any:
     tables = tomllib.loads((folder / "settings.toml").read_bytes().decode())
     flat: dict[str, Any] = {}
     for name, value in tables.items():
-        flat |= (
-            {f"{name}.{k}": v for k, v in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        is_section = isinstance(value, dict) and name in SECTIONS
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if is_section else {name: value}
     defaults = dict(values_of(BakeoffSettings()))
     for key, value in flat.items():
         need(key in defaults, key)
         default = defaults[key]
-        need(not isinstance(value, dict) or isinstance(default, tuple), key)  # texts KEY=VALUE
+        is_list = isinstance(default, tuple) or key == "backbones"
+        need(not isinstance(value, dict) or is_list, key)  # a table is texts KEY=VALUE
         inside = list(value.values()) if isinstance(value, dict) else value
         for one in inside if isinstance(inside, list) else [inside]:
             need(not isinstance(one, dict | list), key)
@@ -274,6 +272,7 @@ def second_ledger(folder: Path) -> Any:
     found = {"p3"}
     for line in lines:
         try:
+            need(line.count(b"[") + line.count(b"{") <= 100, "depth")
             row = strict_json(line)
             if (row["catalogue"], row["split"]) == ("ab", "test"):
                 found.add(str(row["predictions"]))
