@@ -390,7 +390,9 @@ def _vectors(array: np.ndarray, ids: list[str]) -> Any:
 
 
 def second_vectors(folder: Path) -> Any:
-    array = np.load(folder / "vectors.npy", allow_pickle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array = np.load(folder / "vectors.npy", allow_pickle=False)
     text = (folder / "ids.txt").read_bytes().decode("utf-8-sig")
     return _vectors(array, [line.strip() for line in text.rstrip().splitlines()])
 
