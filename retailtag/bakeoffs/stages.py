@@ -249,7 +249,8 @@ class ReportStage(RecordedStage):
         results = []
         for pair, of_pair in zip(pairs, predictions, strict=True):
             card = score_predictions(of_pair, catalog, allow_missing=True, assignment=assignment)
-            card.save(pair.folder)
+            with only_writer(pair.folder):
+                card.save(pair.folder)
             results.append(PairResult(pair.backbone, pair.strategy, card, pair.cost))
         models = {r.name: [model] for r, model in zip(results, predictions, strict=True)}
         scored = [(catalog.digest, predictions_digest(model)) for model in predictions]

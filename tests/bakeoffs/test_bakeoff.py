@@ -137,7 +137,10 @@ def test_only_what_is_missing_or_stale_runs(finished, small, tmp_path, quick_bak
     (pair_folder(settings.out, "demo:clip", "finetune") / "checkpoint.safetensors").write_bytes(
         b"x"
     )
+    left = pair_folder(settings.out, "demo:cnn", "probe") / ".groups.csv.0.part"
+    left.write_bytes(b"of a killed run")
     ran = run_bakeoff(small, settings).ran
+    assert not left.exists()
     assert "finetune demo:clip" in ran
     assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
 
