@@ -64,10 +64,11 @@ def test_same_seed_same_result_and_another_seed_another(world, quick, changes):
     assert world.train(replace(config, seed=1)).history[-1]["loss"] != runs[0]
 
 
-def test_non_finite_loss_names_the_batch(world, quick):
-    config = replace(quick, epochs=1, lr=1e30, head_lr=1e30, clip_norm=1e30)
-    with pytest.raises(DataError, match=r"batch \d+ of epoch 1; lower --lr"):
-        world.train(config)
+def test_non_finite_loss_names_the_batch(world, quick, monkeypatch):
+    real = TrainingStep.step
+    monkeypatch.setattr(TrainingStep, "step", lambda *given: real(*given) * float("inf"))
+    with pytest.raises(DataError, match=r"batch 1 of epoch 1; lower --lr"):
+        world.train(replace(quick, epochs=1))
 
 
 def test_a_diverged_run_leaves_its_last_whole_epoch(world, quick, tmp_path, monkeypatch):
