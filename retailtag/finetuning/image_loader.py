@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +14,7 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.loader import Batch, load_batches
+from retailtag.memory import free_bytes
 
 MEMORY_SHARE = 0.25  # of the memory available at the start
 
@@ -51,7 +51,7 @@ class ImageLoader:
         self._sha256 = sha256 or {}
         self._slot = {int(row): i for i, row in enumerate(rows)}
         shape = (len(rows), 3, *backbone.preprocess.size)
-        fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * psutil.virtual_memory().available
+        fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * free_bytes()
         self._cached = np.empty(shape, np.uint8) if fits else None
         self._is_cached = np.zeros(len(rows), bool)
 

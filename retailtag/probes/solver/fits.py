@@ -99,18 +99,6 @@ class ProbeFits(Displayed, LinearFits):
         """The table."""
         yield View(f"Probes on {self.weight.shape[2]} features", self.table)
 
-    def copy(self, source: NDArray[np.intp], target: NDArray[np.intp]) -> None:
-        """Give tags `target` the fits of tags `source`."""
-        for table in (
-            self.weight,
-            self.bias,
-            self.objective,
-            self.gap,
-            self.iterations,
-            self.status,
-        ):
-            table[:, target] = table[:, source]
-
     @classmethod
     def empty(cls, C: NDArray[np.float64], n_tags: int, dim: int) -> ProbeFits:
         """Tables to be filled by a solver; every cell starts as a single-class constant 0."""

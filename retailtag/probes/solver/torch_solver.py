@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
+from retailtag.memory import free_bytes
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fits import ProbeFits, statuses
 from retailtag.probes.solver.interface import FeatureRows, Start
@@ -76,11 +76,7 @@ class TorchSolver:
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
         fits.bias[:] = prior_logit(Y, sample_weight)
         weight, bias = start or (np.zeros((Y.shape[1], X.shape[1]), np.float32), fits.bias[0])
-        fitted = np.flatnonzero(fittable(Y, sample_weight))
-        # Of many tags most have few images, and those of the same images have the same fit.
-        _, first, same = np.unique(Y[:, fitted].T, axis=0, return_index=True, return_inverse=True)
-        tags = np.sort(fitted[first])
-        twin = fitted[first[same.ravel()]]
+        tags = np.flatnonzero(fittable(Y, sample_weight))
         numbers = len(tags) * max(len(Y), 2 * N_PAIRS * X.shape[1])
         n_batches = -(-numbers // BATCH_NUMBERS)
         batches = np.array_split(tags, n_batches) if n_batches else []
@@ -95,7 +91,6 @@ class TorchSolver:
             for found in _together(path.solve()):
                 self._write(fits, features, Y, batch, found)
                 advance(len(found.tags))
-        fits.copy(twin[twin != fitted], fitted[twin != fitted])
         return replace(fits, seconds=time.perf_counter() - begun)
 
     def _write(
@@ -136,4 +131,4 @@ def _free_bytes(device: torch.device) -> int:
     """Bytes free on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return free_bytes()

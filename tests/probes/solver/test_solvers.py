@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retailtag.errors import DataError, Unavailable, UsageError
 from retailtag.probes.scaling import Standardiser
-from retailtag.probes.solver import path, preconditioners, problem, torch_solver
+from retailtag.probes.solver import path, preconditioners, torch_solver
 from retailtag.probes.solver.fit import fit_probes, make_solver
 from retailtag.probes.solver.fits import SINGLE_CLASS, STEP_LIMIT
 from retailtag.probes.solver.torch_solver import TorchSolver
@@ -134,25 +134,6 @@ def test_what_float32_does_not_solve_goes_on_in_float64(world, monkeypatch):
     assert (fits.iterations < 2).any()
     np.testing.assert_array_equal(fits.status, plain.status)
     np.testing.assert_allclose(fits.objective, plain.objective, rtol=2e-4)
-
-
-def test_tags_of_the_same_images_are_fitted_once(world, monkeypatch):
-    X, Y = world
-    plain = TorchSolver()(X, Y, np.array(GRID))
-    widths = []
-    make = problem.Problem.make.__func__
-    monkeypatch.setattr(
-        problem.Problem,
-        "make",
-        classmethod(lambda cls, f, Y, w: widths.append(Y.shape[1]) or make(cls, f, Y, w)),
-    )
-    told = []
-    twice = TorchSolver()(X, np.hstack([Y, Y[:, ::-1]]), np.array(GRID), told.append)
-    assert widths == [6]  # of the world's eight two have one class only
-    assert sum(told) == len(GRID) * 16
-    np.testing.assert_array_equal(twice.weight[:, :8], plain.weight)
-    np.testing.assert_array_equal(twice.weight[:, 8:], plain.weight[:, ::-1])
-    np.testing.assert_array_equal(twice.status[:, 8:], plain.status[:, ::-1])
 
 
 def test_unknown_labels_take_no_part(world):
