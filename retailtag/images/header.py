@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retailtag.errors import RetailtagError, UnreadableImage, lacks_memory
+from retailtag.errors import NO_ROOM, RetailtagError, UnreadableImage, lacks_memory
 from retailtag.files import HEAD_BYTES, other_kind
 
 if TYPE_CHECKING:
@@ -187,13 +187,16 @@ def one_image() -> Iterator[None]:
     """Make whatever fails inside, over one image, the reason that this image is left out.
 
     Shapes, modes and sizes that nobody foresaw must not end a run over a million images. What
-    retailtag raises on purpose passes.
+    retailtag raises on purpose passes, and so does a disk that is full or fails: that is no fault
+    of the image, and would leave out all that follow.
     """
     try:
         yield
     except RetailtagError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise UnreadableImage(_unusable(error)) from error
 
 

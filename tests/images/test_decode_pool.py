@@ -1,5 +1,6 @@
 """A codec that crashes, hangs or lies costs its own image and no other."""
 
+import errno
 import hashlib
 import os
 import re
@@ -215,6 +216,15 @@ def test_whatever_fails_after_decoding_is_the_reason_of_its_image_alone(picture)
         4: f"cannot be used (KeyError: {fourth}); convert it to JPEG or PNG, or leave it out",
     }
     assert len(module._idle[os.getpid()]) == 1  # none of them cost the process
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_not_the_fault_of_an_image(picture, workers):
+    def step(image):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(load_batches(Images([picture()]), range(1), step, batch_size=1, workers=workers))
 
 
 def test_a_process_cannot_take_memory_away_that_its_owner_reads(picture):
