@@ -55,6 +55,11 @@ def state(_state_of_all, monkeypatch) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Run files of whole commands first: one of them at the end would leave other workers idle."""
+    items.sort(key=lambda item: len(item.path.relative_to(ROOT).parts))  # stable; tests/*.py first
+
+
 def pytest_unconfigure():
     gc.unfreeze()  # else libraries report at the exit what they take for leaks
 
