@@ -135,6 +135,13 @@ class GateUnmet(RetailtagError):
         super().__init__("\n  ".join(self.sentences))
 
 
+class Mismatch(ArtefactError):
+    """Two artefacts that should be equal and are not; the result was printed before."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("\n  ".join(sentences))
+
+
 class Unavailable(RetailtagError):
     """Something that is needed is not available: weights, an extra, a device."""
 

@@ -82,6 +82,7 @@ def _command_lines():
                 continue
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
+                words = words[: words.index(">")] if ">" in words else words
                 if words[:1] == ["retailtag"]:
                     yield pytest.param(words[1:], id=f"{page.stem}: {' '.join(words)[:60]}")
 

@@ -45,6 +45,7 @@ from retailtag.errors import (
     NO_ROOM,
     BadCatalogue,
     GateUnmet,
+    Mismatch,
     RetailtagError,
     lacks_memory,
 )
@@ -148,9 +149,9 @@ def run(args: list[str] | None = None) -> int:
         return _fail(_usage(error), EXIT_USAGE, as_json=as_json)
     except RetailtagError as error:
         more = {"problems": error.problems} if isinstance(error, BadCatalogue) else {}
-        # With --json a program reads exactly one object: after an unmet gate the result, gates
-        # included, has been printed already.
-        answered = isinstance(error, GateUnmet)
+        # With --json a program reads exactly one object: after an unmet gate or a mismatch the
+        # result, gates and differences included, has been printed already.
+        answered = isinstance(error, GateUnmet | Mismatch)
         return _fail(str(error), error.exit_code, as_json=as_json and not answered, **more)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
         if lacks_memory(error):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retailtag.cli.verb import Call, command
-from retailtag.errors import ArtefactError
+from retailtag.errors import ArtefactError, Mismatch
+
+if TYPE_CHECKING:
+    from retailtag.backbones.backbone import Backbone
+    from retailtag.cli.output import Output
 
 app = typer.Typer(name="models", help="List, download and check backbones.", no_args_is_help=True)
 
@@ -59,16 +63,31 @@ def verify(
         str | None,
         typer.Option("--expect", metavar="SHA256", help="Fail unless the weights have this hash."),
     ] = None,
+    fingerprint: Annotated[
+        bool,
+        typer.Option("--fingerprint", help="Print what must agree between two machines."),
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Say what differs from a fingerprint that was printed with --json.",
+        ),
+    ] = None,
 ) -> None:
     """Load a backbone, embed one image, and print the hash of its weights.
 
     The hash covers names, dtypes, shapes and values as loaded, so it does not depend on the format
-    of the file; every feature store records it.
+    of the file; every feature store records it. A fingerprint adds the resolved preprocessing, and
+    pixels and embeddings of ten test pictures.
     """
     from retailtag.backbones import load_backbone
+    from retailtag.backbones.fingerprint import read_fingerprint
     from retailtag.compute import resolve_device
 
     output = call.output
+    theirs = read_fingerprint(compare) if compare else None
     loaded = load_backbone(
         backbone,
         weights=weights,
@@ -80,6 +99,9 @@ def verify(
             f"The weights of {loaded.id} have SHA-256 {loaded.weights_sha256}, not {expect}; use "
             "the file that --expect was computed from."
         )
+    if fingerprint or theirs:
+        _fingerprint(output, loaded, theirs)
+        return
     facts = {
         "id": loaded.id,
         "weights_sha256": loaded.weights_sha256,
@@ -91,6 +113,44 @@ def verify(
     }
     output.print(*(f"{name}: {value}" for name, value in facts.items()))
     output.result(facts)
+
+
+def _fingerprint(output: Output, loaded: Backbone, theirs: dict[str, Any] | None) -> None:
+    """Print the fingerprint, or how it differs from `theirs`."""
+    from retailtag.backbones.fingerprint import compare, fingerprint
+    from retailtag.runs.machine import describe_machine
+
+    here = {**fingerprint(loaded), "machine": describe_machine(loaded.device.type)}
+    if theirs is None:
+        output.print(*_fingerprint_lines(here))
+        output.result(here)
+        return
+    found = compare(theirs, here)
+    output.print(*found.notes)
+    output.result({"differences": found.differences, "notes": found.notes, "fingerprint": here})
+    if found.differences:
+        raise Mismatch(found.differences)
+    output.print("Nothing differs.")
+
+
+def _fingerprint_lines(facts: dict[str, Any]) -> list[str]:
+    """One line on each fact; of a picture the start of its hashes and four projections."""
+    lines = []
+    for name, value in facts.items():
+        if name == "pictures":
+            for picture, row in value.items():
+                pixels, embedding = row["pixels_sha256"][:12], row["embedding_sha256"][:12]
+                shown = ", ".join(f"{p:.4g}" for p in row["embedding"][:4])
+                lines.append(f"{picture}: pixels {pixels}, embedding {embedding} ({shown})")
+        elif name == "texts":
+            for text, row in value.items():
+                shown = ", ".join(f"{p:.4g}" for p in row[:4])
+                lines.append(f"{text!r}: embedding ({shown})")
+        elif isinstance(value, dict):
+            lines.append(f"{name}: " + ", ".join(f"{key}={v}" for key, v in value.items()))
+        else:
+            lines.append(f"{name}: {value}")
+    return lines
 
 
 def _facts(name: str, backbone_id: str) -> dict[str, Any]:
