@@ -11,63 +11,20 @@ import sys
 from pathlib import Path
 
 from retailtag.files import write_text
+from retailtag.report.beside import summary_md
 from retailtag.report.decision import decide
-from retailtag.report.results import BakeoffResult, PairResult
+from retailtag.report.report import Report
+from retailtag.report.results import BakeoffResult
 
 FILES = ("report.html", "summary.png", "tail.png")
-HEAD = (
-    "| pair | macro-F1 (95 % interval) | tail macro-F1 (95 % interval) | macro-AP | micro-F1 "
-    "| training, s | one image, ms | peak memory, MiB |"
-)
 
 
-def row(pair: PairResult) -> str:
-    """One pair as a row of the table; scores times 100."""
-    card, cost = pair.scorecard, pair.cost
-    scores = [
-        f"{100 * s.macro_f1:.2f} ({100 * s.macro_f1_low:.1f} to {100 * s.macro_f1_high:.1f})"
-        for s in (card.summaries["all"], card.summaries["tail"])
-    ]
-    cells = [
-        f"`{pair.backbone}` {pair.strategy}",
-        *scores,
-        f"{100 * card.summaries['all'].macro_ap:.2f}",
-        f"{100 * card.micro_f1:.2f}",
-        f"{cost.train_seconds:,.0f}",
-        f"{cost.latency_ms_p50:.1f}",
-        f"{cost.peak_memory_mib:,.0f}",
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def page(result: BakeoffResult, sentence: str) -> str:
+def page(report: Report, sentence: str) -> str:
     """Markdown of one published bake-off."""
-    decision = decide(result)
-    catalog = result.catalog
     today = datetime.datetime.now(datetime.UTC).date()
-    lines = [
-        f"# {catalog['name']}, {today}",
-        "",
-        f"{catalog['images']['train']:,} training and {catalog['images']['test']:,} held-out "
-        f"images, {catalog['tags']} tags ({catalog['tags_by_group'].get('tail', 0)} in the tail). "
-        f"{sentence}",
-        "",
-        "```sh",
-        result.command,
-        "```",
-        "",
-        ", ".join(f"{name}: {value}" for name, value in result.machine.items()),
-        "",
-        HEAD,
-        "|" + "---|" * (HEAD.count("|") - 1),
-        *(row(pair) for pair in result.ranking),
-        "",
-        f"Recommended: **{decision.winner}**, decided by {decision.decided_by}.",
-        "",
-        *(f"- {reason}" for reason in decision.reasons),
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n\n".join(
+        filter(None, [f"# {report.result.catalog['name']}, {today}", sentence, summary_md(report)])
+    )
 
 
 def main() -> None:
@@ -77,7 +34,8 @@ def main() -> None:
     for name in FILES:
         shutil.copyfile(run / name, destination / name)
     result = BakeoffResult.load(run / "bakeoff.json")
-    write_text(destination / "README.md", page(result, " ".join(sys.argv[3:])))
+    report = Report(result, decide(result))
+    write_text(destination / "README.md", page(report, " ".join(sys.argv[3:])))
 
 
 if __name__ == "__main__":

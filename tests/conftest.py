@@ -262,12 +262,12 @@ def _quick_stages(*, timed: bool = False, drawn: bool = False):
     """
     from retailtag.bakeoffs import pairs, stages
     from retailtag.files import write_json
-    from retailtag.report.write import PICTURES
+    from retailtag.report.write import PICTURES, TABLES
 
-    def write_report(result, decision, out):
-        for name in PICTURES:
+    def write_report(report, out):
+        for name in (*PICTURES, *TABLES):
             (out / name).write_bytes(b"picture")
-        write_json(out / "bakeoff.json", result.to_json())
+        write_json(out / "bakeoff.json", report.result.to_json())
         (out / "report.html").write_text("page")
         return out / "report.html"
 

@@ -14,14 +14,14 @@ from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.files import slug
 from retailtag.finetuning.checks import check_finetune_settings
-from retailtag.report.write import PICTURES
+from retailtag.report.write import PICTURES, TABLES
 from retailtag.runs.probe import check_probe_settings
 from retailtag.settings import BakeoffSettings
 from retailtag.thresholds.tuning import Tuning
 
 DEFAULT_OUT = Path("runs/bakeoff")
 ONLY_PROBED = "Several backbones side by side can be probed but not fine-tuned together."
-REPORT_FILES = ("bakeoff.json", "report.html", *PICTURES)
+REPORT_FILES = ("bakeoff.json", "report.html", *TABLES, *PICTURES)
 
 
 def pair_folder(run: Path, backbone: str, strategy: str) -> Path:

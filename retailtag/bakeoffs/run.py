@@ -17,7 +17,7 @@ from retailtag.context import RunContext
 from retailtag.progress import SILENT, Progress
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult
-from retailtag.runs.stage import Stage
+from retailtag.runs.stage import NOT_DONE, Stage
 from retailtag.settings import BakeoffSettings
 
 
@@ -84,18 +84,19 @@ def run_stages(stages: Sequence[Stage], progress: Progress) -> tuple[list[str], 
         estimated = sum(p.seconds for p in planned[:i] if p.name in ran)
         pace = elapsed / estimated if estimated else 1.0
         left = _duration(pace * sum(p.seconds for p in planned[i:]))
-        place = f"stage {i + 1} of {len(stages)}"
+        head = f"{i + 1}/{len(stages)} {stage.name}"
         start = time.perf_counter()
 
-        def announce(why: str, head: str = f"{place}, {left} left: {stage.name}") -> None:
-            progress.say(f"{head} ({why})")
+        def announce(why: str, head: str = head, left: str = left) -> None:
+            reason = "" if why == NOT_DONE else f" ({why})"
+            progress.say(f"{head}: running{reason}; {left} left")
 
         if stage.update(announce):
             ran.append(stage.name)
             elapsed += time.perf_counter() - start
         else:
             reused.append(stage.name)
-            progress.say(f"{place}: {stage.name} is reused")
+            progress.say(f"{head}: reused")
     return ran, reused
 
 

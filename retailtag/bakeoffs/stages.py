@@ -25,6 +25,7 @@ from retailtag.errors import DataError
 from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
+from retailtag.report.report import Report
 from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
 from retailtag.report.write import write_report
 from retailtag.runs.embeddings import find_texts
@@ -235,7 +236,7 @@ class ReportStage(RecordedStage):
         """Score on the test split, compare, decide and write the report."""
         inputs = self.inputs()
         result = self._score([stages.pair() for stages in self._pairs])
-        write_report(result, decide(result), self.folder)
+        write_report(Report(result, decide(result)), self.folder)
         write_record(self.folder, self.request.report_files, inputs)
 
     def result(self) -> BakeoffResult:

@@ -100,8 +100,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _end(signum: int, frame: FrameType | None) -> None:
     # Every file is written whole or not at all, and the system releases locks. Not by sys.stderr,
-    # which may be in the middle of a line.
-    os.write(2, f"retailtag: {INTERRUPTED}\n".encode())
+    # which may be in the middle of a line. Bars hide the cursor; the sequence shows it again.
+    cursor = "\x1b[?25h" if os.isatty(2) else ""
+    os.write(2, f"{cursor}retailtag: {INTERRUPTED}\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
 

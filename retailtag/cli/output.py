@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from retailtag.display import printable
@@ -72,13 +72,24 @@ class Output:
     def progress(self) -> Progress:
         """Bars on a terminal, plain lines elsewhere, nothing when quiet."""
         shown: list[Progress] = []
-        if not self.quiet:
-            shown.append(_Bars(self._stderr) if self._stderr.is_terminal else _Lines(self._say))
+        if self._bars is not None:
+            shown.append(self._bars)
+        elif not self.quiet:
+            shown.append(_Lines(self._say))
         if self.log_file is not None:
             shown.append(_Lines(_appending(self.log_file)))
         if not shown:
             return SILENT
         return _Printable(shown[0] if len(shown) == 1 else _Both(*shown))
+
+    @cached_property
+    def _bars(self) -> _Bars | None:
+        """Bars, where stderr is a terminal and not quiet."""
+        return _Bars(self._stderr) if self._stderr.is_terminal and not self.quiet else None
+
+    def busy(self, name: str) -> AbstractContextManager[None]:
+        """Show on a terminal that a command works, until it prints its result or ends."""
+        return nullcontext() if self._bars is None else self._bars.busy(printable(name, keep=""))
 
     def _say(self, line: str) -> None:
         self._stderr.print(line, soft_wrap=True)
@@ -90,15 +101,22 @@ class Output:
         """
         # rich breaks long lines at the width of the terminal; a path or id cut in two cannot be
         # copied, nor read by the next program of a pipe.
+        self._rest()
         for part in () if self.json or self.quiet else parts:
             self._stdout.print(_one_line(part), soft_wrap=isinstance(part, str | Text))
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one object of ``--json``; silent without it."""
+        self._rest()
         # allow_nan=False: NaN is not JSON, and a strict parser would fail on the whole object.
         if self.json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+    def _rest(self) -> None:
+        """Take the bars off the terminal: stdout may be the same one."""
+        if self._bars is not None:
+            self._bars.rest()
 
 
 def _one_line(part: RenderableType) -> RenderableType:
@@ -110,29 +128,68 @@ def _one_line(part: RenderableType) -> RenderableType:
     return part
 
 
+class _Count(ProgressColumn):
+    """Done and total of a task."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(f"{task.completed:,.0f}" if task.completed else "")
+        return Text(f"{task.completed:,.0f}/{task.total:,.0f}")
+
+
+class _Time(ProgressColumn):
+    """Time left of a task; the time spent where the total is unknown."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.elapsed if task.total is None else task.time_remaining
+        if seconds is None:
+            return Text("-:--")
+        minutes, rest = divmod(int(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}")
+
+
 class _Bars:
-    """rich progress bars; one live display for nested tasks."""
+    """rich progress bars; one live display for nested tasks.
+
+    The bar and the figures keep their width: on a narrow terminal names and notes are cut.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        cut = {"no_wrap": True, "overflow": "ellipsis"}
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            SpinnerColumn("line", table_column=Column(width=1)),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(max_width=28, **cut)
+            ),
+            BarColumn(bar_width=12, table_column=Column(width=12)),
+            _Count(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+            _Time(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, **cut)),
             console=console,
+            expand=True,
+            redirect_stdout=False,  # what a program reads from a pipe is not for the terminal
         )
         self._open = 0
 
     @contextmanager
+    def busy(self, name: str) -> Iterator[None]:
+        """Draw a bar without an end."""
+        with self.task(name, None):
+            yield
+
+    def rest(self) -> None:
+        """Take the bars away; those of tasks that are still open appear with the next task."""
+        self._bars.stop()
+
+    @contextmanager
     def task(self, name: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
         """Draw a bar; see `retailtag.progress.Progress.task`."""
-        if self._open == 0:
-            self._bars.start()
         self._open += 1
         task = self._bars.add_task(name, total=total, rate="", note="")
+        self._bars.start()
         try:
             yield self._advance(task, unit)
         finally:
@@ -153,7 +210,7 @@ class _Bars:
         return advance
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        self._console.print(line, soft_wrap=True)
 
 
 class _Lines:

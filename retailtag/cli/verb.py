@@ -129,7 +129,8 @@ def command(
                 call = _call(verb, path, given)
             except UsageError as error:
                 raise UsageError(f"{str(error).rstrip('.')}; see {path} --help.") from None
-            function(call, **{p.name: values[p.name] for p in own})
+            with call.output.busy(path):
+                function(call, **{p.name: values[p.name] for p in own})
 
         positional = [p for p in own if _is_argument(p)]
         options = [p for p in own if not _is_argument(p)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retailtag.catalog.catalog import SPLITS, Catalog
+from retailtag.catalog.table import GroupCutoffs
 from retailtag.errors import DataError
 from retailtag.scoring.compare import Comparison
 from retailtag.scoring.finding import Finding
@@ -85,6 +86,11 @@ class BakeoffResult:
         return tuple(
             sorted(self.pairs, key=lambda p: (-_rankable(p), p.strategy != "probe", p.name))
         )
+
+    @property
+    def cutoffs(self) -> dict[str, int]:
+        """Training counts that bound the groups of tags: ``tail`` and ``frequent``."""
+        return {**asdict(GroupCutoffs()), **self.catalog.get("cutoffs", {})}
 
     def pair(self, name: str) -> PairResult:
         """Pair of that name."""

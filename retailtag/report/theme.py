@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from retailtag.report.results import BakeoffResult, PairResult
@@ -22,20 +23,33 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "pap
 PALETTE = ("#3b7dd8", "#e0862b", "#2f9e77", "#a561c9", "#c94f6d", "#7d8b3a", "#3aa0b5", "#8a6d5a")
 STRATEGY_NAMES = {"probe": "linear probe", "finetune": "fine-tune"}
 
+
+@dataclass(frozen=True)
+class Layout:
+    """Width for which a figure is drawn; 72 units of its SVG are one inch."""
+
+    name: str  # of the CSS class that shows it
+    inches: float
+
+
+# The page shows no figure below its own size, so 11 units are at least 11 pixels: `WIDE` from a
+# content width of 720 pixels, `NARROW` below, down to phones of 320 pixels without their margins.
+WIDE, NARROW = Layout("wide", 10.0), Layout("narrow", 4.0)
+
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 8.5,
+    "axes.labelsize": 11,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.family": "DejaVu Sans",
-    "font.size": 8.5,
+    "font.size": 11,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
@@ -44,8 +58,8 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a tag named "$5" is not a formula
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
 }
@@ -112,7 +126,7 @@ def to_svg(figure: Figure, title: str, description: str) -> str:
     return f"{opening}<desc>{description}</desc>{inside}"
 
 
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
     """Figure as PNG on white, compressed with a palette of 256 colours."""
     from PIL import Image
 

@@ -5,33 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 from retailtag.files import write_json, write_text, write_whole
-from retailtag.report import plots
-from retailtag.report.decision import Decision
-from retailtag.report.html import render_html
-from retailtag.report.results import BakeoffResult
+from retailtag.report.beside import per_tag_csv, ranking_csv, summary_md
+from retailtag.report.figures.cost import quality_cost_figure
+from retailtag.report.figures.ranking import ranking_figure
+from retailtag.report.figures.summary import summary_figure
+from retailtag.report.figures.tail import tail_figure
+from retailtag.report.page import render_page
+from retailtag.report.report import Report
 from retailtag.report.theme import style, to_png
 
 PICTURES = {
-    "summary.png": plots.summary_figure,
-    "ranking.png": plots.ranking_figure,
-    "quality_cost.png": plots.quality_cost_figure,
-    "tail.png": plots.tail_figure,
+    "summary.png": summary_figure,
+    "ranking.png": ranking_figure,
+    "quality_cost.png": quality_cost_figure,
+    "tail.png": tail_figure,
 }
+TABLES = {"ranking.csv": ranking_csv, "per_tag.csv": per_tag_csv, "summary.md": summary_md}
 
 
-def write_report(result: BakeoffResult, decision: Decision, out_dir: Path) -> Path:
-    """Write ``report.html``, its pictures as PNG, and ``bakeoff.json`` into a folder.
+def write_report(report: Report, out_dir: Path) -> Path:
+    """Write ``report.html``, its pictures and tables, and ``bakeoff.json`` into a folder.
 
     All are equal for equal results. Returns the path of ``report.html``, which is written last and
     needs none of the others.
     """
     out_dir = Path(out_dir)
-    write_json(out_dir / "bakeoff.json", result.to_json())
+    write_json(out_dir / "bakeoff.json", report.result.to_json())
+    for name, table in TABLES.items():
+        write_text(out_dir / name, table(report))
     for name, draw in PICTURES.items():
         with style():
-            picture = to_png(draw(result, decision))
+            picture = to_png(draw(report.result, report.decision))
         with write_whole(out_dir / name) as handle:
             handle.write(picture)
     page = out_dir / "report.html"
-    write_text(page, render_html(result, decision))
+    write_text(page, render_page(report))
     return page

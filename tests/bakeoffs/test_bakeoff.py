@@ -82,10 +82,10 @@ def finished(small, tmp_path_factory, heard):
 def _announced(lines):
     """(place, stage, reused) of every line that announces a stage."""
     places = [
-        re.match(r"stage (\d+) of (\d+)(?:, .* left)?: (.*?)(?: \((.+)\)| is reused)$", x)
+        re.match(r"(\d+)/(\d+) (.*): (?:running(?: \(.+\))?; about .* left|(reused))$", x)
         for x in lines
     ]
-    return [(int(m[1]), int(m[2]), m[3], m[4] is None) for m in places if m]
+    return [(int(m[1]), int(m[2]), m[3], m[4] is not None) for m in places if m]
 
 
 def test_every_stage_is_announced_with_its_place(finished, heard):
@@ -93,7 +93,7 @@ def test_every_stage_is_announced_with_its_place(finished, heard):
     n = len(run.ran)
     expected = [(i, n, name, False) for i, name in enumerate(run.ran, 1)]
     assert _announced(heard.lines) == expected
-    assert "extract demo:clip (72 images embedded in the pass" in "\n".join(heard.lines)
+    assert "extract demo:clip: running (72 images embedded in the pass" in "\n".join(heard.lines)
 
 
 def test_every_pair_is_scored_and_one_is_recommended(finished, small):

@@ -1,47 +1,89 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
-from retailtag.report import plots
 from retailtag.report.decision import decide
-from retailtag.report.theme import short_backbones, short_names, style
+from retailtag.report.figures.cost import clear_places, quality_cost_figure
+from retailtag.report.figures.ranking import ranking_figure
+from retailtag.report.figures.tail import (
+    count_bins,
+    gaps_figure,
+    rivals,
+    tail_figure,
+    widest_gaps,
+)
+from retailtag.report.report import Report
+from retailtag.report.sections.families import families
+from retailtag.report.theme import NARROW, WIDE, short_backbones, short_names, style
+
+DISCS = st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200)), min_size=1, max_size=8)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.floats(0.1, 10))
-def test_spread_labels_stand_apart_and_keep_their_order(values, apart):
-    placed = plots.spread(values, apart)
-    order = np.argsort(values, kind="stable")
-    assert np.diff(np.sort(placed)).min(initial=apart) >= apart - 1e-6
-    distinct = [k for k in order if values.count(values[k]) == 1]
-    assert (np.diff([placed[k] for k in distinct]) > 0).all()
-    assert abs(np.mean(placed) - np.mean(values)) < 1e-6
+@given(DISCS, st.floats(3.5, 10))
+def test_a_label_stands_beside_its_own_bubble(centres, radius):
+    offsets = clear_places(centres, [radius] * len(centres), 7.0)
+    reach = [np.hypot(*offset) for offset in offsets]
+    assert all(radius + 7 < r < radius + 20 for r in reach)
+
+
+def test_labels_avoid_bubbles_and_one_another():
+    centres = [(50.0, 50.0), (50.0, 54.0), (50.0, 80.0), (70.0, 50.0)]
+    radii = [10.0, 4.0, 6.0, 8.0]
+    offsets = clear_places(centres, radii, 7.0)
+    labels = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(centres, offsets, strict=True)]
+    discs = [*zip(centres, radii, strict=True), *((at, 7.0) for at in labels)]
+    for k, at in enumerate(labels):
+        others = [d for j, d in enumerate(discs) if j not in (k, len(centres) + k)]
+        assert all(np.hypot(at[0] - u, at[1] - v) >= 7 + r - 1e-6 for (u, v), r in others)
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=lambda layout: layout.name)
+def test_text_is_legible_and_inside_the_figure(bakeoff, layout):
+    decision = decide(bakeoff)
+    with style():
+        figures = [
+            ranking_figure(bakeoff, decision, layout),
+            quality_cost_figure(bakeoff, decision, layout),
+            tail_figure(bakeoff, decision, layout),
+            gaps_figure(bakeoff, rivals(bakeoff, decision), layout),
+        ]
+        for figure in figures:
+            texts = figure.findobj(lambda artist: isinstance(artist, Text))
+            assert min(text.get_fontsize() for text in texts if text.get_text().strip()) >= 11
+            figure.canvas.draw()
+            around = figure.get_tightbbox(figure.canvas.get_renderer())  # in inches
+            assert around.x0 > -0.02
+            assert around.x1 < layout.inches + 0.02
+            assert around.y0 > -0.02
+            assert around.y1 < figure.get_size_inches()[1] + 0.02
 
 
 def test_bins_cover_every_defined_tag_once_and_end_at_the_cutoffs(bakeoff):
     rows = bakeoff.pairs[0].scorecard.tags
-    bins = plots.count_bins(rows, [37, 450])
+    bins = count_bins(rows, [37, 450])
     columns = [j for b in bins for j in b.columns]
     assert sorted(columns) == [j for j, r in enumerate(rows) if r.support]
     assert not any(b.low < 37 < b.high or b.low < 450 < b.high for b in bins)
 
 
 def test_gains_come_before_losses_and_rare_tags_stay_out(bakeoff):
-    probe, tuned = plots.rivals(bakeoff, decide(bakeoff))
+    probe, tuned = rivals(bakeoff, decide(bakeoff))
     assert (probe.backbone, probe.strategy, tuned.strategy) == (
         tuned.backbone, "probe", "finetune",
     )  # fmt: skip
-    gaps = [b.f1 - a.f1 for a, b in plots.widest_gaps(probe, tuned)]
+    gaps = [b.f1 - a.f1 for a, b in widest_gaps(probe, tuned)]
     assert gaps == sorted(gaps, reverse=True)
-    assert not any(a.low_support for a, _ in plots.widest_gaps(probe, tuned))
+    assert not any(a.low_support for a, _ in widest_gaps(probe, tuned))
 
 
 def test_no_gap_figure_without_both_strategies(bakeoff):
     probes = replace(bakeoff, pairs=tuple(p for p in bakeoff.pairs if p.strategy == "probe"))
-    with style():
-        assert plots.gaps_figure(probes, decide(probes)) is None
+    assert families(Report(probes, decide(probes))).gaps is None
 
 
 def test_short_names_stay_apart(bakeoff):

@@ -9,7 +9,9 @@ from PIL import Image
 from retailtag.catalog.readers import read_catalog
 from retailtag.report.contact_sheet import contact_sheet
 from retailtag.report.decision import RULE, decide
-from retailtag.report.html import render_html
+from retailtag.report.drawing import Drawing
+from retailtag.report.page import SECTIONS, render_page
+from retailtag.report.report import Report
 from retailtag.report.results import BakeoffResult
 from retailtag.report.write import write_report
 from retailtag.scoring.finding import Finding
@@ -17,6 +19,16 @@ from retailtag.scoring.scorecard import AssignmentRow
 from retailtag.statistics.exclusive import ASSIGNMENTS
 
 EVIL = ('<script>alert("x")</script>', "$a$ & b", "=HYPERLINK(1)", "日本 \n tag")
+
+
+def render(result: BakeoffResult, *, drawn: bool = False) -> str:
+    """Page whose figures are empty unless `drawn`: drawing takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(Drawing, "svg", lambda self: {"wide": "", "narrow": ""})
+        return render_page(Report(result, decide(result)))
+
+
 VOID = {"meta", "input", "br", "wbr", "img"}
 
 
@@ -59,7 +71,7 @@ def hostile(bakeoff) -> BakeoffResult:
 
 @pytest.fixture(scope="module")
 def page(hostile) -> str:
-    return render_html(hostile, decide(hostile))
+    return render(hostile, drawn=True)
 
 
 def test_page_needs_nothing_but_itself(page):
@@ -74,7 +86,7 @@ def test_elements_nest_and_ids_are_unique(page):
     parser.feed(page)
     assert parser.open == []
     assert len(parser.ids) == len(set(parser.ids))
-    assert parser.counts["svg"] == parser.counts["desc"] == 4
+    assert parser.counts["svg"] == parser.counts["desc"] == 2 * 4  # wide and narrow
     assert parser.counts["script"] == 1
     assert parser.counts["table"] == parser.counts["caption"] == 3
 
@@ -84,6 +96,23 @@ def test_names_from_data_are_escaped(page):
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in page
     assert "日本" in page
+
+
+def test_sections_stand_in_order_and_the_navigation_names_each(page):
+    parser = Nesting()
+    parser.feed(page)
+    keys = [section.key for section in SECTIONS]
+    assert [i for i in parser.ids if i in keys] == keys
+    assert [link[1:] for link in parser.links if link[1:] in keys] == keys
+
+
+def test_a_section_without_data_is_left_out(bakeoff, monkeypatch):
+    kept = SECTIONS[0]
+    without = replace(SECTIONS[1], data=lambda report: None)
+    monkeypatch.setattr("retailtag.report.page.SECTIONS", (kept, without))
+    page = render(bakeoff)
+    assert f'id="{kept.key}"' in page
+    assert without.title not in page
 
 
 def test_every_tag_and_pair_is_on_the_page(page, hostile):
@@ -96,7 +125,7 @@ def test_the_rule_is_on_the_page(page):
 
 
 def test_page_is_the_same_for_the_same_result(page, hostile):
-    assert render_html(hostile, decide(hostile)) == page
+    assert render(hostile, drawn=True) == page
 
 
 def test_answer_comes_before_everything_else(page, hostile):
@@ -111,7 +140,7 @@ def test_findings_of_one_kind_are_said_together(bakeoff):
         replace(p, scorecard=replace(p.scorecard, findings=(shared,))) for p in bakeoff.pairs
     )
     two = (Finding("lost", "One image is lost.", "Mend it."), Finding("lost", "Two.", "Mend it."))
-    page = render_html(replace(bakeoff, pairs=pairs, findings=two), decide(bakeoff))
+    page = render(replace(bakeoff, pairs=pairs, findings=two))
     assert page.count("Best C at the edge.") == page.count("Mend it.") == 1
     assert "<ul><li>One image is lost.</li><li>Two.</li></ul>" in page
 
@@ -122,10 +151,10 @@ def test_threshold_rules_are_shown_with_the_one_taken(bakeoff):
     first, *others = bakeoff.pairs
     told = {"predictions": {"thresholds": facts}}
     pair = replace(first, scorecard=replace(first.scorecard, provenance=told))
-    page = render_html(replace(bakeoff, pairs=(pair, *others)), decide(bakeoff))
+    page = render(replace(bakeoff, pairs=(pair, *others)))
     assert "<td><strong>21.0 (5.0)</strong></td><td>43.2</td>" in page
     assert "&lt;b&gt;</th>" in page
-    assert "Rules for thresholds" not in render_html(bakeoff, decide(bakeoff))
+    assert "Rules for thresholds" not in render(bakeoff)
 
 
 def test_heads_that_competed_are_shown_with_the_one_taken(bakeoff):
@@ -135,7 +164,7 @@ def test_heads_that_competed_are_shown_with_the_one_taken(bakeoff):
     def page(facts):
         card = replace(first.scorecard, provenance={"predictions": facts})
         told = replace(bakeoff, pairs=(replace(first, scorecard=card), *others))
-        return render_html(told, decide(told))
+        return render(told)
 
     shown = page({"head": "logistic", "heads": heads})
     assert "<td><strong>21.0 (5.0)</strong></td><td>43.2</td>" in shown
@@ -144,14 +173,15 @@ def test_heads_that_competed_are_shown_with_the_one_taken(bakeoff):
 
 
 def test_files_are_written_whole(bakeoff, tmp_path):
-    path = write_report(bakeoff, decide(bakeoff), tmp_path / "out")
+    path = write_report(Report(bakeoff, decide(bakeoff)), tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(p.name for p in path.parent.iterdir()) == [
-        "bakeoff.json", "quality_cost.png", "ranking.png", "report.html", "summary.png", "tail.png",
+        "bakeoff.json", "per_tag.csv", "quality_cost.png", "ranking.csv", "ranking.png",
+        "report.html", "summary.md", "summary.png", "tail.png",
     ]  # fmt: skip
     assert BakeoffResult.load(path.with_name("bakeoff.json")).to_json() == bakeoff.to_json()
     with Image.open(path.with_name("summary.png")) as picture:
-        assert picture.size == (1600, 700)
+        assert picture.size == (1600, 640)
     assert path.with_name("summary.png").stat().st_size < 200_000
 
 
@@ -166,7 +196,7 @@ def test_one_pair_without_tail_or_rival_makes_a_page(bakeoff):
     single = replace(
         bakeoff, pairs=(replace(pair, scorecard=card, cost=cost),), comparisons=(), findings=()
     )
-    page = render_html(single, decide(single))
+    page = render(single)
     assert "no other pair to compare" in page
     assert "no tag with a held-out positive" in page
 
@@ -183,7 +213,7 @@ def test_assignments_of_attributes_with_one_value_are_shown(bakeoff, page):
         replace(p, scorecard=replace(p.scorecard, assignments=tuple(rows))) for p in bakeoff.pairs
     ]
     result = replace(bakeoff, pairs=tuple(pairs))
-    shown = render_html(result, decide(result))
+    shown = render(result)
     Nesting().feed(shown)
     assert shown.count("75.0 % right") == 3 * len(pairs) + 3  # all tags; attributes of the winner
     assert evil not in shown

@@ -1,0 +1,1 @@
+"""Figures of the report, one module each; drawn by matplotlib for the width of a layout."""
