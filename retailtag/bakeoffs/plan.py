@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from typing import Any
 
+from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.request import Request
+from retailtag.bakeoffs.speed import timed
 from retailtag.bakeoffs.stages import bakeoff_stages
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
 from retailtag.runs.stage import NOT_DONE, Estimate, RecordedStage, Stage, read_record
 from retailtag.settings import BakeoffSettings
 
+WORTH_TIMING = 60.0  # counted seconds of a bake-off from which its backbones are timed
+
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a plan, with estimates that are right within a factor of three."""
+    """One stage of a plan, with estimates that are right within a factor of 1.5 or so."""
 
     name: str
     why: str  # empty if it is reused
@@ -35,9 +40,22 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
     Inputs are compared as in the run, except that weights are not read, and of the images only
     those whose file has another size or time than when it was extracted. A plan therefore assumes
     that a store of the same backbone and dtype was filled with the weights that the run will load.
+
+    Of a bake-off of over a minute the backbones that will run are timed for some seconds each; see
+    `retailtag.bakeoffs.speed`.
     """
     context = RunContext(catalog, settings.reading, settings.compute)
-    return plan_stages(bakeoff_stages(Request(context, settings)))
+    request = Request(context, settings)
+    estimator = Estimator(request)
+    stages = bakeoff_stages(request, estimator=estimator)
+    planned = plan_stages(stages)
+    if sum(p.seconds for p in planned) < WORTH_TIMING:
+        return planned
+    estimator.measure = cache(partial(timed, context, settings.finetune))
+    return [
+        replace(p, **asdict(stage.estimate())) if p.why else p
+        for p, stage in zip(planned, stages, strict=True)
+    ]
 
 
 def plan_stages(stages: Sequence[Stage]) -> list[PlannedStage]:

@@ -95,7 +95,9 @@ def _plan_table(stages: list[PlannedStage]) -> Table:
     """One row a stage, and the sum."""
     from rich.table import Table
 
-    table = Table(title="Plan (estimates within a factor of three)", show_footer=True)
+    table = Table(
+        title="Plan (estimates for this machine, most within a factor of 1.5)", show_footer=True
+    )
     table.add_column("stage", footer="all")
     table.add_column("why")
     table.add_column("time", justify="right", footer=_minutes(sum(s.seconds for s in stages)))

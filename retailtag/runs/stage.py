@@ -98,7 +98,7 @@ def why_stale(folder: Path, inputs: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Rough estimate of a stage, within a factor of three: wall time and bytes written."""
+    """Estimate of a stage: wall time, and bytes that it leaves on the disk."""
 
     seconds: float
     disk_bytes: float
