@@ -1,5 +1,6 @@
 """Read the tensors of a checkpoint by their dotted names; no code of the file is run.
 
+Safetensors, PyTorch's files and ONNX are read, the last by `retailtag.backbones.onnx_names`.
 PyTorch files are pickles, which can call anything. They are read by torch's own restricted
 unpickler (``weights_only``), which knows tensors and plain containers. Every other class that a
 file names is replaced by an inert `Record`, so that training arguments and numpy scalars beside the
@@ -17,13 +18,15 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from retailtag.backbones.onnx_file import ONNX_SUFFIX
+from retailtag.backbones.onnx_names import read_onnx
 from retailtag.errors import DataError, named
 from retailtag.files import check_kind, head_of, parse_json
 from retailtag.npz import ZIP_DAMAGE, archive_fault
@@ -83,6 +86,7 @@ class TensorFile:
     tensors: State  # dense numbers, real or integer
     models: tuple[str, ...] = ()  # tensors inside a module of such a class cannot be read
     unusable: Mapping[str, str] = field(default_factory=dict)  # other tensors, and what they are
+    is_exported: bool = False  # as ONNX, whose exporters fold, merge and rename tensors
 
     def needs_numbers(self) -> DataError:
         """The error of a file whose tensors are not dense numbers."""
@@ -104,20 +108,22 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read a safetensors or PyTorch file; nested names are joined by dots.
+    """Read a safetensors, PyTorch or ONNX file; nested names are joined by dots.
 
     Raises `DataError` if the file is damaged, of another kind, holds no tensors, or needs classes.
     """
-    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+    if path.suffix not in (".safetensors", ONNX_SUFFIX, *TORCH_SUFFIXES):
         raise DataError(
-            f"{path} has an unknown ending; weights are .safetensors, or torch files ending in "
-            f"{', '.join(TORCH_SUFFIXES)}."
+            f"{path} has an unknown ending; weights are .safetensors, {ONNX_SUFFIX}, or torch "
+            f"files ending in {', '.join(TORCH_SUFFIXES)}."
         )
     head = head_of(path)
     if not head:
         raise DataError(f"{path} is empty (0 bytes); {_AGAIN}.")
-    # Both are recognised by content: files are renamed. A safetensors file begins with the length
-    # of its header in 8 bytes, then JSON; PyTorch's begin as zip or as pickle.
+    if path.suffix == ONNX_SUFFIX:  # protobuf has no magic: such a file is told by its ending
+        return replace(_sorted_out(path, read_onnx(path).items()), is_exported=True)
+    # The others are recognised by content: files are renamed. A safetensors file begins with the
+    # length of its header in 8 bytes, then JSON; PyTorch's begin as zip or as pickle.
     if head[8:9] == b"{" or not head.startswith((b"PK", b"\x80")):
         return _sorted_out(path, _read_safetensors(path).items())
     content, classes = _read_torch(path)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from retailtag.backbones.onnx_file import ONNX_SUFFIX, REMEDY
 from retailtag.backbones.tensor_file import TORCH_SUFFIXES, State, TensorFile, read_tensors
 from retailtag.backbones.weight_names import CONVERSIONS, HF_CLIP
 from retailtag.errors import DataError, UsageError, named
@@ -50,6 +52,7 @@ def weights_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     found = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", *TORCH_SUFFIXES))
+    found = found or sorted(path.glob(f"*{ONNX_SUFFIX}"))
     if len(found) != 1:
         raise UsageError(
             f"--weights {path} holds {len(found)} weights files and none is called "
@@ -197,11 +200,27 @@ class Target:
         best = min(candidates, key=lambda r: r.misfit[0], default=whole)
         if file.unusable and (best is whole or LACKS in best.faults):
             return file.needs_numbers()
+        if file.is_exported:
+            return self._lost_by_export(path, best)
         found = [f"{fault} {named(names)}" for fault, names in best.faults.items()]
         return DataError(
             f"{path} holds the weights of another architecture: "
             f"{f'under {best.where} ' if best.where else ''}it {'; it '.join(found)}. Give the id "
             "that they belong to, with its arguments (id?argument=value)."
+        )
+
+    def _lost_by_export(self, path: Path, best: Reading) -> DataError:
+        """The error of an ONNX file that lacks weights or has others."""
+        norms = [f"{n}." for n, m in self.module.named_modules() if isinstance(m, _BatchNorm)]
+        if norms and not any(name.startswith(tuple(norms)) for name in best.state):
+            return DataError(
+                f"{path} holds no batch norms, which this model has: they were folded into the "
+                f"convolutions when it was exported, or it holds another model; {REMEDY}."
+            )
+        faults = [f"{fault} {named(names)}" for fault, names in best.faults.items()]
+        return DataError(
+            f"{path} cannot be read as this model's weights: it {'; it '.join(faults)}, because "
+            f"its exporter merged or renamed them, or because it holds another model; {REMEDY}."
         )
 
 

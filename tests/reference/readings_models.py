@@ -19,6 +19,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import torch
 from reference_attack import Format
 from reference_mutations import (
@@ -352,7 +354,131 @@ def make_weights(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(data)
 
 
+# The network of an ONNX file has a square layer, whose shape does not tell that it is transposed.
+_ONNX_NAMES = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+
+
+def _square_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+
+def make_onnx(folder: Path) -> None:
+    torch.manual_seed(0)
+    state = {k: torch.rand(v.shape).numpy() for k, v in _square_network().state_dict().items()}
+    arrays = {k: state[k] for k in _ONNX_NAMES[1:]}
+    arrays["onnx::MatMul_9"] = np.ascontiguousarray(state["0.weight"].T)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_9"], ["p"], name="/0/MatMul"),
+            onnx.helper.make_node("Add", ["0.bias", "p"], ["a"], name="/0/Add"),
+            onnx.helper.make_node("BatchNormalization", ["a", *_ONNX_NAMES[2:]], ["y"]),
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    (folder / "weights.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+
+
+def read_onnx(folder: Path) -> Any:
+    module = _square_network()
+    Target(module).load(folder / "weights.onnx")
+    return _loaded(module.state_dict())
+
+
+def second_onnx(folder: Path) -> Any:
+    """The weights with which the network computes what the graph does, node by node."""
+    graph = onnx.load_from_string((folder / "weights.onnx").read_bytes()).graph
+    product, bias, norm = graph.node
+    need([node.op_type for node in graph.node] == ["MatMul", "Add", "BatchNormalization"])
+    need(product.output[0] in bias.input and bias.output[0] == norm.input[0], "order")
+    # a reader may take other tensors of the file for constants, but not these
+    need([*norm.input[1:]] == [*_ONNX_NAMES[2:]] and "0.bias" in bias.input, "names")
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    sources = {**dict(zip(_ONNX_NAMES, _ONNX_NAMES, strict=True)), "0.weight": product.input[1]}
+    found = {}
+    for name, source in sources.items():
+        value = onnx.numpy_helper.to_array(stored[source])
+        need(value.shape == ((3, 3) if name == "0.weight" else (3,)), name)
+        need(value.dtype.kind == "f", name)
+        with np.errstate(over="ignore"):
+            found[name] = value.astype(np.float32)
+        need(bool(np.isfinite(found[name]).all()), name)
+    found["0.weight"] = np.ascontiguousarray(found["0.weight"].T)
+    return found
+
+
+_ONNX_TEXTS = ("", "0.bias", "0.weight", "1.bias", "x", "p", "MatMul", "Gemm", "Identity", "Add",
+               "../up", "/etc/passwd", "/1/MatMul", "val_1", "a" * 2000)  # fmt: skip
+
+
+def of_onnx(rng: random.Random, data: bytes) -> bytes:
+    """Another type, shape, name, place or number of a tensor; another node; nodes in disorder."""
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    tensor, node = rng.choice(graph.initializer), rng.choice(graph.node)
+
+    def to_file() -> None:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key = "location"
+        entry.value = rng.choice((*_ONNX_TEXTS, "weights.onnx"))
+
+    def renamed() -> None:
+        tensor.name = rng.choice(_ONNX_TEXTS)
+
+    def connected() -> None:
+        place = rng.choice((node.input, node.output))
+        place[rng.randrange(len(place))] = rng.choice(_ONNX_TEXTS)
+
+    def typed() -> None:
+        tensor.data_type = rng.randrange(24)
+
+    def shaped() -> None:
+        tensor.dims.append(rng.choice((0, 1, 2, -1, 1 << 40, (1 << 63) - 1)))
+
+    def flat() -> None:
+        del tensor.dims[:]
+
+    def kind() -> None:
+        node.op_type = rng.choice(_ONNX_TEXTS)
+
+    def scoped() -> None:
+        node.name = rng.choice(_ONNX_TEXTS)
+
+    def attribute() -> None:
+        node.attribute.append(onnx.helper.make_attribute("transB", rng.randrange(2)))
+
+    def twice() -> None:
+        graph.initializer.add().CopyFrom(tensor)
+
+    def again() -> None:
+        graph.node.add().CopyFrom(node)
+
+    def number() -> None:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        array.flat[0] = rng.choice((math.nan, math.inf, 0, 2.5))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    def halved() -> None:
+        array = onnx.numpy_helper.to_array(tensor)
+        dtype = rng.choice((np.float16, np.float64, np.int64, np.int8))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(dtype), tensor.name))
+
+    rng.choice((to_file, renamed, connected, typed, shaped, flat, kind, scoped, attribute, twice,
+                again, number, halved))()  # fmt: skip
+    return model.SerializeToString()
+
+
 WEIGHTS = (
+    Format(
+        "weights.onnx",
+        make_onnx,
+        {"weights.onnx": any_of(of_onnx, of_bytes)},
+        read_onnx,
+        second_onnx,
+    ),
     Format(
         "weights.safetensors",
         make_weights,
