@@ -111,6 +111,16 @@ def test_a_draw_does_not_depend_on_the_order_of_the_rows(modules, tmp_path, cata
         assert sorted(forward.image_ids[first]) == sorted(other.image_ids[second])
 
 
+def test_the_manifest_of_a_part_keeps_whole_products_and_all_other_splits(modules, catalogue):
+    import part
+
+    kept = list(csv.DictReader(part.part(catalogue, 6).splitlines()))
+    rows = list(csv.DictReader(catalogue.read_text(encoding="utf-8").splitlines()))
+    products = {row["group"] for row in kept if row["split"] == "train"}
+    assert len(products) == 3
+    assert kept == [row for row in rows if row["split"] == "test" or row["group"] in products]
+
+
 def test_more_images_than_there_are_is_refused(modules, catalogue):
     with pytest.raises(SystemExit, match=r"has 12 images in its train split; ask for at most"):
         modules[1].draw(read_catalog(catalogue), "train", 13)
