@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,8 +68,9 @@ def _quietly(command: Sequence[str]) -> None:
 
 
 def last_line(text: str) -> str:
-    """Last line that is not blank, shortened to 300 characters."""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    """Last line that is not blank, without codes of colour, shortened to 300 characters."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r", "\n")
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 

@@ -214,6 +214,12 @@ def test_a_program_that_fails_is_noted_with_its_last_words(modules, bench):
     assert row["seconds"] > 0
 
 
+def test_the_last_words_are_those_that_a_terminal_shows(modules):
+    last_line = modules[2].last_line
+    assert last_line("step 1\n\x1b[31mstep 2\rstep 3\x1b[0m\n\x1b[0m\n \n") == "step 3"
+    assert last_line("\n") == ""
+
+
 def test_scores_that_cannot_be_read_are_a_failure_with_the_reason(modules, bench):
     peers = modules[0]
     (bench.scripts / "strange.py").write_text(SCORER.replace("0.9", "1.9"), encoding="utf-8")

@@ -6,6 +6,11 @@ from pathlib import Path
 import lightly_train
 import numpy as np
 import pandas as pd
+import timm
+
+# lightly-train 0.18 would feed the 320 channels before MobileNetV2's last convolution to a head
+# for the 1,280 after it. Without this method it takes the output of forward_features.
+del timm.models.EfficientNet.forward_intermediates
 
 EPOCHS = {"frozen": 10, "whole": 5}
 RATES = {"frozen": 3e-3, "whole": 3e-4}  # the tool's default is for a whole network
