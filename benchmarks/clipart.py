@@ -12,7 +12,8 @@ retailtag) and ``README.md`` with the counts. The rules, of which none looks at 
   least 16 pixels a side and at most 89 million in all (Pillow's limit). What is longer than 320
   pixels is scaled down; all other files stay as they are, transparency included. A link is no
   drawing of its own.
-- **Tags.** The keywords (dc:subject) and the folders in which a drawing or a link to it lies.
+- **Tags.** The keywords (dc:subject) of a drawing and of its copies where the PNG files of these
+  are links to it, and the folders in which it or such a link lies.
   Spellings that differ in case, separators or a plural s are one tag, under the commonest of them.
   Left out: the author's own name, what has no letter a to z, `NO_SUBJECTS`, and in the end tags of
   fewer than 8 drawings or 4 groups. A drawing without any tag left is left out.
@@ -202,9 +203,12 @@ def read_drawings(packages: Mapping[str, Path], left_out: Counter[str]) -> list[
     svgs = files_of(packages["openclipart-svg"], "svg")
     said = {svg.name: described(svg.data) for svg in svgs if not svg.target}
     pictures = sorted(files_of(packages["openclipart-png"], "png"), key=lambda file: file.name)
-    folders: dict[str, list[str]] = defaultdict(list)
+    words: dict[str, list[str]] = defaultdict(list)
     for picture in pictures:
-        folders[picture.target or picture.name] += PurePosixPath(picture.name).parts[:-1]
+        found = words[picture.target or picture.name]
+        found += PurePosixPath(picture.name).parts[:-1]
+        if picture.name in said:  # of a link, the copy of the SVG in its folder
+            found += said[picture.name].keywords
     drawings = []
     for picture in pictures:
         about = said.get(picture.name)
@@ -215,8 +219,10 @@ def read_drawings(packages: Mapping[str, Path], left_out: Counter[str]) -> list[
         elif not _fits(picture.data):
             left_out[f"under {MIN_SIDE} pixels a side, or over 89 million in all"] += 1
         else:
-            words = (*about.keywords, *folders[picture.name])
-            drawings.append(Drawing(picture.name, picture.data, about.title, about.author, words))
+            found = words[picture.name]
+            drawings.append(
+                Drawing(picture.name, picture.data, about.title, about.author, tuple(found))
+            )
     return drawings
 
 

@@ -93,7 +93,8 @@ def debs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages")
     return [
         package(folder / "png.deb", "png", pngs, links),
-        package(folder / "svg.deb", "svg", svgs, links),
+        # The SVG of a link may be a copy with keywords of its own.
+        package(folder / "svg.deb", "svg", svgs | {"animals/pear": svg("C0", ["house pet"])}, {}),
     ]
 
 
@@ -121,7 +122,7 @@ def test_tags_follow_the_rules(built):
     # `hash`, rare keywords and the author's name are no tags; spellings and a plural are one.
     assert tags["animals/cat0"] == tags["animals/dog4"] == {"animals", "house pet"}
     # The folder of a link counts, and a comma divides keywords.
-    assert tags["food/pear0"] == {"animals", "food", "fruit"}
+    assert tags["food/pear0"] == {"animals", "food", "fruit", "house pet"}
     assert tags["food/apple_bw"] == {"food", "fruit"}
     # Stars and shapes are of one group alone.
     stars = [name for name in tags if name.startswith("shapes/")]

@@ -65,6 +65,7 @@ def read_tag_folders(root: Path, allowed: Sequence[Path] = ()) -> Manifest:
     loose = [path for path in inside if path.count("/") <= depth]
     loose += [name for name in visible_files(root) if name.lower().endswith(IMAGE_SUFFIXES)]
     manifest.notes.extend(_left_out(root, tops, splits, loose))
+    manifest.notes.extend(_inner(root, paths, depth))
     return manifest
 
 
@@ -74,6 +75,18 @@ def _manifest(root: Path, paths: list[str], depth: int) -> Manifest:
     if depth:
         columns["split"] = [p[0] for p in parts]
     return Manifest(root, columns, Problems(range(1, len(paths) + 1)))
+
+
+def _inner(root: Path, paths: Sequence[str], depth: int) -> Iterator[str]:
+    """A sentence on folders below the folder of a tag, which may be finer tags or products."""
+    deeper = [path for path in paths if path.count("/") > depth + 1]
+    if deeper:
+        n = len({path.rpartition("/")[0] for path in deeper})
+        yield (
+            f"{root}: folders below a tag's folder are not tags: {n:,}; {deeper[0]} has the tag "
+            f"{deeper[0].split('/')[depth]} alone. If they are tags, write a manifest; if they are "
+            "products, name them with catalog split --group-by path:REGEX."
+        )
 
 
 def split_of_name(stem: str) -> str:

@@ -52,7 +52,22 @@ def test_everything_left_out_is_named(tree):
 
 
 def test_a_plain_tree_has_no_notes(tree):
-    assert read_catalog(tree("hat/0.jpg", "bag/deep/0.jpg", "bag/.DS_Store")).notes == ()
+    assert read_catalog(tree("hat/0.jpg", "bag/0.jpg", "bag/.DS_Store")).notes == ()
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_below_a_tag_are_no_tags_and_that_is_said(tree, split):
+    catalog = read_catalog(
+        tree(
+            f"{split}pet/dog/0.jpg",
+            f"{split}pet/cat/1.jpg",
+            f"{split}pet/2.jpg",
+            f"{split}hat/3.jpg",
+        )
+    )
+    assert catalog.table.tags == ("hat", "pet")
+    (note,) = catalog.notes
+    assert f"are not tags: 2; {split}pet/cat/1.jpg has the tag pet alone" in note
 
 
 def test_odd_suffixes_are_read_by_content_or_named(tree):
