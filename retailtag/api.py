@@ -699,6 +699,7 @@ def _to_score(
         "seed": s.score.seed,
         "allow_missing": s.score.allow_missing,
         "assignment": s.score.assign or INDEPENDENT,
+        "names": s.names,
     }
     return s, once(read), shared
 

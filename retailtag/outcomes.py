@@ -32,6 +32,11 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
 
+# What `GroupSummary` says of the population: the estimate and its interval.
+ESTIMATE = ("macro_f1_population", "macro_f1_low", "macro_f1_high")
+
+DIFFERENCES = "Differences in macro-F1 in the population"
+
 
 def load_tagger(
     folder: Path,
@@ -281,12 +286,12 @@ class ScoreOutcome(Displayed):
 
     def views(self) -> Iterable[View]:
         """Macro averages, and differences if there are several models."""
-        columns = ["model", "scope", "n_tags", "macro_f1", "macro_f1_low", "macro_f1_high"]
-        summaries = self.summaries.select([*columns, "macro_ap"])
+        columns = ["model", "scope", "n_tags", *ESTIMATE, "macro_f1", "macro_ap"]
+        summaries = self.summaries.select(columns)
         title = f"Scores on the {self.scorecards[0].split} split"
         yield View(title, summaries, _sentences(self.findings))
         if self.scored.comparisons:
-            yield View("Differences in macro-F1", _brief(self.comparisons))
+            yield View(DIFFERENCES, _brief(self.comparisons))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -319,8 +324,9 @@ class CompareOutcome(Displayed):
 
     def views(self) -> Iterable[View]:
         """The ranking, then the differences."""
-        yield View("Ranking by macro-F1", self.standings, _sentences(self.findings))
-        yield View("Differences in macro-F1", _brief(self.pairs), (f"Pairs: {self.out}",))
+        ranking = "Ranking by macro-F1 in the population"
+        yield View(ranking, self.standings, _sentences(self.findings))
+        yield View(DIFFERENCES, _brief(self.pairs), (f"Pairs: {self.out}",))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -358,7 +364,7 @@ class BakeoffOutcome(Displayed):
 
     @property
     def ranking(self) -> pa.Table:
-        """One row per pair, best first: macro-F1 with interval, tail, and costs."""
+        """One row per pair, best first: macro-F1 in the population with interval, tail, costs."""
         return table_of(
             {
                 "pair": pair.name,
@@ -366,9 +372,11 @@ class BakeoffOutcome(Displayed):
                 "strategy": pair.strategy,
                 "recommended": pair.name == self.decision.winner,
                 "tied": pair.name in self.decision.ties,
-                "macro_f1": pair.scorecard.summaries["all"].macro_f1,
-                "macro_f1_low": pair.scorecard.summaries["all"].macro_f1_low,
-                "macro_f1_high": pair.scorecard.summaries["all"].macro_f1_high,
+                **{
+                    name: getattr(pair.scorecard.summaries["all"], name)
+                    for name in (*ESTIMATE, "macro_f1")
+                },
+                "tail_macro_f1_population": pair.scorecard.summaries["tail"].macro_f1_population,
                 "tail_macro_f1": pair.scorecard.summaries["tail"].macro_f1,
                 "macro_ap": pair.scorecard.summaries["all"].macro_ap,
                 **asdict(pair.cost),
@@ -388,8 +396,8 @@ class BakeoffOutcome(Displayed):
 
     def views(self) -> Iterable[View]:
         """The ranking, and the decision in sentences."""
-        columns = ["pair", "recommended", "tied", "macro_f1", "macro_f1_low", "macro_f1_high"]
-        columns += ["tail_macro_f1", "latency_ms_p50", "train_seconds"]
+        columns = ["pair", "recommended", "tied", *ESTIMATE]
+        columns += ["tail_macro_f1_population", "latency_ms_p50", "train_seconds"]
         winner = f"Use {self.decision.winner} (decided by {self.decision.decided_by})."
         notes = (winner, *self.decision.reasons, f"Report: {self.report}")
         yield View("Ranking of the pairs", self.ranking.select(columns), notes)

@@ -466,6 +466,31 @@ class ScoreSettings(Section):
 
 
 @dataclass(frozen=True)
+class DecideSettings(Section):
+    """The rule behind the recommendation of a bake-off; its steps are in docs/statistics.md."""
+
+    max_latency_ms: float | None = setting(
+        None, "Rule out pairs that take longer for one image.", above=0, at_most=1e9
+    )
+    max_train_hours: float | None = setting(
+        None, "Rule out pairs that train longer.", above=0, at_most=1e6
+    )
+    max_memory_gib: float | None = setting(
+        None, "Rule out pairs whose training needs more memory.", above=0, at_most=1e6
+    )
+    tail_weight: float = setting(
+        0.0,
+        "Share of the tail's macro-F1 in what ranks the pairs; the rest is that of all tags.",
+        at_least=0,
+        at_most=1,
+        advanced=True,
+    )
+    price_per_hour: float | None = setting(
+        None, "Price of this machine; costs are then also shown in money.", above=0, at_most=1e9
+    )
+
+
+@dataclass(frozen=True)
 class BakeoffSettings(Section):
     """A bake-off: which pairs to compare, and the settings of every stage.
 
@@ -481,6 +506,15 @@ class BakeoffSettings(Section):
     strategies: tuple[str, ...] = setting(
         STRATEGIES, "probe, finetune or both.", metavar="probe,finetune"
     )
+    names: tuple[str, ...] = setting(
+        (),
+        "Short name of a backbone in tables and pictures; repeatable. Default: the shortest that "
+        "only it has.",
+        flag="--name",
+        metavar="NAME=ID",
+        recorded=False,
+        advanced=True,
+    )
     out: Path | None = setting(None, "Folder of the run.", recorded=False)
     catalog: CatalogSettings = CatalogSettings()
     reading: ReadingSettings = ReadingSettings()
@@ -489,6 +523,7 @@ class BakeoffSettings(Section):
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     score: ScoreSettings = ScoreSettings()
+    decide: DecideSettings = DecideSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -509,6 +544,7 @@ SECTIONS: dict[str, type[Section]] = {
     "probe": ProbeSettings,
     "finetune": FinetuneSettings,
     "score": ScoreSettings,
+    "decide": DecideSettings,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

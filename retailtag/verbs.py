@@ -29,6 +29,7 @@ STORED = ("extract.dtype", "extract.engine", "extract.precision")
 SCORE = ("score.split", "score.replicates", "score.allow_missing", "score.assign", "score.seed")
 PROBE = tuple(k for k in keys() if k.startswith("probe."))
 FINETUNE = tuple(k for k in keys() if k.startswith("finetune."))
+DECIDE = tuple(k for k in keys() if k.startswith("decide."))
 
 USES: dict[str, tuple[str, ...]] = {
     "extract": (
@@ -46,12 +47,12 @@ USES: dict[str, tuple[str, ...]] = {
     "bakeoff": (
         *("backbones", "strategies", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
         *(*STORED, "extract.batch_size", *PROBE, *FINETUNE),
-        *("score.replicates", "score.assign", "score.seed"),
+        *("score.replicates", "score.assign", "score.seed", "names", *DECIDE),
     ),
-    "score": ("catalog.path", *CATALOG, *SCORE),
+    "score": ("catalog.path", *CATALOG, *SCORE, "names"),
     "compare": (
         *("catalog.path", *CATALOG, *SCORE),
-        "score.permutations",
+        *("score.permutations", "names"),
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),

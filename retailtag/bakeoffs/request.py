@@ -9,6 +9,7 @@ from pathlib import Path
 from retailtag.backbones import canonical, components_of, resolve_id
 from retailtag.backbones.ids import local_weights
 from retailtag.backbones.imported import refuse_imported
+from retailtag.backbones.names import given_names
 from retailtag.bakeoffs.checks import check_request
 from retailtag.context import RunContext
 from retailtag.errors import UsageError
@@ -41,6 +42,7 @@ class Request:
         ids = [canonical(b) for b in s.backbones]
         if len(set(ids)) < len(ids):
             raise UsageError("--backbones names a backbone twice; name each once.")
+        _ = self.names  # refuses a --name that cannot be used
         for component in (c for b in s.backbones for c in components_of(b)):
             refuse_imported(resolve_id(component))
         joint = [b for b in s.backbones if not self.strategies_of(b)]
@@ -55,6 +57,11 @@ class Request:
     def out(self) -> Path:
         """Folder of the run."""
         return self.settings.out or DEFAULT_OUT
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Short names that were given, by canonical backbone id."""
+        return given_names(self.settings.names, [canonical(b) for b in self.settings.backbones])
 
     @cached_property
     def weights(self) -> dict[str, Path]:

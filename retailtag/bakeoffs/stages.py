@@ -26,8 +26,8 @@ from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
 from retailtag.report.report import Report
-from retailtag.report.results import BakeoffResult, PairResult, describe_catalog
-from retailtag.report.write import write_report
+from retailtag.report.results import BakeoffResult, PairResult, Rule, describe_catalog
+from retailtag.report.write import PAGE, write_report
 from retailtag.runs.embeddings import find_texts
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.finetune_training import finetune_inputs
@@ -224,6 +224,9 @@ class ReportStage(RecordedStage):
             "bootstrap": [score.replicates, score.seed],
             "assignment": score.assign,
             "exclusive": recorded_attributes(catalog.table),
+            "decide": self.request.settings.decide.recorded(),
+            "names": self.request.names,
+            "page": PAGE,
             "retailtag": __version__,
             "scorecard": SCORECARD_FORMAT,
         }
@@ -276,6 +279,8 @@ class ReportStage(RecordedStage):
                 *several_threads(threads),
                 *reused_split(scored, "test"),
             ),
+            rule=Rule.of(self.request.settings.decide),
+            names=tuple(self.request.names.items()),
         )
 
     def _findings(self) -> list[Finding]:

@@ -58,7 +58,7 @@ def _show(output: Output, run: BakeoffRun) -> None:
     from retailtag.report.tables import decision_text, ranking_table
 
     output.print(ranking_table(run.result, run.decision))
-    output.print(decision_text(run.decision))
+    output.print(decision_text(run.decision, run.result))
     output.print("", f"{len(run.ran)} stages ran, {len(run.reused)} were reused.")
     output.print(f"Report: {run.report}")
 

@@ -35,8 +35,10 @@ def compare(
     if not (output.json or output.quiet):
         from retailtag.report.tables import comparison_table, findings_text, standings_table
 
-        output.print(standings_table(contest.standings, call.settings.score.split))
-        output.print(comparison_table(contest.comparisons))
+        names = made.compared.names
+
+        output.print(standings_table(contest.standings, call.settings.score.split, names))
+        output.print(comparison_table(contest.comparisons, names))
         output.print(findings_text(made.findings))
         output.print(f"pairs: {out}")
     output.result(

@@ -125,11 +125,11 @@ def _show(output: Output, made: ScoreOutcome) -> None:
     )
 
     scored = made.scored
-    output.print(groups_table(scored.cards))
+    output.print(groups_table(scored.cards, scored.names))
     if any(card.assignments for card in scored.cards):
-        output.print(assignments_table(scored.cards))
+        output.print(assignments_table(scored.cards, scored.names))
     if scored.comparisons:
-        output.print(comparison_table(scored.comparisons))
+        output.print(comparison_table(scored.comparisons, scored.names))
     for card, folder in zip(scored.cards, scored.folders, strict=True):
         if card.findings:
             output.print("", f"Findings for {card.model}")

@@ -19,7 +19,8 @@ from retailtag.verbs import RARE, flags_of, resolve
 
 ADVANCED = "Advanced options"
 ONE_BACKBONE = ("extract", "probe", "finetune")  # verbs that have no default backbone
-LISTS = ("weights", "images", "allow_root")  # options that are repeated, not comma-separated
+# options that are repeated, not comma-separated
+LISTS = ("weights", "images", "allow_root", "name")
 RunsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Predictions files, or folders of runs or bake-offs."),

@@ -12,8 +12,8 @@ from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.scorecard import SCOPES, TagRow
 
 SUMMARY_COLUMNS = (
-    "pair", "macro-F1 (95 % interval)", "tail macro-F1 (95 % interval)", "macro-AP", "micro-F1",
-    "training, s", "one image, ms", "peak memory, MiB",
+    "pair", "macro-F1 in the population (95 %)", "tail (95 %)", "macro-F1 on these images", "tail",
+    "macro-AP", "micro-F1", "training, s", "one image, ms", "peak memory, MiB",
 )  # fmt: skip
 
 
@@ -29,9 +29,10 @@ def _ranked(report: Report, place: int, pair: PairResult) -> dict[str, Any]:
     for scope in SCOPES:
         summary = card.summaries[scope]
         scores |= {
-            f"macro_f1_{scope}": summary.macro_f1,
+            f"macro_f1_population_{scope}": summary.macro_f1_population,
             f"macro_f1_{scope}_low": summary.macro_f1_low,
             f"macro_f1_{scope}_high": summary.macro_f1_high,
+            f"macro_f1_{scope}": summary.macro_f1,
             f"macro_ap_{scope}": summary.macro_ap,
         }
     return {
@@ -41,8 +42,13 @@ def _ranked(report: Report, place: int, pair: PairResult) -> dict[str, Any]:
         "strategy": pair.strategy,
         "recommended": pair.name == decision.winner,
         "tied": pair.name in decision.ties,
+        "over_budget": pair.name in decision.over_budget,
         **scores,
         "micro_f1": card.micro_f1,
+        "micro_precision": card.micro_precision,
+        "micro_recall": card.micro_recall,
+        "tags_given": card.tags_given,
+        "tags_true": card.tags_true,
         **asdict(pair.cost),
     }
 
@@ -79,6 +85,7 @@ def summary_md(report: Report) -> str:
         "",
         f"Recommended: **{report.names[decision.winner]}**, decided by {decision.decided_by}.",
         "",
+        *(f"- **{report.with_short_names(caution)}**" for caution in decision.cautions),
         *(f"- {report.with_short_names(reason)}" for reason in decision.reasons),
         "",
     ]
@@ -88,12 +95,14 @@ def summary_md(report: Report) -> str:
 def _summary_row(report: Report, pair: PairResult) -> str:
     card, cost = pair.scorecard, pair.cost
     scores = [
-        f"{100 * s.macro_f1:.2f} ({100 * s.macro_f1_low:.1f} to {100 * s.macro_f1_high:.1f})"
+        f"{100 * s.best_estimate:.1f} ({100 * s.macro_f1_low:.1f} to {100 * s.macro_f1_high:.1f})"
         for s in (card.summaries["all"], card.summaries["tail"])
     ]
+    counted = [f"{100 * card.summaries[scope].macro_f1:.2f}" for scope in ("all", "tail")]
     cells = [
         report.names[pair.name].replace("|", r"\|"),
         *scores,
+        *counted,
         f"{100 * card.summaries['all'].macro_ap:.2f}",
         f"{100 * card.micro_f1:.2f}",
         f"{cost.train_seconds:,.0f}",

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from retailtag.errors import DataError
-from retailtag.report.results import BakeoffResult, PairResult
-from retailtag.scoring.compare import Comparison
+from retailtag.report.cautions import cautions
+from retailtag.report.results import BakeoffResult, PairResult, Rule
+from retailtag.scoring.intervals import Difference
 
 SAME_LATENCY_RATIO = 1.10  # latencies within 10 % of the lowest count as equal
 
 RULE = (
-    "(1) Pairs are ranked by macro-F1 over all tags with a positive in the held-out split. "
-    "(2) A pair is tied with the leader if the paired-bootstrap 95 % interval of their difference "
-    "includes 0. "
+    "(1) Pairs are ranked by macro-F1 in the population over all tags with a positive in the "
+    "held-out split. "
+    "(2) A pair is tied with the leader if the paired 95 % interval of their difference includes "
+    "0. "
     "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
     "tail has an interval above 0. "
     "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
@@ -30,32 +32,62 @@ class Decision:
     """The recommended pair and the path to it."""
 
     winner: str  # name of the recommended pair
-    decided_by: str  # ``macro-F1``, ``tail``, ``latency``, ``training`` or ``only pair``
+    # ``macro-F1``, ``tail``, ``latency``, ``training``, ``budget`` or ``only pair``
+    decided_by: str
     reasons: tuple[str, ...]  # what each step of the rule decided, in sentences with figures
     ties: tuple[str, ...]  # the leader and what the data do not tell from it, in rank order
     # By scope (``all``, ``tail``): the smallest true difference in macro-F1 from the leader that
     # this split would show with 80 % power, median over the pairs.
     smallest_difference: dict[str, float]
+    cautions: tuple[str, ...] = ()  # what the scores that decided would hide, in sentences
+    over_budget: tuple[str, ...] = ()  # pairs that a budget ruled out, in rank order
+
+
+def rule_text(rule: Rule) -> str:
+    """The rule in words, with the budgets and weights of `rule`."""
+    limits = [
+        f"{text} over {limit:g} {unit}"
+        for text, limit, unit in (
+            ("latency", rule.max_latency_ms, "ms"),
+            ("training", rule.max_train_hours, "hours"),
+            ("memory", rule.max_memory_gib, "GiB"),
+        )
+        if math.isfinite(limit)
+    ]
+    words = RULE
+    if rule.tail_weight:
+        words = words.replace(
+            "macro-F1 in the population over all tags with a positive in the held-out split. ",
+            f"{1 - rule.tail_weight:g} times macro-F1 in the population over all tags with a "
+            f"positive in the held-out split plus {rule.tail_weight:g} times that over tail tags. ",
+        )
+    if limits:
+        words = f"(0) Pairs with {' or '.join(limits)} are ruled out. {words}"
+    return words
 
 
 def decide(result: BakeoffResult) -> Decision:
-    """Recommend one pair by `RULE`.
+    """Recommend one pair by `RULE`, within the budgets and weights of ``result.rule``.
 
     `result` needs a comparison of every two pairs over all tags, and over the tail if it has tags.
-    `DataError` if there is no pair, or a comparison with the leader is missing.
+    Budgets that rule out every pair rule out none; a caution says so. `DataError` if there is no
+    pair, or a comparison with the leader is missing.
     """
     if not result.pairs:
         raise DataError("The bake-off holds no pair; run at least one backbone and strategy.")
-    ranking = result.ranking
+    ranking, reasons, warnings = _within_budget(result)
     smallest = {s: _smallest_difference(result, ranking, s) for s in ("all", "tail")}
-    tied, reasons = _tied_with_leader(result, ranking)
+    tied, said = _tied_with_leader(result, ranking)
+    reasons += said
     survivors = tied
     decided_by = "macro-F1" if len(ranking) > 1 else "only pair"
+    if len(ranking) == 1 < len(result.pairs):
+        decided_by = "budget"
     if len(survivors) > 1:
         survivors, sentence = _best_on_tail(result, survivors)
         reasons.append(sentence)
         decided_by = "tail"
-        survivors, twins = _without_twins(survivors)
+        survivors, twins = _without_twins(result, survivors)
         reasons += twins
         decided_by = "training" if len(survivors) == 1 and twins else decided_by
     winner = survivors[0]
@@ -69,7 +101,23 @@ def decide(result: BakeoffResult) -> Decision:
         reasons=tuple(reasons),
         ties=tuple(p.name for p in tied) if len(tied) > 1 else (),
         smallest_difference={s: v for s, v in smallest.items() if not math.isnan(v)},
+        cautions=(*warnings, *cautions(result, winner)),
+        over_budget=tuple(p.name for p in result.ranking if p not in ranking),
     )
+
+
+def _within_budget(
+    result: BakeoffResult,
+) -> tuple[tuple[PairResult, ...], list[str], list[str]]:
+    """Pairs in rank order that no budget rules out, a sentence on the others, and a warning."""
+    excess = {p.name: result.rule.excess(p.cost) for p in result.ranking}
+    allowed = tuple(p for p in result.ranking if not excess[p.name])
+    if not allowed:
+        reasons = "; ".join(f"{name}: {why}" for name, why in excess.items())
+        warning = f"No pair keeps to the budgets, so they rule out none ({reasons})."
+        return result.ranking, [], [warning]
+    out = [f"{name} ({why})" for name, why in excess.items() if why]
+    return allowed, [f"Ruled out by the budgets: {_listed(out)}."] if out else [], []
 
 
 def _points(value: float) -> str:
@@ -78,9 +126,11 @@ def _points(value: float) -> str:
 
 def _score(pair: PairResult, scope: str) -> str:
     s = pair.scorecard.summaries[scope]
+    # cards of early versions have no estimate for the population
+    counted = "" if s.best_estimate == s.macro_f1 else f"; {_points(s.macro_f1)} on these images"
     return (
-        f"{_points(s.macro_f1)} (95 % interval {_points(s.macro_f1_low)} to "
-        f"{_points(s.macro_f1_high)})"
+        f"{_points(s.best_estimate)} (95 % interval {_points(s.macro_f1_low)} to "
+        f"{_points(s.macro_f1_high)}{counted})"
     )
 
 
@@ -89,12 +139,18 @@ def _tied_with_leader(
 ) -> tuple[list[PairResult], list[str]]:
     leader = ranking[0]
     n_tags = leader.scorecard.summaries["all"].n_tags
-    lead = f"{leader.name} leads with macro-F1 {_score(leader, 'all')} over {n_tags} tags"
+    lead = (
+        f"{leader.name} leads with a macro-F1 in the population of {_score(leader, 'all')} over "
+        f"{n_tags} tags"
+    )
+    if result.rule.tail_weight:
+        tail = leader.scorecard.summaries["tail"].best_estimate
+        share = 100 * result.rule.tail_weight
+        lead += f" and {_points(tail)} over the tail, which counts {share:.0f} %"
     if len(ranking) == 1:
         return [leader], [f"{lead}; there is no other pair to compare it with."]
     gaps = [_gap(result, leader, other) for other in ranking[1:]]
-    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.difference.is_tie]
-    difference = gaps[0].difference
+    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.is_tie]
     if len(tied) > 1:
         names = _listed([p.name for p in tied[1:]])
         verdict = (
@@ -103,19 +159,32 @@ def _tied_with_leader(
     else:
         verdict = (
             f"It is ahead of every other pair; the closest, {ranking[1].name}, is "
-            f"{_points(difference.value)} points behind ({_points(difference.low)} to "
-            f"{_points(difference.high)})."
+            f"{_points(gaps[0].value)} points behind ({_points(gaps[0].low)} to "
+            f"{_points(gaps[0].high)})."
         )
     return tied, [f"{lead}.", verdict]
 
 
-def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Comparison:
+def _gap(result: BakeoffResult, leader: PairResult, other: PairResult) -> Difference:
+    """How far the leader is ahead in what the rule ranks by."""
     found = result.comparison(leader.name, other.name, "all")
     if found is None:
         raise DataError(
             f"The comparison of {leader.name} with {other.name} is missing; compare all pairs."
         )
-    return found
+    on_tail = result.comparison(leader.name, other.name, "tail")
+    if on_tail is None or not result.rule.tail_weight:
+        return found.difference
+    # The standard error of a sum is at most the sum of the standard errors: the interval of the
+    # weighted difference is at most as wide as the weighted mean of the two.
+    weighted = result.rule.weighted
+    a, b = found.difference, on_tail.difference
+    return Difference(
+        value=weighted(a.value, b.value),
+        low=weighted(a.low, b.low),
+        high=weighted(a.high, b.high),
+        standard_error=weighted(a.standard_error, b.standard_error),
+    )
 
 
 def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[PairResult], str]:
@@ -123,13 +192,13 @@ def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[P
     summaries = {p.name: p.scorecard.summaries["tail"] for p in tied}
     if not summaries[tied[0].name].n_tags:
         return tied, "No tail tag has a positive in the held-out split: the tail decides nothing."
-    best = max(tied, key=lambda p: summaries[p.name].macro_f1)
+    best = max(tied, key=lambda p: summaries[p.name].best_estimate)
     not_beaten = [best]
     for other in (p for p in tied if p is not best):
         c = result.comparison(best.name, other.name, "tail")
         if c is None or c.difference.is_tie:
             not_beaten.append(other)
-    head = f"On the tail {best.name} is best with macro-F1 {_score(best, 'tail')}"
+    head = f"On the tail {best.name} is best with {_score(best, 'tail')}"
     if len(not_beaten) == len(tied):
         return (
             not_beaten,
@@ -139,16 +208,12 @@ def _best_on_tail(result: BakeoffResult, tied: list[PairResult]) -> tuple[list[P
     return not_beaten, f"{head}, clearly ahead of {beaten}."
 
 
-def _without_twins(tied: list[PairResult]) -> tuple[list[PairResult], list[str]]:
+def _without_twins(
+    result: BakeoffResult, tied: list[PairResult]
+) -> tuple[list[PairResult], list[str]]:
     """Pairs without fine-tunes that kept a probe among them, and sentences on those left out."""
     probed = {p.backbone for p in tied if p.strategy == "probe"}
-    twins = [
-        p
-        for p in tied
-        if p.strategy != "probe"
-        and p.backbone in probed
-        and any(f.code == "probe-kept" for f in p.scorecard.findings)
-    ]
+    twins = [p for p in tied if p not in result.distinct and p.backbone in probed]
     said = [f"{p.name} kept its probe: the same model after more training." for p in twins]
     return [p for p in tied if p not in twins], said
 
@@ -191,7 +256,9 @@ def _or_inf(value: float) -> float:
 def _smallest_difference(
     result: BakeoffResult, ranking: tuple[PairResult, ...], scope: str
 ) -> float:
-    found = [result.comparison(ranking[0].name, p.name, scope) for p in ranking[1:]]
+    # a fine-tune that kept its probe differs from it by nothing that images could show
+    others = [p for p in ranking[1:] if p in result.distinct]
+    found = [result.comparison(ranking[0].name, p.name, scope) for p in others]
     sizes = [c.difference.detectable for c in found if c is not None]
     known = [s for s in sizes if not math.isnan(s)]
     return float(np.median(known)) if known else math.nan

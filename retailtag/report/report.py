@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from retailtag.backbones.names import shortened
 from retailtag.report.decision import Decision
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.theme import short_backbones, short_names
@@ -44,6 +45,4 @@ class Report:
 
     def with_short_names(self, sentence: str) -> str:
         """Sentence with pairs under their short names."""
-        for full, short in self.names.items():
-            sentence = sentence.replace(full, short)
-        return sentence
+        return shortened(sentence, self.names)

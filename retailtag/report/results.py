@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from retailtag.scoring.compare import Comparison
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.strict_json import named_file, parsed_file, plain
+from retailtag.settings import DecideSettings
 
 FORMAT = 1
 
@@ -51,6 +52,52 @@ class PairResult:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Budgets and weight of the decision; by default nothing is ruled out, and all tags count.
+
+    Raises `ValueError` if a number is out of range.
+    """
+
+    max_latency_ms: float = math.inf  # of one image
+    max_train_hours: float = math.inf
+    max_memory_gib: float = math.inf  # peak of training
+    tail_weight: float = 0.0  # share of tail macro-F1 in the score that ranks, in [0, 1]
+    # Of the machine, in any currency: costs are shown in it. It decides nothing, because money
+    # grows with the time that is compared anyway.
+    price_per_hour: float = math.nan
+
+    def __post_init__(self) -> None:
+        limits = (self.max_latency_ms, self.max_train_hours, self.max_memory_gib)
+        if not (all(limit > 0 for limit in limits) and 0 <= self.tail_weight <= 1):
+            raise ValueError(f"{self} has a number out of range")
+
+    @classmethod
+    def of(cls, settings: DecideSettings) -> Rule:
+        """The rule that settings ask for: a limit of None is none."""
+        given = {f.name: getattr(settings, f.name) for f in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def weighted(self, all_tags: float, tail: float) -> float:
+        """Weighted mean of a figure over all tags and over the tail; the first without a tail."""
+        if math.isnan(tail) or not self.tail_weight:
+            return all_tags
+        return (1 - self.tail_weight) * all_tags + self.tail_weight * tail
+
+    def excess(self, cost: PairCost) -> str:
+        """Budgets that a cost exceeds, in words; empty if none. An unknown cost exceeds any."""
+        found = [
+            f"{'unknown' if math.isnan(value) else f'{value:.3g}'} {unit}, over {limit:.3g}"
+            for value, limit, unit in (
+                (cost.latency_ms_p50, self.max_latency_ms, "ms an image"),
+                (cost.train_seconds / 3600, self.max_train_hours, "h of training"),
+                (cost.peak_memory_mib / 1024, self.max_memory_gib, "GiB of memory"),
+            )
+            if math.isfinite(limit) and not value <= limit
+        ]
+        return " and ".join(found)
+
+
+@dataclass(frozen=True)
 class BakeoffResult:
     """Everything that the decision and the report read.
 
@@ -64,6 +111,8 @@ class BakeoffResult:
     command: str  # repeats the bake-off
     seed: int
     findings: tuple[Finding, ...] = ()  # on the bake-off as a whole
+    rule: Rule = Rule()  # what the decision may spend, and what it weighs
+    names: tuple[tuple[str, str], ...] = ()  # (backbone id, short name), where a user gave one
 
     def __post_init__(self) -> None:
         repeated = [name for name, n in Counter(p.name for p in self.pairs).items() if n > 1]
@@ -81,16 +130,43 @@ class BakeoffResult:
 
     @property
     def ranking(self) -> tuple[PairResult, ...]:
-        """Pairs by macro-F1 over all tags, best first; of equals probes first, then by name."""
+        """Pairs by macro-F1 in the population (weighted with its tail by the rule), best first.
+
+        Of equals probes first, then by name.
+        """
         # a fine-tune that kept its probe equals it and ranks after it
         return tuple(
-            sorted(self.pairs, key=lambda p: (-_rankable(p), p.strategy != "probe", p.name))
+            sorted(self.pairs, key=lambda p: (-self._rankable(p), p.strategy != "probe", p.name))
         )
 
     @property
     def cutoffs(self) -> dict[str, int]:
         """Training counts that bound the groups of tags: ``tail`` and ``frequent``."""
         return {**asdict(GroupCutoffs()), **self.catalog.get("cutoffs", {})}
+
+    @property
+    def distinct(self) -> tuple[PairResult, ...]:
+        """Pairs of the ranking without fine-tunes that kept a probe among them."""
+        probed = {p.backbone for p in self.pairs if p.strategy == "probe"}
+        return tuple(
+            p
+            for p in self.ranking
+            if not (
+                p.strategy != "probe"
+                and p.backbone in probed
+                and any(f.code == "probe-kept" for f in p.scorecard.findings)
+            )
+        )
+
+    def score(self, pair: PairResult) -> float:
+        """What the pair is ranked by; NaN without a tag."""
+        summaries = pair.scorecard.summaries
+        return self.rule.weighted(summaries["all"].best_estimate, summaries["tail"].best_estimate)
+
+    def _rankable(self, pair: PairResult) -> float:
+        """Score, or -1 where it is undefined: NaN has no order."""
+        value = self.score(pair)
+        return -1.0 if math.isnan(value) else value
 
     def pair(self, name: str) -> PairResult:
         """Pair of that name."""
@@ -121,12 +197,6 @@ class BakeoffResult:
     def load(cls, path: Path) -> BakeoffResult:
         """Read ``bakeoff.json``; raises as `from_json` does."""
         return named_file(path, cls.from_json)
-
-
-def _rankable(pair: PairResult) -> float:
-    """Macro-F1, or -1 where it is undefined: NaN has no order."""
-    value = pair.scorecard.summaries["all"].macro_f1
-    return -1.0 if math.isnan(value) else value
 
 
 def describe_catalog(catalog: Catalog) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from retailtag.backbones.names import name_backbones
 from retailtag.report.results import BakeoffResult, PairResult
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "pap
 
 # One colour per backbone, readable on white and near-black and for colour-blind readers.
 PALETTE = ("#3b7dd8", "#e0862b", "#2f9e77", "#a561c9", "#c94f6d", "#7d8b3a", "#3aa0b5", "#8a6d5a")
-STRATEGY_NAMES = {"probe": "linear probe", "finetune": "fine-tune"}
+HEAD_NAMES = {
+    "logistic": "linear probe",
+    "ridge": "ridge probe",
+    "knn": "nearest-neighbour probe",
+    "text": "text-prior probe",
+}
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,16 @@ def style(salt: str = "retailtag") -> Iterator[None]:
 
 
 def short_backbones(result: BakeoffResult) -> dict[str, str]:
-    """Backbone ids without library, weights tag and options; whole where two would be equal."""
-    ids = list(dict.fromkeys(p.backbone for p in result.pairs))
-    short = {i: "+".join(map(_short, re.split(r"\+(?=[a-z])", i))) for i in ids}
-    names = list(short.values())
-    return {i: s if names.count(s) == 1 else i for i, s in short.items()}
-
-
-def _short(backbone: str) -> str:
-    return backbone.split(":", 1)[-1].split("?", maxsplit=1)[0].split(".", maxsplit=1)[0]
+    """Names of the backbones by id, see `retailtag.backbones.names.name_backbones`."""
+    return name_backbones((p.backbone for p in result.pairs), dict(result.names))
 
 
 def strategy_name(pair: PairResult) -> str:
-    """Strategy in words."""
-    return STRATEGY_NAMES.get(pair.strategy, pair.strategy)
+    """Strategy in words; a probe by its head, where its predictions record one."""
+    if pair.strategy == "probe":
+        head = pair.scorecard.provenance.get("predictions", {}).get("head")
+        return HEAD_NAMES.get(head, "probe") if isinstance(head, str) else "probe"
+    return {"finetune": "fine-tune"}.get(pair.strategy, pair.strategy)
 
 
 def short_names(result: BakeoffResult) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Bootstrap of macro-F1 over products: three matrix products give all replicates of all models.
 
-The same draws for every model make the differences of models paired.
+The same draws for every model make the chance of being best a paired one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from retailtag.errors import DataError
 from retailtag.scoring.metrics import Floats, f1
 
 N_REPLICATES = 2000
-PERCENTILES = (2.5, 97.5)  # of a 95 % interval
 BLOCK_CELLS = 8_000_000  # weights held at once: 32 MiB of float32
 # float32 adds whole numbers exactly up to 2**24; a replicate's sums stay well under 4 n_images
 FLOAT32_IMAGES = 2**22
@@ -100,8 +99,8 @@ def bootstrap_f1(
 
     All models get the same weights; equal seeds draw equal replicates. NaN where the tag has no
     positive in the replicate: counted as 0 it would pull every replicate down. Even so the
-    replicates of a macro average are off centre where tags are rare (`intervals.macro_interval`
-    says why and gives the interval that covers); paired differences cancel most of that.
+    replicates of a macro average are off centre where tags are rare: `intervals.macro_estimate`
+    says why and gives the interval that covers.
 
     Raises `DataError` if the models were counted on different products, labels or images.
 
@@ -177,58 +176,3 @@ def macro_replicates(replicates: Floats, mask: NDArray[np.bool_]) -> Floats:
 def macro_f1(counts: ProductCounts, mask: NDArray[np.bool_]) -> float:
     """Macro-F1 over the tags of `mask` on the data as it is."""
     return float(macro_replicates(f1(*counts.totals()), mask))
-
-
-def percentile_interval(replicates: Floats) -> tuple[float, float]:
-    """Central 95 % of the replicates (n_replicates,), NaN replicates left out.
-
-    Examples
-    --------
-    >>> percentile_interval(np.arange(1001) / 1000)
-    (0.025, 0.975)
-    """
-    defined = replicates[~np.isnan(replicates)]
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.percentile(defined, PERCENTILES)
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much larger one model's macro-F1 is than another's, with its paired uncertainty."""
-
-    value: float  # first minus second, on the data as it is; in [-1, 1]
-    low: float  # 95 % paired percentile interval
-    high: float
-    standard_error: float  # standard deviation of the difference over the replicates
-
-    @property
-    def is_tie(self) -> bool:
-        """Whether the interval includes 0, so that the data do not tell the two apart."""
-        # written so that an interval of NaN is a tie
-        return not (self.low > 0 or self.high < 0)
-
-    @property
-    def detectable(self) -> float:
-        """Smallest true difference found with 80 % power at the 5 % level: 2.80 standard errors."""
-        return 2.802 * self.standard_error  # z(0.975) + z(0.80) = 1.960 + 0.842
-
-
-def difference_of(
-    value_a: float, value_b: float, replicates_a: Floats, replicates_b: Floats
-) -> Difference:
-    """Difference of two models from their values and paired replicates (n_replicates,).
-
-    Examples
-    --------
-    >>> gap = difference_of(0.5, 0.4, np.array([0.5, 0.6]), np.array([0.4, 0.5]))
-    >>> round(gap.value, 3), round(gap.low, 3), gap.is_tie
-    (0.1, 0.1, False)
-    """
-    # Row r of both comes from the same draw, so what the draw does to both cancels.
-    delta = replicates_a - replicates_b
-    defined = delta[~np.isnan(delta)]
-    error = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
-    low, high = percentile_interval(delta)
-    return Difference(value_a - value_b, low, high, error)

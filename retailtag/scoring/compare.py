@@ -17,15 +17,18 @@ from retailtag.predictions import Predictions
 from retailtag.scoring.aligned import Aligned, align, product_counts
 from retailtag.scoring.bootstrap import (
     N_REPLICATES,
-    Difference,
     ProductCounts,
     bootstrap_macro,
-    difference_of,
     macro_f1,
-    percentile_interval,
 )
-from retailtag.scoring.intervals import macro_interval
-from retailtag.scoring.jackknife import jackknife
+from retailtag.scoring.intervals import (
+    Difference,
+    macro_difference,
+    macro_estimate,
+    population_f1,
+    seed_variance,
+)
+from retailtag.scoring.jackknife import Jackknife, jackknife
 from retailtag.scoring.metrics import Floats
 from retailtag.scoring.permutation import PERMUTATIONS, holm, swap_p_values
 from retailtag.scoring.strict_json import plain
@@ -41,7 +44,7 @@ NORMAL = "normal, images and seeds"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Macro-F1 of model `a` minus that of model `b` over the tags of one scope."""
+    """Macro-F1 in the population of model `a` minus that of `b` over the tags of one scope."""
 
     a: str
     b: str
@@ -83,14 +86,13 @@ class Standing:
 
     model: str
     scope: str  # ``all`` or ``tail``
-    macro_f1: float  # mean over its seeds
-    # 95 % interval: for one run that of its scorecard (`intervals.macro_interval`), for several the
-    # central 95 % of the replicates, which vary images and seeds
-    low: float
+    macro_f1_population: float  # estimate for the population, mean over its seeds
+    low: float  # its 95 % interval, see `intervals.macro_estimate`
     high: float
+    macro_f1: float  # on these images, mean over its seeds
     p_best: float  # share of the replicates in which no model has a higher macro-F1; ties shared
     n_seeds: int  # runs of the model, which differ only in their seed
-    seed_sd: float  # standard deviation of macro-F1 between them; NaN for one run
+    seed_sd: float  # standard deviation of the estimate between them; NaN for one run
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class _Entrant:
     """A model in one scope, its probability of being best still missing, and its replicates."""
 
     standing: Standing
-    replicates: Floats  # (n_replicates,)
+    runs: Sequence[Jackknife]  # of the scope alone
+    replicates: Floats  # (n_replicates,), whose mean is the estimate for the population
 
 
 def hold_contest(
@@ -122,24 +125,26 @@ def hold_contest(
 ) -> Contest:
     r"""Rank models and compare every two of them on the images of one split.
 
+    Models are ranked by their macro-F1 in the population (`intervals.population_f1`) and compared
+    by the paired differences of it (`intervals.macro_difference`).
+
     The keys of `models` are the names that the comparisons will carry; several predictions under
-    one are runs of one model that differ in their seed. Products are drawn in
-    `n_bootstrap` replicates; `seed` is that of everything random. `n_permutations`, the swaps
-    behind each p (see `retailtag.scoring.permutation.swap_p_values`), is at least
-    `MIN_SWAPS_PER_PAIR` for each compared pair. The rest is as in
+    one are runs of one model that differ in their seed. Products are drawn in `n_bootstrap`
+    replicates for the probability of being best; `seed` is that of everything random.
+    `n_permutations`, the swaps behind each p (see
+    `retailtag.scoring.permutation.swap_p_values`), is at least `MIN_SWAPS_PER_PAIR` for each
+    compared pair. The rest is as in
     `retailtag.scoring.score.score_predictions`.
 
     Raises `ArtefactError` as `retailtag.scoring.aligned.align` does, and `DataError` if the models
     lack different images.
 
-    A model with n seeds scores the mean of its runs' macro-F1, in every replicate too. To each
-    replicate is added a draw from N(0, s²/n), s² being the sample variance of macro-F1 between
-    the runs, so that interval, standard error and probability of being best carry
+    A model with n seeds scores the mean of its runs, in every replicate too. The variance between
+    runs, s²/n, enters intervals, standard errors and, as draws from N(0, s²/n), the replicates. A
+    model with one run adds nothing: its seed's share is unknown, not 0.
 
-    .. math:: \operatorname{Var}(\hat d) = \operatorname{Var}_{images}(\hat d)
-              + s_a^2 / n_a + s_b^2 / n_b
-
-    A model with one run adds nothing: its seed's share is unknown, not 0. Swapping images says
+    Replicates are shifted so that their mean is the estimate for the population. Swaps compare
+    macro-F1 on these images: two models that can be swapped have the same bias. Swapping says
     nothing about seeds, so p of a pair with several seeds is the normal one of value over standard
     error; with two or three seeds s² is rough, and so is that p.
 
@@ -195,19 +200,27 @@ def _entrants(
     start = 0
     for k, (name, runs) in enumerate(models.items()):
         n = len(runs)
-        values = np.array([macro_f1(counts, mask) for counts in runs])
+        jacks = [jackknife(counts, mask[None]) for counts in runs]
+        estimate = macro_estimate(jacks)
         drawn = replicates[start : start + n].mean(axis=0)
         start += n
+        drawn = drawn - np.nanmean(drawn) + estimate.value
+        of_seeds = seed_variance([population_f1(jack, 0) for jack in jacks])
         if n > 1:
-            sd = float(values.std(ddof=1))
             noise = np.random.default_rng([seed, k]).standard_normal(len(drawn))
-            drawn = drawn + noise * sd / math.sqrt(n)  # s²/n, see hold_contest
-            low, high = percentile_interval(drawn)
-        else:
-            sd = math.nan
-            low, high = macro_interval(jackknife(runs[0], mask[None]), 0)
-        value = float(values.mean())
-        found.append(_Entrant(Standing(name, scope, value, low, high, math.nan, n, sd), drawn))
+            drawn = drawn + noise * math.sqrt(of_seeds)
+        standing = Standing(
+            model=name,
+            scope=scope,
+            macro_f1_population=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            macro_f1=float(np.mean([macro_f1(counts, mask) for counts in runs])),
+            p_best=math.nan,
+            n_seeds=n,
+            seed_sd=math.sqrt(n * of_seeds) if n > 1 else math.nan,
+        )
+        found.append(_Entrant(standing, jacks, drawn))
     return found
 
 
@@ -218,7 +231,7 @@ def _compared(
     found = []
     for k, (i, j) in enumerate(pairs):
         a, b = entrants[i], entrants[j]
-        d = difference_of(a.standing.macro_f1, b.standing.macro_f1, a.replicates, b.replicates)
+        d = macro_difference(a.runs, b.runs)
         p = swap_p.get(k, _normal_p(d))
         test = SWAP if k in swap_p else NORMAL
         found.append(
@@ -239,7 +252,7 @@ def _standings(entrants: Sequence[_Entrant]) -> list[Standing]:
     """Models of one scope, the best first, by name among equals."""
     shares = best_shares(np.array([e.replicates for e in entrants])).tolist()
     found = [replace(e.standing, p_best=p) for e, p in zip(entrants, shares, strict=True)]
-    return sorted(found, key=lambda s: (-s.macro_f1, s.model))
+    return sorted(found, key=lambda s: (-s.macro_f1_population, s.model))
 
 
 def best_shares(replicates: Floats) -> Floats:

@@ -11,6 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from retailtag.backbones.names import given_names
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError, UsageError
 from retailtag.files import slug, write_text
@@ -20,7 +23,7 @@ from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import Comparison, Contest, hold_contest
 from retailtag.scoring.csvs import csv_text
 from retailtag.scoring.finding import Finding
-from retailtag.scoring.findings import several_threads
+from retailtag.scoring.findings import same_model, several_threads
 from retailtag.scoring.permutation import PERMUTATIONS
 from retailtag.scoring.score import (
     model_name,
@@ -49,6 +52,7 @@ class ScoredFiles:
     folders: tuple[Path, ...]
     comparisons: tuple[Comparison, ...]  # empty for one file, or for several catalogues
     digests: tuple[tuple[str, str], ...]  # of the catalogue and the predictions behind each card
+    names: Mapping[str, str]  # short names that were given, by backbone id
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class ComparedFiles:
 
     contest: Contest
     digests: tuple[tuple[str, str], ...]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...]
+    names: Mapping[str, str]
 
 
 def find_predictions(paths: Sequence[Path]) -> list[Path]:
@@ -96,6 +101,7 @@ def score_files(
     allow_missing: bool = False,
     assignment: str = INDEPENDENT,
     loaded: Mapping[Path, Predictions] | None = None,
+    names: Sequence[str] = (),
 ) -> ScoredFiles:
     """Score every predictions file on one split and write its scorecard.
 
@@ -103,23 +109,25 @@ def score_files(
     of other tools. ``read(catalog)`` reads the catalogue; by default it is read where and how
     each predictions file records it, and `UsageError` is raised if one records none. Each
     scorecard goes to a folder of its model in `out`, by default beside its predictions, in
-    ``NAME.SPLIT``. Nothing is written unless every file can be scored. The rest is as in
+    ``NAME.SPLIT``. Nothing is written unless every file can be scored. `names` are texts
+    ``NAME=ID``, see `retailtag.backbones.names.given_names`. The rest is as in
     `retailtag.scoring.compare.hold_contest`.
     """
     paths = find_predictions(paths)
     models = [(loaded or {}).get(path) or Predictions.load(path) for path in paths]
-    names = _distinct_names(paths, models)
+    given = given_names(names, _backbones(models))
+    model_names = _distinct_names(paths, models)
     catalogs = _catalogs(paths, models, read, catalog)
     cards = tuple(
         score_predictions(
             p, c, split=split, allow_missing=allow_missing, name=name, assignment=assignment
         )
-        for p, c, name in zip(models, catalogs, names, strict=True)
+        for p, c, name in zip(models, catalogs, model_names, strict=True)
     )
     comparisons: tuple[Comparison, ...] = ()
     if len(models) > 1 and len({c.digest for c in catalogs}) == 1:
         contest = hold_contest(
-            {name: [model] for name, model in zip(names, models, strict=True)},
+            {name: [model] for name, model in zip(model_names, models, strict=True)},
             catalogs[0],
             split=split,
             n_bootstrap=n_bootstrap,
@@ -130,14 +138,14 @@ def score_files(
         comparisons = contest.comparisons
     folders = tuple(
         out / slug(name) if out else path.with_name(f"{path.stem}.{split}")
-        for path, name in zip(paths, names, strict=True)
+        for path, name in zip(paths, model_names, strict=True)
     )
     with ExitStack() as locks:
         for folder in folders:
             locks.enter_context(only_writer(folder))
         for card, folder in zip(cards, folders, strict=True):
             card.save(folder)
-    return ScoredFiles(cards, folders, comparisons, _digests(catalogs, models))
+    return ScoredFiles(cards, folders, comparisons, _digests(catalogs, models), given)
 
 
 def compare_files(
@@ -152,20 +160,23 @@ def compare_files(
     seed: int = 0,
     allow_missing: bool = False,
     assignment: str = INDEPENDENT,
+    names: Sequence[str] = (),
 ) -> ComparedFiles:
     """Rank the models of predictions files, compare every two, and write ``pairs.csv``.
 
     `paths`, as `find_predictions` takes them, name at least two models; runs that differ only in
-    their seed are one. `out`, a CSV, gets one line per pair and scope. The rest is as in
-    `score_files` and `retailtag.scoring.compare.hold_contest`.
+    their seed are one, and so are a probe and a fine-tune that kept it. `out`, a CSV, gets one line
+    per pair and scope. The rest is as in `score_files` and
+    `retailtag.scoring.compare.hold_contest`.
 
     Raises `UsageError` if there is nothing to compare or the files come from several catalogues,
     `SplitOverlap` if a model was fitted on an image of the split.
     """
     paths = find_predictions(paths)
     models = [Predictions.load(path) for path in paths]
-    names = _distinct_names(paths, models)
-    groups = seed_groups(models, names)
+    given = given_names(names, _backbones(models))
+    model_names = _distinct_names(paths, models)
+    groups, findings = without_copies(models, seed_groups(models, model_names))
     if len(groups) < 2:
         raise UsageError("There is only one model; name the predictions of two or more.")
     catalogs = _catalogs(paths, models, read, catalog)
@@ -184,8 +195,39 @@ def compare_files(
         assignment=assignment,
     )
     write_text(out, csv_text(PAIR_COLUMNS, map(_pair_row, contest.comparisons)))
-    threads = {n: m.provenance.get("threads") for n, m in zip(names, models, strict=True)}
-    return ComparedFiles(contest, _digests(catalogs, models), tuple(several_threads(threads)))
+    threads = {n: m.provenance.get("threads") for n, m in zip(model_names, models, strict=True)}
+    findings += several_threads(threads)
+    return ComparedFiles(contest, _digests(catalogs, models), tuple(findings), given)
+
+
+def without_copies(
+    models: Sequence[Predictions], groups: Mapping[str, list[int]]
+) -> tuple[dict[str, list[int]], list[Finding]]:
+    """Groups of `seed_groups` without fine-tunes that kept a probe among them, and findings.
+
+    Such a fine-tune is its probe: as a model of its own it would halve the probability that either
+    is best.
+    """
+    first = {name: models[members[0]] for name, members in groups.items()}
+    copies = {
+        name: other
+        for name, model in first.items()
+        for other, probe in first.items()
+        if model.provenance.get("is_probe") is True
+        and probe.provenance.get("strategy") == "probe"
+        and all(
+            model.provenance.get(k) == probe.provenance.get(k) for k in ("backbone", "features")
+        )
+        and np.array_equal(model.thresholds, probe.thresholds)
+    }
+    kept = {name: members for name, members in groups.items() if name not in copies}
+    return kept, [same_model(copy, probe) for copy, probe in copies.items()]
+
+
+def _backbones(models: Sequence[Predictions]) -> list[str]:
+    """Ids of the backbones that predictions record."""
+    ids = [model.provenance.get("backbone") for model in models]
+    return list(dict.fromkeys(i for i in ids if isinstance(i, str)))
 
 
 def _pair_row(c: Comparison) -> SimpleNamespace:

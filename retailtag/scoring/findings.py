@@ -201,6 +201,16 @@ def probe_kept(is_probe: object) -> Finding | None:
     )
 
 
+def same_model(copy: str, probe: str) -> Finding:
+    """A compared fine-tune that kept its probe, which is compared too."""
+    return Finding(
+        "same-model",
+        f"{copy} kept its probe: it is the same model as {probe}, and both count as one here.",
+        "Train longer or choose the epoch otherwise (see the finding probe-kept of retailtag "
+        "score) if the fine-tune should differ.",
+    )
+
+
 def prevalence_off(group: str, given: int, expected: float) -> Finding | None:
     """Tags given in a group, against the number expected at its training prevalence."""
     low, high = PREVALENCE_RATIOS

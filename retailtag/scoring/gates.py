@@ -12,10 +12,10 @@ from retailtag.errors import UsageError
 from retailtag.scoring.scorecard import ScoreCard
 
 SCOPES = ("all", "tail", "common", "frequent")
-METRICS = ("macro_f1", "macro_precision", "macro_recall", "macro_ap")
+METRICS = ("macro_f1", "macro_precision", "macro_recall", "macro_ap", "macro_f1_population")
 NAMES = (
     *(m if scope == "all" else f"{scope}_{m}" for scope in SCOPES for m in METRICS),
-    "micro_f1",
+    *("micro_f1", "micro_precision", "micro_recall"),
 )
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -39,8 +39,8 @@ class Gate:
 
     def value(self, card: ScoreCard) -> float:
         """The figure on a card; NaN where it is undefined."""
-        if self.name == "micro_f1":
-            return card.micro_f1
+        if self.name.startswith("micro_"):
+            return float(getattr(card, self.name))
         scope = next((s for s in SCOPES if self.name.startswith(f"{s}_")), "all")
         summary = card.summaries[scope]
         return float(getattr(summary, self.name.removeprefix(f"{scope}_")))

@@ -17,34 +17,29 @@ BLOCK_CELLS = 1_000_000  # float64 deviations held at once: 8 MB
 class Jackknife:
     """What leaving out one product at a time tells about every tag's F1 and its averages."""
 
-    scopes: NDArray[np.bool_]  # (n_scopes, n_tags), tags of each average
+    averaged: NDArray[np.bool_]  # (n_scopes, n_tags), tags of each average: those with a positive
     f1: Floats  # (n_tags,), on the data as it is; NaN without a positive
     bias: Floats  # (n_tags,), expected estimate minus truth; 0 for an undefined tag
-    variance: Floats  # (n_tags,), of the estimate; 0 for an undefined tag
-    # (n_scopes,), of the mean over fixed tags: one that vanishes with a product keeps its F1
-    scope_variance: Floats
-    positive_products: NDArray[np.int64]  # (n_tags,), products that carry the tag
-    event_products: NDArray[np.int64]  # (n_tags,), products that carry it or were given it
+    # (n_scopes, n_products), change of each average without a product, by its tags on several
+    # products: a tag on a single one vanishes with it, which shows no spread
+    deviations: Floats
+    single: NDArray[np.bool_]  # (n_tags,), tags whose positives lie on a single product
+    event_products: NDArray[np.int64]  # (n_tags,), products that carry the tag or were given it
 
 
-def moments(n: int, sums: Floats) -> tuple[Floats, Floats]:
-    r"""Jackknife bias and variance from sums of the deviations of the n leave-one-out values.
+def variance_of(deviations: Floats) -> float:
+    r"""Jackknife variance from the deviations (n,) of the n leave-one-out values.
 
-    With :math:`d_i = \hat\theta_{(i)} - \hat\theta` and its mean :math:`\bar d`:
+    .. math:: v = \frac{n - 1}{n} \sum_i (d_i - \bar d)^2
 
-    .. math:: b = (n - 1)\,\bar d, \qquad v = \frac{n - 1}{n} \sum_i (d_i - \bar d)^2
-
-    `sums` (2, ...) holds the sums over i of :math:`d_i` and :math:`d_i^2`.
+    The bias is :math:`(n - 1)\,\bar d`.
 
     References
     ----------
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11.
     """
-    first, second = sums
-    mean = first / n
-    # Σ(d - mean)² = Σd² - n mean², which rounding can bring below 0
-    square = np.maximum(second - n * mean**2, 0.0)
-    return (n - 1) * mean, (n - 1) / n * square
+    n = len(deviations)
+    return float((n - 1) / n * ((deviations - deviations.mean()) ** 2).sum())
 
 
 def jackknife(counts: ProductCounts, scopes: NDArray[np.bool_]) -> Jackknife:
@@ -54,32 +49,27 @@ def jackknife(counts: ProductCounts, scopes: NDArray[np.bool_]) -> Jackknife:
     """
     totals = counts.totals()
     value = f1(*totals)
-    members = (scopes & ~np.isnan(value)).astype(np.float64).T  # (n_tags, n_scopes)
-    n_members = members.sum(axis=0)
+    averaged = scopes & ~np.isnan(value)
+    single = np.count_nonzero(counts.positives, axis=0) == 1
+    share = averaged / np.maximum(averaged.sum(axis=1, keepdims=True), 1)
+    weights = np.where(single, 0.0, share).T  # (n_tags, n_scopes)
     n_products, n_tags = counts.tp.shape
-    by_tag = np.zeros((2, n_tags))
-    by_scope = np.zeros((2, len(scopes)))
+    summed = np.zeros(n_tags)
+    by_scope = np.empty((n_products, len(scopes)))
     size = max(1, BLOCK_CELLS // max(n_tags, 1))
     for start in range(0, n_products, size):
-        rows = (matrix[start : start + size] for matrix in counts.matrices())
+        block = slice(start, start + size)
+        rows = (matrix[block] for matrix in counts.matrices())
         # Without product i, F1 is 2 (TP - tp_i) / (predicted + positives - d_i): no rescoring
         left_out = f1(*(total - row for total, row in zip(totals, rows, strict=True)))
         deviation = np.nan_to_num(left_out - value)  # 0 where the tag vanished
-        by_tag += _powers(deviation)
-        total, count = np.broadcast_arrays(deviation @ members, n_members)
-        by_scope += _powers(np.divide(total, count, out=np.zeros(total.shape), where=count > 0))
-    bias, variance = moments(n_products, by_tag)
+        summed += deviation.sum(axis=0)
+        by_scope[block] = deviation @ weights
     return Jackknife(
-        scopes=scopes,
+        averaged=averaged,
         f1=value,
-        bias=bias,
-        variance=variance,
-        scope_variance=moments(n_products, by_scope)[1],
-        positive_products=np.count_nonzero(counts.positives, axis=0),
+        bias=(n_products - 1) * summed / n_products,
+        deviations=by_scope.T,
+        single=single,
         event_products=np.count_nonzero(counts.positives + counts.predicted, axis=0),
     )
-
-
-def _powers(deviation: Floats) -> Floats:
-    """Sums over rows of d and d squared, (rows, m) to (2, m)."""
-    return np.stack([deviation.sum(axis=0), (deviation**2).sum(axis=0)])

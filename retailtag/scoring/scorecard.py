@@ -52,8 +52,8 @@ class GroupSummary:
     scope: str  # one of `SCOPES`, or a range of the tail such as ``tail 0-9``
     n_tags: int  # tags averaged
     n_undefined: int  # tags left out because they have no positive
-    macro_f1: float
-    macro_f1_low: float  # 95 % interval, see `intervals.macro_interval`
+    macro_f1: float  # on these images
+    macro_f1_low: float  # 95 % interval of `macro_f1_population`
     macro_f1_high: float
     macro_precision: float
     macro_recall: float
@@ -64,6 +64,13 @@ class GroupSummary:
     # Of the probabilities, pooled over all known cells of the scope's tags, undefined ones included
     brier: float = math.nan
     calibration_error: float = math.nan
+    # Estimate for the population, see `intervals.macro_estimate`; NaN in cards of early versions
+    macro_f1_population: float = math.nan
+
+    @property
+    def best_estimate(self) -> float:
+        """Macro-F1 that pairs are ranked by: in the population, else (early cards) as counted."""
+        return self.macro_f1 if math.isnan(self.macro_f1_population) else self.macro_f1_population
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,28 @@ class ScoreCard:
     def undefined(self) -> tuple[TagRow, ...]:
         """Tags without a positive in the scored split: no F1, only false alarms."""
         return tuple(row for row in self.tags if not row.support)
+
+    @property
+    def tags_given(self) -> float:
+        """Tags given to an image, on average; like the next three over known labels."""
+        return sum(row.tp + row.fp for row in self.tags) / max(self.n_images, 1)
+
+    @property
+    def tags_true(self) -> float:
+        """Tags that annotators gave to an image, on average."""
+        return sum(row.tp + row.fn for row in self.tags) / max(self.n_images, 1)
+
+    @property
+    def micro_precision(self) -> float:
+        """Share of the given tags that are right; NaN if none was given."""
+        given = self.tags_given * self.n_images
+        return sum(row.tp for row in self.tags) / given if given else math.nan
+
+    @property
+    def micro_recall(self) -> float:
+        """Share of the true tags that were given; NaN without any."""
+        true = self.tags_true * self.n_images
+        return sum(row.tp for row in self.tags) / true if true else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary: NaN as null, infinities as ``"inf"`` and ``"-inf"``."""

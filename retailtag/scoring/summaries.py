@@ -12,7 +12,7 @@ from retailtag.catalog.table import TagTable
 from retailtag.scoring.aligned import Aligned
 from retailtag.scoring.bootstrap import ProductCounts
 from retailtag.scoring.calibration import CalibrationSums, calibration_sums
-from retailtag.scoring.intervals import macro_interval, wilson_f1
+from retailtag.scoring.intervals import Estimate, macro_estimate, wilson_f1
 from retailtag.scoring.jackknife import jackknife
 from retailtag.scoring.metrics import (
     Floats,
@@ -34,7 +34,7 @@ class Measured:
     values: dict[str, Floats]  # metrics (n_tags,) by the names of `TagRow`'s fields
     calibration: CalibrationSums
     masks: dict[str, NDArray[np.bool_]]  # tags (n_tags,) of each scope
-    scope_intervals: dict[str, tuple[float, float]]  # 95 % interval of each scope's macro-F1
+    estimates: dict[str, Estimate]  # each scope's macro-F1 in the population
 
 
 def measure(
@@ -59,7 +59,7 @@ def measure(
         values=values,
         calibration=calibration_sums(aligned.logits, aligned.labels),
         masks=masks,
-        scope_intervals={scope: macro_interval(jack, k) for k, scope in enumerate(masks)},
+        estimates={scope: macro_estimate([jack], k) for k, scope in enumerate(masks)},
     )
 
 
@@ -114,14 +114,14 @@ def _summary(measured: Measured, scope: str) -> GroupSummary:
     inside = measured.masks[scope]
     defined = inside & (counts.positives > 0)
     means = {name: macro(value, defined) for name, value in measured.values.items()}
-    low, high = measured.scope_intervals[scope]
+    estimate = measured.estimates[scope]
     return GroupSummary(
         scope=scope,
         n_tags=int(defined.sum()),
         n_undefined=int(inside.sum() - defined.sum()),
         macro_f1=means["f1"],
-        macro_f1_low=low,
-        macro_f1_high=high,
+        macro_f1_low=estimate.low,
+        macro_f1_high=estimate.high,
         macro_precision=means["precision"],
         macro_recall=means["recall"],
         macro_ap=means["ap"],
@@ -130,4 +130,5 @@ def _summary(measured: Measured, scope: str) -> GroupSummary:
         n_never_predicted=int((defined & (counts.predicted == 0)).sum()),
         brier=measured.calibration.brier(inside),
         calibration_error=measured.calibration.error(inside),
+        macro_f1_population=estimate.value,
     )

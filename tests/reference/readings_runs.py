@@ -22,8 +22,9 @@ from retailtag.outcomes import recommended_folder
 from retailtag.report.results import BakeoffResult, PairCost, PairResult
 from retailtag.runs.measure import StageCost
 from retailtag.runs.stage import read_record, write_record
-from retailtag.scoring.compare import Comparison, Difference
+from retailtag.scoring.compare import Comparison
 from retailtag.scoring.finding import Finding
+from retailtag.scoring.intervals import Difference
 from retailtag.scoring.ledger import record_scored
 from retailtag.scoring.ranking import NO_SAMPLES, SampleScores
 from retailtag.scoring.scorecard import AssignmentRow, GroupSummary, ScoreCard, TagRow
@@ -75,7 +76,8 @@ def _row(j: int) -> TagRow:
 
 def card(model: str = "demo:cnn · probe", f1: float = 0.5) -> ScoreCard:
     scopes = ("all", "tail", "common", "frequent")
-    summaries = {s: GroupSummary(s, 2, 1, f1, 0.4, 0.6, 0.5, 0.5, 0.5) for s in scopes}
+    figures = (f1, 0.4, 0.6, 0.5, 0.5, 0.5)
+    summaries = {s: GroupSummary(s, 2, 1, *figures, macro_f1_population=f1) for s in scopes}
     return ScoreCard(
         model=model,
         split="test",
@@ -127,7 +129,7 @@ def read_bakeoff(folder: Path) -> Any:
 
 # Fields that files of earlier versions lack.
 _NUMBERS = ("f1_low", "f1_high", "f1_oracle", "macro_f1_sklearn", "macro_f1_oracle", "brier",
-            "calibration_error", "p", "p_holm")  # fmt: skip
+            "calibration_error", "macro_f1_population", "p", "p_holm")  # fmt: skip
 DEFAULTS = {
     **dict.fromkeys(_NUMBERS), "rule": "given", "n_never_predicted": 0, "findings": [], "test": "",
     "provenance": {}, "assignment": "independent", "assignments": [],

@@ -18,7 +18,14 @@ from retailtag.report.figures.tail import (
 )
 from retailtag.report.report import Report
 from retailtag.report.sections.families import families
-from retailtag.report.theme import NARROW, WIDE, short_backbones, short_names, style
+from retailtag.report.theme import (
+    NARROW,
+    WIDE,
+    short_backbones,
+    short_names,
+    strategy_name,
+    style,
+)
 
 DISCS = st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200)), min_size=1, max_size=8)
 
@@ -96,10 +103,17 @@ def test_short_names_stay_apart(bakeoff):
         ),
     )
     assert len(set(short_backbones(twins).values())) == 2
-    assert short_names(bakeoff)[first.name] == "resnet50 · linear probe"
+    assert short_names(bakeoff)[first.name] == "resnet50 · probe"
+
+
+def test_a_probe_is_named_by_its_head(bakeoff):
+    first = bakeoff.pairs[0]
+    for head, name in (("ridge", "ridge probe"), ("knn", "nearest-neighbour probe"), (3, "probe")):
+        card = replace(first.scorecard, provenance={"predictions": {"head": head}})
+        assert strategy_name(replace(first, scorecard=card)) == name
 
 
 def test_short_name_of_several_backbones_keeps_each(bakeoff):
     name = "timm:resnet50.a1_in1k+open_clip:ViT-B-32/openai"
     pairs = (replace(bakeoff.pairs[0], backbone=name), *bakeoff.pairs[1:])
-    assert short_backbones(replace(bakeoff, pairs=pairs))[name] == "resnet50+ViT-B-32/openai"
+    assert short_backbones(replace(bakeoff, pairs=pairs))[name] == "resnet50+ViT-B-32"

@@ -131,7 +131,9 @@ def test_page_is_the_same_for_the_same_result(page, hostile):
 def test_answer_comes_before_everything_else(page, hostile):
     winner = hostile.pair(decide(hostile).winner)
     assert page.index("<h1>Use") < page.index("<h2")
-    assert f"{100 * winner.scorecard.summaries['all'].macro_f1:.1f}" in page[: page.index("<h2")]
+    summary, head = winner.scorecard.summaries["all"], page[: page.index("<h2")]
+    assert f"<dd>{100 * summary.macro_f1_population:.1f}<" in head
+    assert f"on these images: {100 * summary.macro_f1:.1f}" in head
 
 
 def test_findings_of_one_kind_are_said_together(bakeoff):

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+from retailtag.backbones.names import short_models
 from retailtag.cli.output import Screen
 from retailtag.report.decision import decide
 from retailtag.report.tables import (
@@ -7,6 +10,7 @@ from retailtag.report.tables import (
     groups_table,
     ranking_table,
 )
+from retailtag.report.theme import short_names
 from retailtag.scoring.finding import Finding
 
 
@@ -22,17 +26,23 @@ def test_ranking_marks_the_recommended_pair(bakeoff):
     decision = decide(bakeoff)
     text = shown(ranking_table(bakeoff, decision))
     assert text.count("→ ") == 2  # the row and the caption
-    assert f"→ {decision.winner}" in text
-    assert all(p.name in text for p in bakeoff.pairs)
+    names = short_names(bakeoff)
+    assert f"→ {names[decision.winner]}" in text
+    assert all(names[p.name] in text for p in bakeoff.pairs)
+    summary = bakeoff.pair(decision.winner).scorecard.summaries["all"]
+    assert f"{100 * summary.macro_f1_population:.1f} (" in text
+    assert f"{100 * summary.macro_f1:.1f} / " in text
 
 
 def test_groups_and_comparisons_name_every_model(bakeoff):
     cards = [p.scorecard for p in bakeoff.pairs[:2]]
     text = shown(groups_table(cards))
-    assert all(card.model in text for card in cards)
+    names = short_models(card.model for card in cards)
+    assert all(names[card.model] in text for card in cards)
     assert text.count("tail 10-19") == len(cards)
+    assert "tags an image: " in text
     assert all(
-        f"{card.model}, per image: sample-F1 {100 * card.samples.sample_f1:.1f}" in text
+        f"{names[card.model]}, per image: sample-F1 {100 * card.samples.sample_f1:.1f}" in text
         for card in cards
     )
     text = shown(comparison_table(bakeoff.comparisons))
@@ -44,4 +54,18 @@ def test_names_are_no_markup(bakeoff):
     text = shown(findings_text([finding]))
     assert "[bold]x[/bold] [/]" in text
     assert "drop [it]" in text
-    assert decide(bakeoff).winner in shown(decision_text(decide(bakeoff)))
+    decision = decide(bakeoff)
+    assert short_names(bakeoff)[decision.winner] in shown(decision_text(decision, bakeoff))
+
+
+def test_given_names_are_used_in_every_table(bakeoff):
+    given = {bakeoff.pairs[0].backbone: "mine"}
+    cards = [p.scorecard for p in bakeoff.pairs[:2]]
+    texts = [
+        shown(groups_table(cards, given)),
+        shown(comparison_table(bakeoff.comparisons, given)),
+        shown(ranking_table(named := replace(bakeoff, names=tuple(given.items())), decide(named))),
+        shown(decision_text(decide(named), named)),
+    ]
+    assert all("mine · " in text for text in texts[:3])
+    assert not any(bakeoff.pairs[0].backbone in text for text in texts)

@@ -55,7 +55,7 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult) -> list[tuple[int, Pair
             x, 100 * s.macro_f1_low, 100 * s.macro_f1_high, colour[pair.backbone], linewidth=1.2
         )
         axes.plot(
-            [x], [100 * s.macro_f1], linestyle="", **marker(pair, colour[pair.backbone], size)
+            [x], [100 * s.best_estimate], linestyle="", **marker(pair, colour[pair.backbone], size)
         )
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.1)
@@ -65,7 +65,7 @@ def draw_quality_cost(axes: Axes, result: BakeoffResult) -> list[tuple[int, Pair
     axes.set_axisbelow(True)
     axes.set_title("Quality against cost")
     axes.set_xlabel("latency, ms (log); bubble: training time")
-    axes.set_ylabel("macro-F1 × 100")
+    axes.set_ylabel("population macro-F1 × 100")
     _number_bubbles(axes, shown, sizes)
     return shown
 
@@ -83,10 +83,10 @@ def _draw_front(axes: Axes, pairs: Sequence[PairResult]) -> None:
     """Staircase of the pairs that no other pair beats in both macro-F1 and latency."""
     front: list[tuple[float, float]] = []
     order = sorted(
-        pairs, key=lambda p: (p.cost.latency_ms_p50, -p.scorecard.summaries["all"].macro_f1)
+        pairs, key=lambda p: (p.cost.latency_ms_p50, -p.scorecard.summaries["all"].best_estimate)
     )
     for pair in order:
-        value = 100 * pair.scorecard.summaries["all"].macro_f1
+        value = 100 * pair.scorecard.summaries["all"].best_estimate
         if not front or value > front[-1][1]:
             front.append((pair.cost.latency_ms_p50, value))
     if len(front) > 1:
@@ -114,7 +114,7 @@ def _number_bubbles(
     if not shown:
         return
     values = [
-        (p.cost.latency_ms_p50, 100 * p.scorecard.summaries["all"].macro_f1) for _, p in shown
+        (p.cost.latency_ms_p50, 100 * p.scorecard.summaries["all"].best_estimate) for _, p in shown
     ]
     figure = axes.figure
     to_points = 72 / figure.dpi

@@ -86,7 +86,8 @@ def _draw_scope(
         summary = pair.scorecard.summaries[scope]
         _draw_interval(axes, row + offset, pair, summary, colour[pair.backbone])
     axes.set_title(title)
-    axes.set_xlabel(f"macro-F1 × 100, {ranking[0].scorecard.summaries[scope].n_tags} tags")
+    n_tags = ranking[0].scorecard.summaries[scope].n_tags
+    axes.set_xlabel(f"population macro-F1 × 100, {n_tags} tags")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.grid(visible=True, axis="x")
     axes.spines["left"].set_visible(False)
@@ -102,12 +103,12 @@ def _draw_interval(
     if not summary.n_tags:
         return
     low, value, high = (
-        100 * v for v in (summary.macro_f1_low, summary.macro_f1, summary.macro_f1_high)
+        100 * v for v in (summary.macro_f1_low, summary.best_estimate, summary.macro_f1_high)
     )
     axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="round")
     axes.plot([value], [row], linestyle="", **marker(pair, colour, 8))
     axes.annotate(
-        points(summary.macro_f1), (max(high, value), row), (9, 0), textcoords="offset points",
+        points(summary.best_estimate), (max(high, value), row), (9, 0), textcoords="offset points",
         va="center", color=INK,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ def families(report: Report) -> Families:
             "tail",
             "Mean F1 by number of training images",
             "Tags grouped by their training images; shaded: the tail, under "
-            f"{result.cutoffs['tail']}. Dashed and hollow: linear probe; solid: fine-tune.",
+            f"{result.cutoffs['tail']}. Dashed and hollow: probe; solid: fine-tune.",
             lambda layout: tail_figure(result, decision, layout),
         ),
         gaps=_gaps(report),
@@ -45,7 +45,7 @@ def _gaps(report: Report) -> Drawing | None:
         return None
     return Drawing(
         "gaps",
-        "Tags whose F1 differs most between linear probe and fine-tune",
+        "Tags whose F1 differs most between probe and fine-tune",
         "Tags with at least 10 held-out positives; the widest gains of fine-tuning first, then "
         "the widest losses. Single tags differ by chance too: read the pattern, not one row.",
         lambda layout: gaps_figure(report.result, both, layout),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retailtag.report.decision import RULE
+from retailtag.report.decision import rule_text
 from retailtag.report.report import Report
 from retailtag.report.results import PairCost, PairResult
 from retailtag.report.tables import duration, milliseconds, points
 from retailtag.report.theme import strategy_name
 
-SCOPES_OF_CARDS = {"all": "Macro-F1, all tags", "tail": "Macro-F1, tail tags"}
+SCOPES_OF_CARDS = {
+    "all": "Macro-F1 in the population, all tags",
+    "tail": "Macro-F1 in the population, tail tags",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Headline:
     backbone: str
     strategy: str
     cards: list[Card]
+    cautions: list[str]
     reasons: list[str]
     rule: str
 
@@ -50,10 +54,12 @@ def headline(report: Report) -> Headline:
         strategy=strategy_name(winner),
         cards=[
             *(_score(winner, scope, label) for scope, label in SCOPES_OF_CARDS.items()),
+            _volume(winner),
             *_costs(winner.cost),
         ],
+        cautions=[report.with_short_names(caution) for caution in report.decision.cautions],
         reasons=[report.with_short_names(reason) for reason in report.decision.reasons],
-        rule=RULE,
+        rule=rule_text(result.rule),
     )
 
 
@@ -62,7 +68,18 @@ def _score(winner: PairResult, scope: str, label: str) -> Card:
     if not s.n_tags:
         return Card(label, points(s.macro_f1), "no tag with a held-out positive")
     interval = f"95 %: {points(s.macro_f1_low)} to {points(s.macro_f1_high)}, {s.n_tags} tags"
-    return Card(label, points(s.macro_f1), interval)
+    return Card(
+        label, points(s.best_estimate), f"{interval}; on these images: {points(s.macro_f1)}"
+    )
+
+
+def _volume(winner: PairResult) -> Card:
+    card = winner.scorecard
+    note = (
+        f"annotators gave {card.tags_true:.1f}; {points(card.micro_precision)} % of those given "
+        f"are right, {points(card.micro_recall)} % of the true ones are found"
+    )
+    return Card("Tags given to an image", f"{card.tags_given:.1f}", note)
 
 
 def _costs(cost: PairCost) -> list[Card]:

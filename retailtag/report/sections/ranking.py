@@ -32,15 +32,15 @@ class Ranking:
 
 
 def ranking(report: Report) -> Ranking:
-    """Pairs by macro-F1."""
+    """Pairs by macro-F1 in the population."""
     result = report.result
     card = result.pairs[0].scorecard
     return Ranking(
         figure=Drawing(
             "ranking",
             "Macro-F1 of every pair with its interval",
-            "Macro-F1 over all tags and over the tail. Hollow: linear probe; filled: fine-tune. "
-            "Overlapping intervals do not mean a tie: the rule compares pairs on the same images.",
+            "Macro-F1 in the population over all tags and over the tail. Hollow: probe; filled: "
+            "fine-tune. Overlapping intervals do not mean a tie: the rule compares pairs on the same images.",
             lambda layout: ranking_figure(result, report.decision, layout),
         ),
         pairs=result.ranking,
