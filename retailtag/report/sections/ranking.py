@@ -40,7 +40,8 @@ def ranking(report: Report) -> Ranking:
             "ranking",
             "Macro-F1 of every pair with its interval",
             "Macro-F1 in the population over all tags and over the tail. Hollow: probe; filled: "
-            "fine-tune. Overlapping intervals do not mean a tie: the rule compares pairs on the same images.",
+            "fine-tune. Overlapping intervals do not mean a tie: the rule compares pairs on the "
+            "same images.",
             lambda layout: ranking_figure(result, report.decision, layout),
         ),
         pairs=result.ranking,

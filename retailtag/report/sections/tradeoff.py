@@ -23,8 +23,8 @@ def tradeoff(report: Report) -> TradeOff:
             "cost",
             "Macro-F1 over latency",
             "Macro-F1 in the population over all tags against the latency of one image; the bubble "
-            "grows with training time. Dotted steps join the pairs that no other beats in both; without "
-            "steps, one pair beats all.",
+            "grows with training time. Dotted steps join the pairs that no other beats in both; "
+            "without steps, one pair beats all.",
             lambda layout: quality_cost_figure(report.result, report.decision, layout),
         )
     )
