@@ -2,41 +2,16 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
+from reference_decisions import COST, bakeoff, counted, pair, summary
 
 from retailtag.errors import DataError
 from retailtag.report.decision import decide, rule_text
-from retailtag.report.results import BakeoffResult, PairCost, PairResult, Rule
-from retailtag.scoring.compare import Comparison
+from retailtag.report.results import BakeoffResult, PairResult, Rule
 from retailtag.scoring.findings import probe_kept
 from retailtag.scoring.intervals import Difference
-from retailtag.scoring.scorecard import GroupSummary, ScoreCard, TagRow
 from retailtag.settings import DecideSettings
-
-COST = PairCost(0.0, 100.0, 500.0, 10.0, 12.0, 100.0, 1_000_000, 4.0)
-
-
-def summary(scope, value, n_tags=10):
-    return GroupSummary(scope, n_tags, 0, value, value - 0.02, value + 0.02, value, value, value)
-
-
-def pair(name, macro_f1, tail, n_tail=10, **cost):
-    summaries = {"all": summary("all", macro_f1), "tail": summary("tail", tail, n_tail)}
-    card = ScoreCard(name, "test", 1000, 900, (), summaries, macro_f1, macro_f1)
-    return PairResult(name, "probe", card, replace(COST, **cost))
-
-
-def bakeoff(pairs, noise):
-    """Comparisons whose intervals are the difference plus or minus noise[scope]."""
-    comparisons = []
-    for a, b in combinations(pairs, 2):
-        for scope, width in noise.items():
-            value = a.scorecard.summaries[scope].macro_f1 - b.scorecard.summaries[scope].macro_f1
-            gap = Difference(value, value - width, value + width, width / 2)
-            comparisons.append(Comparison(a.name, b.name, scope, gap))
-    return BakeoffResult({}, tuple(pairs), tuple(comparisons), {}, "retailtag bakeoff", 0)
 
 
 def test_a_clear_lead_wins_whatever_it_costs():
@@ -170,7 +145,8 @@ def test_budgets_that_nothing_meets_rule_out_nothing_and_say_so():
 def test_the_tail_counts_by_its_weight():
     pairs = [pair("a", 0.60, 0.20), pair("b", 0.50, 0.40)]
     noise = {"all": 0.01, "tail": 0.01}
-    assert under(Rule(tail_weight=0.3), pairs, noise).winner == "a · probe"
+    clear = {"all": 0.001, "tail": 0.001}
+    assert under(Rule(tail_weight=0.3), pairs, clear).winner == "a · probe"
     decision = under(Rule(tail_weight=0.4), pairs, noise)
     assert (decision.winner, decision.decided_by) == ("b · probe", "macro-F1")
     assert "40.0 over the tail, which counts 40 %" in decision.reasons[0]
@@ -231,13 +207,6 @@ def test_a_rule_survives_its_file_and_is_made_of_settings():
     broken["rule"]["tail_weight"] = 2
     with pytest.raises(DataError, match="tail_weight=2"):
         BakeoffResult.from_json(broken)
-
-
-def counted(pair, tp, fp, fn, micro_f1=0.5):
-    """The pair with one tag of these counts over 10 images."""
-    row = TagRow("t", "tail", 5, tp + fn, tp, fp, fn, 10, 0.5, 0.5, 0.5, 0.5, 0.0, True)
-    card = replace(pair.scorecard, tags=(row,), n_images=10, micro_f1=micro_f1)
-    return replace(pair, scorecard=card)
 
 
 def test_a_pair_that_gives_far_more_tags_than_annotators_is_told_in_the_headline():
