@@ -473,10 +473,14 @@ class DecideSettings(Section):
         None, "Rule out pairs that take longer for one image.", above=0, at_most=1e9
     )
     max_train_hours: float | None = setting(
-        None, "Rule out pairs that train longer.", above=0, at_most=1e6
+        None, "Rule out pairs that train longer.", above=0, at_most=1e6, advanced=True
     )
     max_memory_gib: float | None = setting(
-        None, "Rule out pairs whose training needs more memory.", above=0, at_most=1e6
+        None,
+        "Rule out pairs whose training needs more memory.",
+        above=0,
+        at_most=1e6,
+        advanced=True,
     )
     tail_weight: float = setting(
         0.0,
@@ -486,7 +490,11 @@ class DecideSettings(Section):
         advanced=True,
     )
     price_per_hour: float | None = setting(
-        None, "Price of this machine; costs are then also shown in money.", above=0, at_most=1e9
+        None,
+        "Price of this machine; costs are then also shown in money.",
+        above=0,
+        at_most=1e9,
+        advanced=True,
     )
 
 

@@ -13,7 +13,7 @@ from retailtag.scoring.compare import (
     Comparison,
     hold_contest,
 )
-from retailtag.scoring.files import score_files
+from retailtag.scoring.files import compare_files, score_files
 from retailtag.scoring.jackknife import jackknife, variance_of
 from retailtag.scoring.score import score_predictions
 from retailtag.scoring.strict_json import parsed
@@ -196,3 +196,68 @@ def test_models_are_compared_under_the_assignment(catalog, predict):
     cards = [score_predictions(p, shop, assignment="exactly-one") for p in models.values()]
     a, b = (card.summaries["all"].macro_f1_population for card in cards)
     assert found.difference.value == pytest.approx(a - b)
+
+
+def kept(predict, catalog, **changes):
+    """A probe, a fine-tune that kept it (its logits differ by rounding), and another model."""
+    probe = predict(catalog, 1, 3.0, provenance={"backbone": "demo:cnn", "strategy": "probe"})
+    facts = {"backbone": "demo:cnn", "strategy": "finetune", "is_probe": True, **changes}
+    copy = replace(probe, logits=probe.logits + 1e-6, provenance=facts)
+    other = predict(catalog, 2, 2.9, provenance={"backbone": "demo:dino", "strategy": "probe"})
+    return [probe, copy, other]
+
+
+def compared(models, catalog, folder, **options):
+    paths = []
+    for k, model in enumerate(models):
+        paths.append(folder / f"{k}.npz")
+        model.save(paths[-1])
+    return compare_files(
+        paths, lambda path: catalog, out=folder / "pairs.csv", catalog=folder, **options
+    )
+
+
+def test_a_fine_tune_that_kept_its_probe_counts_as_the_probe(catalog, predict, tmp_path):
+    made = compared(kept(predict, catalog), catalog, tmp_path, n_bootstrap=50)
+    every = [s for s in made.contest.standings if s.scope == "all"]
+    assert {s.model for s in every} == {"demo:cnn · probe", "demo:dino · probe"}
+    assert sum(s.p_best for s in every) == pytest.approx(1)
+    (finding,) = (f for f in made.findings if f.code == "same-model")
+    assert finding.sentence.startswith(
+        "demo:cnn · finetune kept its probe: it is the same model as"
+    )
+    assert "finetune" not in (tmp_path / "pairs.csv").read_text()
+
+
+def test_what_is_not_that_probe_counts_on_its_own(catalog, predict, tmp_path):
+    models = kept(predict, catalog)
+    trained = replace(models[1], provenance={**models[1].provenance, "is_probe": False})
+    retuned = replace(models[1], thresholds=models[1].thresholds + 1)
+    elsewhere = replace(models[1], provenance={**models[1].provenance, "features": "other"})
+    for k, other in enumerate((trained, retuned, elsewhere)):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        made = compared([models[0], other], catalog, folder, n_bootstrap=20)
+        assert len([s for s in made.contest.standings if s.scope == "all"]) == 2
+        assert not any(f.code == "same-model" for f in made.findings)
+
+
+def test_a_probe_and_its_copy_alone_are_one_model(catalog, predict, tmp_path):
+    with pytest.raises(UsageError, match="only one model"):
+        compared(kept(predict, catalog)[:2], catalog, tmp_path)
+
+
+def test_short_names_are_checked_before_anything_is_compared(catalog, predict, tmp_path):
+    models = kept(predict, catalog)
+    made = compared(models, catalog, tmp_path, n_bootstrap=20, names=["mine=demo:cnn"])
+    assert made.names == {"demo:cnn": "mine"}
+    (tmp_path / "pairs.csv").unlink()
+    with pytest.raises(UsageError, match="demo:clip is not compared here"):
+        compared(models, catalog, tmp_path, names=["mine=demo:clip"])
+    assert not (tmp_path / "pairs.csv").exists()
+
+
+def test_replicates_are_centred_on_the_estimate(catalog, predict):
+    """A model that gives tags more often is no surer of being best for it."""
+    models = {"a": (predict(catalog, 1, 2.0),), "b": (predict(catalog, 1, 2.0),)}
+    assert {s.p_best for s in hold_contest(models, catalog, n_bootstrap=50).standings} == {0.5}

@@ -34,6 +34,12 @@ def test_values_are_those_of_the_card(card):
     assert parse_gate("macro_f1>0").value(card) == card.summaries["all"].macro_f1
     assert parse_gate("tail_macro_ap>0").value(card) == card.summaries["tail"].macro_ap
     assert parse_gate("micro_f1>0").value(card) == card.micro_f1
+    estimate = card.summaries["tail"].macro_f1_population
+    assert parse_gate("tail_macro_f1_population>0").value(card) == estimate
+    tp = sum(row.tp for row in card.tags)
+    given_tags = sum(row.tp + row.fp for row in card.tags)
+    assert parse_gate("micro_precision>0").value(card) == pytest.approx(tp / given_tags)
+    assert card.tags_given == pytest.approx(given_tags / card.n_images)
     for name in NAMES:
         assert isinstance(Gate(name, ">", 0.0).value(card), float)
 
