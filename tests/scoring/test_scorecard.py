@@ -38,6 +38,16 @@ def test_a_card_with_the_intervals_of_earlier_versions_loads(card):
     assert ScoreCard.from_json(old).to_json() == card.to_json()
 
 
+def test_a_card_without_the_estimate_for_the_population_is_ranked_as_counted(card):
+    """The estimate is on cards since 2026-11-30."""
+    old = card.to_json()
+    del old["summaries"]["all"]["macro_f1_population"]
+    summary = ScoreCard.from_json(old).summaries["all"]
+    assert math.isnan(summary.macro_f1_population)
+    assert summary.best_estimate == summary.macro_f1
+    assert card.summaries["all"].best_estimate == card.summaries["all"].macro_f1_population
+
+
 def test_a_card_without_assignments_loads_as_independent(card):
     """Attributes with one value an image are on cards since 2026-11-29."""
     old = card.to_json()
