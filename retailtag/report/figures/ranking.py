@@ -87,7 +87,7 @@ def _draw_scope(
         _draw_interval(axes, row + offset, pair, summary, colour[pair.backbone])
     axes.set_title(title)
     n_tags = ranking[0].scorecard.summaries[scope].n_tags
-    axes.set_xlabel(f"population macro-F1 × 100, {n_tags} tags")
+    axes.set_xlabel(f"population macro-F1, {n_tags} tags")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.grid(visible=True, axis="x")
     axes.spines["left"].set_visible(False)
