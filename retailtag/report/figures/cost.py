@@ -174,7 +174,7 @@ def _write_key(
     for row, (place, pair) in enumerate(shown):
         y = where[1] - (0.24 * row + 0.12) / height
         best = pair.name == decision.winner
-        text = f"{clipped(names[pair.name], 27)}, {duration(pair.cost.train_seconds)}"
+        text = f"{clipped(names[pair.name], 24)}, {duration(pair.cost.train_seconds)}"
         figure.add_artist(
             Line2D([where[0] + 0.32 / width], [y], linestyle="", transform=figure.transFigure,
                    **marker(pair, colour[pair.backbone], 8))
