@@ -25,7 +25,7 @@ def ranking_csv(report: Report) -> str:
 
 def _ranked(report: Report, place: int, pair: PairResult) -> dict[str, Any]:
     decision, card = report.decision, pair.scorecard
-    scores = {}
+    scores: dict[str, float] = {}
     for scope in SCOPES:
         summary = card.summaries[scope]
         scores |= {

@@ -256,7 +256,7 @@ def _rival(result: BakeoffResult, decision: Decision) -> PairResult | None:
     """What the recommended pair is weighed against: the best ranked of the others."""
     others = [p for p in result.distinct if p.name != decision.winner]
     allowed = [p for p in others if p.name not in decision.over_budget]
-    return (allowed or others or [None])[0]
+    return next(iter(allowed or others), None)
 
 
 def trade_off(result: BakeoffResult, winner: PairResult, rival: PairResult) -> tuple[str, ...]:
