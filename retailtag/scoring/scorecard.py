@@ -18,6 +18,7 @@ from retailtag.statistics.exclusive import INDEPENDENT
 FORMAT = 2
 REMEDY = "run `retailtag score` on the predictions again"
 SCOPES = ("all", "tail", "common", "frequent")
+MAX_COUNT = 2**53  # images; up to there a float holds every whole number
 LOW_SUPPORT = 10  # positives; with fewer in the scored split one tag's F1 says little
 
 
@@ -43,6 +44,11 @@ class TagRow:
     f1_low: float = math.nan  # 95 % interval of F1, see `intervals.wilson_f1`
     f1_high: float = math.nan
     f1_oracle: float = math.nan  # at the best threshold in hindsight: a bound, never a score
+
+    def __post_init__(self) -> None:
+        counts = (self.tp, self.fp, self.fn, self.tn)
+        if not all(0 <= n < MAX_COUNT for n in counts):  # of a damaged file
+            raise ValueError(f"a count of tag {self.tag:.60} is out of range")
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,10 @@ class ScoreCard:
     assignment: str = INDEPENDENT  # by which all other scores of the card were counted
     # Of every attribute with one value an image, under every assignment; empty without any
     assignments: tuple[AssignmentRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_images < MAX_COUNT:  # of a damaged file
+            raise ValueError("the number of images is out of range")
 
     @property
     def undefined(self) -> tuple[TagRow, ...]:
