@@ -55,8 +55,8 @@ MAY_IMPORT = {
     "thresholds": BASE,
     "probes": BASE,
     "finetuning": DATA | {"backbones"},
-    "scoring": DATA,
-    "report": DATA | {"scoring"},
+    "scoring": DATA | {"backbones"},  # names of models
+    "report": DATA | {"backbones", "scoring"},
     "tagger": DATA | {"backbones", "probes", "finetuning"},
     "extraction": DATA | {"backbones", "compute", "context"},
 }
