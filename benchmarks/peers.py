@@ -16,8 +16,8 @@ scored by `retailtag.scoring`, like retailtag's own. Seconds, processor seconds 
 those of its programs with their children; the embeddings that three peers fit on are computed
 once and count for each. Lines are those of its scripts that hold code.
 
-Appends to ``results/peers.csv`` and prints the rows as a table. `--table` prints the rows that are
-there and runs nothing.
+Appends to ``results/peers.csv`` and prints the rows as a table. `--table` prints the recorded
+rows of the last catalogue and runs nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from record import RESULTS, append, stamp
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import RetailtagError
-from retailtag.files import make_folder
+from retailtag.files import make_folder, slug
 from retailtag.predictions import Predictions
 from retailtag.runs.foreign import Declared, foreign_predictions
 from retailtag.scoring.foreign import is_foreign
@@ -52,6 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).with_name("peer_scripts")
 TABLE = "peers.csv"
 SCORES = "scores.npz"
+SIZE = ("catalogue", "images", "test_images", "tags", "tail_tags")
 # No peer reaches for a hub or reports its use.
 VARIABLES = {
     "HF_HUB_OFFLINE": "1",
@@ -159,6 +160,8 @@ def ended(cost: Cost, folder: Path, limit_s: float, catalog: Catalog) -> dict[st
         return {"status": "stopped", "note": f"after {limit_s / 60:g} minutes at: {said}"}
     if cost.code:
         return {"status": "failed", "note": said}
+    if not (folder / SCORES).exists():
+        return {"status": "failed", "note": f"it wrote no {SCORES}; last: {said}"}
     try:
         return {"status": "done", **figures(scored(folder / SCORES, catalog))}
     except RetailtagError as error:
@@ -179,10 +182,9 @@ def figures(card: ScoreCard | None) -> dict[str, Any]:
     """Columns of scores; empty without a scorecard."""
     found: dict[str, Any] = {}
     for scope, prefix in (("all", ""), ("tail", "tail_")):
-        summary = card.summaries[scope] if card else None
-        for name in ("macro_f1", "macro_f1_low", "macro_f1_high"):
-            value = getattr(summary, name) if summary else math.nan
-            found[prefix + name] = "" if value is None or math.isnan(value) else round(value, 4)
+        for name in ("macro_f1", "macro_f1_low", "macro_f1_high", "macro_ap"):
+            value = getattr(card.summaries[scope], name) if card else math.nan
+            found[prefix + name] = "" if math.isnan(value) else round(value, 4)
     return {**found, "micro_f1": round(card.micro_f1, 4) if card else ""}
 
 
@@ -195,19 +197,29 @@ def version_of(package: str, python: Path) -> str:
     return done.stdout.strip()
 
 
-def slug(name: str) -> str:
-    """A name as one of a folder."""
-    return "".join(c if c.isalnum() else "-" for c in name.lower())
+def recorded(path: Path) -> list[dict[str, str]]:
+    """The rows of the last catalogue that was measured; of each peer the latest."""
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist; run the peers first.")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    same = [row for row in rows if all(row[name] == rows[-1][name] for name in SIZE)]
+    return list({row["peer"]: row for row in same}.values())
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table; scores times 100, the interval of 95 % in brackets."""
-    head = "| peer | macro-F1 | tail macro-F1 | micro-F1 | s | CPU s | peak MiB | lines |"
+    head = (
+        "| peer | macro-F1 (95 %) | tail macro-F1 (95 %) | macro-AP | tail macro-AP | micro-F1 "
+        "| s | CPU s | peak MiB | lines |"
+    )
+    names = ("macro_f1", "tail_macro_f1", "macro_ap", "tail_macro_ap", "micro_f1")
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
-        scores = [_score(row, prefix) for prefix in ("macro_f1", "tail_macro_f1", "micro_f1")]
+        scores = [_score(row, name) for name in names]
         if row["status"] != "done":
-            scores = [f"{row['status']}: {row['note']}", "", ""]
+            note = str(row["note"]).replace("|", "/")  # which would end the cell
+            scores[0] = f"{row['status']}: {note}"
         costs = [_whole(row[name]) for name in ("seconds", "cpu_seconds", "peak_mib", "lines")]
         lines.append("| " + " | ".join([str(row["peer"]), *scores, *costs]) + " |")
     return "\n".join(lines)
@@ -264,13 +276,10 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     part = write_part(whole, out / "catalogue", args.images, args.test, args.least)
     catalog = read_catalog(part)
     bench = Bench(part, weights, envs, out, 60 * args.minutes)
-    size = {
-        "catalogue": args.name or whole.path.parent.name,
-        "images": len(catalog.rows("train")),
-        "test_images": len(catalog.rows("test")),
-        "tags": len(catalog.table.tags),
-        "tail_tags": int((catalog.table.group == "tail").sum()),
-    }
+    counts = [len(catalog.rows("train")), len(catalog.rows("test")), len(catalog.table.tags)]
+    n_tail = int((catalog.table.group == "tail").sum())
+    name = args.name or whole.path.parent.name
+    size = dict(zip(SIZE, [name, *counts, n_tail], strict=True))
     shared: dict[str, Cost] = {}
     rows = []
     for peer in peers:
@@ -300,9 +309,9 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a peer is stopped with us
     args.table_file = RESULTS / TABLE
+    rows: Sequence[Mapping[str, Any]]
     if args.table:
-        with args.table_file.open(encoding="utf-8", newline="") as file:
-            rows: Sequence[Mapping[str, Any]] = list(csv.DictReader(file))
+        rows = recorded(args.table_file)
     elif None in (args.catalogue, args.weights, args.envs, args.out):
         parser.error("give --catalogue, --weights, --envs and --out, or --table")
     else:

@@ -187,7 +187,7 @@ def test_a_peer_is_scored_by_the_scorer_and_its_costs_are_recorded(modules, benc
     shared = {}
     row = peers.measure(bench, peer, catalog, shared)
     assert row["status"] == "done", row["note"]
-    file = bench.out / "stub--0-5" / "scores.npz"
+    file = bench.out / "Stub-0.5" / "scores.npz"
     card = peers.scored(file, catalog)
     assert row["macro_f1"] == round(card.summaries["all"].macro_f1, 4) == 1.0
     assert row["micro_f1"] == round(card.micro_f1, 4)
@@ -230,7 +230,7 @@ def test_scores_that_cannot_be_read_are_a_failure_with_the_reason(modules, bench
     (bench.scripts / "silent.py").write_text("", encoding="utf-8")
     row = peers.measure(bench, peers.Peer("Silent", "numpy", ("silent.py",)), catalog, {})
     assert row["status"] == "failed"
-    assert "scores.npz" in row["note"]
+    assert row["note"] == "it wrote no scores.npz; last: "
 
 
 def test_a_program_is_stopped_at_the_limit_with_its_children(modules, bench):
@@ -335,7 +335,7 @@ def test_rows_are_recorded_one_by_one_and_print_as_a_table(
     (scripts / "scorer.py").write_text(SCORER, encoding="utf-8")
     stubs = (
         peers.Peer("stub", "numpy", ("scorer.py",)),
-        peers.Peer("absent", "no", refused="it has no such task"),
+        peers.Peer("absent", "no", refused="no | task"),
     )
     monkeypatch.setattr(peers, "PEERS", stubs)
     monkeypatch.setattr(peers.Bench, "scripts", scripts)
@@ -349,15 +349,29 @@ def test_rows_are_recorded_one_by_one_and_print_as_a_table(
         table_file=tmp_path / "peers.csv",
     )  # fmt: skip
     rows = peers.compare(args)
-    with args.table_file.open(encoding="utf-8", newline="") as file:
-        recorded = list(csv.DictReader(file))
+    recorded = peers.recorded(args.table_file)
     assert [row["peer"] for row in recorded] == ["stub", "absent"]
     assert recorded[0]["catalogue"] == "shop"
     assert (recorded[0]["images"], recorded[0]["test_images"]) == ("4", "4")
     table = peers.markdown(recorded)
     assert table == peers.markdown(rows)
     assert "| stub | 100.0 (" in table
-    assert "| absent | skipped: it has no such task |" in table
+    assert "| absent | skipped: no / task |" in table
+
+
+def test_the_table_has_the_last_catalogue_and_the_latest_row_of_each_peer(modules, tmp_path):
+    peers = modules[0]
+    path = tmp_path / "peers.csv"
+    sizes = [("one", 9), ("two", 9), ("one", 9), ("one", 8), ("one", 9)]
+    names = ["a", "a", "b", "b", "a"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*peers.SIZE, "peer", "row"])
+        for row, (name, (shop, images)) in enumerate(zip(names, sizes, strict=True)):
+            writer.writerow([shop, images, 5, 4, 3, name, row])
+    assert [(row["peer"], row["row"]) for row in peers.recorded(path)] == [("a", "4"), ("b", "2")]
+    with pytest.raises(SystemExit, match="does not exist; run the peers first"):
+        peers.recorded(tmp_path / "none.csv")
 
 
 # --- scripts ------------------------------------------------------------------------------------
