@@ -137,6 +137,7 @@ class KilledRuns:
     def _be_killed(self, words: list[str]) -> None:
         import torch
 
+        from retailtag.bakeoffs import stages
         from retailtag.cli.main import run
         from retailtag.extraction import extract
         from retailtag.finetuning import activation_cache
@@ -152,7 +153,8 @@ class KilledRuns:
         # Several blocks and segments, as larger catalogues have; a latency of few images.
         extract.IMAGES_PER_BLOCK = 16
         activation_cache.SEGMENT_BYTES = 1 << 20
-        latency.WARM_UP_IMAGES = latency.SINGLE_IMAGES = latency.BATCH_SIZE = 2
+        latency.SINGLE = latency.BATCHES = latency.Schedule(2, 1, warm_up=1, extra_seconds=0)
+        stages.measure_rates = stages.t4_cost = lambda *given: {}
         write.PICTURES.update(dict.fromkeys(write.PICTURES, lambda *given: None))
         write.to_png = lambda figure: b"picture"
         write.render_page = lambda *given: "page"

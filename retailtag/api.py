@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         CompareOutcome,
         ExtractOutcome,
         FinetuneOutcome,
+        LatencyOutcome,
         ProbeOutcome,
         ScoreOutcome,
     )
@@ -475,6 +476,57 @@ def bakeoff(
         return BakeoffOutcome(run_request(request, command), request.out, s.compute)
 
 
+def latency(
+    runs: Any,
+    *,
+    catalog: Any = None,
+    sample: Any = (),
+    merge: Any = (),
+    out: str | Path = "latency.csv",
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LatencyOutcome:
+    """Time fitted models in turn: engines, batch sizes, stages, memory, agreement of the tags.
+
+    Parameters
+    ----------
+    runs : path, outcome of `probe`, `finetune` or `bakeoff`, or a sequence of these
+        Of a bake-off every pair.
+    catalog : path, table, list of records or Catalog, optional
+        Whose test images are tagged; by default the one that the first model records.
+    sample : path or sequence of paths
+        Image files, folders or ``.txt`` lists of them, instead of a catalogue's.
+    merge : path or sequence of paths
+        Tables that this function wrote on other machines for copies of the same models.
+    out : str or Path
+        CSV of all rows.
+    **options
+        ``engines``, ``batches``, ``price_per_hour``, ``device``, ``weights``, and how the
+        catalogue is read.
+    """
+    from retailtag.compute import resolve_device
+    from retailtag.files import write_text
+    from retailtag.outcomes import LatencyOutcome, fitted_models, load_tagger
+    from retailtag.runs.latency import Asked, measure, model_digest, read_merged, to_csv
+
+    s, where = _resolve("latency", settings, options), _path(out)
+    asked = Asked.parse(s.latency.engines, s.latency.batches, s.compute.price_per_hour)
+    models = fitted_models(_paths(runs))
+    digests = {name: model_digest(folder) for name, folder in models.items()}
+    merged = [row for path in _paths(merge) for row in read_merged(path, digests)]
+    told, limits = progress or SILENT, _limits(s)
+    loaders = {
+        name: partial(load_tagger, folder, s.compute, progress=told, **limits)
+        for name, folder in models.items()
+    }
+    images = _images_to_time(s, catalog, _paths(sample), next(iter(loaders.values()))())
+    device = resolve_device(s.compute.device)
+    rows = (*measure(loaders, digests, images, asked, device, told), *merged)
+    write_text(where, to_csv(rows))
+    return LatencyOutcome(rows, where)
+
+
 def load(
     folder: Any,
     *,
@@ -724,6 +776,35 @@ def _path(place: Any) -> Path:
     if isinstance(found, str | Path):
         return Path(found)
     raise UsageError(f"Give a path or what a run returned, not {type(place).__name__}.")
+
+
+def _limits(settings: BakeoffSettings) -> dict[str, Any]:
+    """Keywords of the functions that decode images."""
+    reading = settings.reading
+    return {"max_pixels": reading.max_pixels, "allow_truncated": reading.allow_truncated}
+
+
+def _images_to_time(
+    settings: BakeoffSettings, catalog: Any, sample: Sequence[Path], tagger: Tagger
+) -> list[bytes]:
+    """Readable encoded images: of a sample, or test images of a catalogue or the recorded one."""
+    from retailtag.bakeoffs.pairs import readable_images, readable_sample
+    from retailtag.images.listing import list_images
+
+    if sample:
+        return readable_sample(list_images(sample)[0], tagger.pixels)
+    source = settings.catalog.path if catalog is None else catalog
+    if source is None:
+        facts = tagger.head.facts
+        source, how = facts.get("catalog"), facts.get("catalog_args") or {}
+        if source is None or not Path(source).exists():
+            raise UsageError(
+                f"The catalogue {source or 'of the model'} is not there; name it with --catalogue, "
+                "or images with --sample."
+            )
+        known = {k: v for k, v in how.items() if k in vars(settings.catalog) and v is not None}
+        settings = replace(settings, catalog=replace(settings.catalog, **known))
+    return readable_images(_read(source, settings)[0], tagger.pixels)
 
 
 def _paths(runs: Any) -> list[Path]:

@@ -9,8 +9,12 @@ from retailtag.errors import DataError
 SHARE = 0.9  # of the free memory that one step may take
 
 
-def free_bytes() -> int:
-    """Bytes of memory that are free."""
+def free_bytes(device: str = "cpu") -> int:
+    """Bytes of memory that are free, on ``cuda`` those of the device."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
 
 

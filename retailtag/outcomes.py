@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retailtag.display import Displayed, View, table_of
-from retailtag.errors import DataError
+from retailtag.errors import DataError, UsageError
 from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.predictions import Predictions
     from retailtag.report.decision import Decision
     from retailtag.runs.finetune import FinetuneRun
+    from retailtag.runs.latency import LatencyRow
     from retailtag.runs.probe import ProbeRun
     from retailtag.scoring.compare import Comparison
     from retailtag.scoring.files import ComparedFiles, ScoredFiles
@@ -87,6 +88,36 @@ def recommended_folder(run: Path) -> tuple[Path, str]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return pair_folder(run, pair.backbone, pair.strategy), pair.scorecard.assignment
+
+
+def fitted_models(runs: Sequence[Path]) -> dict[str, Path]:
+    """Folders of the models of runs by name, of a bake-off all its pairs.
+
+    Raises
+    ------
+    DataError
+        If a folder holds no model.
+    UsageError
+        If a model is named twice.
+    """
+    from retailtag.bakeoffs.request import pair_folder
+    from retailtag.report.results import BakeoffResult
+
+    found: list[tuple[str, Path]] = []
+    for run in runs:
+        if (run / "bakeoff.json").is_file():
+            pairs = BakeoffResult.load(run / "bakeoff.json").ranking
+            found += [(p.name, pair_folder(run, p.backbone, p.strategy)) for p in pairs]
+        elif any((run / name).is_file() for name in ("checkpoint.json", "probe.json")):
+            found.append((str(run), run))
+        else:
+            raise DataError(
+                f"{run} holds no model; name the folder of a probe, a fine-tune or a bake-off."
+            )
+    named = dict(found)
+    if len(named) < len(found) or not found:
+        raise UsageError("Name each RUN once, and one at least.")
+    return named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -327,6 +358,33 @@ class CompareOutcome(Displayed):
         ranking = "Ranking by macro-F1 in the population"
         yield View(ranking, self.standings, _sentences(self.findings))
         yield View(DIFFERENCES, _brief(self.pairs), (f"Pairs: {self.out}",))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LatencyOutcome(Displayed):
+    """Latency of models by engine and batch size.
+
+    Parameters
+    ----------
+    rows : tuple of LatencyRow
+        Measured here, then merged.
+    out : Path
+        CSV of the rows.
+    """
+
+    rows: tuple[LatencyRow, ...]
+    out: Path
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per model, engine, batch size and machine."""
+        return table_of(asdict(row) for row in self.rows)
+
+    def views(self) -> Iterable[View]:
+        """The figures that choose an engine and a batch size."""
+        columns = ["pair", "engine", "batch_size", "is_fastest", "tags_ms_p50", "model_ms_p50"]
+        columns += ["images_per_second", "memory_mib", "agreement"]
+        yield View("Latency", self.table.select(columns), (f"All figures: {self.out}",))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -174,6 +174,33 @@ class ComputeSettings(Section):
         recorded=False,
         advanced=True,
     )
+    price_per_hour: float | None = setting(
+        None,
+        "Price of an hour of the machine, in any currency; gives prices of images and runs.",
+        at_least=0,
+        at_most=1e9,
+        metavar="PRICE",
+        recorded=False,
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class LatencySettings(Section):
+    """What fitted models are timed with."""
+
+    engines: tuple[str, ...] = setting(
+        (),
+        "Of eager, compile, onnxruntime, openvino; default: those that can run here.",
+        metavar="ENGINE,...",
+        recorded=False,
+    )
+    batches: tuple[str, ...] = setting(
+        ("1", "8", "32"),
+        "Images at once, comma-separated; the batch of the highest throughput is added.",
+        metavar="N,...",
+        recorded=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -527,6 +554,7 @@ class BakeoffSettings(Section):
     catalog: CatalogSettings = CatalogSettings()
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
+    latency: LatencySettings = LatencySettings()
     extract: ExtractSettings = ExtractSettings()
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -548,6 +576,7 @@ SECTIONS: dict[str, type[Section]] = {
     "catalog": CatalogSettings,
     "reading": ReadingSettings,
     "compute": ComputeSettings,
+    "latency": LatencySettings,
     "extract": ExtractSettings,
     "probe": ProbeSettings,
     "finetune": FinetuneSettings,

@@ -54,6 +54,10 @@ USES: dict[str, tuple[str, ...]] = {
         *("catalog.path", *CATALOG, *SCORE),
         *("score.permutations", "names"),
     ),
+    "latency": (
+        *("catalog.path", *LAYOUT, *READING, "compute.device", "compute.weights"),
+        *("latency.engines", "latency.batches", "compute.price_per_hour"),
+    ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),

@@ -241,8 +241,8 @@ def _time_few(patch):
     """Let a latency be that of few images."""
     from retailtag.tagger import latency
 
-    for name in ("WARM_UP_IMAGES", "SINGLE_IMAGES", "BATCH_SIZE"):
-        patch.setattr(latency, name, 2)
+    for name in ("SINGLE", "BATCHES"):
+        patch.setattr(latency, name, latency.Schedule(2, 1, warm_up=1, extra_seconds=0))
 
 
 @pytest.fixture
@@ -257,6 +257,8 @@ _TICK = count(1)  # a latency that is measured again is another
 @contextmanager
 def _quick_stages(*, timed: bool = False, drawn: bool = False):
     """Inside, a bake-off draws no report (unless `drawn`) and measures no latency (`timed`: few).
+
+    Nor does it estimate what a T4 would take.
 
     Both take seconds a run, and most tests only ask whether these stages ran.
     """
@@ -276,10 +278,16 @@ def _quick_stages(*, timed: bool = False, drawn: bool = False):
         if not drawn:
             patch.setattr(stages, "write_report", write_report)
         patch.setattr(pairs, "LATENCY_IMAGES", 3)
+        patch.setattr(stages, "measure_rates", lambda device: None)
+        patch.setattr(stages, "t4_cost", lambda *given: {})
         _time_few(patch)
         if not timed:
-            measured = lambda *a, **k: dict.fromkeys(names, next(_TICK))  # noqa: E731
-            patch.setattr(stages, "measure_pair", measured)
+
+            def measured(context, models):
+                ticks = [dict.fromkeys(names, next(_TICK)) for _ in models]
+                return {m: {**t, "network_seconds": {}} for m, t in zip(models, ticks, strict=True)}
+
+            patch.setattr(stages, "measure_pairs", measured)
         yield
 
 

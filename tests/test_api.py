@@ -21,7 +21,8 @@ TIMED_FILES = (
     *("bakeoff.json", "report.html", "history.jsonl"),
     *("quality_cost.png", "summary.png", "tail.png"),
 )
-MEASURED = (*TIMED_FILES, "seconds", "_mib", "machine", "per_second", "started", "_p50", "_p95")
+LATENCIES = tuple(f"latency_ms_{name}" for name in ("p50", "p95", "low", "high", "turns", "stages"))
+MEASURED = (*TIMED_FILES, *LATENCIES, "seconds", "_mib", "machine", "per_second", "started")
 
 
 def _options(**options):

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.backbones import canonical, components_of, resolve_id
+from retailtag.backbones.roofline import measure_rates
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.extraction import ExtractionPass, ExtractStage, load
 from retailtag.bakeoffs.pairs import (
     Pair,
     absent_finding,
+    embedding_seconds,
     finished_pair,
     machine_findings,
-    measure_pair,
+    measure_pairs,
+    pair_name,
+    stages_of,
 )
 from retailtag.bakeoffs.request import Request
+from retailtag.bakeoffs.t4 import Trained, measured_t4, t4_cost
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.errors import DataError
 from retailtag.lock import only_writer
@@ -40,6 +46,7 @@ from retailtag.scoring.findings import several_threads
 from retailtag.scoring.ledger import reused_split
 from retailtag.scoring.score import predictions_digest, score_predictions
 from retailtag.scoring.scorecard import FORMAT as SCORECARD_FORMAT
+from retailtag.scoring.strict_json import plain
 from retailtag.statistics.exclusive import INDEPENDENT
 from retailtag.store import EmbeddingSource, FeatureStore
 from retailtag.version import __version__
@@ -147,47 +154,83 @@ class FinetuneStage(BackboneStage):
             run_finetune(self.context, self._store, model, probe, self.folder, settings)
 
 
-class LatencyStage(BackboneStage):
-    """Latency, throughput and size of one finished pair on this machine."""
+Training = dict[str, BackboneStage]  # stages that train one backbone, by strategy
 
-    def __init__(self, model: BackboneStage) -> None:
-        super().__init__(model.extraction, model.estimator, model.backbone, model.strategy)
-        self.name = f"latency {canonical(model.backbone)} {model.strategy}"
-        self.folder = model.folder / "latency"
-        self.may_need = (model.name,)  # a model fitted again may have the same bytes
-        self._model = model
+
+class LatencyStage(RecordedStage):
+    """Latency, throughput and size of all finished pairs on this machine, timed in turn."""
+
+    def __init__(self, extraction: ExtractionPass, pairs: list[tuple[Training, str]]) -> None:
+        self.name = "latency"
+        self.request = extraction.request
+        self.folder = self.request.out / "latency"
+        models = [training[strategy] for training, strategy in pairs]
+        self.may_need = tuple(m.name for m in models)  # one fitted again may have the same bytes
+        names = [pair_name(canonical(m.backbone), m.strategy) for m in models]
+        self._models = dict(zip(names, models, strict=True))
+        self._trainings = {name: t for name, (t, _) in zip(names, pairs, strict=True)}
 
     def inputs(self) -> dict[str, Any]:
-        """The model and the machine."""
-        machine = describe_machine(self.context.device)
-        return {"model": self._model.record.outputs, "device": machine}
+        """The models and the machine."""
+        machine = describe_machine(self.request.context.device)
+        models = {name: model.record.outputs for name, model in self._models.items()}
+        return {"models": models, "device": machine}
 
     def estimate(self) -> Estimate:
-        """Of embedding the images twice."""
-        return self.estimator.latency(self.backbone)
+        """Of embedding the images twice with every model."""
+        parts = [m.estimator.latency(m.backbone) for m in self._models.values()]
+        return Estimate(sum(p.seconds for p in parts), sum(p.disk_bytes for p in parts))
 
     def run(self) -> None:
-        """Measure on the first readable test images."""
+        """Measure on the first readable test images, and estimate what a T4 would take."""
         inputs = self.inputs()
-        given = {c: self.request.weights.get(c) for c in components_of(self.backbone)}
-        weights = {str(resolve_id(c)): path for c, path in given.items() if path}
-        facts = measure_pair(self.context, self._model.folder, weights)
+        context = self.request.context
+        models = {name: (m.folder, self._weights(m)) for name, m in self._models.items()}
+        facts = measure_pairs(context, models)
+        here = measure_rates(context.device)
+        for name, of_pair in facts.items():
+            trained, measured = self._trained(name), of_pair.pop("network_seconds")
+            if "T4" in inputs["device"]["device"]:
+                of_pair["t4"] = measured_t4(of_pair, trained)
+            else:
+                of_pair["t4"] = t4_cost(trained, measured, here)
         write_record(self.folder, (), inputs, facts=facts, machine=inputs["device"])
+
+    def _trained(self, name: str) -> Trained:
+        """What the training of a pair is estimated from."""
+        model, training = self._models[name], self._trainings[name]
+        catalog, paid = self.request.context.catalog, stages_of(model.strategy)
+        return Trained(
+            model.backbone,
+            training["probe"].folder,
+            {stage: training[stage].record for stage in paid},
+            n_train=len(catalog.rows("train")),
+            n_held_out=len(catalog.rows("val", "test")),
+            n_tags=len(catalog.table.tags),
+            dim=model.source.spec.dim,
+            extract_seconds=embedding_seconds(catalog, model.source),
+        )
+
+    def _weights(self, model: BackboneStage) -> dict[str, Path]:
+        """Local weights of a model's backbones, by id."""
+        given = {c: self.request.weights.get(c) for c in components_of(model.backbone)}
+        return {str(resolve_id(c)): path for c, path in given.items() if path}
 
 
 @dataclass(frozen=True, eq=False)
 class PairStages:
-    """The stages behind one pair: those that its training cost counts, and its latency."""
+    """The stages behind one pair: those that its training cost counts, and the latency of all."""
 
-    training: dict[str, BackboneStage]  # by strategy: probe, and finetune after it
+    training: Training  # probe, and finetune after it
+    strategy: str
     latency: LatencyStage
 
     def pair(self) -> Pair:
         """The finished pair."""
         records = {strategy: stage.record for strategy, stage in self.training.items()}
-        last = self.latency
-        catalog, folder = last.context.catalog, self.training[last.strategy].folder
-        return finished_pair(catalog, last.source, last.strategy, folder, records, last.record)
+        last = self.training[self.strategy]
+        catalog, timed = last.context.catalog, self.latency.record
+        return finished_pair(catalog, last.source, self.strategy, last.folder, records, timed)
 
 
 class ReportStage(RecordedStage):
@@ -219,7 +262,7 @@ class ReportStage(RecordedStage):
             "catalogue": catalog.digest,
             "cutoffs": asdict(catalog.table.cutoffs),
             "predictions": {p.name: predictions_digest(p.predictions) for p in pairs},
-            "costs": {p.name: asdict(p.cost) for p in pairs},
+            "costs": {p.name: plain(asdict(p.cost)) for p in pairs},
             "machines": {p.name: p.machines for p in pairs},
             "bootstrap": [score.replicates, score.seed],
             "assignment": score.assign,
@@ -306,15 +349,14 @@ def bakeoff_stages(
     components = {canonical(c): c for c in given}  # a component of several backbones is one stage
     extracts = [ExtractStage(extraction, estimator, c) for c in components.values()]
     later: list[Stage] = []
-    pairs: list[PairStages] = []
+    chosen: list[tuple[Training, str]] = []  # of each pair
     for backbone in request.settings.backbones:
         probe = ProbeStage(extraction, estimator, backbone)
-        training: dict[str, BackboneStage] = {"probe": probe}
+        training: Training = {"probe": probe}
         if "finetune" in request.strategies_of(backbone):
             training["finetune"] = FinetuneStage(extraction, estimator, probe)
         later += training.values()
-        for strategy in request.strategies_of(backbone):
-            latency = LatencyStage(training[strategy])
-            later.append(latency)
-            pairs.append(PairStages(training, latency))
-    return [*extracts, *later, ReportStage(extraction, estimator, pairs, command)]
+        chosen += [(training, strategy) for strategy in request.strategies_of(backbone)]
+    latency = LatencyStage(extraction, chosen)
+    pairs = [PairStages(stages, strategy, latency) for stages, strategy in chosen]
+    return [*extracts, *later, latency, ReportStage(extraction, estimator, pairs, command)]

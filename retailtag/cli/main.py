@@ -26,6 +26,7 @@ from retailtag.cli import (  # each registers its command
     features,
     finetune,
     init,
+    latency,
     models,
     predict,
     probe,
@@ -61,7 +62,7 @@ NO_MEMORY = (
 __all__ = ["app", "main", "run"]
 
 # Importing a module registers its command; the names keep a linter from dropping the imports.
-COMMANDS = (bakeoff, compare, demo, extract, finetune, init, predict, probe, score)
+COMMANDS = (bakeoff, compare, demo, extract, finetune, init, latency, predict, probe, score)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")

@@ -13,8 +13,6 @@ from retailtag.report.cautions import cautions
 from retailtag.report.results import BakeoffResult, PairResult, Rule
 from retailtag.scoring.intervals import Difference
 
-SAME_LATENCY_RATIO = 1.10  # latencies within 10 % of the lowest count as equal
-
 RULE = (
     "(1) Pairs are ranked by macro-F1 in the population over all tags with a positive in the "
     "held-out split. "
@@ -22,8 +20,9 @@ RULE = (
     "0. "
     "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
     "tail has an interval above 0. "
-    "(4) Among those still tied, the lowest latency for one image wins (within 10 % counts as "
-    "equal), then the shortest training; a fine-tune that kept its probe gives way to it."
+    "(4) Among those still tied, the lowest latency for one image wins (within 10 %, or not told "
+    "apart by timings made in turn, counts as equal), then the shortest training; a fine-tune that "
+    "kept its probe gives way to it."
 )
 
 
@@ -224,8 +223,9 @@ def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
     def latency(p: PairResult) -> float:
         return _or_inf(p.cost.latency_ms_p50)
 
-    lowest = min(map(latency, tied))
-    fast = [p for p in tied if latency(p) <= SAME_LATENCY_RATIO * lowest]
+    fastest = min(tied, key=lambda p: (latency(p), p.name))
+    lowest = latency(fastest)
+    fast = [p for p in tied if p is fastest or p.cost.is_as_fast_as(fastest.cost)]
     if len(fast) == 1:
         rest = _listed([f"{p.name} ({latency(p):.3g} ms)" for p in tied if p is not fast[0]])
         return (
@@ -242,9 +242,9 @@ def _cheapest(tied: list[PairResult]) -> tuple[PairResult, str, str]:
     return (
         winner,
         "training",
-        f"{_listed([p.name for p in fast])} are equally fast ({lowest:.3g} ms an image or within "
-        f"10 % of it); {winner.name} trains in {_or_inf(winner.cost.train_seconds):,.0f} s, "
-        f"against {rest}.",
+        f"{_listed([p.name for p in fast])} are equally fast ({lowest:.3g} ms an image, within "
+        f"10 % of it or not told apart from it); {winner.name} trains in "
+        f"{_or_inf(winner.cost.train_seconds):,.0f} s, against {rest}.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,27 @@ from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.strict_json import named_file, parsed_file, plain
 from retailtag.settings import DecideSettings
+from retailtag.statistics.timing import ratio
 
 FORMAT = 1
+SAME_LATENCY_RATIO = 1.10  # latencies within 10 % count as equal
+
+
+@dataclass(frozen=True)
+class T4Cost:
+    """What a pair costs on an NVIDIA T4 in one arithmetic: value, low and high end of each.
+
+    Of a run on a T4 latency and throughput are measured. Otherwise they are estimates with their
+    range, and of the network alone: decoding is left to the host.
+    """
+
+    latency_ms: tuple[float, ...]  # of one image
+    images_per_second: tuple[float, ...]  # in batches of 32
+    extract_seconds: tuple[float, ...]  # of the training images
+    train_seconds: tuple[float, ...]  # extraction included
+    # Time that the same roofline gives for this machine over the time measured, by batch size.
+    predicted_here: dict[str, float]
+    is_measured: bool = False  # on the T4 that the bake-off ran on
 
 
 @dataclass(frozen=True)
@@ -29,11 +48,38 @@ class PairCost:
     # Peak of training, model included: on a CPU above what the process held before, on CUDA what
     # was allocated on the device; see `retailtag.runs.measure`.
     peak_memory_mib: float
-    latency_ms_p50: float  # one image, from its bytes to its tags
+    latency_ms_p50: float  # typical for one image, from its bytes to its tags
     latency_ms_p95: float
     images_per_second: float  # in batches
     parameters: int  # of backbone and head
     weights_mib: float
+    # The rest is unknown to bake-offs of earlier versions.
+    latency_ms_low: float = math.nan  # 95 % interval of the median
+    latency_ms_high: float = math.nan
+    latency_ms_turns: tuple[float, ...] = ()  # medians of the turns, the same for all of a group
+    latency_ms_stages: dict[str, float] = field(default_factory=dict)  # decode, ..., head
+    latency_group: int = 0  # pairs timed in turn; one, unless memory is short
+    t4: dict[str, T4Cost] = field(default_factory=dict)  # by arithmetic: float32, float16
+
+    def is_as_fast_as(self, other: PairCost) -> bool:
+        """Whether the latencies are within 10 % of one another, or the timings do not tell.
+
+        Pairs timed in turn are compared turn by turn; others by whether their intervals overlap.
+        """
+        a, b = self.latency_ms_p50, other.latency_ms_p50
+        if not (a > 0 and b > 0):  # not measured: as slow as can be
+            return math.isnan(a) and math.isnan(b)
+        if max(a, b) <= SAME_LATENCY_RATIO * min(a, b):
+            return True
+        turns = self.latency_ms_turns, other.latency_ms_turns
+        if self.latency_group == other.latency_group and 0 < len(turns[0]) == len(turns[1]):
+            compared = ratio(*turns)
+            return compared.low <= 1 <= compared.high
+        # Bake-offs of earlier versions have no intervals: NaN, of which every comparison is false.
+        return (
+            self.latency_ms_low <= other.latency_ms_high
+            and other.latency_ms_low <= self.latency_ms_high
+        )
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def parsed(kind: type[_Row], value: Any) -> _Row:
     hints = get_type_hints(kind)
     found = _of(dict, value)
     # Keys that are not fields are ignored: files of earlier versions hold some.
-    names = [f.name for f in fields(kind) if f.name in found or f.default is MISSING]  # type: ignore[arg-type]
+    own = fields(kind)  # type: ignore[arg-type]
+    needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
+    names = [f.name for f in own if f.name in found or f.name in needed]
     return kind(**{name: _value(hints[name], found[name]) for name in names})
 
 

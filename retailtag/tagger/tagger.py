@@ -160,11 +160,15 @@ class Tagger:
         if not len(images):
             return np.empty((0, len(self.tags)), np.float32)
         pixels = [self.pixels(image, number) for number, image in enumerate(images)]
-        embeddings = [
+        return self.head.logits(self.embeddings(pixels))
+
+    def embeddings(self, pixels: Sequence[list[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+        """Embeddings (n_images, dim) of what `pixels` gives for each image, at least one."""
+        parts = [
             embedder.embed(torch.from_numpy(np.stack(rows))).cpu().numpy()
             for embedder, rows in zip(self.embedders, zip(*pixels, strict=True), strict=True)
         ]
-        return self.head.logits(np.concatenate(embeddings, axis=1))
+        return np.concatenate(parts, axis=1)
 
     def pixels(self, image: ImageInput, number: int = 0) -> list[NDArray[np.uint8]]:
         """Preprocessed pixels (3, h, w) of one image for each backbone; raises as `logits` does.
@@ -173,8 +177,7 @@ class Tagger:
         """
         try:
             with one_image():
-                decoded = self._decode(image, number)  # once for all backbones
-                return [embedder.preprocess(decoded) for embedder in self.embedders]
+                return self.preprocessed(self.decoded(image, number))
         except UnreadableImage as error:
             name = f"{image} " if isinstance(image, str | Path) else ""
             raise UnreadableImage(f"{name}{error}") from error
@@ -189,8 +192,11 @@ class Tagger:
 
     def predict(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
         """Probability of each tag of each image, for the tags and in the order of `tag`."""
+        return self.given(self.logits(images))
+
+    def given(self, logits: NDArray[np.float32]) -> list[dict[str, float]]:
+        """What `predict` gives for images of these logits (n_images, n_tags)."""
         found = []
-        logits = self.logits(images)
         cells = assign(logits, self.thresholds, self.tags, self.exclusive, self.assignment)
         for z, own in zip(logits.astype(np.float64), cells, strict=True):
             order = np.argsort(-z, kind="stable")
@@ -200,7 +206,12 @@ class Tagger:
             found.append(dict(zip(names, probabilities.tolist(), strict=True)))
         return found
 
-    def _decode(self, image: ImageInput, number: int) -> Image.Image:
+    def preprocessed(self, decoded: Image.Image) -> list[NDArray[np.uint8]]:
+        """Pixels (3, h, w) of one decoded image for each backbone."""
+        return [embedder.preprocess(decoded) for embedder in self.embedders]
+
+    def decoded(self, image: ImageInput, number: int = 0) -> Image.Image:
+        """RGB image of a path, an encoded file or a PIL image, decoded once for all backbones."""
         if isinstance(image, Image.Image):
             return to_rgb(image)
         if not isinstance(image, ImageInput):

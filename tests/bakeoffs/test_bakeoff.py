@@ -29,6 +29,7 @@ from retailtag.settings import (
     ScoreSettings,
 )
 from retailtag.store import FeatureStore
+from retailtag.tagger.latency import Schedule
 from retailtag.tagger.tagger import Tagger
 
 QUICK = ProbeSettings(sweep_C="1e-5,1e-4,1e-2", folds=3)
@@ -67,8 +68,9 @@ def heard():
 @pytest.fixture(scope="module", autouse=True)
 def _few_images_for_latency():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("WARM_UP_IMAGES", "SINGLE_IMAGES", "BATCH_SIZE"):
-            patch.setattr(f"retailtag.tagger.latency.{name}", 2)
+        few = Schedule(6, 1, warm_up=1, extra_seconds=0)
+        for name in ("SINGLE", "BATCHES"):
+            patch.setattr(f"retailtag.tagger.latency.{name}", few)
         yield
 
 
@@ -105,7 +107,15 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, small):
     for pair in run.result.pairs:
         cost = pair.cost
         assert cost.train_seconds > cost.extract_seconds > 0
-        assert cost.latency_ms_p95 >= cost.latency_ms_p50 > 0
+        assert cost.latency_ms_high >= cost.latency_ms_p50 >= cost.latency_ms_low > 0
+        assert len(cost.latency_ms_turns) == 6
+        assert sum(cost.latency_ms_stages.values()) < 2 * cost.latency_ms_high
+        assert cost.t4.keys() == {"float32", "float16"}
+        for t4 in cost.t4.values():
+            for value, low, high in (t4.latency_ms, t4.images_per_second, t4.train_seconds):
+                assert 0 < low <= value <= high
+            assert t4.predicted_here.keys() == {"1", "32"}
+            assert not t4.is_measured
         assert min(cost.peak_memory_mib, cost.images_per_second, cost.weights_mib) > 0
         folder = pair_folder(root / "run", pair.backbone, pair.strategy)
         assert (folder / "scorecard.json").exists()

@@ -67,7 +67,7 @@ CHANGES = {
     "bad result": ({}, lambda run: (run / "bakeoff.json").write_text("junk")),
     "bad card": ({}, lambda run: (run / "demo-cnn/probe/scorecard.json").write_text("junk")),
     "no record": ({}, lambda run: (run / "demo-cnn/probe/stage.json").write_text("{")),
-    "no latency": ({}, lambda run: shutil.rmtree(run / "demo-cnn/finetune/latency")),
+    "no latency": ({}, lambda run: shutil.rmtree(run / "latency")),
 }
 
 

@@ -57,6 +57,32 @@ def test_equal_latency_leaves_it_to_training_time():
     assert (decision.winner, decision.decided_by) == ("b · probe", "training")
 
 
+def test_latencies_that_timings_in_turn_do_not_tell_apart_are_equal():
+    noisy = (10.0, 30.0, 9.0, 40.0, 8.0, 20.0, 12.0, 9.0)
+    fast = {"latency_ms_p50": 10.0, "latency_ms_turns": noisy}
+    slow = {"latency_ms_p50": 20.0, "latency_ms_turns": (*noisy[1:], noisy[0])}
+    pairs = [pair("a", 0.60, 0.21, **fast), pair("b", 0.59, 0.20, train_seconds=5.0, **slow)]
+    decision = decide(bakeoff(pairs, {"all": 0.05, "tail": 0.05}))
+    assert (decision.winner, decision.decided_by) == ("b · probe", "training")
+    assert "or not told apart from it" in decision.reasons[3]
+
+
+def test_a_ratio_known_from_turns_tells_apart_what_intervals_do_not():
+    turns = (10.0, 30.0, 9.0, 40.0, 8.0, 20.0, 12.0, 9.0)
+    wide = {"latency_ms_low": 8.0, "latency_ms_high": 50.0}
+    fast = replace(COST, latency_ms_p50=10.0, latency_ms_turns=turns, **wide)
+    slow = replace(fast, latency_ms_p50=15.0, latency_ms_turns=tuple(1.5 * t for t in turns))
+    assert not slow.is_as_fast_as(fast)
+    # measured in another group: only the intervals are left
+    assert slow.is_as_fast_as(replace(fast, latency_group=1))
+    apart = replace(fast, latency_ms_low=9.0, latency_ms_high=11.0, latency_group=1)
+    assert not replace(slow, latency_ms_low=12.0).is_as_fast_as(apart)
+    # a bake-off of an earlier version has neither
+    old = replace(COST, latency_ms_p50=15.0)
+    assert not old.is_as_fast_as(COST)
+    assert replace(COST, latency_ms_p50=10.9).is_as_fast_as(COST)
+
+
 def test_the_tail_rules_out_a_cheap_pair_before_cost_is_looked_at():
     pairs = [
         pair("a", 0.60, 0.30),

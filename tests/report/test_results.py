@@ -22,6 +22,17 @@ def test_unmeasured_cost_survives(bakeoff):
     assert back.pairs[0].cost.latency_ms_p50 != back.pairs[0].cost.latency_ms_p50
 
 
+def test_a_bakeoff_of_an_earlier_version_opens(bakeoff):
+    value = json.loads(json.dumps(bakeoff.to_json()))
+    later = ("latency_ms_low", "latency_ms_high", "latency_ms_turns", "latency_ms_stages")
+    for pair in value["pairs"]:
+        for name in (*later, "latency_group"):
+            del pair["cost"][name]
+    cost = BakeoffResult.from_json(value).pairs[0].cost
+    assert cost.latency_ms_low != cost.latency_ms_low
+    assert (cost.latency_ms_turns, cost.latency_ms_stages) == ((), {})
+
+
 def test_ranking_is_by_macro_f1_in_the_population(bakeoff):
     scores = [p.scorecard.summaries["all"].macro_f1_population for p in bakeoff.ranking]
     assert scores == sorted(scores, reverse=True)

@@ -71,7 +71,7 @@ class TorchSolver:
         weights = None
         if sample_weight is not None:
             weights = torch.from_numpy(np.asarray(sample_weight, np.float64)).to(device)
-        memory = self.memory or _free_bytes(device) * 6 // 10
+        memory = self.memory or free_bytes(device.type) * 6 // 10
         features = RotatedFeatures.make(X, weights, device, memory)
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
         fits.bias[:] = prior_logit(Y, sample_weight)
@@ -125,10 +125,3 @@ def _together(found: Iterator[Found]) -> Iterator[Found]:
             group = []
     if group:
         yield Found.joined(group)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Bytes free on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_bytes()

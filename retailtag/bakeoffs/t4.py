@@ -1,0 +1,155 @@
+"""What a pair would cost on an NVIDIA T4, by a roofline, with the range and the error here.
+
+Only what a GPU computes is estimated. The rest of a measured time, such as decoding, choices and
+files, is the host's: what the same roofline with this machine's rates leaves unexplained of the
+time measured here. On a T4 it is taken to last as long, give or take a half, since hosts differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from retailtag.backbones.operations import (
+    PRODUCT,
+    Kernels,
+    embedding_kernels,
+    training_kernels,
+)
+from retailtag.backbones.roofline import T4, Device, Estimated, Rates
+from retailtag.runs.stage import StageRecord
+
+BATCH = 32
+HOST_RANGE = (1.0, 0.5, 1.5)  # usual, fast and slow hosts, as shares of this one's time
+SOLVER_KERNELS = 1_000  # of an iteration of all tags: a trace of small sweeps counts 560 to 1,080
+CELL_VALUES = 6  # passes over (images, tags) of an iteration
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished pair as far as its training is estimated."""
+
+    backbone: str
+    folder: Path  # of its probe
+    records: Mapping[str, StageRecord]  # probe, and finetune if that is the pair's strategy
+    n_train: int
+    n_held_out: int
+    n_tags: int
+    dim: int
+    extract_seconds: float  # of the training images, here
+
+
+def t4_cost(pair: Trained, model_seconds: Mapping[int, float], here: Rates) -> dict[str, Any]:
+    """Estimates by arithmetic, as `retailtag.report.results.T4Cost` holds them.
+
+    `model_seconds` are those of the network alone measured here, by batch size; `here` the rates
+    of this machine.
+    """
+    predicted = {n: here.seconds(embedding_kernels(pair.backbone, n)) for n in model_seconds}
+    errors = {str(n): predicted[n] / model_seconds[n] for n in model_seconds}
+    found = {}
+    for arithmetic, device in T4.items():
+        single, batch = (device.seconds(embedding_kernels(pair.backbone, n)) for n in (1, BATCH))
+        extraction = _extraction(pair, device, here)
+        training = [extraction, _probe(pair, T4["float32"], here)]
+        if "finetune" in pair.records:
+            training.append(_finetune(pair, device, here))
+        found[arithmetic] = {
+            "latency_ms": [1000 * s for s in single],
+            "images_per_second": [BATCH / batch.value, BATCH / batch.high, BATCH / batch.low],
+            "extract_seconds": list(extraction),
+            "train_seconds": [float(s) for s in np.sum(training, axis=0)],
+            "predicted_here": errors,
+        }
+    return found
+
+
+def measured_t4(cost: Mapping[str, Any], pair: Trained) -> dict[str, Any]:
+    """What a bake-off measured on a T4, in the form of `t4_cost`."""
+    seconds = pair.extract_seconds + sum(record.seconds for record in pair.records.values())
+    latency = [cost[f"latency_ms_{name}"] for name in ("p50", "low", "high")]
+    return {
+        "float32": {
+            "latency_ms": latency,
+            "images_per_second": 3 * [cost["images_per_second"]],
+            "extract_seconds": 3 * [pair.extract_seconds],
+            "train_seconds": 3 * [seconds],
+            "predicted_here": {},
+            "is_measured": True,
+        }
+    }
+
+
+def _with_host(device: Estimated, here: float, measured: float) -> Estimated:
+    """A time on the device and what the host adds, from `measured` and what explains it here."""
+    host = max(measured - here, 0.0)
+    return Estimated(*(s + share * host for s, share in zip(device, HOST_RANGE, strict=True)))
+
+
+def _times(n: float, one: Estimated) -> Estimated:
+    return Estimated(*(n * seconds for seconds in one))
+
+
+def _extraction(pair: Trained, device: Device, here: Rates) -> Estimated:
+    """Embedding the training images once; decoding overlaps with the network."""
+    kernels = embedding_kernels(pair.backbone, BATCH)
+    n_batches = pair.n_train / BATCH
+    network = _times(n_batches, device.seconds(kernels))
+    host = max(pair.extract_seconds - n_batches * here.seconds(kernels), 0.0)
+    return Estimated(*(max(s, h * host) for s, h in zip(network, HOST_RANGE, strict=True)))
+
+
+def _probe(pair: Trained, device: Device, here: Rates) -> Estimated:
+    """The sweep, by the iterations that its table records."""
+    kernels = solver_kernels(pair.folder / "sweep.parquet", pair.n_train, pair.dim)
+    measured = pair.records["probe"].seconds
+    return _with_host(device.seconds(kernels), here.seconds(kernels), measured)
+
+
+def solver_kernels(sweep: Path, n_images: int, dim: int) -> Kernels:
+    """Kernels of all recorded fits; every tag of a fold goes along its path at its own pace."""
+    table = pq.read_table(sweep, columns=["scale", "fold", "tag", "iterations"])
+    paths = table.group_by(["scale", "fold", "tag"]).aggregate([("iterations", "sum")])
+    folds = paths.group_by(["scale", "fold"]).aggregate(
+        [("iterations_sum", "sum"), ("iterations_sum", "max"), ("iterations_sum", "count")]
+    )
+    n_folds = len(set(table["fold"].to_pylist()))
+    n = n_images * max(n_folds - 1, 1) / n_folds
+    total, steps, n_tags = (
+        folds[f"iterations_sum_{name}"].to_numpy().astype(np.float64)
+        for name in ("sum", "max", "count")
+    )
+    # The products of an iteration: features times directions, and the transpose times residuals.
+    products = 4 * total * n * dim
+    values = 2 * steps * n * dim + CELL_VALUES * total * n
+    rest = np.zeros(int(SOLVER_KERNELS * steps.sum()))
+    return Kernels(
+        np.append(np.full(len(total), PRODUCT, np.int8), rest.astype(np.int8)),
+        np.append(products, rest),
+        np.append(values, rest),
+        np.append(n * n_tags, rest),
+    )
+
+
+def _finetune(pair: Trained, device: Device, here: Rates) -> Estimated:
+    """Training and one evaluation of the held-out images."""
+    settings = pair.records["finetune"].inputs["settings"]
+    batch, blocks = int(settings["batch_size"]), settings["blocks"]
+    step = training_kernels(
+        pair.backbone, batch, pair.n_tags, "all" if blocks == "scratch" else blocks
+    )
+    evaluated = embedding_kernels(pair.backbone, BATCH)
+    n_steps = settings["epochs"] * math.ceil(pair.n_train / batch)
+    n_batches = pair.n_held_out / BATCH
+
+    def seconds(rates: Rates) -> float:
+        return n_steps * rates.seconds(step) + n_batches * rates.seconds(evaluated)
+
+    on_t4 = Estimated(*(seconds(rates) for rates in (device.usual, device.fast, device.slow)))
+    return _with_host(on_t4, seconds(here), pair.records["finetune"].seconds)
