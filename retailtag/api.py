@@ -511,7 +511,7 @@ def latency(
     from retailtag.runs.latency import Asked, measure, model_digest, read_merged, to_csv
 
     s, where = _resolve("latency", settings, options), _path(out)
-    asked = Asked.parse(s.latency.engines, s.latency.batches, s.compute.price_per_hour)
+    asked = Asked.parse(s.latency.engines, s.latency.batches, s.decide.price_per_hour)
     models = fitted_models(_paths(runs))
     digests = {name: model_digest(folder) for name, folder in models.items()}
     merged = [row for path in _paths(merge) for row in read_merged(path, digests)]

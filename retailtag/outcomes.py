@@ -437,7 +437,7 @@ class BakeoffOutcome(Displayed):
                 "tail_macro_f1_population": pair.scorecard.summaries["tail"].macro_f1_population,
                 "tail_macro_f1": pair.scorecard.summaries["tail"].macro_f1,
                 "macro_ap": pair.scorecard.summaries["all"].macro_ap,
-                **asdict(pair.cost),
+                **pair.cost.flat(),
             }
             for pair in self.run.result.ranking
         )

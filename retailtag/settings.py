@@ -174,15 +174,6 @@ class ComputeSettings(Section):
         recorded=False,
         advanced=True,
     )
-    price_per_hour: float | None = setting(
-        None,
-        "Price of an hour of the machine, in any currency; gives prices of images and runs.",
-        at_least=0,
-        at_most=1e9,
-        metavar="PRICE",
-        recorded=False,
-        advanced=True,
-    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ USES: dict[str, tuple[str, ...]] = {
     ),
     "latency": (
         *("catalog.path", *LAYOUT, *READING, "compute.device", "compute.weights"),
-        *("latency.engines", "latency.batches", "compute.price_per_hour"),
+        *("latency.engines", "latency.batches", "decide.price_per_hour"),
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),

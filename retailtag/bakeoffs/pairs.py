@@ -77,6 +77,7 @@ def finished_pair(
         "extract_seconds": embedding,
         "train_seconds": embedding + sum(records[stage].seconds for stage in paid),
         "peak_memory_mib": records[strategy].peak_memory_mib,
+        **{f"{stage}_seconds": records[stage].seconds for stage in paid},
     }
     cost = parsed(PairCost, {**latency.facts[pair_name(store.spec.backbone, strategy)], **known})
     stages = {**{stage: records[stage] for stage in paid}, "latency": latency}

@@ -49,7 +49,7 @@ def _ranked(report: Report, place: int, pair: PairResult) -> dict[str, Any]:
         "micro_recall": card.micro_recall,
         "tags_given": card.tags_given,
         "tags_true": card.tags_true,
-        **asdict(pair.cost),
+        **pair.cost.flat(),
     }
 
 

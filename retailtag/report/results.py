@@ -59,7 +59,21 @@ class PairCost:
     latency_ms_turns: tuple[float, ...] = ()  # medians of the turns, the same for all of a group
     latency_ms_stages: dict[str, float] = field(default_factory=dict)  # decode, ..., head
     latency_group: int = 0  # pairs timed in turn; one, unless memory is short
+    probe_seconds: float = math.nan  # parts of `train_seconds`, beside `extract_seconds`
+    finetune_seconds: float = math.nan  # of a fine-tune, which pays for its probe too
     t4: dict[str, T4Cost] = field(default_factory=dict)  # by arithmetic: float32, float16
+
+    def flat(self) -> dict[str, float]:
+        """Every figure by its name, one number each; turns and groups are left out."""
+        flat: dict[str, float] = {}
+        for name, value in asdict(self).items():
+            if name == "latency_ms_stages":
+                flat |= {f"latency_ms_{stage}": ms for stage, ms in value.items()}
+            elif name == "t4":
+                flat |= _flat_t4(value)
+            elif name not in ("latency_ms_turns", "latency_group"):
+                flat[name] = value
+        return flat
 
     def is_as_fast_as(self, other: PairCost) -> bool:
         """Whether the latencies are within 10 % of one another, or the timings do not tell.
@@ -80,6 +94,16 @@ class PairCost:
             self.latency_ms_low <= other.latency_ms_high
             and other.latency_ms_low <= self.latency_ms_high
         )
+
+
+def _flat_t4(costs: dict[str, dict[str, Any]]) -> dict[str, float]:
+    return {
+        f"t4_{arithmetic}_{name}{end}": figure
+        for arithmetic, cost in costs.items()
+        for name, figures in cost.items()
+        if isinstance(figures, tuple)
+        for end, figure in zip(("", "_low", "_high"), figures, strict=False)
+    }
 
 
 @dataclass(frozen=True)

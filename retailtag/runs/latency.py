@@ -26,6 +26,7 @@ BATCHES = (1, 8, 32)
 MODEL = ("backbone", "head")
 PRICE = "price_per_million"
 MICRO_BATCH = 16  # images that an engine of a fixed shape takes at once, as an extraction does
+LARGEST_ASKED = 1024
 LARGEST_BATCH = 256  # that the search for the best one tries
 SEARCH_GAIN = 1.05  # of throughput that a doubled batch must bring for the search to go on
 SEARCH_SECONDS = 4.0  # a batch that takes longer ends the search
@@ -103,9 +104,9 @@ class Asked:
                 raise UsageError(f"--engines {engine} must be some of {', '.join(ENGINES)}.")
         if len(set(self.engines)) < len(self.engines):
             raise UsageError("--engines names an engine twice; name each once.")
-        if not self.batch_sizes or not all(1 <= b <= LARGEST_BATCH for b in self.batch_sizes):
+        if not self.batch_sizes or not all(1 <= b <= LARGEST_ASKED for b in self.batch_sizes):
             raise UsageError(
-                f"--batches must be numbers from 1 to {LARGEST_BATCH}, such as 1,8,32."
+                f"--batches must be numbers from 1 to {LARGEST_ASKED}, such as 1,8,32."
             )
 
     @classmethod
