@@ -18,7 +18,7 @@ BAKEOFF = {**PROBE, **FINETUNE, "replicates": 100, "one_of": "colour", "assign":
 # what differs between equal runs: times, memory and latency, and digests of the files with them
 # Latency decides between equal pairs, so that the winner, drawn bold, may change too.
 TIMED_FILES = (
-    *("bakeoff.json", "report.html", "history.jsonl"),
+    *("bakeoff.json", "report.html", "history.jsonl", "ranking.csv", "summary.md"),
     *("quality_cost.png", "summary.png", "tail.png"),
 )
 LATENCIES = tuple(f"latency_ms_{name}" for name in ("p50", "p95", "low", "high", "turns", "stages"))
