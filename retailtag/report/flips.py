@@ -229,7 +229,11 @@ def _smallest_cost(result: BakeoffResult, winner: PairResult) -> str:
     """Factor on the winner's latency, or its training time, from which another pair wins."""
     for field, words in (("latency_ms_p50", "one image took"), ("train_seconds", "training took")):
         for factor in FACTORS:
-            cost = replace(winner.cost, **{field: factor * getattr(winner.cost, field)})
+            cost = winner.cost
+            if field == "latency_ms_p50":
+                cost = cost.slowed(factor)
+            else:
+                cost = replace(cost, train_seconds=factor * cost.train_seconds)
             slower = replace(winner, cost=cost)
             pairs = tuple(slower if p is winner else p for p in result.pairs)
             other = decide(replace(result, pairs=pairs)).winner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,17 @@ class PairCost:
             elif name not in ("latency_ms_turns", "latency_group"):
                 flat[name] = value
         return flat
+
+    def slowed(self, factor: float) -> PairCost:
+        """The cost if every timed image had taken `factor` times as long."""
+        return replace(
+            self,
+            latency_ms_p50=factor * self.latency_ms_p50,
+            latency_ms_p95=factor * self.latency_ms_p95,
+            latency_ms_low=factor * self.latency_ms_low,
+            latency_ms_high=factor * self.latency_ms_high,
+            latency_ms_turns=tuple(factor * ms for ms in self.latency_ms_turns),
+        )
 
     def is_as_fast_as(self, other: PairCost) -> bool:
         """Whether the latencies are within 10 % of one another, or the timings do not tell.

@@ -73,6 +73,7 @@ def test_a_ratio_known_from_turns_tells_apart_what_intervals_do_not():
     fast = replace(COST, latency_ms_p50=10.0, latency_ms_turns=turns, **wide)
     slow = replace(fast, latency_ms_p50=15.0, latency_ms_turns=tuple(1.5 * t for t in turns))
     assert not slow.is_as_fast_as(fast)
+    assert not fast.slowed(1.5).is_as_fast_as(fast)
     # measured in another group: only the intervals are left
     assert slow.is_as_fast_as(replace(fast, latency_group=1))
     apart = replace(fast, latency_ms_low=9.0, latency_ms_high=11.0, latency_group=1)
