@@ -3,8 +3,8 @@
     python benchmarks/defaults.py --catalogue shop.csv --backbones ID [ID ...] \
         [--weights ID=PATH ...] [--images 4000] [--seeds 0 1 2] [--out FOLDER]
 
-Only training images of the catalogue are read: of them, or of ``--images`` of them (whole products
-drawn at random), a quarter is held out, stratified over tags and by products, anew for each seed.
+Only training images of the catalogue are read: of them, or of ``--images`` of them (whole
+products), a quarter is held out, stratified over tags and by products, anew for each seed.
 Probes and fine-tunes are fitted to the rest with the product's own commands and scored on that
 quarter. The rows of a backbone are
 
@@ -27,13 +27,13 @@ import argparse
 import csv
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_catalogue import draw
 from record import RESULTS, append, stamp
 
 import retailtag as rt
@@ -218,13 +218,13 @@ def _lacks_start(bench: Bench, wanted: Sequence[str], done: Mapping[str, Row]) -
 def inner_split(catalogue: Path, n_images: int | None, seed: int, out: Path) -> tuple[Path, int]:
     """Write a split of the training images alone, and return its path and number of images."""
     whole, part = out / "whole.csv", out / f"train-{seed}.csv"
-    write_catalogue(rt.read_catalog(catalogue), whole)
-    rows = [row for row in rows_of(whole) if row["split"] == "train"]
+    catalog = rt.read_catalog(catalogue)
+    drawn = {str(catalog.image_ids[row]) for row in draw(catalog, "train", n_images)}
+    write_catalogue(catalog, whole)
+    rows = [row for row in rows_of(whole) if row["image_id"] in drawn]
     whole.unlink()  # it names the test images
-    if n_images is not None:
-        rows = _sample(rows, n_images, seed)
     path = out / f"inner-{seed}.csv"
-    _write(part, [{**row, "split": ""} for row in rows])
+    _write(part, rows)
     rt.split(part, test=HELD_OUT, seed=seed, images=[str(_root(catalogue))], out=path, force=True)
     return path, len(rows)
 
@@ -232,18 +232,6 @@ def inner_split(catalogue: Path, n_images: int | None, seed: int, out: Path) -> 
 def _root(catalogue: Path) -> Path:
     """Folder that the paths of a catalogue's images are relative to."""
     return catalogue if catalogue.is_dir() else catalogue.parent
-
-
-def _sample(rows: Sequence[Row], n_images: int, seed: int) -> list[Row]:
-    """Whole products drawn at random until there are so many images, in the order of `rows`."""
-    of_product: dict[str, int] = defaultdict(int)
-    for row in rows:
-        of_product[row["group"]] += 1
-    names = sorted(of_product)
-    np.random.default_rng(seed).shuffle(names)
-    totals = np.cumsum([of_product[name] for name in names])
-    kept = set(names[: int(np.searchsorted(totals, n_images)) + 1])
-    return [row for row in rows if row["group"] in kept]
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
