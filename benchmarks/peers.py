@@ -52,6 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).with_name("peer_scripts")
 TABLE = "peers.csv"
 SCORES = "scores.npz"
+# Macro-F1 in the population with its interval; macro_f1 is that of these images.
+ESTIMATE = ("macro_f1_population", "macro_f1_low", "macro_f1_high")
 SIZE = ("catalogue", "images", "test_images", "tags", "tail_tags")
 # No peer reaches for a hub or reports its use.
 VARIABLES = {
@@ -182,7 +184,7 @@ def figures(card: ScoreCard | None) -> dict[str, Any]:
     """Columns of scores; empty without a scorecard."""
     found: dict[str, Any] = {}
     for scope, prefix in (("all", ""), ("tail", "tail_")):
-        for name in ("macro_f1", "macro_f1_low", "macro_f1_high", "macro_ap"):
+        for name in ESTIMATE + ("macro_f1", "macro_ap"):
             value = getattr(card.summaries[scope], name) if card else math.nan
             found[prefix + name] = "" if math.isnan(value) else round(value, 4)
     return {**found, "micro_f1": round(card.micro_f1, 4) if card else ""}
@@ -208,15 +210,17 @@ def recorded(path: Path) -> list[dict[str, str]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table; scores times 100, the interval of 95 % in brackets."""
+    """Rows as a table; scores times 100. Intervals are of macro-F1 in the population."""
     head = (
-        "| peer | macro-F1 (95 %) | tail macro-F1 (95 %) | macro-AP | tail macro-AP | micro-F1 "
-        "| s | CPU s | peak MiB | lines |"
+        "| peer | macro-F1 (95 %) | tail macro-F1 (95 %) | on these images | its tail | macro-AP "
+        "| micro-F1 | s | CPU s | peak MiB | lines |"
     )
-    names = ("macro_f1", "tail_macro_f1", "macro_ap", "tail_macro_ap", "micro_f1")
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
-        scores = [_score(row, name) for name in names]
+        scores = [_interval(row, prefix) for prefix in ("", "tail_")]
+        scores += [
+            _times_100(row[n]) for n in ("macro_f1", "tail_macro_f1", "macro_ap", "micro_f1")
+        ]
         if row["status"] != "done":
             note = str(row["note"]).replace("|", "/")  # which would end the cell
             scores[0] = f"{row['status']}: {note}"
@@ -225,12 +229,13 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _score(row: Mapping[str, Any], name: str) -> str:
-    if row[name] == "":
-        return ""
-    text = f"{100 * float(row[name]):.1f}"
-    low, high = (row.get(f"{name}_{end}", "") for end in ("low", "high"))
-    return text if low == "" else f"{text} ({100 * float(low):.1f} to {100 * float(high):.1f})"
+def _interval(row: Mapping[str, Any], prefix: str) -> str:
+    estimate, low, high = (_times_100(row[prefix + name]) for name in ESTIMATE)
+    return f"{estimate} ({low} to {high})" if estimate else ""
+
+
+def _times_100(value: object) -> str:
+    return "" if value == "" else f"{100 * float(str(value)):.1f}"
 
 
 def _whole(value: object) -> str:

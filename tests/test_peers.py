@@ -191,6 +191,8 @@ def test_a_peer_is_scored_by_the_scorer_and_its_costs_are_recorded(modules, benc
     card = peers.scored(file, catalog)
     assert row["macro_f1"] == round(card.summaries["all"].macro_f1, 4) == 1.0
     assert row["micro_f1"] == round(card.micro_f1, 4)
+    summary = card.summaries["all"]
+    assert row["macro_f1_population"] == round(summary.macro_f1_population, 4)
     assert row["tail_macro_f1_low"] == round(card.summaries["tail"].macro_f1_low, 4)
     assert row["lines"] == 1 + 7
     assert row["version"] == np.__version__

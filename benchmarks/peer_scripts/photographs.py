@@ -23,7 +23,7 @@ class Photographs(Dataset):
         rows = table["split"] == split
         self.ids = table["image_id"][rows].to_numpy(str)
         self.paths = [Path(catalogue).parent / path for path in table["path"][rows]]
-        self.labels = labels[rows].to_numpy(np.float32)
+        self.labels = np.array(labels[rows], np.float32)
         self.transform = transforms.Compose([RESIZE, *augment, *TO_INPUT])
 
     def __len__(self):
