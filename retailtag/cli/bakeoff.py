@@ -57,10 +57,16 @@ def _show_plan(output: Output, stages: list[PlannedStage]) -> None:
 def _show(output: Output, run: BakeoffRun) -> None:
     from retailtag.report.tables import decision_text, ranking_table
 
-    output.print(ranking_table(run.result, run.decision))
-    output.print(decision_text(run.decision, run.result))
+    result, folder = run.result, run.report.parent
+    output.print(ranking_table(result, run.decision))
+    output.print(decision_text(run.decision, result))
+    found = (*result.findings, *(f for pair in result.ranking for f in pair.scorecard.findings))
+    codes = dict.fromkeys(finding.code for finding in found)
+    if codes:
+        output.print("", f"Findings, each with its remedy in the report: {', '.join(codes)}.")
     output.print("", f"{len(run.ran)} stages ran, {len(run.reused)} were reused.")
     output.print(f"Report: {run.report}")
+    output.print(f"Next: {shlex.join(['retailtag', 'predict', str(folder)])} IMAGE...")
 
 
 def _summary(run: BakeoffRun) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def score(
 
 
 def _show(output: Output, made: ScoreOutcome) -> None:
+    from retailtag.backbones.names import short_models
+    from retailtag.report.grouped import grouped
     from retailtag.report.tables import (
         assignments_table,
         comparison_table,
@@ -130,14 +132,13 @@ def _show(output: Output, made: ScoreOutcome) -> None:
         output.print(assignments_table(scored.cards, scored.names))
     if scored.comparisons:
         output.print(comparison_table(scored.comparisons, scored.names))
+    names = short_models([card.model for card in scored.cards], scored.names)
+    found = grouped([("", made.findings), *((names[c.model], c.findings) for c in scored.cards)])
+    if found:
+        output.print("", "Findings", findings_text(found))
+    output.print("")
     for card, folder in zip(scored.cards, scored.folders, strict=True):
-        if card.findings:
-            output.print("", f"Findings for {card.model}")
-            output.print(findings_text(card.findings))
         output.print(f"{card.model}: {folder / 'scorecard.json'}")
-    if made.findings:
-        output.print("", "Findings for this split")
-        output.print(findings_text(made.findings))
 
 
 def _summary(made: ScoreOutcome, gates: Sequence[Gate]) -> dict[str, Any]:

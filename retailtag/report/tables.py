@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from retailtag.backbones.names import short_models, shortened
 from retailtag.display import printable
 from retailtag.report.decision import Decision
+from retailtag.report.fitting import FittingTable
+from retailtag.report.grouped import SharedFinding
 from retailtag.report.results import BakeoffResult
 from retailtag.report.theme import short_names
 from retailtag.scoring.compare import NORMAL, Comparison, Standing
@@ -65,9 +68,25 @@ def with_interval(summary: GroupSummary) -> str:
     return f"{points(summary.best_estimate)} ({low}–{high})"
 
 
+# Headers of columns that a narrow terminal can do without, the first one first.
+SPARE = (
+    *("memory", "detectable", "sd of seeds", "seeds", "these images", "these\nimages", "macro-AP"),
+    *("precision", "recall", "p"),
+)
+
+
 def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
     """Table whose first column is text and whose others are figures."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = FittingTable(
+        spare=SPARE,
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column(columns[0], overflow="fold", min_width=12)
     for column in columns[1:]:
         table.add_column(column, justify="right")
@@ -279,11 +298,14 @@ def volume_text(card: ScoreCard) -> str:
     )
 
 
-def findings_text(findings: Sequence[Finding]) -> Text:
+def findings_text(findings: Sequence[Finding | SharedFinding]) -> Text:
     """Numbered findings."""
     return Text("\n").join(
-        Text(f"{n}. ")
-        .append(f.code, "bold")
-        .append(f": {printable(f.sentence, keep='')}\n   {printable(f.remedy, keep='')}")
+        Text(f"{n}. ").append(f.code, "bold").append(": " + "\n   ".join(_finding_lines(f)))
         for n, f in enumerate(findings, start=1)
     )
+
+
+def _finding_lines(finding: Finding | SharedFinding) -> list[str]:
+    lines = finding.lines if isinstance(finding, SharedFinding) else [finding.sentence]
+    return [printable(line, keep="") for line in (*lines, finding.remedy)]

@@ -114,6 +114,39 @@ def test_bars_show_escapes(capsys):
     assert MARKUP in said
 
 
+def test_bars_keep_their_width_and_figures_on_80_columns(capsys):
+    screen = Screen(stderr=True)
+    screen.width = 80
+    bars = words._Bars(screen)
+    name = "extract timm:vit_base_patch14_dinov2.lvd142m?img_size=224"
+    with bars.task(name, 12_000) as advance:
+        advance(6_000, "loss 0.1234, macro-F1 of the validation set 45.6")
+        screen.print(bars._bars.get_renderable())
+    line = max(capsys.readouterr().err.splitlines(), key=len)
+    assert len(line) <= 80
+    assert "━" * 5 in line
+    assert "6,000/12,000" in line
+    assert "images/s" in line
+    assert line.strip("-\\|/ ").startswith("extract timm:vit_base")
+
+
+def test_a_working_command_moves_and_leaves_stdout_to_the_result(capsys):
+    output = Output(json=True)
+    output._stderr._force_terminal = True
+    with output.busy("retailtag bakeoff"):
+        assert output._bars._bars.live.is_started
+        assert output._bars._bars.tasks[0].total is None  # an endless bar
+        output.result({"a": 1})
+        assert not output._bars._bars.live.is_started
+    assert capsys.readouterr().out == '{"a": 1}\n'
+
+
+def test_off_a_terminal_nothing_is_drawn(capsys):
+    with Output().busy("retailtag bakeoff"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_markup_and_emoji_names_are_shown_as_they_are(capsys):
     output = Output()
     table = Table(MARKUP, title=MARKUP)

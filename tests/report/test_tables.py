@@ -1,8 +1,12 @@
 from dataclasses import replace
 
+import pytest
+
 from retailtag.backbones.names import short_models
 from retailtag.cli.output import Screen
+from retailtag.report import tables
 from retailtag.report.decision import decide
+from retailtag.report.grouped import grouped
 from retailtag.report.tables import (
     comparison_table,
     decision_text,
@@ -14,9 +18,9 @@ from retailtag.report.theme import short_names
 from retailtag.scoring.finding import Finding
 
 
-def shown(renderable) -> str:
+def shown(renderable, width: int = 160) -> str:
     screen = Screen()
-    screen.width = 160
+    screen.width = width
     with screen.capture() as captured:
         screen.print(renderable)
     return captured.get()
@@ -69,3 +73,28 @@ def test_given_names_are_used_in_every_table(bakeoff):
     ]
     assert all("mine · " in text for text in texts[:3])
     assert not any(bakeoff.pairs[0].backbone in text for text in texts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_a_narrow_terminal_loses_spare_columns_and_breaks_no_word(width):
+    columns = ("model", "against", "detectable", "p", "verdict")
+    table = tables._table("Differences", "", columns)
+    cells = ("convnext_small probe", "vit_base fine-tune", "2.1", "0.032", "ahead")
+    table.add_row(*cells)
+    text = shown(table, width)
+    needed = [cell for k, cell in enumerate(cells) if columns[k] not in tables.SPARE]
+    assert all(word in text for cell in needed for word in cell.split())
+    assert max(map(len, text.splitlines())) <= width
+    left_out = [column for column in columns if column not in text.split("Not shown")[0]]
+    assert all(column in text for column in left_out)
+    assert bool(left_out) == ("Not shown at this width" in text)
+    assert shown(table, 160).count("Not shown") == 0  # the table is whole again
+
+
+def test_a_finding_of_several_models_is_shown_once():
+    edge = Finding("edge", "The best C is at the edge.", "Widen the grid.")
+    other = Finding("edge", "C [0] is at the edge.", "Widen the grid.")
+    text = shown(findings_text(grouped([("a", [edge]), ("b", [edge]), ("c", [other])])))
+    assert text.count("Widen the grid.") == 1
+    assert "a, b: The best C is at the edge." in text
+    assert "c: C [0] is at the edge." in text

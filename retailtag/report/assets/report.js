@@ -1,4 +1,4 @@
-// Sorting by column and filtering by name, for every table marked "sortable".
+// Sorting by column and filtering by words, for every table marked "sortable".
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const value = (row, column) => {
@@ -24,10 +24,32 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
   const box = document.querySelector(`input[data-filters="${table.id}"]`);
+  const count = document.querySelector(`output[for="${table.id}"]`);
   box?.addEventListener("input", () => {
     const wanted = box.value.trim().toLowerCase();
+    let shown = 0;
     for (const row of body.rows) {
-      row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+      const words = [...row.querySelectorAll("th, td.text")].map((cell) => cell.textContent);
+      row.hidden = !words.join(" ").toLowerCase().includes(wanted);
+      shown += row.hidden ? 0 : 1;
     }
+    if (count) count.textContent = `${shown} of ${body.rows.length} shown`;
   });
 }
+// A table that scrolls can be reached and moved by the keyboard.
+for (const box of document.querySelectorAll(".scroll")) {
+  box.tabIndex = 0;
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", box.querySelector("caption")?.textContent.split(/[.:]/)[0] ?? "");
+}
+// Paper has no way to open what is folded.
+const folded = () => document.querySelectorAll("details:not([open])");
+addEventListener("beforeprint", () => {
+  for (const part of folded()) part.open = part.dataset.folded = true;
+});
+addEventListener("afterprint", () => {
+  for (const part of document.querySelectorAll("details[data-folded]")) {
+    part.open = false;
+    delete part.dataset.folded;
+  }
+});

@@ -52,7 +52,7 @@ def _stacked(result: BakeoffResult, decision: Decision, layout: Layout) -> Figur
         names = short_names(result)
         for row, pair in enumerate(result.ranking):
             axes.annotate(
-                clipped(names[pair.name], 38) + _standing(pair, decision, mark="  "),
+                clipped(names[pair.name], 38) + _standing(pair, decision, mark=", "),
                 (0, row - 0.2), (2, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", color=INK,
                 fontweight="bold" if pair.name == decision.winner else "normal",
