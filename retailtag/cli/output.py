@@ -191,21 +191,21 @@ class _Bars:
         task = self._bars.add_task(name, total=total, rate="", note="")
         self._bars.start()
         try:
-            yield self._advance(task, unit)
+            yield self._advance(task)
         finally:
             self._open -= 1
             self._bars.remove_task(task)
             if self._open == 0:
                 self._bars.stop()
 
-    def _advance(self, task: TaskID, unit: str) -> Advance:
+    def _advance(self, task: TaskID) -> Advance:
         start, done = time.perf_counter(), 0
 
         def advance(n: int, note: str = "", /) -> None:
             nonlocal done
             done += n
             rate = done / max(time.perf_counter() - start, 1e-9)
-            self._bars.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=note)
+            self._bars.update(task, advance=n, rate=f"{rate:,.0f}/s", note=note)
 
         return advance
 
