@@ -157,17 +157,16 @@ class _Bars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        cut = {"no_wrap": True, "overflow": "ellipsis"}
+        names = Column(no_wrap=True, overflow="ellipsis", max_width=28)
+        notes = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._bars = Bars(
             SpinnerColumn("line", table_column=Column(width=1)),
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(max_width=28, **cut)
-            ),
+            TextColumn("{task.description}", markup=False, table_column=names),
             BarColumn(bar_width=12, table_column=Column(width=12)),
             _Count(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
             _Time(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, **cut)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=notes),
             console=console,
             expand=True,
             redirect_stdout=False,  # what a program reads from a pipe is not for the terminal
