@@ -13,28 +13,37 @@ from retailtag.report.decision import Decision
 from retailtag.report.figures.marks import clipped, empty_figure, marker
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.tables import duration
-from retailtag.report.theme import INK, MUTED, WIDE, Layout, colours, short_names
+from retailtag.report.theme import (
+    INK,
+    MUTED,
+    WIDE,
+    Layout,
+    colours,
+    short_backbones,
+    strategy_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KEY_ROW = 0.42  # inches for each pair in the key
 LABEL = 7.0  # half the side of a number beside a bubble, in points
 
 
 def quality_cost_figure(result: BakeoffResult, decision: Decision, layout: Layout = WIDE) -> Figure:
     """Numbered bubbles with their key: at the right, below where it is narrow."""
-    key = 0.24 * len(result.pairs) + 0.1
+    key = KEY_ROW * len(result.pairs) + 0.1
     wide = layout is WIDE
     height = max(4.2, key) if wide else 3.4 + key
     figure = empty_figure(layout, height)
     axes = figure.add_axes(
-        (0.07, 0.6 / height, 0.58, 1 - 0.95 / height)
+        (0.07, 0.6 / height, 0.6, 1 - 0.95 / height)
         if wide
         else (0.13, (key + 0.6) / height, 0.85, 2.45 / height)
     )
     shown = draw_quality_cost(axes, result)
-    where = (0.67, 1 - 0.35 / height) if wide else (0.0, key / height)
+    where = (0.69, 1 - 0.35 / height) if wide else (0.0, key / height)
     _write_key(figure, where, shown, result, decision)
     return figure
 
@@ -169,18 +178,18 @@ def _write_key(
     """Number, marker, name and training time of every bubble, downwards from `where`."""
     from matplotlib.lines import Line2D
 
-    names, colour = short_names(result), colours(result)
+    names, colour = short_backbones(result), colours(result)
     width, height = figure.get_size_inches()
     for row, (place, pair) in enumerate(shown):
-        y = where[1] - (0.24 * row + 0.12) / height
-        best = pair.name == decision.winner
-        text = f"{clipped(names[pair.name], 24)}, {duration(pair.cost.train_seconds)}"
+        middle = where[1] - KEY_ROW * (row + 0.5) / height
+        weight = "bold" if pair.name == decision.winner else "normal"
+        x = [where[0] + inches / width for inches in (0.05, 0.32, 0.5)]
+        figure.text(x[0], middle, str(place), va="center", fontweight="bold")
         figure.add_artist(
-            Line2D([where[0] + 0.32 / width], [y], linestyle="", transform=figure.transFigure,
+            Line2D([x[1]], [middle], linestyle="", transform=figure.transFigure,
                    **marker(pair, colour[pair.backbone], 8))
         )  # fmt: skip
-        figure.text(where[0] + 0.05 / width, y, str(place), va="center", fontweight="bold")
-        figure.text(
-            where[0] + 0.46 / width, y, text, va="center", color=INK if best else MUTED,
-            fontweight="bold" if best else "normal",
-        )  # fmt: skip
+        name = clipped(names[pair.backbone], 26)
+        figure.text(x[2], middle + 0.09 / height, name, va="center", fontweight=weight)
+        cost = f"{strategy_name(pair)}, {duration(pair.cost.train_seconds)}"
+        figure.text(x[2], middle - 0.09 / height, cost, va="center", color=MUTED)

@@ -36,3 +36,8 @@ def clipped(text: str, length: int = 26) -> str:
     """One line of at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def pair_label(backbone: str, strategy: str, length: int) -> str:
+    """Name of a pair in at most `length` characters; what is cut is the backbone."""
+    return f"{clipped(backbone, max(length - len(strategy) - 3, 6))} · {strategy}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from retailtag.report.decision import Decision
-from retailtag.report.figures.marks import clipped, empty_figure, marker
+from retailtag.report.figures.marks import clipped, empty_figure, marker, pair_label
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.tables import points
 from retailtag.report.theme import (
@@ -16,7 +16,6 @@ from retailtag.report.theme import (
     Layout,
     colours,
     short_backbones,
-    short_names,
     strategy_name,
 )
 from retailtag.scoring.scorecard import GroupSummary
@@ -44,21 +43,23 @@ def _beside(result: BakeoffResult, decision: Decision) -> Figure:
 
 def _stacked(result: BakeoffResult, decision: Decision, layout: Layout) -> Figure:
     n = len(result.pairs)
-    height = 2 * (0.55 * n + 0.95)
+    height = 2 * (0.55 * n + 1.15)
     figure = empty_figure(layout, height)
     for axes, scope in zip(figure.subplots(2, 1), ("all", "tail"), strict=True):
         _draw_scope(axes, scope, result, decision, offset=0.2)
         axes.set_yticks([])
-        names = short_names(result)
+        names = short_backbones(result)
+        axes.set_xlabel(f"{axes.get_xlabel()}\n→ recommended, = tied")
         for row, pair in enumerate(result.ranking):
+            mark = {"recommended": "→ ", "tied": "= "}.get(_standing(pair, decision), "")
             axes.annotate(
-                clipped(names[pair.name], 38) + _standing(pair, decision, mark=", "),
+                mark + pair_label(names[pair.backbone], strategy_name(pair), 34),
                 (0, row - 0.2), (2, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", color=INK,
                 fontweight="bold" if pair.name == decision.winner else "normal",
             )  # fmt: skip
     figure.subplots_adjust(
-        left=0.02, right=0.98, bottom=0.6 / height, top=1 - 0.35 / height, hspace=0.95 / 0.55 / n
+        left=0.02, right=0.98, bottom=0.8 / height, top=1 - 0.35 / height, hspace=1.15 / 0.55 / n
     )
     return figure
 
@@ -113,10 +114,10 @@ def _draw_interval(
     )  # fmt: skip
 
 
-def _standing(pair: PairResult, decision: Decision, mark: str) -> str:
+def _standing(pair: PairResult, decision: Decision) -> str:
     if pair.name == decision.winner:
-        return f"{mark}recommended"
-    return f"{mark}tied" if pair.name in decision.ties else ""
+        return "recommended"
+    return "tied" if pair.name in decision.ties else ""
 
 
 def _label_rows(axes: Axes, result: BakeoffResult, decision: Decision, numbered: bool) -> None:
@@ -134,6 +135,6 @@ def _label_rows(axes: Axes, result: BakeoffResult, decision: Decision, numbered:
             color=INK, fontweight="bold" if pair.name == decision.winner else "normal", **where,
         )  # fmt: skip
         axes.annotate(
-            strategy_name(pair) + _standing(pair, decision, mark=", "), (0, row), (-8, -8),
-            ha="right", va="center", color=MUTED, **where,
+            ", ".join(filter(None, (strategy_name(pair), _standing(pair, decision)))),
+            (0, row), (-8, -8), ha="right", va="center", color=MUTED, **where,
         )  # fmt: skip

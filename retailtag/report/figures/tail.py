@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retailtag.report.decision import Decision
-from retailtag.report.figures.marks import clipped, empty_figure, marker
+from retailtag.report.figures.marks import clipped, empty_figure, marker, pair_label
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.theme import (
     BAND,
@@ -22,7 +22,7 @@ from retailtag.report.theme import (
     Layout,
     colours,
     short_backbones,
-    short_names,
+    strategy_name,
 )
 from retailtag.scoring.scorecard import TagRow
 
@@ -66,9 +66,9 @@ def count_bins(rows: Sequence[TagRow], cutoffs: Sequence[int]) -> list[Bin]:
 
 def tail_figure(result: BakeoffResult, decision: Decision, layout: Layout = WIDE) -> Figure:
     """Mean F1 of the tags in each range of training images, one line per pair."""
-    n_columns = 3 if layout is WIDE else 1
+    n_columns = 2 if layout is WIDE else 1
     legend = 0.22 * -(-len(result.pairs) // n_columns)
-    below = 0.8 if layout is WIDE else 1.15
+    below = 0.8 if layout is WIDE else 1.4
     height = 3.1 + legend + below
     figure = empty_figure(layout, height)
     left = 0.55 / layout.inches
@@ -76,11 +76,13 @@ def tail_figure(result: BakeoffResult, decision: Decision, layout: Layout = WIDE
     draw_tail(axes, result, decision)
     axes.set_title("F1 by number of training images", pad=72 * legend + 10)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=n_columns, borderaxespad=0.2,
+        loc="lower left", bbox_to_anchor=(-left / (0.99 - left), 1.0), ncols=n_columns,
+        borderaxespad=0.2,
         labelspacing=0.2, fontsize=11, columnspacing=1.2,
     )  # fmt: skip
     if layout is not WIDE:
-        axes.tick_params(axis="x", rotation=60)
+        texts = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
+        axes.set_xticks(axes.get_xticks(), texts, rotation=90)
     return figure
 
 
@@ -88,7 +90,7 @@ def draw_tail(axes: Axes, result: BakeoffResult, decision: Decision) -> None:
     """Draw the lines on one pair of axes; the tail is shaded."""
     cuts = result.cutoffs
     bins = count_bins(result.pairs[0].scorecard.tags, list(cuts.values()))
-    colour, names = colours(result), short_names(result)
+    colour, names = colours(result), short_backbones(result)
     n_tail = sum(b.high <= cuts["tail"] for b in bins)
     if n_tail:
         axes.axvspan(-0.5, n_tail - 0.5, color=BAND, linewidth=0, zorder=0)
@@ -104,7 +106,7 @@ def draw_tail(axes: Axes, result: BakeoffResult, decision: Decision) -> None:
         axes.plot(
             range(len(bins)), values, color=colour[pair.backbone], linewidth=2.6 if best else 1.4,
             linestyle="--" if pair.strategy == "probe" else "-",
-            label=clipped(names[pair.name], 38),
+            label=pair_label(names[pair.backbone], strategy_name(pair), 34),
             **marker(pair, colour[pair.backbone], 6 if best else 4.5),
         )  # fmt: skip
     axes.set_xlim(-0.5, len(bins) - 0.5)
@@ -135,8 +137,8 @@ def gaps_figure(
     wide = layout is WIDE
     height = 1.2 + (0.28 if wide else 0.46) * len(gaps)
     figure = empty_figure(layout, height)
-    left = 0.37 if wide else 0.02
-    axes = figure.add_axes((left, 0.6 / height, 0.98 - left, 1 - 1 / height))
+    left = 0.37 if wide else 0.04
+    axes = figure.add_axes((left, 0.6 / height, 0.96 - left, 1 - 1 / height))
     colour = colours(result)[both[0].backbone]
     offset = 0.0 if wide else 0.22
     for row, (before, after) in enumerate(gaps):
@@ -153,9 +155,9 @@ def gaps_figure(
     axes.set_ylim(len(gaps) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
     axes.spines["left"].set_visible(False)
-    name = clipped(short_backbones(result)[both[0].backbone], 24)
-    axes.set_title(f"Where fine-tuning {name} helps and hurts", x=0.0)
-    axes.set_xlabel("F1 × 100; hollow: probe, filled: fine-tune")
+    name = clipped(short_backbones(result)[both[0].backbone], 20)
+    axes.set_title(f"Fine-tuning {name}" + (" helps and hurts" if wide else ""))
+    axes.set_xlabel("F1 × 100; hollow: probe, filled: tuned")
     return figure
 
 
@@ -176,4 +178,5 @@ def widest_gaps(probe: PairResult, tuned: PairResult) -> list[tuple[TagRow, TagR
 
 
 def _gap_label(row: TagRow) -> str:
-    return f"{clipped(row.tag, 20)} ({row.train_count:,} train, {row.support} test)"
+    counts = f" ({row.train_count:,} train, {row.support:,} test)"
+    return clipped(row.tag, 38 - len(counts)) + counts
