@@ -68,7 +68,7 @@ def tail_figure(result: BakeoffResult, decision: Decision, layout: Layout = WIDE
     """Mean F1 of the tags in each range of training images, one line per pair."""
     n_columns = 2 if layout is WIDE else 1
     legend = 0.22 * -(-len(result.pairs) // n_columns)
-    below = 0.8 if layout is WIDE else 1.4
+    below = 0.8 if layout is WIDE else 1.6
     height = 3.1 + legend + below
     figure = empty_figure(layout, height)
     left = 0.55 / layout.inches
