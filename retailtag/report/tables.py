@@ -89,7 +89,7 @@ def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
     )
     table.add_column(columns[0], overflow="fold", min_width=12)
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
