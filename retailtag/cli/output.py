@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from rich.text import Text
 from retailtag.display import printable
 from retailtag.progress import SILENT, Advance, Progress
 
+FILE_WIDTH = 160  # columns of a table in a file or pipe, which has no width of its own
 PLAIN_LINE_EVERY = 10.0  # seconds between progress lines off a terminal
 ITEM = "\n  "  # begins each item of a list in a message
 
@@ -42,6 +44,8 @@ class Screen(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         # Nothing is markup: neither [red] nor :car: in a tag.
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = FILE_WIDTH
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Text of a string; see `rich.console.Console.render_str`."""
@@ -97,13 +101,15 @@ class Output:
     def print(self, *parts: RenderableType) -> None:
         """Show a result to a person; silent under ``--json`` and ``--quiet``.
 
-        Each `str` is one line, and never broken, so that a pipe gets what was said.
+        Each `str` is one line, and never broken, so that a pipe gets what was said. Sentences of a
+        `Text` are wrapped between words on a terminal, and nowhere else.
         """
         # rich breaks long lines at the width of the terminal; a path or id cut in two cannot be
         # copied, nor read by the next program of a pipe.
+        whole = (str,) if self._stdout.is_terminal else (str, Text)
         self._rest()
         for part in () if self.json or self.quiet else parts:
-            self._stdout.print(_one_line(part), soft_wrap=isinstance(part, str | Text))
+            self._stdout.print(_one_line(part), soft_wrap=isinstance(part, whole))
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the one object of ``--json``; silent without it."""

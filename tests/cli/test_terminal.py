@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
+from rich.text import Text
 
 from retailtag.cli import main as program
 from retailtag.cli import output as words
@@ -139,6 +140,21 @@ def test_a_working_command_moves_and_leaves_stdout_to_the_result(capsys):
         output.result({"a": 1})
         assert not output._bars._bars.live.is_started
     assert capsys.readouterr().out == '{"a": 1}\n'
+
+
+def test_sentences_wrap_between_words_on_a_terminal_and_not_in_a_file(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    sentence = Text("word " * 60 + "end")
+    Output().print(sentence)
+    assert capsys.readouterr().out.count("\n") == 1
+    assert Screen().width == words.FILE_WIDTH
+    output = Output()
+    output._stdout._force_terminal = True
+    output._stdout.width = 79
+    output.print(sentence)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 79
+    assert " ".join(" ".join(lines).split()) == sentence.plain
 
 
 def test_off_a_terminal_nothing_is_drawn(capsys):
