@@ -18,8 +18,9 @@ from pathlib import Path
 
 import psutil
 
-SAMPLE_SECONDS = 0.25  # between two samples of the memory, and
-SAMPLE_SHARE = 0.02  # at most this share of the time goes to them: the kernel walks all pages
+POLL_SECONDS = 0.1  # between two looks whether the program has ended
+SAMPLE_SECONDS = 0.25  # at least, between two samples of the memory, of which each may take
+SAMPLE_SHARE = 0.02  # this share of the time: the kernel walks all pages
 MIB = 2**20
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
@@ -91,26 +92,28 @@ def run(
             env={**os.environ, **variables},
             start_new_session=True,  # a group of its own, to be stopped as a whole
         )
-    peak, is_stopped = 0.0, False
+    peak, is_stopped, due = 0.0, False, start
     try:
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            now = time.perf_counter()
             if pid:
                 break
-            sampled = time.perf_counter()
-            peak = max(peak, _memory_mib(process.pid))
-            if sampled - start > limit_s and not is_stopped:
+            if now >= due:
+                peak = max(peak, _memory_mib(process.pid))
+                took = time.perf_counter() - now
+                due = now + max(SAMPLE_SECONDS, took / SAMPLE_SHARE)
+            if now - start > limit_s and not is_stopped:
                 os.killpg(process.pid, signal.SIGKILL)
                 is_stopped = True
-            time.sleep(max(SAMPLE_SECONDS, (time.perf_counter() - sampled) / SAMPLE_SHARE))
+            time.sleep(POLL_SECONDS)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     code = None if is_stopped else process.returncode
-    seconds = time.perf_counter() - start
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, peak, code)
+    return Cost(now - start, usage.ru_utime + usage.ru_stime, peak, code)
 
 
 def _memory_mib(pid: int) -> float:

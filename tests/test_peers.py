@@ -45,6 +45,7 @@ def modules(monkeypatch):
     import peer_process
     import peers
 
+    monkeypatch.setattr(peer_process, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(peer_process, "SAMPLE_SECONDS", 0.02)
     monkeypatch.setattr(peer_process, "SAMPLE_SHARE", 1.0)
     return peers, peer_catalogue, peer_process
