@@ -8,6 +8,8 @@ its kernels, but not less than launching them one by one takes the host (small b
     seconds = max( sum_k max( operations_k / (rate_k * busy_k), bytes_k / bandwidth ),
                    n_kernels * launch )
 
+A CPU launches nothing ahead: there the launches are added.
+
 References
 ----------
 S. Williams, A. Waterman, D. Patterson: Roofline: an insightful visual performance model for
@@ -40,6 +42,7 @@ class Rates:
     value_bytes: int
     processors: int = 1  # that share the tiles of a kernel
     tile: int = 1  # outputs that one processor computes at a time
+    launches_ahead: bool = True  # while earlier kernels run
 
     def seconds(self, kernels: Kernels) -> float:
         """Time of a pass."""
@@ -51,7 +54,8 @@ class Rates:
             rates *= tiles / (self.processors * np.ceil(tiles / self.processors))
         compute = kernels.operations / rates
         memory = kernels.values * self.value_bytes / self.bandwidth
-        return float(max(np.maximum(compute, memory).sum(), len(kernels) * self.launch))
+        work, launches = np.maximum(compute, memory).sum(), len(kernels) * self.launch
+        return float(max(work, launches) if self.launches_ahead else work + launches)
 
 
 class Estimated(NamedTuple):
@@ -127,7 +131,7 @@ COPY_VALUES = 16 << 20  # float32, 64 MiB: more than the caches hold
 
 
 def measure_rates(device: str) -> Rates:
-    """Rates of this machine in float32, by a product, a convolution, a copy and an empty kernel."""
+    """Rates of this machine in float32, by a product, a convolution, a copy and tiny kernels."""
 
     def per_second(call: Callable[[], torch.Tensor]) -> float:
         """Calls per second; reading a value waits for the device."""
@@ -145,11 +149,13 @@ def measure_rates(device: str) -> Rates:
         w = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
         source = torch.ones(COPY_VALUES, device=device)
         target = torch.empty_like(source)
-        small = torch.ones(8, device=device)
+        few, mask = x[:1, :8, :4, :4], w[:8, :8]
         return Rates(
             product=2 * 1024**3 * per_second(lambda: a @ a),
             convolution=2 * x.numel() * 9 * 256 * per_second(lambda: conv2d(x, w, padding=1)),
             bandwidth=2 * source.nbytes * per_second(lambda: target.copy_(source)),
-            launch=1 / per_second(lambda: small.add(1)),
+            # a convolution and an addition of a few values
+            launch=0.5 / per_second(lambda: conv2d(few, mask, padding=1).add(1)),
             value_bytes=4,
+            launches_ahead=device == "cuda",
         )

@@ -1,5 +1,7 @@
 """Counted kernels and the roofline: known counts, each bound by itself, and published times."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,11 @@ RATES = Rates(convolution=100.0, product=10.0, bandwidth=8.0, launch=0.5, value_
 )
 def test_each_bound_by_itself(kernels, seconds):
     assert RATES.seconds(kernels) == seconds
+
+
+def test_a_cpu_waits_for_every_launch():
+    kernels = _kernels(OTHER, 0.0, [2.0, 4.0], 1.0)
+    assert replace(RATES, launches_ahead=False).seconds(kernels) == 3.0 + 2 * 0.5
 
 
 def test_the_last_wave_leaves_processors_idle():

@@ -34,7 +34,7 @@ def probe(small, small_csv, small_store, tmp_path_factory):
 
 
 def _shorten(patch, calls):
-    few = Schedule(turns=6, calls=calls, warm_up=1, extra_seconds=0)
+    few = Schedule(turns=6, calls=calls, visit_seconds=99, warm_up=1, extra_seconds=0)
     patch.setattr(latency, "SCHEDULE", few)
     patch.setattr(latency, "LARGEST_BATCH", 2)
     patch.setattr("retailtag.bakeoffs.pairs.LATENCY_IMAGES", 4)
@@ -65,8 +65,7 @@ def test_rows_are_those_of_every_batch_and_their_parts_add_up(measured, probe):
     for row in measured.rows:
         assert row.is_fastest  # there is one engine
         assert row.agreement == 1
-        assert row.n_turns == 6
-        assert 20 <= row.n_calls <= 24  # fewer on a busy machine
+        assert (row.n_turns, row.n_calls) == (6, 24)
         assert row.tags_ms_p50_low <= row.tags_ms_p50 <= row.tags_ms_p50_high
         assert row.tags_ms_p95_low <= row.tags_ms_p95 <= row.tags_ms_p95_high
         assert np.isnan(row.tags_ms_p99)  # 24 calls have no 99th percentile
