@@ -192,8 +192,14 @@ class LatencyStage(RecordedStage):
             trained, measured = self._trained(name), of_pair.pop("network_seconds")
             if "T4" in inputs["device"]["device"]:
                 of_pair["t4"] = measured_t4(of_pair, trained)
-            else:
+                continue
+            # A model whose kernels cannot be counted has no estimate; hours of training stay.
+            try:
                 of_pair["t4"] = t4_cost(trained, measured, here)
+            except (RuntimeError, TypeError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                context.progress.say(f"{name}: no estimate for a T4 ({reason})")
+                of_pair["t4"] = {}
         write_record(self.folder, (), inputs, facts=facts, machine=inputs["device"])
 
     def _trained(self, name: str) -> Trained:

@@ -87,6 +87,20 @@ def test_plan_and_run_agree(finished, small, tmp_path, name):
     assert not any(stage.why for stage in plan_bakeoff(small, settings))
 
 
+def test_a_model_whose_kernels_cannot_be_counted_has_no_estimate_for_a_t4(
+    finished, small, tmp_path, monkeypatch
+):
+    def fail(*given):
+        raise NotImplementedError("no meta kernel\nof this operator")
+
+    monkeypatch.setattr("retailtag.bakeoffs.stages.t4_cost", fail)
+    shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "run" / "latency")
+    run = run_bakeoff(small, _settings(tmp_path / "copy", strategies=("probe", "finetune")))
+    assert run.ran == ["latency", "report"]
+    assert all(pair.cost.t4 == {} for pair in run.result.pairs)
+
+
 def test_the_plan_says_what_will_embed(finished, small, tmp_path):
     def why(root, **changes):
         return plan_bakeoff(small, _settings(root, **changes))[0].why
