@@ -8,7 +8,10 @@ For each size a subset of the catalogue's rows (evenly spaced, so that its split
 shares) is planned and then run in an empty folder, stage by stage. `estimated_s` and `measured_s`
 are wall time, `estimated_bytes` and `measured_bytes` what the stage leaves on the disk, `ratio_s`
 and `ratio_bytes` estimate by measurement. The embeddings of all backbones are one stage, because
-they share one pass. `plan_s` is what the plan itself took. Appends to ``results/plan.csv``.
+they share one pass. `plan_s` is the wall time of the plan itself. Appends to ``results/plan.csv``.
+
+With `--processor-time` and one thread (``OMP_NUM_THREADS=1``) seconds are those of the processor,
+child processes included, for a machine that runs other jobs.
 
 With `--finished`, given in the folder where that bake-off ran and with its number of threads, the
 plan of its settings in an empty folder is held against what its records say: embeddings, probes
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import tempfile
 import time
@@ -34,10 +38,13 @@ from retailtag.allocator import keep_freed_memory
 from retailtag.bakeoffs.extraction import ExtractStage
 from retailtag.bakeoffs.plan import plan_bakeoff
 from retailtag.bakeoffs.request import Request
+from retailtag.bakeoffs.speed import Clock
 from retailtag.bakeoffs.stages import FinetuneStage, ProbeStage, bakeoff_stages
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.readers import read_catalog
 from retailtag.context import RunContext
+from retailtag.files import slug
+from retailtag.runs.finetune_training import CACHE_SUFFIX
 from retailtag.runs.stage import Estimate, read_record
 from retailtag.settings import BakeoffSettings, build
 from retailtag.settings_file import SETTINGS_FILE, read_settings
@@ -64,15 +71,20 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def processor_time() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
 def measured(
-    catalog: Catalog, settings: BakeoffSettings, root: Path
+    catalog: Catalog, settings: BakeoffSettings, root: Path, clock: Clock
 ) -> Iterator[tuple[str, Estimate]]:
     """Run the stages; name, seconds and bytes of each."""
     context = RunContext(catalog, settings.reading, settings.compute)
     for stage in bakeoff_stages(Request(context, settings)):
-        before, start = size_of(root), time.perf_counter()
+        before, start = size_of(root), clock()
         stage.update(lambda why: None)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         yield stage.name, Estimate(seconds, float(size_of(root) - before))
 
 
@@ -99,15 +111,25 @@ def finished(settings: BakeoffSettings) -> Iterator[tuple[str, Estimate]]:
             record = read_record(stage.folder)
             if record is not None:
                 sizes = [(stage.folder / name).stat().st_size for name in record.outputs]
-                yield stage.name, Estimate(record.seconds, float(sum(sizes)))
+                yield stage.name, Estimate(record.seconds, float(sum(sizes) + kept(stage)))
+
+
+def kept(stage: ProbeStage | FinetuneStage) -> int:
+    """Bytes of the cached activations of a fine-tune."""
+    features = stage.settings.compute.features
+    root = features.with_name(f"{features.name}{CACHE_SUFFIX}")
+    if isinstance(stage, ProbeStage) or not root.is_dir():
+        return 0
+    name = re.compile(re.escape(slug(stage.source.spec.backbone)) + "-[0-9a-f]{12}")
+    return sum(size_of(folder) for folder in root.iterdir() if name.fullmatch(folder.name))
 
 
 def compare(
-    catalog: Catalog, settings: BakeoffSettings, truth: Callable[[], Stages]
+    catalog: Catalog, settings: BakeoffSettings, truth: Callable[[], Stages], clock: Clock
 ) -> list[dict[str, object]]:
     """A row for each stage whose cost `truth` gives, of a bake-off planned for an empty folder."""
     start = time.perf_counter()
-    planned = plan_bakeoff(catalog, settings)
+    planned = plan_bakeoff(catalog, settings, clock=clock)
     plan_seconds = time.perf_counter() - start
     estimates = together((p.name, Estimate(p.seconds, p.disk_bytes)) for p in planned)
     return [
@@ -141,10 +163,11 @@ def rows_of_sizes(args: argparse.Namespace) -> Iterator[dict[str, object]]:
             }
             settings, _ = resolve("bakeoff", None, given, sets=args.set)
             catalog = subset(args.catalogue, n, Path(name))
-            yield from compare(catalog, settings, partial(measured, catalog, settings, root))
+            truth = partial(measured, catalog, settings, root, args.clock)
+            yield from compare(catalog, settings, truth, args.clock)
 
 
-def rows_of_finished(run: Path) -> list[dict[str, object]]:
+def rows_of_finished(run: Path, clock: Clock) -> list[dict[str, object]]:
     """Plan the settings of a finished run again, for an empty folder."""
     settings = replace(build(read_settings(run / SETTINGS_FILE)), out=run)
     catalog = read_catalog(settings.catalog.path, settings.catalog)
@@ -154,7 +177,7 @@ def rows_of_finished(run: Path) -> list[dict[str, object]]:
             out=Path(name) / "run",
             compute=replace(settings.compute, features=Path(name) / "features"),
         )
-        return compare(catalog, empty, partial(finished, settings))
+        return compare(catalog, empty, partial(finished, settings), clock)
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -167,6 +190,14 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", action="append", default=[])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--folder", type=Path, help="where to run; default: a temporary one")
+    parser.add_argument(
+        "--processor-time",
+        dest="clock",
+        action="store_const",
+        const=processor_time,
+        default=time.perf_counter,
+        help="count processor time; needs OMP_NUM_THREADS=1",
+    )
     parser.add_argument("--dry", action="store_true", help="record nothing")
     return parser.parse_args(argv)
 
@@ -174,7 +205,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     """Plan and run every size, print the rows and record them."""
     args = options(argv)
-    found = rows_of_finished(args.finished) if args.finished else rows_of_sizes(args)
+    found = rows_of_finished(args.finished, args.clock) if args.finished else rows_of_sizes(args)
     rows = [{**stamp(), **row} for row in found]
     for row in rows:
         print(

@@ -6,6 +6,7 @@ estimates beside what was measured).
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 
 from retailtag.backbones import components_of
@@ -15,7 +16,7 @@ from retailtag.backbones.engines.names import EAGER
 from retailtag.backbones.engines.trial import pays
 from retailtag.bakeoffs.pairs import LATENCY_IMAGES
 from retailtag.bakeoffs.request import Request
-from retailtag.bakeoffs.speed import Measure, Speed, counted, matrix_rate, model_cost
+from retailtag.bakeoffs.speed import Clock, Measure, Speed, counted, matrix_rate, model_cost
 from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL
 from retailtag.finetuning.activation_cache import parse_budget
 from retailtag.finetuning.augment import Augment
@@ -80,10 +81,16 @@ HEADS_ROW_BYTES = 9  # of a (candidate, tag) in the table of heads
 class Estimator:
     """Estimates of the stages of one bake-off; no weights are read.
 
-    `measure` gives the speed of a single backbone; without it the speed is counted.
+    `measure` gives the speed of a single backbone; without it the speed is counted. `clock` times
+    products of matrices.
     """
 
-    def __init__(self, request: Request, measure: Measure | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        measure: Measure | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
         self.request = request
         catalog = request.context.catalog
         self.n_tags = len(catalog.table.tags)
@@ -91,16 +98,17 @@ class Estimator:
         self.n_val = len(catalog.rows("val"))
         self.n_test = len(catalog.rows("test"))
         self.measure = measure
+        self.clock = clock
 
     @cached_property
     def rate(self) -> float:
         """See `matrix_rate`."""
-        return matrix_rate(self.request.context.device)
+        return matrix_rate(self.request.context.device, self.clock)
 
     @cached_property
     def host_rate(self) -> float:
         """The same on the processor, where ridge regressions are solved."""
-        return self.rate if self.request.context.device == "cpu" else matrix_rate("cpu")
+        return self.rate if self.request.context.device == "cpu" else matrix_rate("cpu", self.clock)
 
     def speed(self, backbone: str) -> Speed:
         """Speed of a backbone; see `retailtag.bakeoffs.speed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -9,7 +10,7 @@ from typing import Any
 
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.request import Request
-from retailtag.bakeoffs.speed import timed
+from retailtag.bakeoffs.speed import Clock, timed
 from retailtag.bakeoffs.stages import bakeoff_stages
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
@@ -34,7 +35,9 @@ class PlannedStage:
         return asdict(self)
 
 
-def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedStage]:
+def plan_bakeoff(
+    catalog: Catalog, settings: BakeoffSettings, *, clock: Clock = time.perf_counter
+) -> list[PlannedStage]:
     """List the stages of `retailtag.bakeoffs.run.run_bakeoff` in order; refuses what it refuses.
 
     Inputs are compared as in the run, except that weights are not read, and of the images only
@@ -42,16 +45,16 @@ def plan_bakeoff(catalog: Catalog, settings: BakeoffSettings) -> list[PlannedSta
     that a store of the same backbone and dtype was filled with the weights that the run will load.
 
     Of a bake-off of over a minute the backbones that will run are timed for some seconds each; see
-    `retailtag.bakeoffs.speed`.
+    `retailtag.bakeoffs.speed`. `clock` gives the seconds.
     """
     context = RunContext(catalog, settings.reading, settings.compute)
     request = Request(context, settings)
-    estimator = Estimator(request)
+    estimator = Estimator(request, clock=clock)
     stages = bakeoff_stages(request, estimator=estimator)
     planned = plan_stages(stages)
     if sum(p.seconds for p in planned) < WORTH_TIMING:
         return planned
-    estimator.measure = cache(partial(timed, context, settings.finetune))
+    estimator.measure = cache(partial(timed, context, settings.finetune, clock=clock))
     return [
         replace(p, **asdict(stage.estimate())) if p.why else p
         for p, stage in zip(planned, stages, strict=True)

@@ -213,7 +213,7 @@ def test_the_parts_of_a_counted_speed_make_up_the_whole():
 def test_backbones_are_timed_once_and_only_for_plans_of_over_a_minute(tiny, tmp_path, monkeypatch):
     asked = []
 
-    def fake(context, settings, backbone, finetuned):
+    def fake(context, settings, backbone, finetuned, clock):
         asked.append((backbone, finetuned))
         return TIMED
 
