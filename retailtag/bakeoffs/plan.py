@@ -17,7 +17,7 @@ from retailtag.context import RunContext
 from retailtag.runs.stage import NOT_DONE, Estimate, RecordedStage, Stage, read_record
 from retailtag.settings import BakeoffSettings
 
-WORTH_TIMING = 60.0  # counted seconds of a bake-off from which its backbones are timed
+WORTH_TIMING = 120.0  # counted seconds of a bake-off from which its backbones are timed
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def plan_bakeoff(
     those whose file has another size or time than when it was extracted. A plan therefore assumes
     that a store of the same backbone and dtype was filled with the weights that the run will load.
 
-    Of a bake-off of over a minute the backbones that will run are timed for some seconds each; see
-    `retailtag.bakeoffs.speed`. `clock` gives the seconds.
+    Of a bake-off of over two minutes the backbones that will run are timed for some seconds each;
+    see `retailtag.bakeoffs.speed`. `clock` gives the seconds.
     """
     context = RunContext(catalog, settings.reading, settings.compute)
     request = Request(context, settings)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retailtag.backbones import load_backbone
+from retailtag.bakeoffs import estimates
 from retailtag.bakeoffs import plan as plans
 from retailtag.bakeoffs import speed as speeds
 from retailtag.bakeoffs.estimates import Estimator
@@ -24,7 +25,7 @@ from retailtag.settings import (
 )
 
 MOBILENET = "timm:mobilenetv2_100?size=224"
-RATE = 81e9  # operations per second of the one core behind the recorded times
+RATE = 95e9  # operations per second of the one core behind the recorded times
 # Of MobileNetV2 at 224 pixels on that core.
 TIMED = Speed(0.15, 0.0007, 0.0236, 0.0256, 0.0186, 0.0033, 0.0103, 18_816)
 WITHIN = 1.5
@@ -145,7 +146,7 @@ def test_a_gpu_decodes_while_it_computes():
     for each in made.values():
         each.measure = lambda backbone, finetuned: slow
     cpu, cuda = (each.extract(MOBILENET, 200).seconds for each in made.values())
-    assert cpu - cuda == pytest.approx(1.15 * 200 * slow.forward, rel=1e-6)
+    assert cpu - cuda == pytest.approx(1.3 * 200 * slow.forward, rel=1e-6)
 
 
 def test_components_count_together_and_share_the_decoding():
@@ -154,7 +155,7 @@ def test_components_count_together_and_share_the_decoding():
     assert made.speed(joint).forward == 2 * TIMED.forward
     alone = estimator(1_000, 100, backbone="demo:cnn")
     both = sum(made.extract(c, 200).seconds for c in joint.split("+"))
-    decode = 1.15 * 200 * TIMED.decode
+    decode = 1.3 * 200 * TIMED.decode
     assert both == pytest.approx(2 * alone.extract("demo:cnn", 200).seconds - decode - 2.5)
 
 
@@ -210,7 +211,7 @@ def test_the_parts_of_a_counted_speed_make_up_the_whole():
     assert counted("demo:cnn", 2 * RATE).forward == found.forward / 2
 
 
-def test_backbones_are_timed_once_and_only_for_plans_of_over_a_minute(tiny, tmp_path, monkeypatch):
+def test_backbones_are_timed_once_and_only_for_long_plans(tiny, tmp_path, monkeypatch):
     asked = []
 
     def fake(context, settings, backbone, finetuned, clock):
@@ -218,6 +219,7 @@ def test_backbones_are_timed_once_and_only_for_plans_of_over_a_minute(tiny, tmp_
         return TIMED
 
     monkeypatch.setattr(plans, "timed", fake)
+    monkeypatch.setattr(estimates, "matrix_rate", lambda device, clock: RATE)
     settings = BakeoffSettings(
         backbones=("demo:cnn",),
         out=tmp_path / "run",
