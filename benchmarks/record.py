@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def stamp() -> dict[str, object]:
     """Date, revision of the code, and the processor's name with its cores."""
     command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS)
     machine = describe_machine("cpu")
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
