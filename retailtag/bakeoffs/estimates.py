@@ -14,7 +14,7 @@ from retailtag.backbones.engines import AUTO
 from retailtag.backbones.engines.build import candidates, why_unavailable
 from retailtag.backbones.engines.names import EAGER
 from retailtag.backbones.engines.trial import pays
-from retailtag.bakeoffs.pairs import LATENCY_IMAGES
+from retailtag.bakeoffs.pairs import BATCH
 from retailtag.bakeoffs.request import Request
 from retailtag.bakeoffs.speed import Clock, Measure, Speed, counted, matrix_rate, model_cost
 from retailtag.extraction.engines import MIN_IMAGES_FOR_TRIAL
@@ -28,6 +28,7 @@ from retailtag.probes.scaling import parse_scales
 from retailtag.runs.finetune_start import VALIDATION_SHARE
 from retailtag.runs.heads import competing
 from retailtag.runs.stage import Estimate
+from retailtag.tagger.latency import BATCHES, SINGLE, Schedule
 
 SUSTAINED = 1.3  # seconds per image over minutes, by those of the fastest pass of a trial
 
@@ -69,9 +70,7 @@ REPORT_SECONDS = 4.0  # of drawing
 REPLICATE_SECONDS = 5e-10  # per replicate, scored (image, tag) and pair of models
 CARD_BYTES = 1500  # per tag and pair: scorecard, tables, page
 
-SINGLE_IMAGES = LATENCY_IMAGES  # tagged one by one
-TAG_SECONDS = 0.012  # of one image besides the model: its bytes, head and thresholds
-BATCHED_IMAGES = 128
+TAG_SECONDS = 0.005  # of one image besides the model: its bytes, head and thresholds
 BYTES_FLOAT32 = 4
 STORED_FACTS_BYTES = 64  # per image: id and SHA-256
 LATENCY_BYTES = 1.5e3
@@ -198,10 +197,11 @@ class Estimator:
         return Estimate(seconds, float(stored + weights + BYTES_FLOAT32 * values))
 
     def latency(self, backbone: str) -> Estimate:
-        """Tag the test images one by one, and again in batches."""
+        """Tag test images one by one and in batches, in turn with the other pairs."""
         speed = self.speed(backbone)
-        seconds = speed.load + SINGLE_IMAGES * (speed.single + speed.decode + TAG_SECONDS)
-        return Estimate(seconds + BATCHED_IMAGES * (speed.forward + speed.decode), LATENCY_BYTES)
+        single = _scheduled(SINGLE, speed.single + speed.decode + TAG_SECONDS)
+        batches = _scheduled(BATCHES, BATCH * (speed.forward + speed.decode))
+        return Estimate(speed.load + single + batches, LATENCY_BYTES)
 
     def report(self) -> Estimate:
         """Score, compare and draw."""
@@ -270,6 +270,13 @@ class Estimator:
         n_bytes = float(n_rows * self._row_bytes(speed))
         budget = parse_budget(settings.cache_gb, self.request.settings.compute.features)
         return n_bytes if n_bytes <= budget else 0.0
+
+
+def _scheduled(schedule: Schedule, call: float) -> float:
+    """Seconds to time a task whose calls take `call`, without the turns that may be added."""
+    warm_up = min(schedule.warm_up * call, max(schedule.warm_up_seconds, call))
+    visit = min(schedule.calls * call, max(schedule.visit_seconds, call))
+    return warm_up + schedule.turns * (call + visit)
 
 
 def _n_strengths(sweep: str) -> int:
