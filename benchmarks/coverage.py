@@ -7,10 +7,10 @@ second of which gives its tags more often: scores are normal, so that each tag's
 population is known in closed form. Every draw is a new test split of 5,000 (then 1,500) images;
 tags of an image come together, and an image may be one of several photographs of a product, which
 share their tags and most of their score. The truth of a macro-F1 is the mean of the population F1
-over the tags that the draw averages. Appends to ``results/coverage.csv``, for the first model's
-macro-F1 and its difference to the second's, the bias of the estimate and how often each kind of
-interval held the truth; ``headline`` is what scorecards and comparisons give, ``bias_error`` the
-standard error of the bias.
+over the tags that the draw averages. Appends to ``results/coverage.csv``, for the macro-F1 of both
+models (the second is the rival) and their difference, the bias of the estimate and how often each
+kind of interval held the truth; ``headline`` is what scorecards and comparisons give,
+``bias_error`` the standard error of the bias.
 """
 
 from __future__ import annotations
@@ -149,14 +149,15 @@ class Interval(NamedTuple):
 
 
 def of_macro(jacks: list[Jackknife], drawn: Floats) -> dict[str, dict[str, Interval]]:
-    """Every kind of interval of the first model's macro-F1 and of its difference to the second's.
+    """Every kind of interval of both models' macro-F1 and of their difference.
 
     `drawn` are replicates, (n_models, n_replicates, n_scopes).
     """
     counted = np.array([[np.nanmean(j.f1[inside]) for inside in j.averaged] for j in jacks])
     found: dict[str, dict[str, Interval]] = {}
     for what, plain, draws in (
-        ("macro-F1", counted[0], drawn[0]),
+        ("model", counted[0], drawn[0]),
+        ("rival", counted[1], drawn[1]),
         ("difference", counted[0] - counted[1], drawn[0] - drawn[1]),
     ):
         low, high = np.nanpercentile(draws, PERCENTILES, axis=0)
@@ -167,9 +168,11 @@ def of_macro(jacks: list[Jackknife], drawn: Floats) -> dict[str, dict[str, Inter
             "normal": Interval(plain, plain - error, plain + error),
         }
     scopes = range(len(counted[0]))
-    ours = [macro_estimate(jacks[:1], k) for k in scopes]
-    gaps = [macro_difference(jacks[:1], jacks[1:], k) for k in scopes]
-    for what, estimates in (("macro-F1", ours), ("difference", gaps)):
+    for what, estimates in (
+        ("model", [macro_estimate(jacks[:1], k) for k in scopes]),
+        ("rival", [macro_estimate(jacks[1:], k) for k in scopes]),
+        ("difference", [macro_difference(jacks[:1], jacks[1:], k) for k in scopes]),
+    ):
         columns = ([getattr(e, name) for e in estimates] for name in Interval._fields)
         found[what]["headline"] = Interval(*map(np.array, columns))
     return found
@@ -192,10 +195,10 @@ def trials(
         drawn = np.stack([macro_replicates(replicates, inside) for inside in scopes], axis=-1)
         true = np.array([[t[inside].mean() for inside in jacks[0].averaged] for t in truth])
         for what, kinds in of_macro(jacks, drawn).items():
-            target = true[0] if what == "macro-F1" else true[0] - true[1]
+            target = {"model": true[0], "rival": true[1]}.get(what, true[0] - true[1])
             for kind, (value, low, high) in kinds.items():
                 for k, scope in enumerate(SCOPES):
-                    name = scope if what == "macro-F1" else f"{scope}, difference"
+                    name = scope if what == "model" else f"{scope}, {what}"
                     t = target[k]
                     yield name, kind, value[k] - t, not high[k] >= t, low[k] > t, high[k] - low[k]
         yield from of_tags(jacks[0], counts[0], replicates[0], truth[0])
