@@ -61,11 +61,11 @@ def milliseconds(value: float) -> str:
 
 
 def with_interval(summary: GroupSummary) -> str:
-    """Macro-F1 in the population with its interval, in points; a dash for a scope without tags."""
+    """Macro-F1 in the population, its interval below, in points; a dash without tags."""
     if not summary.n_tags:
         return "–"
     low, high = points(summary.macro_f1_low), points(summary.macro_f1_high)
-    return f"{points(summary.best_estimate)} ({low}–{high})"
+    return f"{points(summary.best_estimate)}\n{low}–{high}"
 
 
 # Headers of columns that a narrow terminal can do without, the first one first.
@@ -98,8 +98,8 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     table = _table(
         "Ranking of the pairs (macro-F1 in the population, 95 % interval)",
         "→ recommended; = not told apart from the leader by these images; × over a budget\n"
-        "these images: macro-F1 of all tags and of the tail as counted, without the correction for "
-        "few positives\n"
+        "these images: macro-F1 of all tags and, below, of the tail as counted, without the "
+        "correction for few positives\n"
         "memory: peak of training, model included, libraries not",
         ("pair", "all tags", "tail", "these images", "latency", "training", "memory"),
     )
@@ -112,7 +112,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
             f"{mark} {names[pair.name]}",
             with_interval(summaries["all"]),
             with_interval(summaries["tail"]),
-            " / ".join(points(summaries[scope].macro_f1) for scope in ("all", "tail")),
+            "\n".join(points(summaries[scope].macro_f1) for scope in ("all", "tail")),
             f"{milliseconds(cost.latency_ms_p50)} ms",
             duration(cost.train_seconds),
             f"{milliseconds(cost.peak_memory_mib)} MiB",
@@ -143,8 +143,8 @@ def groups_table(cards: Iterable[ScoreCard], given: Mapping[str, str] | None = N
         f"Scores on the {cards[0].split} split ({cards[0].n_images:,} images)",
         "\n".join(
             [
-                "macro: mean over the tags with a positive in the split; population: with 95 % "
-                "interval, corrected for few positives",
+                "macro-F1 in the population with its 95 % interval, and on these images, as "
+                "counted; all means are over the tags with a positive in the split",
                 *(samples_text(card, names[card.model]) for card in cards),
             ]
         ),
@@ -152,11 +152,11 @@ def groups_table(cards: Iterable[ScoreCard], given: Mapping[str, str] | None = N
             "model",
             "scope",
             "tags",
-            "macro-F1,\npopulation",
+            "population",
             "these\nimages",
-            "precision",
+            "preci-\nsion",
             "recall",
-            "macro-AP",
+            "macro-\nAP",
         ),
     )
     for card in cards:

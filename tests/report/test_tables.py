@@ -34,8 +34,21 @@ def test_ranking_marks_the_recommended_pair(bakeoff):
     assert f"→ {names[decision.winner]}" in text
     assert all(names[p.name] in text for p in bakeoff.pairs)
     summary = bakeoff.pair(decision.winner).scorecard.summaries["all"]
-    assert f"{100 * summary.macro_f1_population:.1f} (" in text
-    assert f"{100 * summary.macro_f1:.1f} / " in text
+    line = next(line for line in text.splitlines() if f"→ {names[decision.winner]}" in line)
+    assert f"{100 * summary.macro_f1_population:.1f}" in line
+    assert f"{100 * summary.macro_f1:.1f}" in line
+    assert f"{100 * summary.macro_f1_low:.1f}–{100 * summary.macro_f1_high:.1f}" in text
+
+
+def test_intervals_are_whole_at_80_columns(bakeoff):
+    screen = Screen()
+    screen.width = 80
+    with screen.capture() as captured:
+        screen.print(ranking_table(bakeoff, decide(bakeoff)))
+        screen.print(groups_table([bakeoff.pairs[0].scorecard]))
+    for scope in ("all", "tail"):
+        s = bakeoff.pairs[0].scorecard.summaries[scope]
+        assert captured.get().count(f"{100 * s.macro_f1_low:.1f}–{100 * s.macro_f1_high:.1f}") == 2
 
 
 def test_groups_and_comparisons_name_every_model(bakeoff):
