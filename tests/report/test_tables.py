@@ -48,7 +48,7 @@ def test_intervals_are_whole_at_80_columns(bakeoff):
         screen.print(groups_table([bakeoff.pairs[0].scorecard]))
     for scope in ("all", "tail"):
         s = bakeoff.pairs[0].scorecard.summaries[scope]
-        assert captured.get().count(f"{100 * s.macro_f1_low:.1f}–{100 * s.macro_f1_high:.1f}") == 2
+        assert captured.get().count(f"{100 * s.macro_f1_low:.1f}–{100 * s.macro_f1_high:.1f}") >= 2
 
 
 def test_groups_and_comparisons_name_every_model(bakeoff):
