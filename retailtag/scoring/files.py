@@ -176,9 +176,10 @@ def compare_files(
     models = [Predictions.load(path) for path in paths]
     given = given_names(names, _backbones(models))
     model_names = _distinct_names(paths, models)
-    groups, findings = without_copies(models, seed_groups(models, model_names))
+    groups = seed_groups(models, model_names)
     if len(groups) < 2:
         raise UsageError("There is only one model; name the predictions of two or more.")
+    groups, findings = without_copies(models, groups)
     catalogs = _catalogs(paths, models, read, catalog)
     if len({c.digest for c in catalogs}) > 1:
         raise UsageError("The predictions come from several catalogues; give one with --catalog.")

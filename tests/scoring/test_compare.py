@@ -242,9 +242,12 @@ def test_what_is_not_that_probe_counts_on_its_own(catalog, predict, tmp_path):
         assert not any(f.code == "same-model" for f in made.findings)
 
 
-def test_a_probe_and_its_copy_alone_are_one_model(catalog, predict, tmp_path):
-    with pytest.raises(UsageError, match="only one model"):
-        compared(kept(predict, catalog)[:2], catalog, tmp_path)
+def test_a_probe_and_its_copy_alone_are_one_model_without_a_rival(catalog, predict, tmp_path):
+    made = compared(kept(predict, catalog)[:2], catalog, tmp_path, n_bootstrap=20)
+    assert {(s.model, s.p_best) for s in made.contest.standings} == {("demo:cnn · probe", 1.0)}
+    assert made.contest.comparisons == ()
+    assert [f.code for f in made.findings] == ["same-model"]
+    assert (tmp_path / "pairs.csv").read_text().count("\n") == 1
 
 
 def test_short_names_are_checked_before_anything_is_compared(catalog, predict, tmp_path):
