@@ -357,7 +357,8 @@ class CompareOutcome(Displayed):
         """The ranking, then the differences."""
         ranking = "Ranking by macro-F1 in the population"
         yield View(ranking, self.standings, _sentences(self.findings))
-        yield View(DIFFERENCES, _brief(self.pairs), (f"Pairs: {self.out}",))
+        if self.compared.contest.comparisons:
+            yield View(DIFFERENCES, _brief(self.pairs), (f"Pairs: {self.out}",))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
