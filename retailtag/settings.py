@@ -507,6 +507,13 @@ class DecideSettings(Section):
         at_most=1,
         advanced=True,
     )
+    price_per_hour: float | None = setting(
+        None,
+        "Price of this machine; costs are then also shown in money.",
+        above=0,
+        at_most=1e9,
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)

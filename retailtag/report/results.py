@@ -143,6 +143,9 @@ class Rule:
     max_train_hours: float = math.inf
     max_memory_gib: float = math.inf  # peak of training
     tail_weight: float = 0.0  # share of tail macro-F1 in the score that ranks, in [0, 1]
+    # Of the machine, in any currency: costs are shown in it. It decides nothing, because money
+    # grows with the time that is compared anyway.
+    price_per_hour: float = math.nan
 
     def __post_init__(self) -> None:
         limits = (self.max_latency_ms, self.max_train_hours, self.max_memory_gib)

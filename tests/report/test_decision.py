@@ -205,6 +205,11 @@ def test_the_rule_is_told_with_its_numbers():
     assert "plus 0.25 times that over tail tags" in text
 
 
+def test_a_price_decides_nothing():
+    pairs = [pair("a", 0.60, 0.21, latency_ms_p50=30.0), pair("b", 0.59, 0.20)]
+    assert under(Rule(), pairs) == under(Rule(price_per_hour=3.0), pairs)
+
+
 def test_a_rule_survives_its_file_and_is_made_of_settings():
     settings = DecideSettings(max_latency_ms="20", tail_weight=0.25)
     rule = Rule.of(settings)
