@@ -29,6 +29,7 @@ MICRO_BATCH = 16  # images that an engine of a fixed shape takes at once, as an 
 LARGEST_ASKED = 1024
 LARGEST_BATCH = 256  # that the search for the best one tries
 SEARCH_GAIN = 1.05  # of throughput that a doubled batch must bring for the search to go on
+SEARCH_MISSES = 2  # doublings in a row without that gain
 SEARCH_SECONDS = 4.0  # a batch that takes longer ends the search
 CALLS_OF_P95, CALLS_OF_P99 = 20, 100  # fewer calls have no such quantile
 SCHEDULE = Schedule(calls=20, warm_up=3)
@@ -244,16 +245,19 @@ class _Bench:
 
 def _best_batch(call_of: Callable[[int], Callable[[], Sequence[float]]]) -> int:
     """Batch size of the highest throughput in a short search by doubling."""
-    best, highest, size = 1, 0.0, 1
-    while size <= LARGEST_BATCH:
+    best, highest, size, misses = 1, 0.0, 1, 0
+    # A single doubling may seem to bring nothing because another program ran: two end the search.
+    while size <= LARGEST_BATCH and misses < SEARCH_MISSES:
         call = call_of(size)
         call()
         seconds = min(sum(call()), sum(call()))
-        if size / seconds > highest:
-            best = size
-        if size / seconds < SEARCH_GAIN * highest or seconds > SEARCH_SECONDS:
+        rate = size / seconds
+        misses = 0 if rate >= SEARCH_GAIN * highest else misses + 1
+        if rate > highest:
+            best, highest = size, rate
+        if seconds > SEARCH_SECONDS:
             break
-        highest, size = size / seconds, 2 * size
+        size *= 2
     return best
 
 

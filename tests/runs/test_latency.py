@@ -138,6 +138,21 @@ def test_a_damaged_file_is_refused_by_name(measured, probe, tmp_path, change, wo
     assert "bad.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({1: 10, 2: 9, 4: 30, 8: 31, 16: 30, 32: 99}, 8),  # one doubling may bring nothing, not two
+        ({1: 10, 2: 9, 4: 8, 8: 99}, 1),
+        ({1: 1, 2: 2, 4: 4, 8: 8, 16: 16, 32: 32, 64: 64}, 64),
+        ({1: 0.1, 2: 99}, 1),  # takes too long
+    ],
+)
+def test_the_best_batch_is_searched_by_doubling(monkeypatch, rates, best):
+    monkeypatch.setattr(latency, "LARGEST_BATCH", 64)
+    found = latency._best_batch(lambda size: lambda: [size / rates[size] / 4] * 4)
+    assert found == best
+
+
 def test_engines_and_batches_are_checked():
     for engines, batches, words in (
         (("magic",), ("1",), "--engines magic"),
