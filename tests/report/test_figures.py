@@ -9,6 +9,7 @@ from matplotlib.text import Text
 from retailtag.report.decision import decide
 from retailtag.report.figures.cost import clear_places, quality_cost_figure
 from retailtag.report.figures.ranking import ranking_figure
+from retailtag.report.figures.summary import summary_figure
 from retailtag.report.figures.tail import (
     count_bins,
     gaps_figure,
@@ -58,6 +59,7 @@ def test_text_is_legible_and_inside_the_figure(bakeoff, layout):
             quality_cost_figure(bakeoff, decision, layout),
             tail_figure(bakeoff, decision, layout),
             gaps_figure(bakeoff, rivals(bakeoff, decision), layout),
+            *([summary_figure(bakeoff, decision)] if layout is WIDE else []),
         ]
         for figure in figures:
             texts = figure.findobj(lambda artist: isinstance(artist, Text))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKS = "→ recommended\n= tied"
+
 
 def ranking_figure(result: BakeoffResult, decision: Decision, layout: Layout = WIDE) -> Figure:
     """All tags at the left, the tail at the right; one below the other where it is narrow."""
@@ -49,11 +51,10 @@ def _stacked(result: BakeoffResult, decision: Decision, layout: Layout) -> Figur
         _draw_scope(axes, scope, result, decision, offset=0.2)
         axes.set_yticks([])
         names = short_backbones(result)
-        axes.set_xlabel(f"{axes.get_xlabel()}\n→ recommended, = tied")
+        axes.set_xlabel(f"{axes.get_xlabel()}\n{MARKS.replace(chr(10), ', ')}")
         for row, pair in enumerate(result.ranking):
-            mark = {"recommended": "→ ", "tied": "= "}.get(_standing(pair, decision), "")
             axes.annotate(
-                mark + pair_label(names[pair.backbone], strategy_name(pair), 34),
+                _mark(pair, decision) + pair_label(names[pair.backbone], strategy_name(pair), 34),
                 (0, row - 0.2), (2, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", color=INK,
                 fontweight="bold" if pair.name == decision.winner else "normal",
@@ -88,7 +89,7 @@ def _draw_scope(
         _draw_interval(axes, row + offset, pair, summary, colour[pair.backbone])
     axes.set_title(title)
     n_tags = ranking[0].scorecard.summaries[scope].n_tags
-    axes.set_xlabel(f"population macro-F1, {n_tags} tags")
+    axes.set_xlabel(f"macro-F1, {n_tags} tags")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.grid(visible=True, axis="x")
     axes.spines["left"].set_visible(False)
@@ -114,14 +115,14 @@ def _draw_interval(
     )  # fmt: skip
 
 
-def _standing(pair: PairResult, decision: Decision) -> str:
+def _mark(pair: PairResult, decision: Decision) -> str:
     if pair.name == decision.winner:
-        return "recommended"
-    return "tied" if pair.name in decision.ties else ""
+        return "→ "
+    return "= " if pair.name in decision.ties else ""
 
 
 def _label_rows(axes: Axes, result: BakeoffResult, decision: Decision, numbered: bool) -> None:
-    """Write backbone, strategy and standing to the left of the rows."""
+    """Write standing, backbone and strategy to the left of the rows."""
     short = short_backbones(result)
     axes.set_yticks(range(len(result.ranking)), [""] * len(result.ranking))
     for row, pair in enumerate(result.ranking):
@@ -129,12 +130,16 @@ def _label_rows(axes: Axes, result: BakeoffResult, decision: Decision, numbered:
             "textcoords": "offset points",
             "xycoords": ("axes fraction", "data"),
         }
-        number = f"{row + 1}  " if numbered else ""
+        number = f"{row + 1} " if numbered else ""
+        name = number + _mark(pair, decision) + short[pair.backbone]
         axes.annotate(
-            number + clipped(short[pair.backbone], 24), (0, row), (-8, 7), ha="right", va="center",
+            clipped(name, 21 if numbered else 24), (0, row), (-8, 7), ha="right", va="center",
             color=INK, fontweight="bold" if pair.name == decision.winner else "normal", **where,
         )  # fmt: skip
         axes.annotate(
-            ", ".join(filter(None, (strategy_name(pair), _standing(pair, decision)))),
-            (0, row), (-8, -8), ha="right", va="center", color=MUTED, **where,
-        )  # fmt: skip
+            strategy_name(pair), (0, row), (-8, -8), ha="right", va="center", color=MUTED, **where
+        )
+    axes.annotate(
+        MARKS, (0, 0), (-8, -4), ha="right", va="top", color=MUTED, xycoords="axes fraction",
+        textcoords="offset points",
+    )  # fmt: skip
