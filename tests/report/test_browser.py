@@ -130,7 +130,7 @@ def test_nothing_scrolls_sideways_and_all_text_is_legible(seen, width):
     assert layout["complaints"] == []
     assert layout["width"] == width
     assert layout["smallest"] >= 11
-    assert layout["figures"] == 4
+    assert layout["figures"] >= 4
 
 
 def test_a_heading_sorts_up_then_down(seen):

@@ -86,7 +86,7 @@ def test_elements_nest_and_ids_are_unique(page):
     parser.feed(page)
     assert parser.open == []
     assert len(parser.ids) == len(set(parser.ids))
-    assert parser.counts["svg"] == parser.counts["desc"] == 2 * 4  # wide and narrow
+    assert parser.counts["svg"] == parser.counts["desc"] >= 2 * 4  # wide and narrow
     assert parser.counts["script"] == 1
     assert parser.counts["table"] == parser.counts["caption"] >= 3
 
