@@ -143,7 +143,8 @@ def hold_contest(
     runs, s²/n, enters intervals, standard errors and, as draws from N(0, s²/n), the replicates. A
     model with one run adds nothing: its seed's share is unknown, not 0.
 
-    Replicates are shifted so that their mean is the estimate for the population. Swaps compare
+    Replicates are shifted so that their mean is the estimate for the population, and stretched so
+    that no difference varies less than its standard error says. Swaps compare
     macro-F1 on these images: two models that can be swapped have the same bias. Swapping says
     nothing about seeds, so p of a pair with several seeds is the normal one of value over standard
     error; with two or three seeds s² is rough, and so is that p.
@@ -183,7 +184,7 @@ def hold_contest(
         for scope, inside in entrants.items()
     }
     return Contest(
-        tuple(s for inside in entrants.values() for s in _standings(inside)),
+        tuple(s for scope in masks for s in _standings(entrants[scope], by_scope[scope])),
         tuple(by_scope[scope][k] for k in range(len(pairs)) for scope in masks),
     )
 
@@ -248,9 +249,16 @@ def _normal_p(d: Difference) -> float:
     return 1.0 if d.value == 0 else 0.0
 
 
-def _standings(entrants: Sequence[_Entrant]) -> list[Standing]:
+def _standings(entrants: Sequence[_Entrant], compared: Sequence[Comparison]) -> list[Standing]:
     """Models of one scope, the best first, by name among equals."""
-    shares = best_shares(np.array([e.replicates for e in entrants])).tolist()
+    estimates = np.array([[e.standing.macro_f1_population] for e in entrants])
+    replicates = np.array([e.replicates for e in entrants])
+    by_name = {e.standing.model: drawn for e, drawn in zip(entrants, replicates, strict=True)}
+    # Resampling shows no spread of tags on a single product: the replicates of a difference vary
+    # less than its interval says. Stretched to the standard errors, they do not contradict a tie.
+    spread = [(c, float(np.nanstd(by_name[c.a] - by_name[c.b]))) for c in compared]
+    stretch = max([1.0, *(c.difference.standard_error / sd for c, sd in spread if sd > 0)])
+    shares = best_shares(estimates + stretch * (replicates - estimates)).tolist()
     found = [replace(e.standing, p_best=p) for e, p in zip(entrants, shares, strict=True)]
     return sorted(found, key=lambda s: (-s.macro_f1_population, s.model))
 

@@ -264,3 +264,13 @@ def test_replicates_are_centred_on_the_estimate(catalog, predict):
     """A model that gives tags more often is no surer of being best for it."""
     models = {"a": (predict(catalog, 1, 2.0),), "b": (predict(catalog, 1, 2.0),)}
     assert {s.p_best for s in hold_contest(models, catalog, n_bootstrap=50).standings} == {0.5}
+
+
+def test_being_best_is_no_surer_than_the_interval_of_the_difference(catalog, predict):
+    models = {"a": (predict(catalog, 1, 1.5),), "b": (predict(catalog, 2, 1.2),)}
+    contest = hold_contest(models, catalog, n_bootstrap=4000)
+    for c in contest.comparisons:
+        d = c.difference
+        normal = math.erfc(-d.value / d.standard_error / math.sqrt(2)) / 2
+        best = {s.model: s.p_best for s in contest.standings if s.scope == c.scope}
+        assert abs(best["a"] - 0.5) <= abs(normal - 0.5) + 0.03
