@@ -17,6 +17,7 @@ from retailtag.version import __version__
 
 if TYPE_CHECKING:
     from retailtag.api import (
+        audit,
         bakeoff,
         compare,
         extract,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         read_catalog,
         score,
         split,
+        tune,
     )
     from retailtag.catalog.catalog import Catalog
     from retailtag.settings import (
@@ -55,6 +57,7 @@ __all__ = [
     "ReadingSettings",
     "ScoreSettings",
     "__version__",
+    "audit",
     "bakeoff",
     "compare",
     "extract",
@@ -67,6 +70,7 @@ __all__ = [
     "read_catalog",
     "score",
     "split",
+    "tune",
 ]
 
 

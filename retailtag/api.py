@@ -18,7 +18,7 @@ from retailtag.errors import UsageError
 from retailtag.fields import Section
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
-from retailtag.settings import BakeoffSettings, CatalogSettings, ProbeSettings
+from retailtag.settings import AUTO, BakeoffSettings, CatalogSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
 from retailtag.verbs import USES, resolve
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from retailtag.context import RunContext
     from retailtag.extraction.imports import Imported
     from retailtag.outcomes import (
+        AuditOutcome,
         BakeoffOutcome,
         CompareOutcome,
         ExtractOutcome,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         LatencyOutcome,
         ProbeOutcome,
         ScoreOutcome,
+        TuneOutcome,
     )
     from retailtag.predictions import Predictions
     from retailtag.probes.artefact import Probe
@@ -525,6 +527,97 @@ def latency(
     rows = (*measure(loaders, digests, images, asked, device, told), *merged)
     write_text(where, to_csv(rows))
     return LatencyOutcome(rows, where)
+
+
+def tune(
+    run: Any,
+    *,
+    objective: str = "f1",
+    max_tags: float | None = None,
+    thresholds: str = AUTO,
+    out: str | Path | None = None,
+    catalog: Any = None,
+    settings: Settings = None,
+    **options: Any,
+) -> TuneOutcome:
+    """Tune the thresholds of a fitted model again, on the scores that it kept; fits nothing.
+
+    Parameters
+    ----------
+    run : path or outcome
+        Of a probe or a fine-tune; or of a bake-off, whose recommended pair is taken.
+    objective : str
+        ``f1``, ``fbeta:B`` or ``precision:P``.
+    max_tags : float, optional
+        Most tags an image on average.
+    thresholds : str
+        Rule; see `retailtag.thresholds.tuning.Tuning`.
+    out : str or Path, optional
+        New folder for the model and its predictions; by default ``RUN-tuned`` beside `run`.
+    catalog
+        As for `score`; it must be the one that the model was fitted on.
+    **options
+        ``seed``, and how the catalogue is read.
+    """
+    from retailtag.outcomes import TuneOutcome, recommended_folder
+    from retailtag.runs.tune import check_empty, run_tune
+    from retailtag.scoring.files import recorded_catalog
+    from retailtag.thresholds.tuning import Tuning
+
+    s, read, shared = _to_score("tune", catalog, settings, options)
+    tuning = Tuning(thresholds, objective, s.score.seed, max_tags)
+    folder = _path(run)
+    where = folder.with_name(f"{folder.name}-tuned") if out is None else _path(out)
+    check_empty(where)
+    model = recommended_folder(folder)[0] if (folder / "bakeoff.json").is_file() else folder
+
+    def catalog_of(predictions: Predictions) -> Catalog:
+        return recorded_catalog(model, predictions, read, shared["catalog"])
+
+    with only_writer(where):
+        made = run_tune(model, tuning, where, catalog_of)
+    return TuneOutcome(made, where, s.compute)
+
+
+def audit(
+    run: Any,
+    *,
+    top: int = 1000,
+    out: str | Path = "audit.csv",
+    catalog: Any = None,
+    settings: Settings = None,
+    **options: Any,
+) -> AuditOutcome:
+    """List labels that are likely wrong, by the scores that a fitted model kept.
+
+    Parameters
+    ----------
+    run : path or outcome
+        Of a probe, whose training images are audited, or of a fine-tune (its validation set); or
+        of a bake-off, of which the probe of the recommended backbone is taken.
+    top : int
+        Labels to list.
+    out : str or Path
+        CSV to write.
+    catalog
+        As for `tune`.
+    **options
+        How the catalogue is read.
+    """
+    from retailtag.outcomes import AuditOutcome, recommended_folder
+    from retailtag.runs.audit import audit as find_suspects
+    from retailtag.runs.tune import Model
+    from retailtag.scoring.files import recorded_catalog
+
+    _, read, shared = _to_score("audit", catalog, settings, options)
+    folder = _path(run)
+    if (folder / "bakeoff.json").is_file():
+        folder = recommended_folder(folder)[0].with_name("probe")
+    model = Model.load(folder)
+    shop = recorded_catalog(folder, model.predictions, read, shared["catalog"])
+    made = find_suspects(model, shop, top)
+    made.save(_path(out))
+    return AuditOutcome(made, _path(out))
 
 
 def load(

@@ -13,7 +13,9 @@ from retailtag.errors import DataError, UsageError
 from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from retailtag.bakeoffs.run import BakeoffRun
     from retailtag.catalog.catalog import Catalog
@@ -22,9 +24,11 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.finetuning.search import Ranking
     from retailtag.predictions import Predictions
     from retailtag.report.decision import Decision
+    from retailtag.runs.audit import Audit
     from retailtag.runs.finetune import FinetuneRun
     from retailtag.runs.latency import LatencyRow
     from retailtag.runs.probe import ProbeRun
+    from retailtag.runs.tune import TuneRun
     from retailtag.scoring.compare import Comparison
     from retailtag.scoring.files import ComparedFiles, ScoredFiles
     from retailtag.scoring.finding import Finding
@@ -197,12 +201,11 @@ class ProbeOutcome(Displayed):
     def per_tag(self) -> pa.Table:
         """One row per tag: group, support in training, out-of-fold AP, C, threshold (a logit)."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from retailtag.runs.heads import taken_ap
 
         probe, table = self.run.probe, self.catalog.table
-        heads = pq.read_table(self.folder / "heads.parquet").to_pylist()
-        taken = [row for row in heads if row["head"] == probe.head and row["chosen"]]
-        ap = {row["tag"]: row["out_of_fold_ap"] for row in taken}
+        ap = taken_ap(self.folder / "heads.parquet")[probe.head]
         return pa.table(
             {
                 "tag": list(probe.tags),
@@ -274,6 +277,87 @@ class FinetuneOutcome(Displayed):
 
 def _seed(run: FinetuneRun) -> int:
     return int(run.checkpoint.facts["settings"]["seed"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TuneOutcome(Displayed):
+    """A fitted model with other thresholds.
+
+    Parameters
+    ----------
+    run : TuneRun
+    folder : Path
+        Where the model is.
+    compute : ComputeSettings
+        Gives device and local weights to `tagger`.
+    """
+
+    run: TuneRun
+    folder: Path
+    compute: ComputeSettings
+
+    @property
+    def thresholds(self) -> NDArray[np.float32]:
+        """Logit from which each tag is given, (n_tags,); infinite: never."""
+        return self.run.tuned.thresholds
+
+    @cached_property
+    def tagger(self) -> Tagger:
+        """The model, ready to tag images; loaded on first use."""
+        return load_tagger(self.folder, self.compute)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the thresholds do besides maximising their objective."""
+        tuned, notes = self.run.tuned, []
+        if self.run.n_never:
+            notes.append(f"{self.run.n_never:,} tags do not reach the objective: never given.")
+        if tuned.shift:
+            notes.append(
+                f"All thresholds were raised by {tuned.shift:.3g} logits, to {tuned.max_tags:g} "
+                "tags an image."
+            )
+        return (*notes, f"Folder: {self.folder}")
+
+    def views(self) -> Iterable[View]:
+        """What the thresholds give on the images that they were tuned on."""
+        rows = ({"thresholds": n, **asdict(given)} for n, given in self.run.given.items())
+        yield View(f"Thresholds, rule {self.run.tuned.rule}", table_of(rows), self.notes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AuditOutcome(Displayed):
+    """Labels that are likely wrong.
+
+    Parameters
+    ----------
+    audit : Audit
+    out : Path
+        CSV of the suspects.
+    """
+
+    audit: Audit
+    out: Path
+
+    @property
+    def suspects(self) -> pa.Table:
+        """One row per product and tag, the most suspicious first."""
+        return table_of(asdict(suspect) for suspect in self.audit.suspects)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many there are, and where."""
+        images = "validation" if self.audit.is_validation else "training"
+        kinds = [s.kind for s in self.audit.suspects]
+        return (
+            f"{len(kinds):,} labels of {self.audit.n_images:,} {images} images: "
+            f"{kinds.count('error'):,} likely errors, {kinds.count('gap'):,} likely gaps.",
+            f"Suspects: {self.out}",
+        )
+
+    def views(self) -> Iterable[View]:
+        """The suspects."""
+        yield View("Suspicious labels", self.suspects, self.notes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

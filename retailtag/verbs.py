@@ -59,6 +59,8 @@ USES: dict[str, tuple[str, ...]] = {
         *("latency.engines", "latency.batches", "decide.price_per_hour"),
     ),
     "check": (*CATALOG, *READING[:2], "compute.workers"),
+    "audit": ("catalog.path", *CATALOG),
+    "tune": ("catalog.path", *CATALOG, "score.seed"),
     "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),

@@ -24,6 +24,7 @@ BASE = {
     "version",
     "display",
     "memory",
+    "tuning_scores",
 }
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "arrow": {"errors", "files"},
     "artefacts": {"errors", "files"},
+    "tuning_scores": {"artefacts", "errors"},
     "lock": {"errors", "files"},
     "npz": {"errors"},
     "memory": {"errors"},

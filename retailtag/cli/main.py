@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from retailtag.allocator import keep_freed_memory
 from retailtag.cli import (  # each registers its command
+    audit,
     bakeoff,
     catalog,
     compare,
@@ -31,6 +32,7 @@ from retailtag.cli import (  # each registers its command
     predict,
     probe,
     score,
+    tune,
 )
 from retailtag.cli.app import app
 from retailtag.cli.options import with_bare_sweep
@@ -62,7 +64,10 @@ NO_MEMORY = (
 __all__ = ["app", "main", "run"]
 
 # Importing a module registers its command; the names keep a linter from dropping the imports.
-COMMANDS = (bakeoff, compare, demo, extract, finetune, init, latency, predict, probe, score)
+COMMANDS = (
+    *(audit, bakeoff, compare, demo, extract, finetune, init, latency, predict, probe),
+    *(score, tune),
+)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")

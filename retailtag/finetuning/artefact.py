@@ -23,8 +23,10 @@ from retailtag.artefacts import (
     TensorRule,
     write_model,
 )
+from retailtag.tuning_scores import TuningScores
 
 FILE = "checkpoint.safetensors"
+VALIDATION = "validation.safetensors"  # optional; see `Checkpoint.validation`
 HEAD = {
     "weight": TensorRule("F32", ("tags", "dim"), FINITE),
     "bias": TensorRule("F32", ("tags",), FINITE),
@@ -51,6 +53,9 @@ class Checkpoint:
     bias: NDArray[np.float32]  # (n_tags,)
     thresholds: NDArray[np.float32]  # (n_tags,)
     facts: dict[str, Any] = field(default_factory=dict)  # JSON-able: settings, epoch, digests
+    # Of the validation set, where the thresholds were tuned on it; written by `save`, and read by
+    # `load_validation` alone
+    validation: TuningScores | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``checkpoint.safetensors`` and ``checkpoint.json``, which binds it."""
@@ -60,7 +65,12 @@ class Checkpoint:
         for name in HEAD:
             tensors[f"head.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
         header = {"backbone": self.backbone, "tags": list(self.tags), "facts": self.facts}
-        write_model(folder, KIND, header, {FILE: save(tensors, metadata=BOUND)})
+        files = {FILE: save(tensors, metadata=BOUND)}
+        if self.validation is not None:
+            files[VALIDATION] = self.validation.to_bytes()
+        write_model(folder, KIND, header, files)
+        if self.validation is None:  # of an earlier fine-tune in the same folder
+            (folder / VALIDATION).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -75,3 +85,8 @@ class Checkpoint:
         head = {name: tensors[f"head.{name}"].numpy() for name in HEAD}
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)
+
+
+def load_validation(folder: Path) -> TuningScores:
+    """Scores that a fine-tune's thresholds were tuned on; raises as `TuningScores.read` does."""
+    return TuningScores.read(StoredModel(folder, KIND), VALIDATION)

@@ -27,8 +27,10 @@ from retailtag.errors import ArtefactError
 from retailtag.probes.heads.knn import FILE as KNN_FILE
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.scaling import SCALES, is_unit, unit_rows
+from retailtag.tuning_scores import TuningScores
 
 FILE = "probe.safetensors"
+OUT_OF_FOLD = "out_of_fold.safetensors"  # optional; probes of earlier versions have none
 TENSORS = {
     "weight": TensorRule("F32", ("tags", "dim"), FINITE),
     "bias": TensorRule("F32", ("tags",), FINITE),
@@ -67,6 +69,8 @@ class Probe:
     scale: str = "standardise"  # kind of scaling that C was chosen under
     head: str = "logistic"  # or ridge, text, knn
     vote: KnnVote | None = None  # gives the logits of head ``knn``
+    # Of the training images; written by `save`, and read by `load_out_of_fold` alone
+    out_of_fold: TuningScores | None = None
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
@@ -87,11 +91,11 @@ class Probe:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `save` writes."""
-        names = (FILE, "probe.json")
-        return names if self.vote is None else (*names, KNN_FILE)
+        optional = {KNN_FILE: self.vote, OUT_OF_FOLD: self.out_of_fold}
+        return (FILE, "probe.json", *(name for name, has in optional.items() if has is not None))
 
     def save(self, folder: Path) -> None:
-        """Write ``probe.safetensors``, the bank of a vote, and ``probe.json``, which binds them."""
+        """Write ``probe.safetensors``, what else `files` names, and ``probe.json``, binding all."""
         from safetensors.numpy import save
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
@@ -106,9 +110,11 @@ class Probe:
             files[KNN_FILE] = self.vote.bank.to_bytes()
             counts = self.vote.counts.tolist()
             header["knn"] = {"counts": counts, "temperature": self.vote.temperature}
+        if self.out_of_fold is not None:
+            files[OUT_OF_FOLD] = self.out_of_fold.to_bytes()
         write_model(folder, KIND, header, files)
-        if self.vote is None:  # the bank of an earlier probe in the same folder
-            (folder / KNN_FILE).unlink(missing_ok=True)
+        for name in {KNN_FILE, OUT_OF_FOLD} - {*self.files}:  # of an earlier probe in this folder
+            (folder / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
@@ -128,6 +134,11 @@ class Probe:
             vote=_vote(stored) if header["head"] == "knn" else None,
             **arrays,
         )
+
+
+def load_out_of_fold(folder: Path) -> TuningScores:
+    """Out-of-fold scores of a probe's training images; raises as `TuningScores.read` does."""
+    return TuningScores.read(StoredModel(folder, KIND), OUT_OF_FOLD)
 
 
 def _vote(stored: StoredModel) -> KnnVote:

@@ -89,14 +89,24 @@ def threshold_f1(
     half = halves(catalog, rows, tuning.seed)
     if half is None:
         return {}
-    labels = catalog.table.labels[rows]
-    group = catalog.table.group
     # Where the rule is chosen, each half chooses its own by the same folds. C (or the epoch) is not
     # cross-fit: it was chosen on all of these images.
     fold = fold if tuning.rule == AUTO else None
     crossed = crossed_cells(catalog, rows, logits, tuning, half, fold)
+    return f1_of_cells(catalog, rows, logits >= thresholds, crossed)
+
+
+def f1_of_cells(
+    catalog: Catalog,
+    rows: NDArray[np.intp],
+    in_sample: NDArray[np.bool_],
+    crossed: NDArray[np.bool_],
+) -> dict[str, dict[str, float]]:
+    """What `threshold_f1` gives, from the tags given (n_images, n_tags) in sample and cross-fit."""
+    labels = catalog.table.labels[rows]
+    group = catalog.table.group
     # In sample, each threshold fits its own noise: the difference of the two is the optimism.
-    given: dict[str, Any] = {"in_sample": logits >= thresholds, "cross_fit": crossed}
+    given: dict[str, Any] = {"in_sample": in_sample, "cross_fit": crossed}
     f1 = {name: f1_from_counts(tag_counts(cells, labels)) for name, cells in given.items()}
     scopes = {"all": np.ones(len(group), bool), "tail": group == "tail"}
     return {

@@ -13,7 +13,7 @@ from retailtag.backbones.factory import load_backbone
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, UsageError
 from retailtag.files import parse_json, write_text
-from retailtag.finetuning.artefact import Checkpoint
+from retailtag.finetuning.artefact import VALIDATION, Checkpoint
 from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
@@ -109,7 +109,8 @@ def run_finetune(
     predictions.save(out / "predictions.npz")
     history = training.result.history
     write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    record = write_record(out, FILES, training.inputs, cost, machine=describe_machine(device))
+    files = (*FILES, VALIDATION) if checkpoint.validation else FILES
+    record = write_record(out, files, training.inputs, cost, machine=describe_machine(device))
     training.remove_snapshots()
     return FinetuneRun(checkpoint, predictions, history, training.result.best_epoch, record)
 

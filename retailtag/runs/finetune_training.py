@@ -42,6 +42,7 @@ from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
 from retailtag.thresholds.tuning import Tuned, Tuning
+from retailtag.tuning_scores import TuningScores
 
 REFIT_SNAPSHOT = "resume-refit.pt"
 CACHE_SUFFIX = "-trunk"  # of the folder of cached activations, beside that of the feature stores
@@ -282,7 +283,10 @@ class FinetuneTraining:
         state = {k: v.detach().cpu() for k, v in self.backbone.module.state_dict().items()}
         tags = self.catalog.table.tags
         thresholds = self.tuned.thresholds
-        return Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts)
+        # A probe that was kept has its own thresholds, tuned on its out-of-fold scores.
+        ids = self.catalog.image_ids[self.images.val.rows]
+        scores = None if self.is_probe else TuningScores(ids, self.result.val_logits)
+        return Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts, scores)
 
     def predictions(self, facts: dict[str, Any]) -> Predictions:
         """Scores of the test images, each decoded once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,3 +179,14 @@ def head_rows(
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def taken_ap(path: Path) -> dict[str, dict[str, float]]:
+    """Out-of-fold AP of each tag by head, at the candidates chosen, from the table of heads."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, dict[str, float]] = {}
+    for row in pq.read_table(path).to_pylist():
+        if row["chosen"]:
+            found.setdefault(row["head"], {})[row["tag"]] = row["out_of_fold_ap"]
+    return found

@@ -55,6 +55,7 @@ from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
 from retailtag.thresholds.tuning import Tuning
+from retailtag.tuning_scores import TuningScores
 from retailtag.version import __version__
 
 FILES = ("sweep.parquet", "heads.parquet", "predictions.npz")  # besides those of the probe
@@ -159,7 +160,7 @@ def run_probe(
         **seen_in_training(catalog, store, rest.rows, train.rows),
         "threshold_f1": fitted.threshold_f1(catalog, train.rows, tuning_of(settings)),
     }
-    probe = fitted.probe(catalog, facts)
+    probe = fitted.probe(catalog, train.rows, facts)
     predictions = _predict(probe, catalog, rest, train)
     _save(out, probe, predictions, fitted.chosen, catalog.table.group)
     findings = grid_findings(fitted.chosen.sweep, catalog.table.group, settings.choose_C)
@@ -235,8 +236,9 @@ class _Fitted:
         fold = self.chosen.sweep.fold
         return threshold_f1(catalog, rows, taken.scores, taken.tuned.thresholds, tuning, fold)
 
-    def probe(self, catalog: Catalog, facts: dict[str, Any]) -> Probe:
-        """The artefact."""
+    def probe(self, catalog: Catalog, rows: NDArray[np.intp], facts: dict[str, Any]) -> Probe:
+        """The artefact; `rows` (n_images,) are the training images."""
+        fold = self.chosen.sweep.fold
         return Probe(
             catalog.table.tags,
             self.weight,
@@ -247,6 +249,7 @@ class _Fitted:
             self.chosen.sweep.scale,
             self.taken.head.name,
             self.vote,
+            TuningScores(catalog.image_ids[rows], self.taken.scores, fold),
         )
 
 

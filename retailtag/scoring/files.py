@@ -305,14 +305,19 @@ def _catalogs(
 ) -> list[Catalog]:
     """Catalogue of each model; each distinct one is read once."""
     read = once(read)
-    found = []
-    for path, model in zip(paths, models, strict=True):
-        where = catalog or model.provenance.get("catalog")
-        how = {} if catalog else model.provenance.get("catalog_args") or {}
-        if where is None:
-            raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
-        try:
-            found.append(read(Path(where), **{k: v for k, v in how.items() if k != "path"}))
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from error
-    return found
+    pairs = zip(paths, models, strict=True)
+    return [recorded_catalog(path, model, read, catalog) for path, model in pairs]
+
+
+def recorded_catalog(
+    path: Path, model: Predictions, read: ReadCatalog, catalog: Path | None = None
+) -> Catalog:
+    """The catalogue of the predictions at `path`, unless it is given; `UsageError` without any."""
+    where = catalog or model.provenance.get("catalog")
+    how = {} if catalog else model.provenance.get("catalog_args") or {}
+    if where is None:
+        raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
+    try:
+        return read(Path(where), **{k: v for k, v in how.items() if k != "path"})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error

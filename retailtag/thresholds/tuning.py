@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,11 +51,15 @@ class Tuning:
         there. ``inf`` where it is never reached: the tag is never given.
     seed : int
         Of the replicates.
+    max_tags : float, optional
+        Most tags an image on average. Where the rule gives more, all thresholds are raised by one
+        number of logits, the smallest that brings them down to it.
 
     Raises
     ------
     UsageError
-        If the rule or the objective is unknown, or the rule has no form for a precision.
+        If the rule or the objective is unknown, the rule has no form for a precision, or `max_tags`
+        is not above 0.
 
     Notes
     -----
@@ -77,6 +82,7 @@ class Tuning:
     rule: str = AUTO
     objective: str = "f1"
     seed: int = 0
+    max_tags: float | None = None
 
     def __post_init__(self) -> None:
         known = (AUTO, *RULES)
@@ -86,6 +92,12 @@ class Tuning:
             raise UsageError(
                 f"--thresholds {self.rule} maximises F-beta and cannot aim at --objective "
                 f"{self.objective}; use one of {', '.join((AUTO, *PRECISION_RULES))}."
+            )
+
+        if self.max_tags is not None and not 0 < self.max_tags < math.inf:
+            raise UsageError(
+                f"--max-tags {self.max_tags:g} is out of range; give the most tags an image, above "
+                "0, such as 12."
             )
 
     @property
@@ -127,7 +139,10 @@ class Tuning:
             elif self.rule == AUTO:
                 rule = _validation_rule(tags, group)
         rules = ThresholdRules(tags, group, self.goal, _replicates(tags, self.seed))
-        return Tuned(rules.thresholds(rule), rule, self.objective, scores, f)
+        thresholds = rules.thresholds(rule)
+        shift = 0.0 if self.max_tags is None else smallest_shift(tags, thresholds, self.max_tags)
+        thresholds = (thresholds + np.float32(shift)).astype(np.float32)
+        return Tuned(thresholds, rule, self.objective, scores, f, self.max_tags, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +158,51 @@ class Tuned:
     cross_fit: dict[str, dict[str, float]] = field(default_factory=dict)
     # (n_tags,), cross-fit F-beta under the rule, NaN without a positive; None without a cross-fit
     f: Floats | None = None
+    max_tags: float | None = None
+    shift: float = 0.0  # by which all thresholds were raised for `max_tags`
 
     @property
     def facts(self) -> dict[str, Any]:
         """What artefacts record, JSON-able."""
-        return {"rule": self.rule, "objective": self.objective, "cross_fit": self.cross_fit}
+        facts: dict[str, Any] = {"rule": self.rule, "objective": self.objective}
+        if self.max_tags is not None:
+            facts |= {"max_tags": self.max_tags, "shift": self.shift}
+        return {**facts, "cross_fit": self.cross_fit}
+
+
+def smallest_shift(
+    tags: Sequence[RankedTag], thresholds: NDArray[np.float32], max_tags: float
+) -> float:
+    """Smallest rise of all thresholds (n_tags,) that gives at most `max_tags` an image on average.
+
+    0 where they give no more as they are. A tag with unknown cells is taken to be given among them
+    as often as among the others.
+
+    Examples
+    --------
+    >>> logits = np.array([[3.0, 1.0], [2.0, 0.5]], np.float32)
+    >>> tags = rank_tags(logits, np.array([[1, 0], [1, 1]], np.int8))
+    >>> smallest_shift(tags, np.zeros(2, np.float32), 1.0)
+    1.5
+    """
+    margins, shares = [np.zeros(0)], [np.zeros(0)]
+    for tag, threshold in zip(tags, thresholds.tolist(), strict=True):
+        if math.isfinite(threshold) and len(tag.negated):
+            margin = -tag.negated.astype(np.float64) - threshold
+            margins.append(margin[margin >= 0])
+            shares.append(np.full(len(margins[-1]), 1 / len(tag.negated)))
+    margin = np.concatenate(margins)
+    order = np.argsort(-margin, kind="stable")
+    margin = margin[order]
+    total = np.cumsum(np.concatenate(shares)[order])
+    # The rounding of sums of 1 / n must not turn exactly max_tags into more.
+    n_kept = int(np.searchsorted(total, max_tags * (1 + 1e-9), side="right"))
+    if n_kept == len(margin):
+        return 0.0
+    dropped = float(margin[n_kept])
+    higher = margin[margin > dropped]  # cells that are equal are given together or not at all
+    # Half way to the next higher cell, so that rounding to float32 decides nothing.
+    return (dropped + float(higher[-1])) / 2 if len(higher) else dropped + 1.0
 
 
 def _cross_fit(

@@ -42,11 +42,12 @@ from retailtag.backbones.weights import Target
 from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.snapshots import Snapshots
-from retailtag.probes.artefact import Probe
+from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.solver.fits import ProbeFits
 from retailtag.tagger.tagger import Tagger
+from retailtag.tuning_scores import TuningScores
 
 TAGS = ("blue", "colour:red", "dotted")
 RNG = np.random.default_rng(0)
@@ -221,7 +222,51 @@ def _model(form: str, make: Any, name: str, others: tuple[str, ...] = ()) -> For
     )
 
 
+def make_scores(folder: Path) -> None:
+    scores = TuningScores(
+        np.array(["i0", "i1", "ï2", "i3"]),
+        RNG.standard_normal((4, 3)).astype(np.float32),
+        np.array([0, 1, 1, 0]),
+    )
+    C = np.array([0.1, 1, 10])
+    Probe(**_head(_dim()), C=C, facts=_facts(), out_of_fold=scores).save(folder)
+
+
+def read_scores(folder: Path) -> Any:
+    scores = load_out_of_fold(folder)
+    need(scores.logits.shape == (len(scores.image_ids), len(TAGS)), "shape")
+    fold = None if scores.fold is None else scores.fold.tolist()
+    return [scores.image_ids.tolist(), fold, scores.logits]
+
+
+def second_scores(folder: Path) -> Any:
+    header = json.loads((folder / "probe.json").read_bytes())
+    need(header["files"]["probe.json"] == digest_of(header, "probe.json"), "digest")
+    body = (folder / "out_of_fold.safetensors").read_bytes()
+    digest = hashlib.sha256(body).hexdigest()
+    need(header["files"]["out_of_fold.safetensors"] == digest, "digest")
+    tensors = stored_tensors(body)
+    need(set(tensors) == {"scores", "fold", "ids"}, "names")
+    need([tensors[k].dtype.str for k in ("scores", "fold", "ids")] == ["<f2", "<i4", "|u1"])
+    ids = json.loads(tensors["ids"].tobytes().decode())
+    need(isinstance(ids, list) and all(isinstance(i, str) and i for i in ids))
+    need(len(set(ids)) == len(ids) == len(tensors["fold"]) > 0)
+    need(tensors["scores"].shape == (len(ids), len(TAGS)) and tensors["fold"].ndim == 1)
+    need(bool(np.isfinite(tensors["scores"]).all() and (tensors["fold"] >= -1).all()))
+    fold = tensors["fold"].tolist()
+    return [ids, None if max(fold) < 0 else fold, tensors["scores"].astype(np.float32)]
+
+
 MODELS = (
+    Format(
+        "out-of-fold scores",
+        make_scores,
+        {"out_of_fold.safetensors": of_safetensors},
+        read_scores,
+        second_scores,
+        codes=(3, 4),
+        bind=bind("probe"),
+    ),
     _model("probe", make_probe, "probe"),
     _model("knn probe", make_knn, "probe", ("knn.safetensors",)),
     _model("fine-tune", make_finetune, "checkpoint"),

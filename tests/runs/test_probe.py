@@ -81,7 +81,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-OUTPUTS = ("probe.safetensors", "predictions.npz", "sweep.parquet", "heads.parquet")
+OUTPUTS = (
+    "probe.safetensors",
+    "out_of_fold.safetensors",
+    "predictions.npz",
+    "sweep.parquet",
+    "heads.parquet",
+)
 
 
 def same_end(a, b):

@@ -1,0 +1,53 @@
+"""`retailtag audit`: labels that are likely wrong."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retailtag.cli.app import app
+from retailtag.cli.tune import RunArgument
+from retailtag.cli.verb import Call, command
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retailtag.outcomes import AuditOutcome
+
+SHOWN = 20  # rows on the terminal
+
+
+@command(app, "audit", catalogue=False)
+def audit(
+    call: Call,
+    run: RunArgument,
+    top: Annotated[int, typer.Option("--top", metavar="N", help="Labels to list.")] = 1000,
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("audit.csv"),
+) -> None:
+    """List labels of the training images that are likely wrong, most suspicious first.
+
+    An error is a tag that the product is given and does not seem to show, a gap one that it lacks
+    and seems to show, by scores of fits on other products. Of a bake-off the probe of the
+    recommended backbone is taken.
+    """
+    from retailtag import api
+
+    made = api.audit(run, top=top, out=out, settings=call.settings)
+    call.output.print(_table(made), *made.notes)
+    suspects = [asdict(suspect) for suspect in made.audit.suspects]
+    call.output.result({"out": str(out), "n_images": made.audit.n_images, "suspects": suspects})
+
+
+def _table(made: AuditOutcome) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"Suspicious labels of {made.audit.n_products:,} products")
+    for column in ("rank", "kind", "tag", "product", "image"):
+        table.add_column(column, overflow="fold")
+    table.add_column("suspicion", justify="right")
+    for s in made.audit.suspects[:SHOWN]:
+        table.add_row(str(s.rank), s.kind, s.tag, s.product, s.path, f"{s.suspicion:.1f}")
+    return table

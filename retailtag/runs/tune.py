@@ -1,0 +1,195 @@
+"""Thresholds tuned again, for another objective, on the scores that a model kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailtag.catalog.catalog import Catalog
+from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.finetuning.artefact import Checkpoint, load_validation
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe, load_out_of_fold
+from retailtag.runs.evidence import crossed_cells, f1_of_cells, halves
+from retailtag.scoring.metrics import f1_from_counts, macro, ratio, tag_counts
+from retailtag.thresholds.tuning import AUTO, Tuned, Tuning
+from retailtag.tuning_scores import TuningScores
+
+PREDICTIONS = "predictions.npz"
+BEFORE, AFTER, CROSS_FIT = "before", "after", "after, cross-fit"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What some thresholds give on the kept scores."""
+
+    tags_per_image: float
+    precision: float  # of all cells given (micro)
+    recall: float
+    macro_f1: float
+    tail_macro_f1: float
+
+    @classmethod
+    def of(cls, cells: NDArray[np.bool_], labels: NDArray[np.int8], tail: NDArray[np.bool_]) -> Any:
+        """From tags given and labels, both (n_images, n_tags); `tail` is (n_tags,)."""
+        counts = tag_counts(cells, labels)
+        tp = counts.tp.sum()
+        f1 = f1_from_counts(counts)
+        return cls(
+            float(cells.sum() / max(len(cells), 1)),
+            float(ratio(tp, counts.predicted.sum())),
+            float(ratio(tp, counts.positives.sum())),
+            macro(f1),
+            macro(f1, tail),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TuneRun:
+    """A model with other thresholds, and what these give on the images that they were tuned on."""
+
+    folder: Path
+    tuned: Tuned
+    # By `BEFORE`, `AFTER` and, with two products or more, `CROSS_FIT`, where each half of the
+    # images is given tags by the thresholds tuned on the other
+    given: dict[str, Given]
+    n_images: int
+    is_validation: bool  # scores of a validation set, not out-of-fold scores
+    n_never: int  # tags with an infinite threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A probe or a fine-tune with the scores that its thresholds are tuned on."""
+
+    model: Probe | Checkpoint
+    scores: TuningScores
+    predictions: Predictions
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Read the folder of a run.
+
+        Raises
+        ------
+        DataError
+            If it holds no model.
+        ArtefactError
+            If it keeps no scores, or a file is damaged.
+        """
+        model: Probe | Checkpoint
+        if (folder / "checkpoint.json").exists():
+            model = Checkpoint.load(folder)
+            if model.facts.get("is_probe"):
+                raise DataError(
+                    f"{folder} is a fine-tune that kept its probe; name the folder of the probe."
+                )
+            scores = load_validation(folder)
+        elif (folder / "probe.json").exists():
+            model = Probe.load(folder)
+            scores = load_out_of_fold(folder)
+        else:
+            raise DataError(f"{folder} holds no probe or fine-tune; name the folder of a run.")
+        predictions = Predictions.load(folder / PREDICTIONS)
+        if predictions.tags != model.tags:
+            raise ArtefactError(
+                f"{folder / PREDICTIONS} has other tags than the model beside it; remove this "
+                "folder and run the same command again."
+            )
+        return cls(model, scores, predictions)
+
+    def rows(self, catalog: Catalog) -> NDArray[np.intp]:
+        """Rows of the scores' images in the catalogue that the model was fitted on."""
+        if catalog.digest != self.model.facts["catalog_digest"]:
+            raise ArtefactError(
+                f"{catalog.path} has changed since the model was fitted; fit it again, or name the "
+                "catalogue that it was fitted on with --catalogue."
+            )
+        row = {i: k for k, i in enumerate(catalog.image_ids.tolist())}
+        if strange := [i for i in self.scores.image_ids.tolist() if i not in row]:
+            raise ArtefactError(
+                f"The kept scores are of images that {catalog.path} lacks ({strange[0]}); fit the "
+                "model again."
+            )
+        return np.array([row[i] for i in self.scores.image_ids.tolist()], np.intp)
+
+
+def run_tune(
+    folder: Path, tuning: Tuning, out: Path, read: Callable[[Predictions], Catalog]
+) -> TuneRun:
+    """Tune the thresholds of a model again and write it, with its predictions, into `out`.
+
+    `folder` is that of a probe or a fine-tune; ``read(predictions)`` reads its catalogue, whose
+    labels of the training or validation images are what thresholds are tuned on.
+
+    Raises
+    ------
+    UsageError
+        If `out` holds something.
+    DataError, ArtefactError
+        As `Model.load` and `Model.rows` do.
+    """
+    check_empty(out)
+    found = Model.load(folder)
+    catalog = read(found.predictions)
+    rows = found.rows(catalog)
+    scores, group = found.scores, catalog.table.group
+    labels = catalog.table.labels[rows]
+    tuned = tuning.tune(scores.logits, labels, group, scores.fold)
+    is_tail = group == "tail"
+    cells = {
+        BEFORE: scores.logits >= found.model.thresholds,
+        AFTER: scores.logits >= tuned.thresholds,
+    }
+    half = halves(catalog, rows, tuning.seed)
+    threshold_f1: dict[str, dict[str, float]] = {}
+    if half is not None:
+        fold = scores.fold if tuning.rule == AUTO else None
+        cells[CROSS_FIT] = crossed_cells(catalog, rows, scores.logits, tuning, half, fold)
+        threshold_f1 = f1_of_cells(catalog, rows, cells[AFTER], cells[CROSS_FIT])
+    facts = {
+        **found.model.facts,
+        "settings": {
+            **found.model.facts.get("settings", {}),
+            "objective": tuning.objective,
+            "thresholds": tuning.rule,
+        },
+        "thresholds": tuned.facts,
+        "threshold_f1": threshold_f1,
+    }
+    _save(found, tuned, facts, out)
+    return TuneRun(
+        folder=out,
+        tuned=tuned,
+        given={name: Given.of(given, labels, is_tail) for name, given in cells.items()},
+        n_images=len(rows),
+        is_validation=isinstance(found.model, Checkpoint),
+        n_never=int(np.isposinf(tuned.thresholds).sum()),
+    )
+
+
+def check_empty(out: Path) -> None:
+    """Raise `UsageError` for a folder that holds something."""
+    if out.exists() and not (out.is_dir() and not any(p.name != ".lock" for p in out.iterdir())):
+        raise UsageError(f"{out} exists; name a new folder with --out, or remove it.")
+
+
+def _save(found: Model, tuned: Tuned, facts: dict[str, Any], out: Path) -> None:
+    if isinstance(found.model, Checkpoint):
+        model: Probe | Checkpoint = replace(
+            found.model, thresholds=tuned.thresholds, facts=facts, validation=found.scores
+        )
+    else:
+        model = replace(
+            found.model, thresholds=tuned.thresholds, facts=facts, out_of_fold=found.scores
+        )
+    model.save(out)
+    provenance = {**found.predictions.provenance, **facts}
+    replace(found.predictions, thresholds=tuned.thresholds, provenance=provenance).save(
+        out / PREDICTIONS
+    )

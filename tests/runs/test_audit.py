@@ -1,0 +1,128 @@
+"""The audit of labels: planted faults come first, and rare tags are no faults."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import retailtag as rt
+from retailtag.catalog.catalog import Catalog
+from retailtag.catalog.table import TagTable
+from retailtag.cli.main import run
+from retailtag.errors import UsageError
+from retailtag.predictions import Predictions
+from retailtag.probes.artefact import Probe
+from retailtag.runs.audit import ERROR, GAP, audit, calibrated
+from retailtag.runs.tune import Model
+from retailtag.tuning_scores import TuningScores
+
+N, TAGS = 400, ("common", "rare", "=odd", "never")
+
+
+class NoImages:
+    def read(self, index):
+        raise AssertionError("an audit reads no image")
+
+    def name(self, index):
+        return f"images/{index}.jpg"
+
+
+def make(seed=0):
+    """A catalogue of products with two images each, and scores that follow the true labels."""
+    rng = np.random.default_rng(seed)
+    product = np.repeat(np.arange(N // 2), 2)
+    truth = rng.random((N // 2, 4)) < np.array([0.4, 0.03, 0.2, 0])
+    truth[:8, 1] = True
+    truth = truth[product]
+    # scores of a rare tag are low even where it is right
+    logits = rng.normal(size=truth.shape) + 6 * truth - np.array([3, 7, 3, 7])
+    labels = truth.astype(np.int8)
+    wrong = {(20, 0), (30, 2), (2, 1), (100, 0)}  # products whose label is turned
+    for p, tag in wrong:
+        labels[product == p, tag] ^= 1
+    labels[5, 0] = -1
+    ids = np.array([f"i{k:03d}" for k in range(N)])
+    catalog = Catalog(
+        Path("catalogue.csv"), ids, np.full(N, "train"), np.char.add("p", product.astype(str)),
+        np.full(N, ""), TagTable.build(TAGS, labels, np.ones(N, bool)), NoImages(),
+    )  # fmt: skip
+    probe = Probe(
+        TAGS, np.zeros((4, 2), np.float32), np.zeros(4, np.float32), np.zeros(4, np.float32),
+        np.ones(4), {"catalog_digest": catalog.digest},
+        out_of_fold=TuningScores(ids, logits.astype(np.float32), product % 3),
+    )  # fmt: skip
+    nothing = np.zeros((0, 4), np.float32)
+    predictions = Predictions(ids[:0], TAGS, nothing, probe.thresholds, ids, {})
+    return catalog, Model(probe, probe.out_of_fold, predictions), truth, wrong
+
+
+def test_planted_faults_come_first():
+    catalog, model, truth, wrong = make()
+    found = audit(model, catalog, top=len(wrong))
+    assert {(int(s.product[1:]), TAGS.index(s.tag)) for s in found.suspects} == wrong
+    assert [s.rank for s in found.suspects] == [1, 2, 3, 4]
+    scores = [s.suspicion for s in found.suspects]
+    assert scores == sorted(scores, reverse=True)
+    for s in found.suspects:
+        k = int(s.product[1:])
+        assert s.kind == (GAP if truth[2 * k, TAGS.index(s.tag)] else ERROR)
+        assert s.n_images == 2
+        assert s.image_id in (f"i{2 * k:03d}", f"i{2 * k + 1:03d}")
+        assert s.path == f"images/{int(s.image_id[1:])}.jpg"
+    assert found.n_products == N // 2
+    assert not found.is_validation
+
+
+def test_right_labels_of_a_rare_tag_are_less_suspicious_than_a_fault():
+    """Its positives score far below even odds, but far above images in general."""
+    catalog, model, truth, wrong = make()
+    everything = audit(model, catalog, top=10_000).suspects
+    rare = [s for s in everything if s.tag == "rare" and s.kind == ERROR]
+    z = calibrated(model.scores.logits, catalog.table.labels, catalog.table.group)
+    assert (z[truth[:, 1], 1] < 0).mean() > 0.5
+    assert max(s.suspicion for s in rare) < everything[len(wrong) - 1].suspicion
+    assert not any(s.tag == "never" for s in everything)  # no image carries it
+
+
+def test_every_cell_is_listed_once_and_unknown_ones_are_not():
+    catalog, model, _, _ = make()
+    everything = audit(model, catalog, top=10_000).suspects
+    cells = [(s.product, s.tag, s.kind) for s in everything]
+    assert len(set(cells)) == len(cells) == 3 * N // 2
+    (half,) = [s for s in everything if (s.product, s.tag) == ("p2", "common")]
+    assert half.n_images == 1  # the other image's label is unknown
+
+
+def test_blocks_of_tags_change_nothing(monkeypatch):
+    catalog, model, _, _ = make()
+    whole = audit(model, catalog, top=30)
+    monkeypatch.setattr("retailtag.runs.audit.TAGS_AT_ONCE", 1)
+    assert audit(model, catalog, top=30).suspects == whole.suspects
+
+
+def test_a_validation_set_is_told_and_no_rows_are_refused():
+    catalog, model, _, _ = make()
+    scores = replace(model.scores, fold=None)
+    assert audit(replace(model, scores=scores), catalog, top=1).is_validation
+    with pytest.raises(UsageError, match="--top 0 must be at least 1"):
+        audit(model, catalog, top=0)
+
+
+def test_the_command_writes_a_csv(tmp_path, monkeypatch, capsys):
+    catalog, model, _, wrong = make()
+    model.model.save(tmp_path / "run")
+    model.predictions.save(tmp_path / "run" / "predictions.npz")
+    made = rt.audit(tmp_path / "run", top=4, out=tmp_path / "a.csv", catalog=catalog)
+    assert made.suspects.num_rows == 4
+    with (tmp_path / "a.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert {row["tag"] for row in rows} == {"common", "rare", "'=odd"}  # no formula
+    monkeypatch.setattr("retailtag.scoring.files.recorded_catalog", lambda *a: catalog)
+    assert run(["audit", str(tmp_path / "run"), "--out", str(tmp_path / "b.csv"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["suspects"][0]["kind"] in (ERROR, GAP)
+    assert len(wrong) == 4
