@@ -80,6 +80,23 @@ def canonical(backbone_id: str) -> str:
     return "+".join(str(resolve_id(component)) for component in components_of(backbone_id))
 
 
+def pretraining_of(backbone_id: str) -> str:
+    """How the published weights of an id were trained; of ``A+B`` each way that occurs.
+
+    ``supervised``, ``self-supervised`` or ``image-text`` by the names in the id; imported
+    embeddings are a kind of their own. Local weights under the id may be anything.
+
+    Examples
+    --------
+    >>> [pretraining_of(b) for b in ("cnn", "dinov2", "clip", "own:mine")]
+    ['supervised', 'self-supervised', 'image-text', 'own:mine']
+    >>> pretraining_of("dinov2+clip")
+    'image-text + self-supervised'
+    """
+    ids = map(resolve_id, components_of(backbone_id))
+    return " + ".join(sorted({FAMILIES[i.scheme].pretraining(i.model, i.tag) for i in ids}))
+
+
 def resolve_id(backbone_id: str) -> BackboneId:
     """Parse an id, expanding presets; imports neither torch nor a model library.
 

@@ -7,10 +7,19 @@ depends on `retailtag.demo`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+SUPERVISED = "supervised"
+SELF_SUPERVISED = "self-supervised"
+IMAGE_TEXT = "image-text"
+# Words of timm's names. Weights that were fine-tuned on labels afterwards are supervised, whatever
+# they started from.
+_IMAGE_TEXT_WORDS = ("clip", "siglip", "openai", "laion", "datacomp", "metaclip", "dfn", "webli")
+_SELF_SUPERVISED_WORDS = ("dino", "mae", "fcmae", "ijepa", "lvd", "sat493m")
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,9 @@ class Family:
     build: str  # (BackboneId, Path of local weights or None, *, random_weights) -> LoadedModel
     published: str  # BackboneId -> Published; empty if retailtag packages the weights
     split_name: Callable[[str], tuple[str, str]]  # after the scheme: model's name, weights' tag
+    # (model, tag) -> how the published weights were trained: one of the three below, or a name of
+    # its own where nobody knows
+    pretraining: Callable[[str, str], str]
     tag_separator: str = ""  # between the two in a canonical id; empty if weights have no tags
     models: tuple[str, ...] = ()  # all that an id may name; empty if the library checks them
     arguments: tuple[str, ...] = ()
@@ -42,23 +54,41 @@ def _split_open_clip_name(name: str) -> tuple[str, str]:
     return model.replace("/", "-"), tag
 
 
+def _timm_pretraining(model: str, tag: str) -> str:
+    words = re.split(r"[._-]", f"{model}.{tag}")
+    if any(word in ("ft", "augreg") for word in words):
+        return SUPERVISED
+    if any(word.startswith(_IMAGE_TEXT_WORDS) for word in words):
+        return IMAGE_TEXT
+    if any(word.startswith(_SELF_SUPERVISED_WORDS) for word in words):
+        return SELF_SUPERVISED
+    return SUPERVISED
+
+
 FAMILIES = {
     "timm": Family(
         build="retailtag.backbones.timm_models:build",
         published="retailtag.backbones.timm_models:published",
         split_name=_split_timm_name,
+        pretraining=_timm_pretraining,
         tag_separator=".",
     ),
     "open_clip": Family(
         build="retailtag.backbones.clip_models:build",
         published="retailtag.backbones.clip_models:published",
         split_name=_split_open_clip_name,
+        pretraining=lambda model, tag: IMAGE_TEXT,
         tag_separator="/",
     ),
     "demo": Family(
         build="retailtag.demo.backbones:build",
         published="",
         split_name=lambda name: (name, ""),
+        pretraining=lambda model, tag: {
+            "cnn": SUPERVISED,
+            "dino": SELF_SUPERVISED,
+            "clip": IMAGE_TEXT,
+        }[model],
         models=("cnn", "dino", "clip"),
         arguments=("crop_mode", "crop_pct", "interpolation", "mean", "size", "std"),
     ),
@@ -67,6 +97,7 @@ FAMILIES = {
         build="retailtag.backbones.imported:build",
         published="",
         split_name=lambda name: (name, ""),
+        pretraining=lambda model, tag: f"own:{model}",
     ),
 }
 

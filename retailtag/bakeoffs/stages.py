@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from retailtag.backbones import canonical, components_of, resolve_id
 from retailtag.backbones.roofline import measure_rates
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.extraction import ExtractionPass, ExtractStage, load
+from retailtag.bakeoffs.families import entrants, gains_of_names
 from retailtag.bakeoffs.pairs import (
     Pair,
     absent_finding,
@@ -41,6 +42,7 @@ from retailtag.runs.machine import describe_machine
 from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
 from retailtag.scoring.compare import hold_contest
+from retailtag.scoring.families import compare_families
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.findings import several_threads
 from retailtag.scoring.ledger import reused_split
@@ -322,6 +324,15 @@ class ReportStage(RecordedStage):
             machine=describe_machine(self.request.context.device),
             command=self.command,
             seed=score.seed,
+            families=replace(
+                compare_families(
+                    entrants(pairs, predictions),
+                    catalog,
+                    seed=score.seed,
+                    assignment=assignment,
+                ),
+                text=gains_of_names(pairs, catalog),
+            ),
             findings=(
                 *self._findings(),
                 *machine_findings(pairs),

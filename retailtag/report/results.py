@@ -12,6 +12,7 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.table import GroupCutoffs
 from retailtag.errors import DataError
 from retailtag.scoring.compare import Comparison
+from retailtag.scoring.families import NO_FAMILIES, FamilyComparison
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.strict_json import named_file, parsed_file, plain
@@ -194,6 +195,7 @@ class BakeoffResult:
     findings: tuple[Finding, ...] = ()  # on the bake-off as a whole
     rule: Rule = Rule()  # what the decision may spend, and what it weighs
     names: tuple[tuple[str, str], ...] = ()  # (backbone id, short name), where a user gave one
+    families: FamilyComparison = NO_FAMILIES  # by training count
 
     def __post_init__(self) -> None:
         repeated = [name for name, n in Counter(p.name for p in self.pairs).items() if n > 1]

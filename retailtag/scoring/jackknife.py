@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.catalog.table import POSITIVE, UNKNOWN
 from retailtag.scoring.bootstrap import ProductCounts
 from retailtag.scoring.metrics import Floats, f1
 
 BLOCK_CELLS = 1_000_000  # float64 deviations held at once: 8 MB
+MAX_EXACT_POSITIVES = 50  # up to which AP without each product is computed anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,3 +75,81 @@ def jackknife(counts: ProductCounts, scopes: NDArray[np.bool_]) -> Jackknife:
         single=single,
         event_products=np.count_nonzero(counts.positives + counts.predicted, axis=0),
     )
+
+
+def ap_gradient(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> Floats:
+    r"""Derivative of one tag's average precision by the weight of each image, (n_images,).
+
+    With weights w, :math:`T(s)` the weight of the positives that score at least s, :math:`N(s)`
+    that of all images, and P the weight of the positives,
+
+    .. math:: AP = \frac{1}{P} \sum_{i:\,y_i = 1} w_i \frac{T(s_i)}{N(s_i)}, \qquad
+       \frac{\partial AP}{\partial w_j} = \frac{1}{P} \Big[
+       y_j \Big(\frac{T(s_j)}{N(s_j)} - AP\Big)
+       + \sum_{i:\,y_i = 1,\,s_i \le s_j} \Big(\frac{y_j}{N(s_i)} - \frac{T(s_i)}{N(s_i)^2}\Big)
+       \Big]
+
+    at w = 1. `scores` and `labels` (1, 0, or -1: left out) are (n_images,); 0 everywhere for a tag
+    without a positive. The sum over all images is 0.
+
+    Examples
+    --------
+    >>> ap_gradient(np.array([0.9, 0.8, 0.7]), np.array([0, 1, 0], np.int8)).tolist()
+    [-0.25, 0.25, 0.0]
+    """
+    gradient = np.zeros(len(scores))
+    known = np.flatnonzero(labels != UNKNOWN)
+    score, truth = scores[known], labels[known] == POSITIVE
+    positives = int(truth.sum())
+    if not positives:
+        return gradient
+    own = np.sort(score[truth])  # of the positives, ascending
+    retrieved = len(score) - np.searchsorted(np.sort(score), own, side="left")  # N(s_i)
+    found = positives - np.searchsorted(own, own, side="left")  # T(s_i)
+    precision = found / retrieved
+    # Sums over the k lowest positives of 1 / N and T / N²: image j takes those with s_i <= s_j.
+    inverse = np.concatenate([[0.0], np.cumsum(1 / retrieved)])
+    lost = np.concatenate([[0.0], np.cumsum(precision / retrieved)])
+    below = np.searchsorted(own, score, side="right")
+    value = truth * inverse[below] - lost[below]
+    at_own = precision[np.searchsorted(own, score[truth], side="left")]
+    value[truth] += at_own - precision.mean()
+    gradient[known] = value / positives
+    return gradient
+
+
+def ap_deviations(
+    scores: NDArray[np.floating],
+    labels: NDArray[np.int8],
+    row: NDArray[np.intp],
+    n_products: int,
+) -> Floats:
+    """AP of one tag without each product minus that with all, (n_products,).
+
+    `row` (n_images,) is the product of each image. Exact up to `MAX_EXACT_POSITIVES` positives; of
+    more, where AP has next to no bias, to first order by `ap_gradient`. 0 for a product without
+    which the tag has no positive.
+    """
+    known = labels != UNKNOWN
+    score, truth, row = scores[known], labels[known] == POSITIVE, row[known]
+    positives = int(truth.sum())
+    if not positives:
+        return np.zeros(n_products)
+    if positives > MAX_EXACT_POSITIVES:
+        return -np.bincount(row, ap_gradient(score, labels[known]), minlength=n_products)
+    own = np.sort(score[truth])  # of the positives, ascending
+    # Images and positives of each product that score at least as much as each positive
+    # (n_products, positives): a cell counts for the positives up to its own place.
+    above, found = np.zeros((2, n_products, positives + 1), np.int64)
+    place = np.searchsorted(own, score, side="right")
+    np.add.at(above, (row, place), 1)
+    np.add.at(found, (row[truth], place[truth]), 1)
+    above = above[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    found = found[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    held = np.zeros((n_products, positives), bool)  # the product's own positives
+    held[row[truth], np.argsort(np.argsort(score[truth], kind="stable"), kind="stable")] = True
+    n_above, n_found = above.sum(axis=0), found.sum(axis=0)
+    left = np.where(held, 0.0, (n_found - found) / np.maximum(n_above - above, 1)).sum(axis=1)
+    n_left = positives - held.sum(axis=1)
+    value = float(np.mean(n_found / n_above))
+    return np.where(n_left > 0, left / np.maximum(n_left, 1) - value, 0.0)

@@ -81,6 +81,25 @@ def swap_p_values(
     return {scope: (1 + n) / (1 + n_permutations) for scope, n in as_large.items()}
 
 
+def swap_p_by_tag(
+    models: Sequence[ProductCounts],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    n_permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """As `swap_p_values`, of the F1 of every tag by itself: (n_pairs, n_tags) in (0, 1]."""
+    values = [f1(*model.totals()) for model in models]
+    observed = np.array([np.abs(values[a] - values[b]) for a, b in pairs])
+    as_large = np.zeros(observed.shape, np.int64)
+    for swapped in _signed_sums(models, n_permutations, seed) if pairs else ():
+        for k, (a, b) in enumerate(pairs):
+            first, second = _f1_of_swapped(models[a], models[b], swapped[a], swapped[b])
+            as_large[k] += (np.abs(first - second) >= observed[k] - ROUNDING).sum(axis=0)
+    p: NDArray[np.float64] = (1 + as_large) / (1 + n_permutations)
+    return p
+
+
 def _signed_sums(
     models: Sequence[ProductCounts], n: int, seed: int
 ) -> Iterator[list[tuple[NDArray[Any], NDArray[Any]]]]:
