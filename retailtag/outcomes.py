@@ -321,8 +321,8 @@ class TuneOutcome(Displayed):
 
     def views(self) -> Iterable[View]:
         """What the thresholds give on the images that they were tuned on."""
-        rows = ({"thresholds": n, **asdict(given)} for n, given in self.run.given.items())
-        yield View(f"Thresholds, rule {self.run.tuned.rule}", table_of(rows), self.notes)
+        points = table_of(map(asdict, self.run.given.values()))
+        yield View(f"Thresholds, rule {self.run.tuned.rule}", points, self.notes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -542,6 +542,9 @@ class BakeoffSettings(Section):
         advanced=True,
     )
     out: Path | None = setting(None, "Folder of the run.", recorded=False)
+    no_images: bool = setting(
+        False, "Embed no pictures of the catalogue in the report.", recorded=False
+    )
     catalog: CatalogSettings = CatalogSettings()
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()

@@ -47,7 +47,7 @@ USES: dict[str, tuple[str, ...]] = {
     "bakeoff": (
         *("backbones", "strategies", "out", *CATALOG, *READING, *COMPUTE, "compute.workers"),
         *(*STORED, "extract.batch_size", *PROBE, *FINETUNE),
-        *("score.replicates", "score.assign", "score.seed", "names", *DECIDE),
+        *("score.replicates", "score.assign", "score.seed", "names", "no_images", *DECIDE),
     ),
     "score": ("catalog.path", *CATALOG, *SCORE, "names"),
     "compare": (

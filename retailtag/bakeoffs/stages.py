@@ -15,6 +15,7 @@ from retailtag.backbones.roofline import measure_rates
 from retailtag.bakeoffs.estimates import Estimator
 from retailtag.bakeoffs.extraction import ExtractionPass, ExtractStage, load
 from retailtag.bakeoffs.families import entrants, gains_of_names
+from retailtag.bakeoffs.illustrations import illustrated
 from retailtag.bakeoffs.pairs import (
     Pair,
     absent_finding,
@@ -32,7 +33,6 @@ from retailtag.errors import DataError
 from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
-from retailtag.report.report import Report
 from retailtag.report.results import BakeoffResult, PairResult, Rule, describe_catalog
 from retailtag.report.write import PAGE, write_report
 from retailtag.runs.embeddings import find_texts
@@ -280,6 +280,7 @@ class ReportStage(RecordedStage):
             "page": PAGE,
             "retailtag": __version__,
             "scorecard": SCORECARD_FORMAT,
+            "pictures": not self.request.settings.no_images,
         }
 
     def estimate(self) -> Estimate:
@@ -289,8 +290,13 @@ class ReportStage(RecordedStage):
     def run(self) -> None:
         """Score on the test split, compare, decide and write the report."""
         inputs = self.inputs()
-        result = self._score([stages.pair() for stages in self._pairs])
-        write_report(Report(result, decide(result)), self.folder)
+        pairs = [stages.pair() for stages in self._pairs]
+        result = self._score(pairs)
+        pictures = not self.request.settings.no_images
+        report = illustrated(
+            result, decide(result), pairs, self.request.context.catalog, pictures=pictures
+        )
+        write_report(report, self.folder)
         write_record(self.folder, self.request.report_files, inputs)
 
     def result(self) -> BakeoffResult:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import UnreadableImage
-from retailtag.images.decode_pool import decode_in_subprocess
+from retailtag.report.gallery import data_uri
 
 N_CLUSTERS = 60  # on the page: the largest half, and an even choice of the others
 N_IMAGES = 12  # of one cluster
@@ -47,18 +44,4 @@ def contact_sheet(catalog: Catalog, clusters: Sequence[NDArray[np.intp]], title:
 def _image(catalog: Catalog, row: int) -> dict[str, Any]:
     """Name and picture of an image; an empty picture if it cannot be read."""
     name = {"id": str(catalog.image_ids[row]), "split": str(catalog.split[row])}
-    try:
-        jpeg = decode_in_subprocess(catalog.images.read(row), _small)
-    except UnreadableImage:
-        return {**name, "source": ""}
-    return {**name, "source": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"}
-
-
-def _small(pixels: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    image = Image.fromarray(np.array(pixels))
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    return {**name, "source": data_uri(catalog, row, SIDE)}

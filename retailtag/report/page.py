@@ -17,8 +17,10 @@ from markupsafe import Markup
 
 from retailtag.report.report import Report
 from retailtag.report.sections.costs import costs
+from retailtag.report.sections.curves import curves
 from retailtag.report.sections.families import families
 from retailtag.report.sections.findings import findings
+from retailtag.report.sections.gallery import gallery
 from retailtag.report.sections.headline import headline
 from retailtag.report.sections.provenance import provenance
 from retailtag.report.sections.ranking import ranking
@@ -43,6 +45,8 @@ SECTIONS = (  # in the order of the page, below the headline
     Section("families", "The tail", families),
     Section("costs", "Costs and latency", costs),
     Section("tags", "Tag by tag", tags),
+    Section("gallery", "What goes wrong", gallery),
+    Section("curves", "Curves", curves),
     Section("findings", "Findings", findings),
     Section("provenance", "Provenance", provenance),
 )

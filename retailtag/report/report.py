@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from retailtag.backbones.names import shortened
+from retailtag.report.curves import Curves
 from retailtag.report.decision import Decision
+from retailtag.report.gallery import Gallery
 from retailtag.report.results import BakeoffResult, PairResult
 from retailtag.report.theme import short_backbones, short_names
+from retailtag.scoring.confusion import ConfusedPair
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Report:
 
     result: BakeoffResult
     decision: Decision
+    gallery: Gallery | None = None  # of the recommended pair, as are the other two
+    confused: tuple[ConfusedPair, ...] = ()
+    curves: Curves | None = None
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from retailtag.files import write_json, write_text, write_whole
 from retailtag.report.beside import per_tag_csv, ranking_csv, summary_md
+from retailtag.report.curves import Curves
 from retailtag.report.figures.cost import quality_cost_figure
 from retailtag.report.figures.ranking import ranking_figure
 from retailtag.report.figures.summary import summary_figure
@@ -22,7 +23,19 @@ PICTURES = {
     "quality_cost.png": quality_cost_figure,
     "tail.png": tail_figure,
 }
-TABLES = {"ranking.csv": ranking_csv, "per_tag.csv": per_tag_csv, "summary.md": summary_md}
+
+
+def curves_json(report: Report) -> str:
+    """The curves as data; an empty object of each kind where the pairs are not at hand."""
+    return (report.curves or Curves()).to_json()
+
+
+TABLES = {
+    "ranking.csv": ranking_csv,
+    "per_tag.csv": per_tag_csv,
+    "summary.md": summary_md,
+    "curves.json": curves_json,
+}
 
 
 def write_report(report: Report, out_dir: Path) -> Path:

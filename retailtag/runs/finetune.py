@@ -46,18 +46,22 @@ class FinetuneRun:
         if record is None:
             return None
         checkpoint = Checkpoint.load(folder)
-        history = folder / "history.jsonl"
-        try:
-            rows = [parse_json(line) for line in history.read_bytes().splitlines()]
-        except ValueError as error:
-            raise ArtefactError(f"{history} is damaged ({error}); run finetune again.") from error
         return cls(
             checkpoint,
             Predictions.load(folder / "predictions.npz"),
-            rows,
+            read_history(folder),
             checkpoint.facts["best_epoch"],
             record,
         )
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Rows of ``history.jsonl``, one per epoch; `ArtefactError` if it is damaged."""
+    history = folder / "history.jsonl"
+    try:
+        return [parse_json(line) for line in history.read_bytes().splitlines()]
+    except ValueError as error:
+        raise ArtefactError(f"{history} is damaged ({error}); run finetune again.") from error
 
 
 def run_finetune(

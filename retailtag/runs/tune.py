@@ -16,37 +16,12 @@ from retailtag.finetuning.artefact import Checkpoint, load_validation
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.runs.evidence import crossed_cells, f1_of_cells, halves
-from retailtag.scoring.metrics import f1_from_counts, macro, ratio, tag_counts
+from retailtag.scoring.curves import OperatingPoint, operating_point
 from retailtag.thresholds.tuning import AUTO, Tuned, Tuning
 from retailtag.tuning_scores import TuningScores
 
 PREDICTIONS = "predictions.npz"
 BEFORE, AFTER, CROSS_FIT = "before", "after", "after, cross-fit"
-
-
-@dataclass(frozen=True)
-class Given:
-    """What some thresholds give on the kept scores."""
-
-    tags_per_image: float
-    precision: float  # of all cells given (micro)
-    recall: float
-    macro_f1: float
-    tail_macro_f1: float
-
-    @classmethod
-    def of(cls, cells: NDArray[np.bool_], labels: NDArray[np.int8], tail: NDArray[np.bool_]) -> Any:
-        """From tags given and labels, both (n_images, n_tags); `tail` is (n_tags,)."""
-        counts = tag_counts(cells, labels)
-        tp = counts.tp.sum()
-        f1 = f1_from_counts(counts)
-        return cls(
-            float(cells.sum() / max(len(cells), 1)),
-            float(ratio(tp, counts.predicted.sum())),
-            float(ratio(tp, counts.positives.sum())),
-            macro(f1),
-            macro(f1, tail),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +32,7 @@ class TuneRun:
     tuned: Tuned
     # By `BEFORE`, `AFTER` and, with two products or more, `CROSS_FIT`, where each half of the
     # images is given tags by the thresholds tuned on the other
-    given: dict[str, Given]
+    given: dict[str, OperatingPoint]
     n_images: int
     is_validation: bool  # scores of a validation set, not out-of-fold scores
     n_never: int  # tags with an infinite threshold
@@ -166,7 +141,7 @@ def run_tune(
     return TuneRun(
         folder=out,
         tuned=tuned,
-        given={name: Given.of(given, labels, is_tail) for name, given in cells.items()},
+        given={n: operating_point(n, given, labels, is_tail) for n, given in cells.items()},
         n_images=len(rows),
         is_validation=isinstance(found.model, Checkpoint),
         n_never=int(np.isposinf(tuned.thresholds).sum()),

@@ -1,4 +1,4 @@
-"""The tail: F1 by number of training images, probe against fine-tune, heads and rules tried."""
+"""The tail: F1 by number of training images, families and strategies, heads and rules tried."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from retailtag.report.drawing import Drawing
 from retailtag.report.figures.tail import gaps_figure, rivals, tail_figure, widest_gaps
 from retailtag.report.report import Report
 from retailtag.report.rules import Tried, heads_tried, rules_tried
+from retailtag.report.sections.family_comparison import FamilyView, family_comparison
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Families:
     smallest_difference: float | None  # that shows on the tail, as a fraction
     by_count: Drawing
     gaps: Drawing | None  # without both strategies of a backbone, or equal in all tags
+    comparison: FamilyView | None
     heads: Tried
     rules: Tried
 
@@ -34,6 +36,7 @@ def families(report: Report) -> Families:
             lambda layout: tail_figure(result, decision, layout),
         ),
         gaps=_gaps(report),
+        comparison=family_comparison(report),
         heads=heads_tried(result),
         rules=rules_tried(result),
     )
