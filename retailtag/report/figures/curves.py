@@ -64,6 +64,7 @@ def strengths_figure(curves: Sequence[StrengthCurve], layout: Layout = WIDE) -> 
         axes.plot([curve.C[k] for k in taken], ap[taken], "o", color=colour, markersize=7)
     axes.set_xscale("log")
     axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("C")
     axes.set_ylabel("mean AP × 100")
     _legend(axes, len(curves))
