@@ -264,6 +264,7 @@ def _quick_stages(*, timed: bool = False, drawn: bool = False):
     """
     from retailtag.bakeoffs import pairs, stages
     from retailtag.files import write_json
+    from retailtag.report.report import Report
     from retailtag.report.write import PICTURES, TABLES
 
     def write_report(report, out):
@@ -276,6 +277,8 @@ def _quick_stages(*, timed: bool = False, drawn: bool = False):
     names = ("latency_ms_p50", "latency_ms_p95", "images_per_second", "parameters", "weights_mib")
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
+            plain = lambda result, decision, *a, **k: Report(result, decision)  # noqa: E731
+            patch.setattr(stages, "illustrated", plain)
             patch.setattr(stages, "write_report", write_report)
         patch.setattr(pairs, "LATENCY_IMAGES", 3)
         patch.setattr(stages, "measure_rates", lambda device: None)

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import retailtag as rt
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
 from retailtag.cli.main import run
+from retailtag.demo.drawing import world
 from retailtag.errors import UsageError
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
@@ -126,3 +128,55 @@ def test_the_command_writes_a_csv(tmp_path, monkeypatch, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["suspects"][0]["kind"] in (ERROR, GAP)
     assert len(wrong) == 4
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The script that measures the audit on the demo."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield import_module("audit")
+
+
+def test_the_benchmark_knows_what_was_drawn_and_the_catalogue_differs_by_its_noise(benchmark):
+    products = world.sample_products(3, 2000)
+    drawn = benchmark.drawn_tags(3, 2000)
+    assert len(drawn) == len(products)
+    given = [set(p.tags) for p in products]
+    pairs = list(zip(given, drawn, strict=True))
+    n = sum(map(len, given))
+    assert 0.003 < sum(len(g - d) for g, d in pairs) / n < world.NOISE_SWAP
+    # second colours are missing too
+    assert world.NOISE_DROP < sum(len(d - g) for g, d in pairs) / n < 0.08
+    truth = benchmark.Truth({"p": {"red"}})
+    faults = [truth.is_fault(kind, "p", tag) for kind in (ERROR, GAP) for tag in ("red", "blue")]
+    assert faults == [False, True, True, False]
+
+
+def test_the_benchmark_counts_the_first_of_each_kind(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "FIRST", 2)
+    truth = benchmark.Truth({"p": {"red"}, "q": {"blue"}})
+    cells = [(ERROR, "p", "blue"), (GAP, "q", "red"), (GAP, "p", "red"), (ERROR, "q", "blue")]
+    found = benchmark.precisions(cells, truth, {"red"})
+    assert found["precision_100"] == 0.5
+    assert (found["errors_100"], found["gaps_100"], found["tail_100"]) == (0.5, 0.5, 0.5)
+    assert (found["faults"], found["at_faults"], found["cells"]) == (2, 0.5, 4)
+
+
+@pytest.mark.parametrize("name", ["retailtag", "loss", "cleanlab"])
+def test_the_rankings_of_the_benchmark_find_what_was_planted(benchmark, name):
+    if name == "cleanlab":
+        pytest.importorskip("cleanlab")
+    catalog, model, _, wrong = make()
+    cells = benchmark.RANKINGS[name](model, catalog)
+    assert len(set(cells)) == len(cells)
+    first = {(int(product[1:]), TAGS.index(tag)) for _, product, tag in cells[:20]}
+    assert wrong <= first
+
+
+def test_the_benchmark_writes_its_rows(benchmark, tmp_path, monkeypatch):
+    rows = [{"ranking": "retailtag", "precision_100": 0.9}]
+    monkeypatch.setattr(benchmark, "measure", lambda *a: iter(rows))
+    benchmark.main(["--images", "10", "--out", str(tmp_path / "audit.csv")])
+    with (tmp_path / "audit.csv").open(newline="") as handle:
+        assert next(csv.DictReader(handle)) == {"ranking": "retailtag", "precision_100": "0.9"}
