@@ -79,13 +79,19 @@ def test_planted_faults_come_first():
 
 
 def test_right_labels_of_a_rare_tag_are_less_suspicious_than_a_fault():
-    """Its positives score far below even odds, but far above images in general."""
+    """Its positives score below even odds, but far above images in general."""
     catalog, model, truth, wrong = make()
+    overlapping = model.scores.logits.copy()
+    overlapping[:, 1] = np.random.default_rng(1).normal(size=N) + 2 * truth[:, 1] - 4
+    model = replace(model, scores=replace(model.scores, logits=overlapping))
     everything = audit(model, catalog, top=10_000).suspects
-    rare = [s for s in everything if s.tag == "rare" and s.kind == ERROR]
-    z = calibrated(model.scores.logits, catalog.table.labels, catalog.table.group)
-    assert (z[truth[:, 1], 1] < 0).mean() > 0.5
-    assert max(s.suspicion for s in rare) < everything[len(wrong) - 1].suspicion
+    faults = {(p, tag) for p, tag in wrong if tag != 1}
+    worst = min(
+        s.suspicion for s in everything if (int(s.product[1:]), TAGS.index(s.tag)) in faults
+    )
+    z = calibrated(overlapping, catalog.table.labels, catalog.table.group)
+    assert (z[catalog.table.labels[:, 1] == 1, 1] < 0).mean() > 0.3
+    assert max(s.suspicion for s in everything if s.tag == "rare" and s.kind == ERROR) < worst
     assert not any(s.tag == "never" for s in everything)  # no image carries it
 
 
