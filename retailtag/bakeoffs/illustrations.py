@@ -40,7 +40,8 @@ def illustrated(
 ) -> Report:
     """Report of a finished bake-off, with pictures unless they are not wanted."""
     winner = result.pair(decision.winner)
-    pair = next(p for p in pairs if (p.backbone, p.strategy) == (winner.backbone, winner.strategy))
+    wanted = (winner.backbone, winner.strategy)
+    pair = next(p for p in pairs if (p.backbone, p.strategy) == wanted)
     assignment = winner.scorecard.assignment
     predictions = pair.predictions
     aligned = align(predictions, catalog, "test", allow_missing=True, assignment=assignment)

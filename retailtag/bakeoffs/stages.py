@@ -31,6 +31,7 @@ from retailtag.bakeoffs.t4 import Trained, measured_t4, t4_cost
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.errors import DataError
 from retailtag.lock import only_writer
+from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.report.decision import decide
 from retailtag.report.results import BakeoffResult, PairResult, Rule, describe_catalog
@@ -42,7 +43,7 @@ from retailtag.runs.machine import describe_machine
 from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
 from retailtag.scoring.compare import hold_contest
-from retailtag.scoring.families import compare_families
+from retailtag.scoring.families import FamilyComparison, compare_families
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.findings import several_threads
 from retailtag.scoring.ledger import reused_split
@@ -330,15 +331,7 @@ class ReportStage(RecordedStage):
             machine=describe_machine(self.request.context.device),
             command=self.command,
             seed=score.seed,
-            families=replace(
-                compare_families(
-                    entrants(pairs, predictions),
-                    catalog,
-                    seed=score.seed,
-                    assignment=assignment,
-                ),
-                text=gains_of_names(pairs, catalog),
-            ),
+            families=self._families(pairs, predictions, assignment),
             findings=(
                 *self._findings(),
                 *machine_findings(pairs),
@@ -348,6 +341,15 @@ class ReportStage(RecordedStage):
             rule=Rule.of(self.request.settings.decide),
             names=tuple(self.request.names.items()),
         )
+
+    def _families(
+        self, pairs: list[Pair], predictions: list[Predictions], assignment: str
+    ) -> FamilyComparison:
+        catalog, seed = self.request.context.catalog, self.request.settings.score.seed
+        found = compare_families(
+            entrants(pairs, predictions), catalog, seed=seed, assignment=assignment
+        )
+        return replace(found, text=gains_of_names(pairs, catalog))
 
     def _findings(self) -> list[Finding]:
         n_images = len(self.request.context.catalog)
