@@ -123,6 +123,9 @@ def test_every_pair_is_scored_and_one_is_recommended(finished, small):
     page = run.report.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "different models have been scored on the test split" in page
+    for part in ("What goes wrong", "data:image/jpeg", "Families and strategies", "precision 0.8"):
+        assert part in page
+    assert [m.family for m in run.result.families.members] == ["supervised", "image-text"]
     for pair in run.result.comparisons:
         assert 0 < pair.p <= pair.p_holm <= 1
 
