@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,8 +92,9 @@ def chosen_tags(aligned: Aligned, table: TagTable) -> list[int]:
         own = np.flatnonzero((table.group == group) & (counts.positives >= MIN_SUPPORT))
         own = own[np.lexsort((own, f1[own]))]
         n = min(TAGS_OF_GROUP[group], len(own))
-        steps = np.unique(np.linspace(0, len(own) - 1, n).round().astype(int)) if n else []
-        chosen += own[steps].tolist() if n else []
+        if n:
+            steps = np.unique(np.linspace(0, len(own) - 1, n).round().astype(np.intp))
+            chosen += own[steps].tolist()
     return chosen
 
 
@@ -133,8 +134,8 @@ class _Pictures:
     def is_full(self) -> bool:
         return self._left < 0
 
-    def of(self, aligned: Aligned, rows: Sequence[int], column: int) -> Iterator[Picture]:
-        for place in rows:
+    def of(self, aligned: Aligned, rows: NDArray[np.intp], column: int) -> Iterator[Picture]:
+        for place in rows.tolist():
             row = int(aligned.rows[place])
             margin = float(aligned.logits[place, column] - aligned.thresholds[column])
             yield Picture(

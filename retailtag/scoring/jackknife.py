@@ -136,7 +136,8 @@ def ap_deviations(
     if not positives:
         return np.zeros(n_products)
     if positives > MAX_EXACT_POSITIVES:
-        return -np.bincount(row, ap_gradient(score, labels[known]), minlength=n_products)
+        gradient = ap_gradient(score, labels[known])
+        return -np.bincount(row, gradient, minlength=n_products).astype(np.float64)
     own = np.sort(score[truth])  # of the positives, ascending
     # Images and positives of each product that score at least as much as each positive
     # (n_products, positives): a cell counts for the positives up to its own place.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,6 +76,8 @@ def learning_figure(
     layout: Layout = WIDE,
 ) -> Figure:  # fmt: skip
     """Macro-F1 on the validation set by epoch; dashed: the tail, filled: the epoch kept."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (axes,) = _panels(layout, 1, len(curves))
     for curve in curves:
         colour = colours[curve.backbone]
@@ -87,7 +89,7 @@ def learning_figure(
         if curve.best_epoch in curve.epochs:
             k = curve.epochs.index(curve.best_epoch)
             axes.plot([curve.best_epoch], [f1[k]], "o", color=colour, markersize=7)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch (0: the probe)")
     axes.set_ylabel("macro-F1 × 100")
     _legend(axes, len(curves))
@@ -106,7 +108,11 @@ def trade_off_figure(curves: Curves, layout: Layout = WIDE) -> Figure:
     right.set_xlabel("tags an image")
     right.set_ylabel("macro-F1 × 100")
     for k, point in enumerate(curves.points):
-        style = {"color": PALETTE[k % len(PALETTE)], "markersize": 8, "linestyle": ""}
+        style: dict[str, Any] = {
+            "color": PALETTE[k % len(PALETTE)],
+            "markersize": 8,
+            "linestyle": "",
+        }
         left.plot([100 * point.recall], [100 * point.precision], "o", label=point.name, **style)
         right.plot([point.tags_per_image], [100 * point.macro_f1], "o", **style)
     _legend(left, len(curves.points))

@@ -126,7 +126,8 @@ def _text_rows(report: Report, spans: Sequence[Span]) -> tuple[Row, ...]:
     rows = []
     for backbone, gains in by_backbone.items():
         cells = []
-        for gain in map(gains.get, spans):
+        for span in spans:
+            gain = gains.get(span)
             if gain is None:
                 cells.append(("–", False))
                 continue
