@@ -154,9 +154,9 @@ def groups_table(cards: Iterable[ScoreCard], given: Mapping[str, str] | None = N
             "tags",
             "population",
             "these\nimages",
-            "preci-\nsion",
+            "precision",
             "recall",
-            "macro-\nAP",
+            "macro-AP",
         ),
     )
     for card in cards:
