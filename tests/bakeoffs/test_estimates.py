@@ -234,3 +234,12 @@ def test_backbones_are_timed_once_and_only_for_long_plans(tiny, tmp_path, monkey
     assert asked == [("demo:cnn", True)]
     assert [(s.name, s.why) for s in slow] == [(s.name, s.why) for s in quick]
     assert [s.seconds for s in slow] != [s.seconds for s in quick]
+
+
+def test_a_latency_takes_the_turns_of_its_schedule():
+    """Ten turns of at most ten calls and 0.3 s, and 13 batches of 32."""
+    made = estimator(1_000, 100)
+    call = TIMED.single + TIMED.decode + 0.005
+    batch = 32 * (TIMED.forward + TIMED.decode)
+    expected = TIMED.load + 10 * call + 10 * (call + 0.3) + batch + 12 * batch
+    assert made.latency(MOBILENET).seconds == pytest.approx(expected)

@@ -59,3 +59,15 @@ def test_a_finished_run_is_read_from_its_records(
     assert (extract["stage"], probe["stage"]) == ("extract", "probe demo:cnn")
     files = (tmp_path / "run" / "demo-cnn" / "probe").iterdir()
     assert 0 < probe["measured_bytes"] < sum(f.stat().st_size for f in files if f.is_file())
+
+
+def test_the_reference_job_has_a_time_and_a_range_for_every_stage(script):
+    import reference
+
+    text = reference.main(["--images", "2000", "--test", "200", "--backbones", "demo:cnn"])
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+    names = ["extract demo:cnn", "probe demo:cnn", "finetune demo:cnn", "latency", "report", "all"]
+    assert [row[0] for row in rows] == names
+    for _, usual, both, _ in rows:
+        fast, slow = map(float, both.split(" to "))
+        assert fast <= float(usual) <= slow
