@@ -61,11 +61,11 @@ def milliseconds(value: float) -> str:
 
 
 def with_interval(summary: GroupSummary) -> str:
-    """Macro-F1 in the population, its interval below, in points; a dash without tags."""
+    """Macro-F1 in the population with its interval, in points; a dash without tags."""
     if not summary.n_tags:
         return "–"
     low, high = points(summary.macro_f1_low), points(summary.macro_f1_high)
-    return f"{points(summary.best_estimate)}\n{low}–{high}"
+    return f"{points(summary.best_estimate)} ({low}–{high})"
 
 
 # Headers of columns that a narrow terminal can do without, the first one first.
@@ -98,7 +98,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
     table = _table(
         "Ranking of the pairs (macro-F1 in the population, 95 % interval)",
         "→ recommended; = not told apart from the leader by these images; × over a budget\n"
-        "these images: macro-F1 of all tags and, below, of the tail as counted, without the "
+        "these images: macro-F1 of all tags and of the tail as counted, without the "
         "correction for few positives\n"
         "memory: peak of training, model included, libraries not",
         ("pair", "all tags", "tail", "these images", "latency", "training", "memory"),
@@ -112,7 +112,7 @@ def ranking_table(result: BakeoffResult, decision: Decision) -> Table:
             f"{mark} {names[pair.name]}",
             with_interval(summaries["all"]),
             with_interval(summaries["tail"]),
-            "\n".join(points(summaries[scope].macro_f1) for scope in ("all", "tail")),
+            " / ".join(points(summaries[scope].macro_f1) for scope in ("all", "tail")),
             f"{milliseconds(cost.latency_ms_p50)} ms",
             duration(cost.train_seconds),
             f"{milliseconds(cost.peak_memory_mib)} MiB",
@@ -293,8 +293,9 @@ def decision_text(decision: Decision, result: BakeoffResult) -> Text:
 def volume_text(card: ScoreCard) -> str:
     """How many tags an image is given, and how many are right, in one line."""
     return (
-        f"tags an image: {card.tags_given:.1f} given, {card.tags_true:.1f} true; micro-precision "
-        f"{points(card.micro_precision)}, micro-recall {points(card.micro_recall)}"
+        f"tags an image: {card.tags_given:.1f} given, {card.tags_true:.1f} true; micro-F1 "
+        f"{points(card.micro_f1)}, micro-precision {points(card.micro_precision)}, "
+        f"micro-recall {points(card.micro_recall)}"
     )
 
 
