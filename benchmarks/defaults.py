@@ -11,14 +11,15 @@ quarter. The rows of a backbone are
 * ``heads=logistic``, and ``heads=all``: what cross-fit takes of logistic, ridge and knn;
 * ``heads=all, tail kept``: the same, but logistic regression where the head that cross-fit took has
   a lower cross-fit tail macro-F1 (no fit of its own);
+* ``probe thresholds=RULE``: logistic regression with one threshold rule where cross-fit chooses it;
 * ``finetune``: the last four blocks from the logistic probe, five epochs at the default rates,
   without augmentation; then with one setting changed: augmentation, ``refit``, epochs, learning
   rate, threshold rule.
 
-Each row is appended to the table as it is finished: macro-F1, tail macro-F1, macro-AP, seconds. A
-row that the table has is not computed again. At the end the means over catalogues, backbones and
-seeds of the differences from the row that a default would replace are printed, with their standard
-errors. ``--tiny`` draws a toy catalogue, and uses ``demo:cnn`` for one epoch.
+Each row is appended to the table as it is finished: macro-F1, tail macro-F1, macro-AP, micro-F1 and
+seconds. A row that the table has is not computed again. At the end the means over catalogues,
+backbones and seeds of the differences from the row that a default would replace are printed, with
+their standard errors. ``--tiny`` draws a toy catalogue, and uses ``demo:cnn`` for one epoch.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ Options = Mapping[str, Any]
 HELD_OUT = 0.25  # of the training images
 REPLICATES = 100  # of the bootstrap, whose intervals are not used here
 LOGISTIC, ALL, KEPT, BASE = "heads=logistic", "heads=all", "heads=all, tail kept", "finetune"
-PROBES: dict[str, Options] = {LOGISTIC: {"heads": "logistic"}, ALL: {"heads": "logistic,ridge,knn"}}
+RULES = ("global", "group", "shrunk", "bagged", "per-tag")  # of thresholds
+PROBES: dict[str, Options] = {
+    LOGISTIC: {"heads": "logistic"},
+    ALL: {"heads": "logistic,ridge,knn"},
+    **{f"probe thresholds={rule}": {"heads": "logistic", "thresholds": rule} for rule in RULES},
+}
 COMMON: Options = {"augment": "none"}
 FINETUNES: dict[str, Options] = {
     BASE: {},
@@ -56,9 +62,8 @@ FINETUNES: dict[str, Options] = {
     "refit": {"refit": True},
     **{f"epochs={n}": {"epochs": n} for n in (2, 10, 20)},
     **{f"lr={lr:g}": {"lr": lr} for lr in (3e-5, 1e-4, 1e-3)},
-    **{f"thresholds={rule}": {"thresholds": rule} for rule in
-       ("global", "group", "shrunk", "bagged", "per-tag")},
-}  # fmt: skip
+    **{f"thresholds={rule}": {"thresholds": rule} for rule in RULES},
+}
 SETTINGS = (*PROBES, KEPT, *FINETUNES)
 KEY = ("catalogue", "images", "backbone", "seed", "setting")
 
@@ -149,6 +154,7 @@ class Bench:
             "tail_macro_f1": _text(tail.macro_f1),
             "macro_ap": _text(whole.macro_ap),
             "tail_macro_ap": _text(tail.macro_ap),
+            "micro_f1": _text(card.micro_f1),
             "seconds": round(record.seconds, 1),
         }
 
@@ -248,10 +254,10 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 def summary(rows: Sequence[Row]) -> Iterator[str]:
     """One line per setting: mean difference from what it would replace, with standard error."""
     by_key = {tuple(row[name] for name in KEY): row for row in rows}
-    shown = ("macro_f1", "tail_macro_f1", "macro_ap", "seconds")
+    shown = ("macro_f1", "tail_macro_f1", "macro_ap", "micro_f1", "seconds")
     yield f"{'setting':24} {'instead of':16} n  " + "  ".join(f"{name:>15}" for name in shown)
     for setting in SETTINGS[1:]:  # the first one is what others are compared with
-        base = LOGISTIC if setting in (ALL, KEPT, BASE) else BASE
+        base = LOGISTIC if setting in (*PROBES, KEPT, BASE) else BASE
         pairs = [
             (row, by_key[*key[:-1], base])
             for key, row in by_key.items()

@@ -63,7 +63,7 @@ class Stub:
             "date": "", "revision": "", "cpu": "", "cores": "", **bench.key(setting),
             "head": "knn", "tail_cross_fit_gain": "-0.01" if bench.seed else "0.01",
             "best_epoch": "", "macro_f1": number / 100, "tail_macro_f1": "", "macro_ap": 0.5,
-            "tail_macro_ap": "", "seconds": 10.0,
+            "tail_macro_ap": "", "micro_f1": 0.5, "seconds": 10.0,
         }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_study_computes_no_row_twice(
     said = capsys.readouterr().out.splitlines()
     line = next(line for line in said if line.startswith("augment=cached:4"))
     assert line.split()[2:] == ["2", f"{len('augment=cached:4') - len('finetune'):+.1f}",
-                                "+0.0", "1.00", "times"]  # fmt: skip
+                                "+0.0", "+0.0", "1.00", "times"]  # fmt: skip
 
 
 def test_differences_of_three_pairs_have_a_standard_error(study):
