@@ -127,12 +127,12 @@ def _text_rows(report: Report, spans: Sequence[Span]) -> tuple[Row, ...]:
     for backbone, gains in by_backbone.items():
         cells = []
         for span in spans:
-            gain = gains.get(span)
-            if gain is None:
+            own = gains.get(span)
+            if own is None:
                 cells.append(("–", False))
                 continue
-            interval = f"{points(gain.low)} to {points(gain.high)}"
-            cells.append((f"{signed(gain.with_names - gain.without)} ({interval})", gain.low > 0))
+            interval = f"{points(own.low)} to {points(own.high)}"
+            cells.append((f"{signed(own.with_names - own.without)} ({interval})", own.low > 0))
         rows.append(Row(report.backbones[backbone], tuple(cells)))
     return tuple(rows)
 
