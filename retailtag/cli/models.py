@@ -102,7 +102,14 @@ def verify(
     if fingerprint or theirs:
         _fingerprint(output, loaded, theirs)
         return
-    facts = {
+    facts = _facts(loaded)
+    output.print(*(f"{name}: {value}" for name, value in facts.items()))
+    output.result(facts)
+
+
+def _facts(loaded: Backbone) -> dict[str, Any]:
+    """What `models verify` prints of a loaded backbone."""
+    return {
         "id": loaded.id,
         "weights_sha256": loaded.weights_sha256,
         "family": loaded.family,
@@ -111,8 +118,6 @@ def verify(
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "size": list(loaded.preprocess.size),
     }
-    output.print(*(f"{name}: {value}" for name, value in facts.items()))
-    output.result(facts)
 
 
 def _fingerprint(output: Output, loaded: Backbone, theirs: dict[str, Any] | None) -> None:
