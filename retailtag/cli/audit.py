@@ -24,7 +24,9 @@ SHOWN = 20  # rows on the terminal
 def audit(
     call: Call,
     run: RunArgument,
-    top: Annotated[int, typer.Option("--top", metavar="N", help="Labels to list.")] = 1000,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", min=1, max=10**7, help="Labels to list.")
+    ] = 1000,
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("audit.csv"),
 ) -> None:
     """List labels of the training images that are likely wrong, most suspicious first.

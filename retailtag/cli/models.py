@@ -102,12 +102,12 @@ def verify(
     if fingerprint or theirs:
         _fingerprint(output, loaded, theirs)
         return
-    facts = _facts(loaded)
+    facts = _loaded_facts(loaded)
     output.print(*(f"{name}: {value}" for name, value in facts.items()))
     output.result(facts)
 
 
-def _facts(loaded: Backbone) -> dict[str, Any]:
+def _loaded_facts(loaded: Backbone) -> dict[str, Any]:
     """What `models verify` prints of a loaded backbone."""
     return {
         "id": loaded.id,

@@ -29,7 +29,9 @@ ObjectiveOption = Annotated[
 ]
 MaxTagsOption = Annotated[
     float | None,
-    typer.Option("--max-tags", metavar="N", help="At most N tags an image on average."),
+    typer.Option(
+        "--max-tags", metavar="N", min=1e-6, max=1e6, help="At most N tags an image on average."
+    ),
 ]
 RuleOption = Annotated[
     str,

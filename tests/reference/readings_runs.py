@@ -19,10 +19,18 @@ from reference_readings import need, strict_json
 from retailtag.files import write_json
 from retailtag.finetuning.logs import JsonLines
 from retailtag.outcomes import recommended_folder
-from retailtag.report.results import BakeoffResult, PairCost, PairResult
+from retailtag.report.results import BakeoffResult, PairCost, PairResult, Rule, T4Cost
 from retailtag.runs.measure import StageCost
 from retailtag.runs.stage import read_record, write_record
 from retailtag.scoring.compare import Comparison
+from retailtag.scoring.families import (
+    NO_FAMILIES,
+    BinDifference,
+    FamilyComparison,
+    Member,
+    OwnedTag,
+    TextGain,
+)
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.intervals import Difference
 from retailtag.scoring.ledger import record_scored
@@ -99,7 +107,9 @@ def make_card(folder: Path) -> None:
 
 
 def make_bakeoff(folder: Path) -> None:
-    cost = PairCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7, 8.0)
+    t4 = T4Cost((1.0, 0.5, 2.0), (9.0,), (8.0,), (7.0,), {"1": 1.5})
+    cost = PairCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7, 8.0, 3.5, 4.5, (3.9, 4.1), {"decode": 0.5},
+                    1, 0.25, math.nan, {"float32": t4})  # fmt: skip
     pairs = [
         PairResult("demo:cnn", strategy, card(f"demo:cnn · {strategy}", f1), cost)
         for strategy, f1 in (("probe", 0.5), ("finetune", 0.6))
@@ -110,9 +120,18 @@ def make_bakeoff(folder: Path) -> None:
     ]
     facts = {"name": "shop.csv", "digest": "ab", "images": {"train": 9, "val": 0, "test": 8},
              "tags": 2}  # fmt: skip
+    names = pairs[0].name, pairs[1].name
+    families = FamilyComparison(
+        (Member("supervised", names[1], "only pair", names[:1]),),
+        (BinDifference("strategies", "F1", *names, 10, 19, 2, 0.1, 0.0, 0.2, 0.04, 0.08),),
+        (OwnedTag("tag1", "supervised", 10, 4, 0.9, 0.1, 0.01),), 1,
+        (TextGain("demo:clip", 50, -1, 2, 0.3, 0.4, 0.05, 0.15),), ("demo:cnn",),
+    )  # fmt: skip
     result = BakeoffResult(
-        facts, tuple(pairs), tuple(comparisons), {"processor": "x"}, "bakeoff", 0
-    )
+        facts, tuple(pairs), tuple(comparisons), {"processor": "x"}, "bakeoff", 0,
+        (Finding("threads", "One.", "Two."),), Rule(90.0, tail_weight=0.25),
+        (("demo:cnn", "small"),), families,
+    )  # fmt: skip
     write_json(folder / "bakeoff.json", result.to_json())
 
 
@@ -129,12 +148,18 @@ def read_bakeoff(folder: Path) -> Any:
 
 # Fields that files of earlier versions lack.
 _NUMBERS = ("f1_low", "f1_high", "f1_oracle", "macro_f1_sklearn", "macro_f1_oracle", "brier",
-            "calibration_error", "macro_f1_population", "p", "p_holm")  # fmt: skip
+            "calibration_error", "macro_f1_population", "p", "p_holm", "latency_ms_low",
+            "latency_ms_high", "probe_seconds", "finetune_seconds")  # fmt: skip
 DEFAULTS = {
-    **dict.fromkeys(_NUMBERS), "rule": "given", "n_never_predicted": 0, "findings": [], "test": "",
+    **dict.fromkeys(_NUMBERS), **plain(asdict(Rule())), **plain(asdict(NO_FAMILIES)),
+    "latency_ms_turns": [], "latency_ms_stages": {}, "latency_group": 0, "t4": {},
+    "is_measured": False, "others": [], "names": [], "families": plain(asdict(NO_FAMILIES)),
+    ".rule": plain(asdict(Rule())), "rule": "given", "n_never_predicted": 0, "findings": [],
+    "test": "",
     "provenance": {}, "assignment": "independent", "assignments": [],
     "samples": plain(asdict(NO_SAMPLES)),
 }  # fmt: skip
+NAMED = (".summaries", ".latency_ms_stages", ".t4", ".predicted_here")  # keys of any name
 
 
 def like(value: Any, sound: Any, place: str = "") -> Any:
@@ -144,14 +169,14 @@ def like(value: Any, sound: Any, place: str = "") -> Any:
         need(isinstance(value, dict), place)
         if free:
             return value
-        named = place.endswith(".summaries")
+        named = place.endswith(NAMED)
         known = value if named else sound
         need(named or sound.keys() <= {*value, *DEFAULTS}, place)
         example = next(iter(sound.values()))
         return {
             k: like(value[k], example if named else sound[k], f"{place}.{k}")
             if k in value
-            else DEFAULTS[k]
+            else DEFAULTS.get(f"{place}.{k}", DEFAULTS[k])
             for k in known
         }
     if isinstance(sound, list):
