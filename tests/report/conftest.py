@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
@@ -115,3 +116,20 @@ def make_bakeoff(n_test: int = 5000, n_tags: int = 250, seed: int = 0, tags=None
 def bakeoff() -> BakeoffResult:
     """Small bake-off that the room's tests share."""
     return make_bakeoff(n_test=600, n_tags=60)
+
+
+@pytest.fixture(scope="session")
+def must_be_legible():
+    """Check that a figure's text is large enough for its layout, and inside it."""
+
+    def check(figure, layout):
+        texts = figure.findobj(lambda artist: isinstance(artist, Text))
+        assert min(text.get_fontsize() for text in texts if text.get_text().strip()) >= 11
+        figure.canvas.draw()
+        around = figure.get_tightbbox(figure.canvas.get_renderer())  # in inches
+        assert around.x0 > -0.02
+        assert around.x1 < layout.inches + 0.02
+        assert around.y0 > -0.02
+        assert around.y1 < figure.get_size_inches()[1] + 0.02
+
+    return check

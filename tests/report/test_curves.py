@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 
 from retailtag.report.curves import Curves, LearningCurve, StrengthCurve
 from retailtag.report.decision import decide
@@ -60,7 +59,7 @@ def report(bakeoff):
 
 
 @pytest.mark.parametrize("layout", [WIDE, NARROW], ids=lambda layout: layout.name)
-def test_text_is_legible_and_inside_the_figure(report, layout):
+def test_text_is_legible_and_inside_the_figure(report, layout, must_be_legible):
     found = report.curves
     names = {c.backbone: "a long name of a backbone with arguments" for c in found.learning}
     with style():
@@ -71,14 +70,7 @@ def test_text_is_legible_and_inside_the_figure(report, layout):
             reliability_figure(found, layout),
         ]
         for figure in figures:
-            texts = figure.findobj(lambda artist: isinstance(artist, Text))
-            assert min(t.get_fontsize() for t in texts if t.get_text().strip()) >= 11
-            figure.canvas.draw()
-            around = figure.get_tightbbox(figure.canvas.get_renderer())  # in inches
-            assert around.x0 > -0.02
-            assert around.x1 < layout.inches + 0.02
-            assert around.y0 > -0.02
-            assert around.y1 < figure.get_size_inches()[1] + 0.02
+            must_be_legible(figure, layout)
 
 
 def test_curves_are_written_as_data(report):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.text import Text
 
 from retailtag.report.decision import decide
 from retailtag.report.figures.cost import clear_places, quality_cost_figure
@@ -51,7 +50,7 @@ def test_labels_avoid_bubbles_and_one_another():
 
 
 @pytest.mark.parametrize("layout", [WIDE, NARROW], ids=lambda layout: layout.name)
-def test_text_is_legible_and_inside_the_figure(bakeoff, layout):
+def test_text_is_legible_and_inside_the_figure(bakeoff, layout, must_be_legible):
     decision = decide(bakeoff)
     with style():
         figures = [
@@ -62,14 +61,7 @@ def test_text_is_legible_and_inside_the_figure(bakeoff, layout):
             *([summary_figure(bakeoff, decision)] if layout is WIDE else []),
         ]
         for figure in figures:
-            texts = figure.findobj(lambda artist: isinstance(artist, Text))
-            assert min(text.get_fontsize() for text in texts if text.get_text().strip()) >= 11
-            figure.canvas.draw()
-            around = figure.get_tightbbox(figure.canvas.get_renderer())  # in inches
-            assert around.x0 > -0.02
-            assert around.x1 < layout.inches + 0.02
-            assert around.y0 > -0.02
-            assert around.y1 < figure.get_size_inches()[1] + 0.02
+            must_be_legible(figure, layout)
 
 
 def test_bins_cover_every_defined_tag_once_and_end_at_the_cutoffs(bakeoff):
