@@ -15,6 +15,7 @@ import numpy as np
 from retailtag.report.cautions import highest
 from retailtag.report.decision import Decision, decide
 from retailtag.report.results import BakeoffResult, PairResult, Rule
+from retailtag.report.tables import duration
 from retailtag.scoring.intervals import Difference
 
 TAIL_CUTOFFS = (10, 20, 50, 100, 200)  # training images under which a tag counts as tail
@@ -139,24 +140,32 @@ def _other_end(result: BakeoffResult, winner: PairResult) -> list[Flip]:
 
 def _by_budget(result: BakeoffResult, winner: PairResult) -> list[Flip]:
     """The recommendation under tighter budgets: one row for each change of it."""
-    kinds: dict[str, tuple[str, Callable[[PairResult], float], str]] = {
-        "max_latency_ms": ("latency", lambda p: p.cost.latency_ms_p50, "ms an image"),
-        "max_train_hours": ("training", lambda p: p.cost.train_seconds / 3600, "h"),
+    kinds: dict[str, tuple[str, Callable[[PairResult], float], Callable[[float], str]]] = {
+        "max_latency_ms": (
+            "latency",
+            lambda p: p.cost.latency_ms_p50,
+            lambda ms: f"{ms:.3g} ms an image",
+        ),
+        "max_train_hours": (
+            "training",
+            lambda p: p.cost.train_seconds / 3600,
+            lambda hours: duration(3600 * hours),
+        ),
     }
     flips = []
-    for field, (words, cost_of, unit) in kinds.items():
+    for field, (words, cost_of, shown) in kinds.items():
         last = winner
         while not math.isnan(cost := cost_of(last)):
             # the budget that just rules out the pair recommended so far
             budget = JUST_UNDER * cost
             tighter = replace(result, rule=replace(result.rule, **{field: budget}))
             if not any(not tighter.rule.excess(p.cost) for p in tighter.pairs):
-                flips.append(Flip(f"{words} under {cost:.3g} {unit}", "", "no pair", changes=True))
+                flips.append(Flip(f"{words} under {shown(cost)}", "", "no pair", changes=True))
                 break
             last = tighter.pair(decide(tighter).winner)
             figures = f"macro-F1 {_points(last.scorecard.summaries['all'].best_estimate)}"
-            figures += f", {cost_of(last):.3g} {unit}"
-            question = f"{words} under {cost:.3g} {unit}"
+            figures += f", {shown(cost_of(last))}"
+            question = f"{words} under {shown(cost)}"
             flips.append(Flip(question, last.name, figures, changes=last is not winner))
     return flips
 

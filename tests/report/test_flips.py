@@ -102,8 +102,8 @@ def test_tighter_budgets_are_followed_until_nothing_is_left():
         ("latency under 30 ms an image", "b", "macro-F1 40.0, 20 ms an image"),
         ("latency under 20 ms an image", "c", "macro-F1 20.0, 10 ms an image"),
         ("latency under 10 ms an image", "", "no pair"),
-        ("training under 1 h", "c", "macro-F1 20.0, 0.5 h"),
-        ("training under 0.5 h", "", "no pair"),
+        ("training under 60.0 min", "c", "macro-F1 20.0, 30.0 min"),
+        ("training under 30.0 min", "", "no pair"),
     ]
 
 
