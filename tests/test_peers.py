@@ -214,7 +214,7 @@ def test_a_program_that_fails_is_noted_with_its_last_words(modules, bench):
     peer = peers.Peer("Fails", "numpy", ("fails.py", "scorer.py"))
     row = peers.measure(bench, peer, read_catalog(bench.catalogue), {})
     assert (row["status"], row["note"], row["macro_f1"]) == ("failed", "no room", "")
-    assert row["seconds"] > 0
+    assert isinstance(row["seconds"], float)
 
 
 def test_the_last_words_are_those_that_a_terminal_shows(modules):
@@ -398,7 +398,8 @@ def embeddings(tmp_path, monkeypatch):
 
 def check_learned(truth):
     """The scores that a script wrote; most of them fit the labels."""
-    found = np.load("scores.npz")
+    with np.load("scores.npz") as file:
+        found = dict(file)
     assert found["image_ids"].tolist() == [f"i{k}" for k in range(60)]
     assert found["tags"].tolist() == ["a", "b", "c"]
     given = found["scores"] >= found["thresholds"]

@@ -41,7 +41,8 @@ def probabilities(layer, X):
         return layer(X).sigmoid().numpy()
 
 
-data = np.load("../embed/embeddings.npz")
+with np.load("../embed/embeddings.npz") as file:
+    data = dict(file)
 X, Y = torch.from_numpy(data["X_train"]), torch.from_numpy(data["Y_train"])
 order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
 held, rest = order[: len(X) // 10], order[len(X) // 10 :]

@@ -6,7 +6,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-data = np.load("../embed/embeddings.npz")
+with np.load("../embed/embeddings.npz") as file:
+    data = dict(file)
 head = OneVsRestClassifier(LogisticRegression(max_iter=1000), n_jobs=-1)
 model = make_pipeline(StandardScaler(), head)
 model.fit(data["X_train"], data["Y_train"])

@@ -7,7 +7,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-data = np.load("../embed/embeddings.npz")
+with np.load("../embed/embeddings.npz") as file:
+    data = dict(file)
 tuned = TunedThresholdClassifierCV(LogisticRegression(max_iter=1000), scoring="f1")
 model = make_pipeline(StandardScaler(), OneVsRestClassifier(tuned, n_jobs=-1))
 model.fit(data["X_train"], data["Y_train"])
