@@ -103,14 +103,18 @@ def _draw_front(axes: Axes, pairs: Sequence[PairResult]) -> None:
 
 
 def _plain_log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     if not values:
         return
-    low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
-    # few ticks over a wide range, so that their labels do not touch
-    steps = (1, 3) if max(values) > 20 * min(values) else (1, 1.5, 2, 3, 5, 7)
-    ticks = [m * 10.0**e for e in range(low, high + 1) for m in steps]
+    least, most = min(values), max(values)
+    if most > 2 * least:
+        low, high = math.floor(math.log10(least)) - 1, math.ceil(math.log10(most)) + 1
+        # few ticks over a wide range, so that their labels do not touch
+        steps = (1, 3) if most > 20 * least else (1, 1.5, 2, 3, 5, 7)
+        ticks = [m * 10.0**e for e in range(low, high + 1) for m in steps]
+    else:  # within a factor of two no such step may lie in sight
+        ticks = [tick for tick in MaxNLocator(4).tick_values(least, most) if tick > 0]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
