@@ -10,7 +10,7 @@ from retailtag.report.report import Report
 from retailtag.report.results import PairResult, T4Cost
 from retailtag.report.tables import duration, milliseconds
 
-PARTS = "decode preprocess backbone head"  # in their order
+PARTS = ("decode", "preprocess", "backbone", "head")  # of a latency, in the order they run
 
 SECONDS_PER_HOUR = 3600
 
@@ -74,8 +74,8 @@ def _row(report: Report, pair: PairResult) -> CostRow:
     cost = pair.cost
     known = not math.isnan(cost.latency_ms_low)
     low, high = milliseconds(cost.latency_ms_low), milliseconds(cost.latency_ms_high)
-    parts = sorted(cost.latency_ms_stages.items(), key=lambda part: PARTS.find(part[0]))
-    stages = [f"{name} {milliseconds(ms)}" for name, ms in parts]
+    known_parts = [name for name in PARTS if name in cost.latency_ms_stages]
+    stages = [f"{name} {milliseconds(cost.latency_ms_stages[name])}" for name in known_parts]
     return CostRow(
         pair,
         f"{low}\N{EN DASH}{high}" if known else "",
