@@ -560,7 +560,7 @@ def tune(
         ``seed``, and how the catalogue is read.
     """
     from retailtag.outcomes import TuneOutcome, recommended_folder
-    from retailtag.runs.tune import check_empty, run_tune
+    from retailtag.runs.tune import run_tune
     from retailtag.scoring.files import recorded_catalog
     from retailtag.thresholds.tuning import Tuning
 
@@ -568,14 +568,12 @@ def tune(
     tuning = Tuning(thresholds, objective, s.score.seed, max_tags)
     folder = _path(run)
     where = folder.with_name(f"{folder.name}-tuned") if out is None else _path(out)
-    check_empty(where)
     model = recommended_folder(folder)[0] if (folder / "bakeoff.json").is_file() else folder
 
     def catalog_of(predictions: Predictions) -> Catalog:
         return recorded_catalog(model, predictions, read, shared["catalog"])
 
-    with only_writer(where):
-        made = run_tune(model, tuning, where, catalog_of)
+    made = run_tune(model, tuning, where, catalog_of)
     return TuneOutcome(made, where, s.compute)
 
 

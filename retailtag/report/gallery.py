@@ -135,6 +135,7 @@ class _Pictures:
         return self._left < 0
 
     def of(self, aligned: Aligned, rows: NDArray[np.intp], column: int) -> Iterator[Picture]:
+        """Pictures of rows (n_rows,) of the scored images, with their margins for one tag."""
         for place in rows.tolist():
             row = int(aligned.rows[place])
             margin = float(aligned.logits[place, column] - aligned.thresholds[column])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.finetuning.artefact import Checkpoint, load_validation
+from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.runs.evidence import crossed_cells, f1_of_cells, halves
@@ -137,7 +138,9 @@ def run_tune(
         "thresholds": tuned.facts,
         "threshold_f1": threshold_f1,
     }
-    _save(found, tuned, facts, out)
+    with only_writer(out):  # which makes the folder: nothing is left of a call that is refused
+        check_empty(out)
+        _save(found, tuned, facts, out)
     return TuneRun(
         folder=out,
         tuned=tuned,

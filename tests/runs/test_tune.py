@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import retailtag as rt
+from retailtag import api
 from retailtag.cli.main import run
 from retailtag.context import RunContext
 from retailtag.errors import EXIT_USAGE, ArtefactError, DataError, UsageError
@@ -169,6 +170,12 @@ def test_a_fine_tune_is_tuned_on_its_validation_set(fitted, small, tmp_path):
     written = Checkpoint.load(made.folder)
     np.testing.assert_array_equal(written.thresholds, made.tuned.thresholds)
     assert (made.folder / "validation.safetensors").exists()
+
+
+def test_a_call_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="holds no probe or fine-tune"):
+        api.tune(tmp_path / "none")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fine_tune_that_kept_its_probe_points_to_it(fitted, small, tmp_path):
