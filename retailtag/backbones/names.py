@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from retailtag.backbones.ids import canonical
+from retailtag.backbones.ids import canonical, components_of
 from retailtag.backbones.registry import FAMILIES, PRESETS
 from retailtag.errors import UsageError
 
@@ -80,6 +80,16 @@ def given_names(texts: Sequence[str], ids: Sequence[str]) -> dict[str, str]:
         if taken[name] > 1:
             raise UsageError(f"--name gives {name} to two backbones; give each a name of its own.")
     return names
+
+
+def compared_names(backbones: Sequence[str], texts: Sequence[str] = ()) -> dict[str, str]:
+    """Names of the backbones of a bake-off and of the components of ``A+B``, by canonical id.
+
+    `texts` are ``NAME=ID``, see `given_names`.
+    """
+    ids = [canonical(b) for b in backbones]
+    components = [canonical(c) for b in backbones for c in components_of(b)]
+    return name_backbones([*ids, *components], given_names(texts, ids))
 
 
 def short_models(models: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:

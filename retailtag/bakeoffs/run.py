@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retailtag.backbones import canonical
+from retailtag.backbones.names import compared_names, shortened
 from retailtag.bakeoffs.plan import plan_stages
 from retailtag.bakeoffs.request import ONLY_PROBED, Request
 from retailtag.bakeoffs.stages import ReportStage, bakeoff_stages
@@ -60,20 +61,27 @@ def run_bakeoff(
 def run_request(request: Request, command: str = "") -> BakeoffRun:
     """Run a bake-off whose request was checked; parameters and exceptions as in `run_bakeoff`."""
     settings, progress = request.settings, request.context.progress
+    names = compared_names(settings.backbones, settings.names)
     if "finetune" in settings.strategies:
         for backbone in settings.backbones:
             if backbone not in request.fine_tuned:
-                progress.say(f"finetune {canonical(backbone)}: skipped. {ONLY_PROBED}")
+                name = names[canonical(backbone)]
+                progress.say(f"finetune {name}: skipped. {ONLY_PROBED}")
     stages = bakeoff_stages(request, command)
-    ran, reused = run_stages(stages, progress)
+    ran, reused = run_stages(stages, progress, names)
     report = stages[-1]
     assert isinstance(report, ReportStage)
     result = report.result()
     return BakeoffRun(result, decide(result), request.out / "report.html", ran, reused)
 
 
-def run_stages(stages: Sequence[Stage], progress: Progress) -> tuple[list[str], list[str]]:
-    """Run the stages that are stale, in order; names of those that ran, and of the others."""
+def run_stages(
+    stages: Sequence[Stage], progress: Progress, names: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Run the stages that are stale, in order; names of those that ran, and of the others.
+
+    Messages call backbones by their `names`.
+    """
     planned = plan_stages(stages)
     ran: list[str] = []
     reused: list[str] = []
@@ -84,11 +92,11 @@ def run_stages(stages: Sequence[Stage], progress: Progress) -> tuple[list[str], 
         estimated = sum(p.seconds for p in planned[:i] if p.name in ran)
         pace = elapsed / estimated if estimated else 1.0
         left = _duration(pace * sum(p.seconds for p in planned[i:]))
-        head = f"{i + 1}/{len(stages)} {stage.name}"
+        head = f"{i + 1}/{len(stages)} {shortened(stage.name, names)}"
         start = time.perf_counter()
 
         def announce(why: str, head: str = head, left: str = left) -> None:
-            reason = "" if why == NOT_DONE else f" ({why})"
+            reason = "" if why == NOT_DONE else f" ({shortened(why, names)})"
             progress.say(f"{head}: running{reason}; {left} left")
 
         if stage.update(announce):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from retailtag.bakeoffs.plan import PlannedStage
     from retailtag.bakeoffs.run import BakeoffRun
+    from retailtag.settings import BakeoffSettings
 
 
 @command(app, "bakeoff")
@@ -31,7 +33,7 @@ def bakeoff(
 
     output = call.output
     if plan:
-        _show_plan(output, api.plan(call.catalogue, settings=call.settings))
+        _show_plan(output, api.plan(call.catalogue, settings=call.settings), call.settings)
         return
     made = api.bakeoff(
         call.catalogue,
@@ -43,8 +45,10 @@ def bakeoff(
     output.result(_summary(made.run))
 
 
-def _show_plan(output: Output, stages: list[PlannedStage]) -> None:
-    output.print(_plan_table(stages))
+def _show_plan(output: Output, stages: list[PlannedStage], settings: BakeoffSettings) -> None:
+    from retailtag.backbones.names import compared_names
+
+    output.print(_plan_table(stages, compared_names(settings.backbones, settings.names)))
     output.result(
         {
             "stages": [s.to_json() for s in stages],
@@ -97,9 +101,11 @@ def _summary(run: BakeoffRun) -> dict[str, Any]:
     return summary
 
 
-def _plan_table(stages: list[PlannedStage]) -> Table:
-    """One row a stage, and the sum."""
+def _plan_table(stages: list[PlannedStage], names: Mapping[str, str]) -> Table:
+    """One row a stage, backbones by their names, and the sum."""
     from rich.table import Table
+
+    from retailtag.backbones.names import shortened
 
     table = Table(
         title="Plan (estimates for this machine, most within a factor of 1.5)", show_footer=True
@@ -111,8 +117,8 @@ def _plan_table(stages: list[PlannedStage]) -> Table:
     table.add_column("disk", justify="right", footer=f"{disk / 1e6:,.0f} MB")
     for s in stages:
         table.add_row(
-            s.name,
-            s.why or "reused",
+            shortened(s.name, names),
+            shortened(s.why, names) or "reused",
             _minutes(s.seconds),
             f"{s.disk_bytes / 1e6:,.1f} MB",
         )

@@ -129,13 +129,15 @@ def test_bakeoff_prints_ranking_and_report_and_plan_prints_stages(
 ):
     command = ["bakeoff", str(small_csv), "--backbones", "demo:dino", "--strategies", "probe"]
     command += ["--sweep-C", "0.1", "--folds", "2", "--out", "run", "--device", "cpu"]
+    command += ["--name", "small-vit=demo:dino"]
     assert run([*command, "--plan"]) == 0
     planned = capsys.readouterr().out
-    assert "extract demo:dino" in planned
+    assert "extract small-vit" in planned
     assert not list(here.iterdir())
     assert run(command) == 0
     said = capsys.readouterr()
-    assert "demo:dino" in said.out
+    assert "small-vit" in said.out
+    assert "probe small-vit: running" in said.err
     assert "run/report.html" in said.out
     assert run([*command, "--json"]) == 0
     again = _json(capsys)
