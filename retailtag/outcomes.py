@@ -62,12 +62,12 @@ def load_tagger(
     assignment, one_of
         As for `Tagger.assigning`; by default those of the bake-off, elsewhere ``independent``.
     **limits
-        ``max_pixels`` and ``allow_truncated``, as `Tagger.load` takes them.
+        ``max_pixels`` and ``allow_truncated``, as `load_fitted` takes them.
     """
     from retailtag.backbones.ids import local_weights
     from retailtag.compute import resolve_device
     from retailtag.statistics.exclusive import INDEPENDENT
-    from retailtag.tagger.tagger import Tagger, backbones_of
+    from retailtag.tagger.loading import backbones_of, load_fitted
 
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder)
@@ -75,7 +75,7 @@ def load_tagger(
     ids = list(backbones_of(folder))
     local = local_weights(compute.weights if ids else (), ids)
     device = resolve_device(compute.device)
-    tagger = Tagger.load(folder, weights=local, device=device, progress=progress, **limits)
+    tagger = load_fitted(folder, weights=local, device=device, progress=progress, **limits)
     return tagger.assigning(assignment or INDEPENDENT, one_of)
 
 

@@ -98,11 +98,11 @@ def measure_pairs(
     groups where they do not fit into memory together.
     """
     from retailtag.tagger.latency import together
-    from retailtag.tagger.tagger import Tagger
+    from retailtag.tagger.loading import load_fitted
 
     def loader(folder: Path, weights: Mapping[str, Path]) -> Callable[[], Tagger]:
         return partial(
-            Tagger.load, folder, weights=weights, device=context.device, **context.limits
+            load_fitted, folder, weights=weights, device=context.device, **context.limits
         )
 
     loaders = {name: loader(*model) for name, model in models.items()}

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from retailtag.backbones.backbone import Backbone
-from retailtag.backbones.engines.build import embedder_of
 from retailtag.backbones.engines.embedder import EngineEmbedder
-from retailtag.backbones.engines.names import EngineName
-from retailtag.backbones.factory import load_backbone
-from retailtag.backbones.ids import components_of, resolve_id
-from retailtag.backbones.preprocess import with_truncated
-from retailtag.errors import ArtefactError, DataError, Unavailable, UnreadableImage, UsageError
-from retailtag.files import read_json
-from retailtag.finetuning.artefact import Checkpoint
+from retailtag.errors import ArtefactError, UnreadableImage, UsageError
 from retailtag.images.decode import MAX_PIXELS, decode_image, to_rgb
 from retailtag.images.header import one_image
 from retailtag.probes.artefact import Probe
-from retailtag.progress import SILENT, Progress
 from retailtag.statistics.exclusive import (
     INDEPENDENT,
     assign,
     attribute_columns,
     check_assignment,
 )
-from retailtag.store import FeatureSpec, JointSpec
+from retailtag.tagger.calibration import UNCALIBRATED, Calibration
 
 ImageInput = str | Path | bytes | Image.Image
-Weights = str | Path | Mapping[str, str | Path] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,52 +47,9 @@ class Tagger:
     # Which tags of an attribute with one value an image are given; see `assign`
     assignment: str = INDEPENDENT
     exclusive: tuple[str, ...] = ()  # names of these attributes
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        weights: Weights = None,
-        device: str = "cpu",
-        max_pixels: int = MAX_PIXELS,
-        allow_truncated: bool = False,
-        progress: Progress = SILENT,
-    ) -> Tagger:
-        """Load what ``retailtag probe`` or ``retailtag finetune`` wrote to `folder`.
-
-        Parameters
-        ----------
-        weights : str, Path or mapping of str to str or Path, optional
-            Local weights of the backbone, or of several by their ids. A fine-tune has its own
-            weights and needs these only if their folder describes the architecture.
-        progress : Progress
-            Receives a message if the probe's engine of reduced precision cannot run here.
-
-        Raises
-        ------
-        DataError
-            If the folder holds neither.
-        ArtefactError
-            If the backbone here differs from the one that was fitted.
-        UsageError
-            If one path of weights is given for several backbones.
-        """
-        folder = Path(folder)
-        if (folder / "checkpoint.json").exists():
-            tagger = _from_checkpoint(Checkpoint.load(folder), folder, weights, device)
-        elif (folder / "probe.json").exists():
-            tagger = _from_probe(Probe.load(folder), folder, weights, device, progress)
-        else:
-            raise DataError(
-                f"{folder} holds neither a probe nor a fine-tuned checkpoint; name a folder that "
-                "retailtag probe or retailtag finetune wrote."
-            )
-        tagger.check_dim(folder)
-        recorded = tuple(tagger.head.facts.get("exclusive") or ())
-        return replace(
-            tagger, max_pixels=max_pixels, allow_truncated=allow_truncated, exclusive=recorded
-        )
+    # Thresholds (n_tags,) by name, `head.thresholds` among them; see `at`
+    operating_points: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    calibration: Calibration | None = None  # None: probabilities are the logistic of the logits
 
     def assigning(self, assignment: str, one_of: Sequence[str] = ()) -> Tagger:
         """The same model that gives at most one or exactly one value of an attribute.
@@ -123,6 +71,20 @@ class Tagger:
             if not len(attribute_columns(self.tags, name)):
                 raise UsageError(f"--one-of {name}: no tag of the model begins with {name}:.")
         return replace(self, assignment=assignment, exclusive=exclusive)
+
+    def at(self, point: str) -> Tagger:
+        """The same model with the thresholds of one of its `operating_points`.
+
+        Raises `UsageError` if there is none of this name.
+        """
+        if point not in self.operating_points:
+            known = ", ".join(self.operating_points) or "none"
+            raise UsageError(
+                f"--operating-point {point} is not known to this model, which has {known}; "
+                "retailtag export adds others, and retailtag tune tunes for anything else."
+            )
+        head = replace(self.head, thresholds=self.operating_points[point])
+        return replace(self, head=head)
 
     def check_dim(self, folder: Path) -> None:
         """Raise `ArtefactError` unless the head takes embeddings of the backbones' length."""
@@ -198,13 +160,21 @@ class Tagger:
         """What `predict` gives for images of these logits (n_images, n_tags)."""
         found = []
         cells = assign(logits, self.thresholds, self.tags, self.exclusive, self.assignment)
-        for z, own in zip(logits.astype(np.float64), cells, strict=True):
+        rows = zip(logits, self.probabilities(logits), cells, strict=True)
+        for z, probability, own in rows:
             order = np.argsort(-z, kind="stable")
             given = order[own[order]]
-            probabilities = 0.5 * (1 + np.tanh(0.5 * z[given]))  # the logistic, without overflow
             names = [self.tags[j] for j in given]
-            found.append(dict(zip(names, probabilities.tolist(), strict=True)))
+            found.append(dict(zip(names, probability[given].tolist(), strict=True)))
         return found
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probability of every tag (n_images, n_tags): calibrated, or the logistic of the logits.
+
+        Each rises with the logits of its tag, so that neither the order of images nor a threshold
+        changes. The order of an image's tags may: `tag` and `given` keep that of the logits.
+        """
+        return (self.calibration or UNCALIBRATED).probabilities(logits)
 
     def preprocessed(self, decoded: Image.Image) -> list[NDArray[np.uint8]]:
         """Pixels (3, h, w) of one decoded image for each backbone."""
@@ -267,133 +237,8 @@ class Tagger:
         return f"<table>{rows}</table>"
 
 
-def backbones_of(folder: Path) -> tuple[str, ...]:
-    """Ids of the backbones of the probe or fine-tune in `folder`; empty if there is none."""
-    try:
-        if (folder / "checkpoint.json").exists():
-            return components_of(read_json(folder / "checkpoint.json")["backbone"])
-        return components_of(read_json(folder / "probe.json")["facts"]["backbone"])
-    except (DataError, UsageError, KeyError, TypeError):
-        return ()  # loading the folder will say what is wrong with it
-
-
-def _recorded_backbones(name: str, path: Path) -> tuple[str, ...]:
-    """Ids of the backbones of a model, whose header is at `path`."""
-    try:
-        ids = components_of(name)
-        for one in ids:
-            resolve_id(one)
-    except UsageError as error:
-        raise ArtefactError(f"{path} records no backbone that is known here: {error}") from error
-    return ids
-
-
-def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: str) -> Tagger:
-    _recorded_backbones(saved.backbone, folder / "checkpoint.json")
-    local = _local_weights(weights, (saved.backbone,)).get(saved.backbone)
-    # without local weights the architecture is enough: the checkpoint replaces every weight
-    backbone = load_backbone(
-        saved.backbone, weights=local, device=device, random_weights=local is None
-    )
-    spec = backbone.spec()
-    known = [[s.architecture, s.preprocessing] for s in (spec, with_truncated(spec))]
-    if saved.facts["model"] not in known:
-        raise ArtefactError(
-            f"{folder} was trained with another architecture or preprocessing than "
-            f"{backbone.id} has here; give the --weights folder that it was trained from."
-        )
-    _check_state(saved.state, backbone.module.state_dict(), folder)
-    backbone.module.load_state_dict(saved.state)
-    backbone.module.eval()
-    head = Probe(
-        saved.tags,
-        saved.weight,
-        saved.bias,
-        saved.thresholds,
-        C=np.full(len(saved.tags), np.nan),
-        facts=saved.facts,
-        head="fine-tuned",
-    )
-    return Tagger((backbone,), head, "finetune")
-
-
-def _from_probe(
-    probe: Probe, folder: Path, weights: Weights, device: str, progress: Progress
-) -> Tagger:
-    ids = _recorded_backbones(probe.facts["backbone"], folder / "probe.json")
-    local = _local_weights(weights, ids)
-    backbones = [
-        load_backbone(i, weights=local.get(i), device=device, progress=progress) for i in ids
-    ]
-    stored = probe.facts["stored_as"]
-    engines = stored["engine"].split("+")  # one for all components, or one for each
-    if len(engines) == 1:
-        engines = engines * len(ids)
-    if len(engines) != len(ids):
-        raise ArtefactError(
-            f"{folder}/probe.json: facts.stored_as names {len(engines)} engines for {len(ids)} "
-            "backbones; run retailtag probe again."
-        )
-    specs = [b.spec(e, stored["dtype"]) for b, e in zip(backbones, engines, strict=True)]
-    # Whether truncated files were accepted does not change the embeddings of whole images.
-    lenient = [with_truncated(spec) for spec in specs]
-    if probe.facts["features"] not in (_digest(specs), _digest(lenient)):
-        raise ArtefactError(
-            f"{folder} was fitted on embeddings of other weights or preprocessing than "
-            f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
-        )
-    embedders = tuple(
-        _embedder(backbone, EngineName.parse(engine), progress)
-        for backbone, engine in zip(backbones, engines, strict=True)
-    )
-    return Tagger(embedders, probe, "probe")
-
-
-def _embedder(
-    backbone: Backbone, name: EngineName, progress: Progress
-) -> Backbone | EngineEmbedder:
-    """The backbone itself for float32, otherwise the arithmetic that the probe was fitted on."""
-    if name.exact:
-        return backbone
-    if name.engine == "compile":  # eager gives the same arithmetic without minutes of compiling
-        name = replace(name, engine="eager")
-    try:
-        return embedder_of(backbone, name, batch_size=1)
-    except Unavailable as error:
-        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
-        return backbone
-
-
-def _check_state(saved: Mapping[str, Tensor], module: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise `ArtefactError` unless the tensors of a fine-tune are those of its architecture."""
-    place = f"{folder}/checkpoint.safetensors"
-    for name in sorted(module.keys() | saved.keys()):
-        if name not in saved:
-            problem = f"lacks backbone.{name}"
-        elif name not in module:
-            problem = f"holds an unknown tensor, backbone.{name}"
-        elif (here := _form(module[name])) != (there := _form(saved[name])):
-            problem = f"holds backbone.{name} as {there}, not {here}"
-        else:
-            continue
-        raise ArtefactError(f"{place} {problem}; run retailtag finetune again.")
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _digest(specs: Sequence[FeatureSpec]) -> str:
-    """Identity of the embeddings of one backbone, or of several joined."""
-    return specs[0].digest if len(specs) == 1 else JointSpec(tuple(specs)).digest
-
-
-def _local_weights(weights: Weights, ids: tuple[str, ...]) -> dict[str, Path]:
-    """Local weights by backbone id."""
-    if weights is None:
-        return {}
-    if not isinstance(weights, str | Path):
-        return {backbone: Path(path) for backbone, path in weights.items()}
-    if len(ids) > 1:
-        raise UsageError(f"{'+'.join(ids)} is several backbones; give --weights ID=PATH for each.")
-    return {ids[0]: Path(weights)}
+def point_name(facts: Mapping[str, Any]) -> str:
+    """Name of the thresholds that a model was fitted with, such as ``f1`` or ``max-tags:12``."""
+    thresholds = facts.get("thresholds") or {}
+    max_tags = thresholds.get("max_tags")
+    return str(thresholds.get("objective", "f1")) if max_tags is None else f"max-tags:{max_tags:g}"

@@ -30,7 +30,7 @@ from retailtag.settings import (
 )
 from retailtag.store import FeatureStore
 from retailtag.tagger.latency import Schedule
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 QUICK = ProbeSettings(sweep_C="1e-5,1e-4,1e-2", folds=3)
 PAIRS = ("demo:cnn", "demo:clip")
@@ -209,7 +209,7 @@ def test_tagger_answers_as_the_predictions_do(finished, small):
         folder = pair_folder(root / "run", "demo:clip", strategy)
         predictions = Predictions.load(folder / "predictions.npz")
         place = [predictions.image_ids.tolist().index(small.image_ids[i]) for i in rows]
-        tagger = Tagger.load(folder)
+        tagger = load_fitted(folder)
         logits = tagger.logits([small.images.read(i) for i in rows])
         np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
 
@@ -219,14 +219,14 @@ def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
     probe = Probe.load(pair_folder(root / "run", "demo:cnn", "probe"))
     replace(probe, facts={**probe.facts, "features": "0" * 64}).save(tmp_path / "probe")
     with pytest.raises(ArtefactError, match="other weights"):
-        Tagger.load(tmp_path / "probe")
+        load_fitted(tmp_path / "probe")
     tuned = Checkpoint.load(pair_folder(root / "run", "demo:cnn", "finetune"))
     model = [fact.replace("bicubic", "nearest") for fact in tuned.facts["model"]]
     replace(tuned, facts={**tuned.facts, "model": model}).save(tmp_path / "tuned")
     with pytest.raises(ArtefactError, match="another architecture or preprocessing"):
-        Tagger.load(tmp_path / "tuned")
+        load_fitted(tmp_path / "tuned")
     with pytest.raises(DataError, match="neither"):
-        Tagger.load(tmp_path)
+        load_fitted(tmp_path)
 
 
 def test_unreadable_images_are_said_and_left_out(small_csv, tmp_path, quick_bakeoffs):

@@ -30,7 +30,7 @@ from retailtag.settings import (
     ReadingSettings,
     ScoreSettings,
 )
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 QUICK = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
 
@@ -88,8 +88,8 @@ def test_limits_reach_the_fine_tune_and_the_tagger(small, small_store, tmp_path)
         run_finetune(context, small_store, backbone, probe, out, FinetuneSettings(epochs=0))
     image = small.images.read(0)
     with pytest.raises(UnreadableImage, match="limit of 10"):
-        Tagger.load(tmp_path / "probe", max_pixels=10).logits([image])
-    assert Tagger.load(tmp_path / "probe").logits([image]).shape == (1, len(small.table.tags))
+        load_fitted(tmp_path / "probe", max_pixels=10).logits([image])
+    assert load_fitted(tmp_path / "probe").logits([image]).shape == (1, len(small.table.tags))
 
 
 def test_a_split_of_broken_images_is_bad_data_not_a_missing_extraction(small_csv, tmp_path):

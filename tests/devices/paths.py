@@ -33,7 +33,7 @@ from retailtag.runs.embeddings import find_texts
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.probe import run_probe
 from retailtag.settings import ComputeSettings, FinetuneSettings, ProbeSettings
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 # -- the device itself -----------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ def test_finetune(sim, tiny, stores, probes, tmp_path, monkeypatch, variant):
     rows = [tiny.image_ids.tolist().index(i) for i in found.predictions.image_ids[:4]]
     images = [tiny.images.read(row) for row in rows]
     for device in ("cpu", sim):
-        tagger = Tagger.load(tmp_path / sim, device=device)
+        tagger = load_fitted(tmp_path / sim, device=device)
         np.testing.assert_allclose(tagger.logits(images), logits[:4], rtol=1e-3, atol=1e-3)
 
 
@@ -341,6 +341,6 @@ def test_a_killed_finetune_continues(sim, tiny, stores, probes, tmp_path, monkey
 
 def test_predict(sim, tiny, probes):
     images = [tiny.images.read(row) for row in range(5)]
-    expected, found = (Tagger.load(probes[sim], device=device) for device in ("cpu", sim))
+    expected, found = (load_fitted(probes[sim], device=device) for device in ("cpu", sim))
     np.testing.assert_allclose(found.logits(images), expected.logits(images), rtol=1e-4, atol=1e-4)
     assert found.tag(images) == expected.tag(images)

@@ -26,7 +26,7 @@ from retailtag.runs.embeddings import find_embeddings
 from retailtag.runs.probe import run_probe
 from retailtag.settings import ComputeSettings, ExtractSettings, ProbeSettings
 from retailtag.store import FeatureStore, JointSpec
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 OPENVINO, HALF = EngineName("openvino"), EngineName("openvino", "bfloat16")
 PROBE = ProbeSettings(sweep_C="0.1", folds=2, heads="logistic")
@@ -258,11 +258,11 @@ def test_a_tagger_computes_as_the_features_of_its_probe(tiny, tmp_path, monkeypa
     images = [tiny.images.read(i) for i in tiny.rows("test")[:6].tolist()]
     expected = run.probe.logits(store.load(tiny.image_ids[tiny.rows("test")[:6]]).X)
     heard = Heard()
-    tagger = Tagger.load(tmp_path / "probe", progress=heard)
+    tagger = load_fitted(tmp_path / "probe", progress=heard)
     np.testing.assert_allclose(tagger.logits(images), expected, rtol=1e-3, atol=2e-3)
     assert heard.lines == []
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: False)
-    tagger = Tagger.load(tmp_path / "probe", progress=heard)
+    tagger = load_fitted(tmp_path / "probe", progress=heard)
     assert tagger.embedders == tagger.backbones
     assert "needs a CPU with bfloat16 instructions" in heard.lines[0]
     assert "Predictions are made in eager float32" in heard.lines[0]
@@ -276,7 +276,7 @@ def test_a_tagger_runs_components_with_different_engines(tiny, tiny_store, tmp_p
     store = find_embeddings(run_context(tiny, tmp_path / "features"), "demo:cnn+demo:clip")
     run = run_probe(RunContext(tiny), store, tmp_path / "probe", PROBE)
     assert run.probe.facts["stored_as"]["engine"] == "eager-float32+openvino-float32"
-    tagger = Tagger.load(tmp_path / "probe")
+    tagger = load_fitted(tmp_path / "probe")
     assert [b.id for b in tagger.embedders] == ["demo:cnn", "demo:clip"]
 
 

@@ -24,7 +24,7 @@ from retailtag.settings import (
     ScoreSettings,
 )
 from retailtag.store import FeatureStore
-from retailtag.tagger.tagger import Tagger, backbones_of
+from retailtag.tagger.loading import backbones_of, load_fitted
 
 JOINT = "demo:cnn+demo:clip"
 
@@ -108,7 +108,7 @@ def test_tagger_runs_both_and_answers_as_the_predictions_do(finished, small):
     )
     rows = small.rows("test")[:5].tolist()
     place = [predictions.image_ids.tolist().index(small.image_ids[i]) for i in rows]
-    logits = Tagger.load(folder).logits([small.images.read(i) for i in rows])
+    logits = load_fitted(folder).logits([small.images.read(i) for i in rows])
     np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
     assert backbones_of(folder) == ("demo:cnn", "demo:clip")
 
@@ -118,9 +118,9 @@ def test_tagger_refuses_other_weights_of_a_part(finished, tmp_path):
     probe = Probe.load(folder)
     replace(probe, facts={**probe.facts, "backbone": "demo:clip+demo:cnn"}).save(tmp_path)
     with pytest.raises(ArtefactError, match=r"other weights.*demo:clip\+demo:cnn"):
-        Tagger.load(tmp_path)
+        load_fitted(tmp_path)
     with pytest.raises(UsageError, match="ID=PATH for each"):
-        Tagger.load(tmp_path, weights=tmp_path)
+        load_fitted(tmp_path, weights=tmp_path)
     assert backbones_of(tmp_path / "nowhere") == ()
 
 

@@ -46,7 +46,7 @@ from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.solver.fits import ProbeFits
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 from retailtag.tuning_scores import TuningScores
 
 TAGS = ("blue", "colour:red", "dotted")
@@ -115,8 +115,8 @@ def make_finetune(folder: Path) -> None:
 
 def read_model(folder: Path) -> Any:
     """Everything that `predict` uses of a model; its logits are numbers."""
-    with mock.patch("retailtag.tagger.tagger.load_backbone", _load_backbone):
-        tagger = Tagger.load(folder)
+    with mock.patch("retailtag.tagger.loading.load_backbone", _load_backbone):
+        tagger = load_fitted(folder)
     head = tagger.head
     X = np.linspace(-1, 1, 2 * _dim(), dtype=np.float32).reshape(2, -1)
     need(head.logits(X).shape == (2, len(tagger.tags)), "logits")

@@ -16,7 +16,7 @@ from retailtag.runs.probe import check_probe_settings, run_probe
 from retailtag.scoring.score import score_predictions
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.settings import BakeoffSettings, FinetuneSettings, ProbeSettings
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 QUICK = ProbeSettings(sweep_C="0.1", folds=3, objective="precision:1")
 
@@ -40,7 +40,7 @@ def test_infinite_thresholds_survive_files_scorer_and_tagger(probed, tiny, tmp_p
     for row, withheld in zip(card.tags, never.tolist(), strict=True):
         assert (row.threshold == np.inf) == withheld
         assert not (withheld and row.tp + row.fp)
-    given = Tagger.load(folder).tag([tiny.images.read(i) for i in range(20)])
+    given = load_fitted(folder).tag([tiny.images.read(i) for i in range(20)])
     assert not {tag for tags in given for tag in tags} & set(np.array(tiny.table.tags)[never])
 
 

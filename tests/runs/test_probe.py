@@ -31,7 +31,7 @@ from retailtag.runs.probe import NO_TEXTS, check_probe_settings, load_rows, run_
 from retailtag.runs.stage import read_record, why_stale
 from retailtag.runs.sweep import fit_at, strengths_around
 from retailtag.settings import ComputeSettings, ProbeSettings
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 SETTINGS = ProbeSettings(sweep_C="1e-5:1e-2:4", folds=3, heads="logistic")
 
@@ -232,7 +232,7 @@ def test_predictions_tagger_and_probe_agree_under_every_scaling(tiny, tiny_store
     np.testing.assert_allclose(run.probe.logits(view.X), run.predictions.logits, rtol=1e-5)
     image_id = run.predictions.image_ids[0]
     data = tiny.images.read(tiny.image_ids.tolist().index(image_id))
-    by_tagger = Tagger.load(tmp_path).logits([data])
+    by_tagger = load_fitted(tmp_path).logits([data])
     np.testing.assert_allclose(by_tagger[0], run.predictions.logits[0], atol=2e-3)
 
 
@@ -280,7 +280,7 @@ def test_whichever_head_wins_its_tagger_gives_the_predictions(
     assert ("knn.safetensors" in run.record.outputs) == (head == "knn")
     shown = run.predictions.image_ids[:12].tolist()
     rows = [tiny.image_ids.tolist().index(image_id) for image_id in shown]
-    tagger = Tagger.load(tmp_path)
+    tagger = load_fitted(tmp_path)
     by_tagger = tagger.logits([tiny.images.read(row) for row in rows])
     saved = Predictions.load(tmp_path / "predictions.npz").logits
     np.testing.assert_allclose(by_tagger, saved[:12], rtol=1e-3, atol=2e-3)

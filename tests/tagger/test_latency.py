@@ -7,7 +7,7 @@ from retailtag.context import RunContext
 from retailtag.runs.probe import run_probe
 from retailtag.settings import ProbeSettings
 from retailtag.tagger.latency import STAGES, Schedule, tagging, time_in_turn, together
-from retailtag.tagger.tagger import Tagger
+from retailtag.tagger.loading import load_fitted
 
 
 class _Machine:
@@ -79,7 +79,7 @@ def test_a_visit_ends_after_its_time():
 def test_stages_add_up_and_tags_are_those_of_tag(small, small_store, tmp_path):
     settings = ProbeSettings(sweep_C="0.01", folds=2, heads="logistic")
     run_probe(RunContext(small), small_store, tmp_path, settings)
-    tagger = Tagger.load(tmp_path)
+    tagger = load_fitted(tmp_path)
     images = [small.images.read(i) for i in range(3)]
     call = tagging(tagger, images, 2)
     assert len(call()) == len(STAGES)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit
 
 from retailtag.backbones import resize
 from retailtag.backbones.factory import load_backbone
@@ -17,6 +18,8 @@ from retailtag.finetuning.artefact import Checkpoint
 from retailtag.outcomes import load_tagger
 from retailtag.probes.artefact import Probe
 from retailtag.settings import ComputeSettings
+from retailtag.tagger.calibration import Calibration
+from retailtag.tagger.loading import load_fitted
 from retailtag.tagger.tagger import Tagger
 
 TAGS = ("red", "<b>striped</b>", "cotton")
@@ -129,6 +132,29 @@ def test_at_most_one_and_exactly_one_value_of_an_attribute(tagger, image):
         bare.assigning("exactly-one", ["size"])
 
 
+def test_at_takes_the_thresholds_of_an_operating_point(tagger, image):
+    strict = np.full(3, np.inf, np.float32)
+    model = replace(tagger, operating_points={"f1": tagger.thresholds, "precision:0.8": strict})
+    assert model.at("precision:0.8").tag([image[1]]) == [[]]
+    assert model.at("precision:0.8").at("f1").tag([image[1]]) == tagger.tag([image[1]]) != [[]]
+    with pytest.raises(UsageError, match=r"recall is not known .* has f1, precision:0\.8;"):
+        model.at("recall")
+
+
+def test_calibrated_probabilities_leave_the_tags_and_their_order(tagger, image):
+    logits = tagger.logits([image[1]])
+    thresholds = np.full(3, -np.inf, np.float32)
+    everything = replace(tagger, head=replace(tagger.head, thresholds=thresholds))
+    # the first tag is calibrated far below the others, whatever its logit
+    curves = Calibration(np.full(3, 0.5, np.float32), np.array([-50, 0, 0], np.float32))
+    found = replace(everything, calibration=curves).predict([image[1]])[0]
+    assert list(found) == list(everything.predict([image[1]])[0])
+    expected = expit(0.5 * logits[0].astype(np.float64) + curves.offset)
+    np.testing.assert_allclose([found[tag] for tag in TAGS], expected, atol=1e-15)
+    np.testing.assert_allclose(tagger.probabilities(logits), expit(logits.astype(np.float64)))
+    assert tagger.probabilities(np.array([[-1e9, 0, 1e9]], np.float32)).tolist() == [[0, 0.5, 1]]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tagger):
     """What a fine-tune of the same backbone would store."""
@@ -142,7 +168,7 @@ def checkpoint(tagger):
 
 def test_a_fine_tune_gives_the_logits_of_its_tensors(tagger, checkpoint, image, tmp_path):
     checkpoint.save(tmp_path)
-    assert np.array_equal(Tagger.load(tmp_path).logits([image[1]]), tagger.logits([image[1]]))
+    assert np.array_equal(load_fitted(tmp_path).logits([image[1]]), tagger.logits([image[1]]))
 
 
 def _first(state, change):
@@ -165,7 +191,7 @@ def _first(state, change):
 def test_tensors_of_another_architecture_are_named(checkpoint, change, sentence, tmp_path):
     replace(checkpoint, state=change(checkpoint.state)).save(tmp_path)
     with pytest.raises(ArtefactError, match=f"{sentence}.*run retailtag finetune again"):
-        Tagger.load(tmp_path)
+        load_fitted(tmp_path)
 
 
 @pytest.mark.parametrize("backbone", ["nothing", "demo:nothing", "a:b+a:b", "demo:cnn?size"])
@@ -183,4 +209,4 @@ def test_a_head_for_longer_embeddings_is_refused(checkpoint, tmp_path):
     with pytest.raises(
         ArtefactError, match=r"head for embeddings of length \d+, and demo:cnn gives"
     ):
-        Tagger.load(tmp_path)
+        load_fitted(tmp_path)
