@@ -78,7 +78,8 @@ def decide(result: BakeoffResult) -> Decision:
     smallest = {s: _smallest_difference(result, ranking, s) for s in ("all", "tail")}
     tied, said = _tied_with_leader(result, ranking)
     reasons += said
-    survivors = tied
+    survivors, twins = _without_twins(result, tied)
+    reasons += twins
     decided_by = "macro-F1" if len(ranking) > 1 else "only pair"
     if len(ranking) == 1 < len(result.pairs):
         decided_by = "budget"
@@ -86,9 +87,8 @@ def decide(result: BakeoffResult) -> Decision:
         survivors, sentence = _best_on_tail(result, survivors)
         reasons.append(sentence)
         decided_by = "tail"
-        survivors, twins = _without_twins(result, survivors)
-        reasons += twins
-        decided_by = "training" if len(survivors) == 1 and twins else decided_by
+    elif twins:
+        decided_by = "training"
     winner = survivors[0]
     if len(survivors) > 1:
         winner, decided_by, sentence = _cheapest(survivors)
@@ -148,19 +148,24 @@ def _tied_with_leader(
         lead += f" and {_points(tail)} over the tail, which counts {share:.0f} %"
     if len(ranking) == 1:
         return [leader], [f"{lead}; there is no other pair to compare it with."]
-    gaps = [_gap(result, leader, other) for other in ranking[1:]]
-    tied = [leader] + [p for p, gap in zip(ranking[1:], gaps, strict=True) if gap.is_tie]
-    if len(tied) > 1:
-        names = _listed([p.name for p in tied[1:]])
+    gaps = {p.name: _gap(result, leader, p) for p in ranking[1:]}
+    tied = [leader, *(p for p in ranking[1:] if gaps[p.name].is_tie)]
+    # a fine-tune that kept its probe is no other model; `_without_twins` has a sentence on it
+    rivals = _without_twins(result, list(ranking))[0][1:]
+    closest = rivals[0] if rivals else None
+    if close := [p.name for p in rivals if gaps[p.name].is_tie]:
         verdict = (
-            f"The data do not tell it from {names}: the interval of the difference includes 0."
+            f"The data do not tell it from {_listed(close)}: the interval of the difference "
+            "includes 0."
+        )
+    elif closest:
+        gap = gaps[closest.name]
+        verdict = (
+            f"It is ahead of every other pair; the closest, {closest.name}, is "
+            f"{_points(gap.value)} points behind ({_points(gap.low)} to {_points(gap.high)})."
         )
     else:
-        verdict = (
-            f"It is ahead of every other pair; the closest, {ranking[1].name}, is "
-            f"{_points(gaps[0].value)} points behind ({_points(gaps[0].low)} to "
-            f"{_points(gaps[0].high)})."
-        )
+        verdict = "No other pair is another model."
     return tied, [f"{lead}.", verdict]
 
 

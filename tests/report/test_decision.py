@@ -44,7 +44,8 @@ def test_a_fine_tune_that_kept_its_probe_gives_way_to_it():
     twin = PairResult("a", "finetune", card, cost)
     decision = decide(bakeoff([probe, twin], {"all": 0.05, "tail": 0.05}))
     assert (decision.winner, decision.decided_by) == ("a · probe", "training")
-    assert "a · finetune kept its probe: the same model" in decision.reasons[3]
+    assert decision.reasons[1] == "No other pair is another model."
+    assert "a · finetune kept its probe: the same model" in decision.reasons[2]
     alone = decide(
         bakeoff([replace(twin, strategy="finetune"), other], {"all": 0.05, "tail": 0.05})
     )
