@@ -8,11 +8,11 @@ records or a `Catalog`. `progress` hears how far a call is; by default nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from retailtag.errors import UsageError
 from retailtag.fields import Section
@@ -24,6 +24,7 @@ from retailtag.verbs import USES, resolve
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from retailtag.backbones.backbone import Backbone
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from retailtag.predictions import Predictions
     from retailtag.probes.artefact import Probe
     from retailtag.probes.solver.fits import ProbeFits
+    from retailtag.runs.predict import Predicting
     from retailtag.scoring.files import ReadCatalog
     from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
@@ -632,11 +634,12 @@ def load(
     folder : path or outcome
         Of a probe or a fine-tune; or of a bake-off, whose recommended pair is loaded.
     **options
-        ``device``, ``weights``; ``assign`` and ``one_of``, as `Tagger.assigning` takes them.
+        ``device``, ``weights``; ``assign`` and ``one_of``, as `Tagger.assigning` takes them: by
+        default at most one tag of each attribute that the model records.
     """
     from retailtag.outcomes import load_tagger
 
-    s = _resolve("predict", settings, options)
+    s = _resolve("load", settings, options)
     return load_tagger(
         _path(folder),
         s.compute,
@@ -644,6 +647,104 @@ def load(
         assignment=s.score.assign,
         one_of=s.catalog.one_of,
     )
+
+
+def predict(
+    model: Any,
+    sources: Any,
+    *,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> pa.Table:
+    """Tag many images: one row each, in the order named.
+
+    Parameters
+    ----------
+    model : path, outcome or Tagger
+        As for `load`. A `Tagger` assigns tags as it is set to.
+    sources : path, bytes, PIL image, table, or a list of these
+        See `retailtag.catalog.named.named_images`: files, folders, patterns, archives, ``.txt``
+        lists, a manifest.
+    **options
+        ``top_k``, ``min_probability``, ``operating_point``; ``assign`` and ``one_of``;
+        ``device``, ``weights``, ``workers``, ``batch_size``; limits on images; ``images`` and
+        columns of a manifest.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``image_id``, ``path``, ``tags`` and their ``probabilities`` (falling), ``uncertain`` tags,
+        and the ``error`` of an image that could not be read, whose other columns are null.
+
+    Examples
+    --------
+    Loop over `predict_batches` where a table of all images would not fit into memory.
+    """
+    import pyarrow as pa
+
+    from retailtag.runs.predict import schema
+
+    batches = predict_batches(model, sources, settings=settings, progress=progress, **options)
+    return pa.Table.from_batches(batches, schema())
+
+
+def predict_batches(
+    model: Any,
+    sources: Any,
+    *,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Iterator[pa.RecordBatch]:
+    """Yield what `predict` gives, a record batch per batch of images, as they are tagged."""
+    from retailtag.runs.predict import record_batch
+
+    found = predicting(model, sources, settings=settings, progress=progress, **options)
+    return map(record_batch, found)
+
+
+def predicting(
+    model: Any,
+    sources: Any,
+    *,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    stdin: IO[bytes] | None = None,
+    **options: Any,
+) -> Predicting:
+    """What `predict` iterates over: the model, the images and how they are tagged.
+
+    The other parameters are those of `predict`; `stdin` is what the source ``-`` reads.
+    """
+    from retailtag.catalog.named import named_images
+    from retailtag.compute import n_workers
+    from retailtag.extraction.embed import Loading
+    from retailtag.runs.predict import Predicting, batch_size_of
+    from retailtag.statistics.exclusive import AT_MOST_ONE
+    from retailtag.tagger.predicting import Choice
+    from retailtag.tagger.tagger import Tagger
+
+    s = _resolve("predict", settings, options)
+    told = progress or SILENT
+    choice = Choice(s.predict.top_k, s.predict.min_probability)
+    several = sources if isinstance(sources, list | tuple) else [sources]
+    images = named_images(several, s.catalog, max_bytes=s.reading.max_bytes, stdin=stdin)
+    for note in images.notes:
+        told.say(note)
+    if isinstance(model, Tagger):
+        tagger = model
+        if s.score.assign or s.catalog.one_of:
+            tagger = tagger.assigning(s.score.assign or AT_MOST_ONE, s.catalog.one_of)
+    else:
+        tagger = load(model, settings=s, progress=told)
+    if s.predict.operating_point:
+        tagger = tagger.at(s.predict.operating_point)
+    workers = n_workers(s.compute)
+    if images.total is not None:
+        workers = min(workers, images.total)  # each starts a process
+    loading = Loading(batch_size_of(tagger, s.extract.batch_size), workers, **_limits(s))
+    return Predicting(tagger, images, choice, loading, told)
 
 
 def fit_probes(

@@ -142,6 +142,12 @@ class Mismatch(ArtefactError):
         super().__init__("\n  ".join(sentences))
 
 
+class Interrupted(RetailtagError):
+    """Work that Ctrl-C or SIGTERM ended; the message says what is left of it."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class Unavailable(RetailtagError):
     """Something that is needed is not available: weights, an extra, a device."""
 

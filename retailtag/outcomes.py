@@ -60,23 +60,27 @@ def load_tagger(
     compute : ComputeSettings
         Gives the device and local weights.
     assignment, one_of
-        As for `Tagger.assigning`; by default those of the bake-off, elsewhere ``independent``.
+        As for `Tagger.assigning`. By default what the bake-off was run with, else ``at-most-one``
+        of attributes that are named or recorded with the model: the catalogue says that an image
+        has one value of them. ``independent`` where there are none.
     **limits
         ``max_pixels`` and ``allow_truncated``, as `load_fitted` takes them.
     """
     from retailtag.backbones.ids import local_weights
     from retailtag.compute import resolve_device
-    from retailtag.statistics.exclusive import INDEPENDENT
+    from retailtag.statistics.exclusive import AT_MOST_ONE, INDEPENDENT
     from retailtag.tagger.loading import backbones_of, load_fitted
 
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder)
-        assignment = assignment or recorded
+        # A bake-off that nobody told how to assign records independent.
+        assignment = assignment or (None if recorded == INDEPENDENT else recorded)
     ids = list(backbones_of(folder))
     local = local_weights(compute.weights if ids else (), ids)
     device = resolve_device(compute.device)
     tagger = load_fitted(folder, weights=local, device=device, progress=progress, **limits)
-    return tagger.assigning(assignment or INDEPENDENT, one_of)
+    default = AT_MOST_ONE if one_of or tagger.exclusive else INDEPENDENT
+    return tagger.assigning(assignment or default, one_of)
 
 
 def recommended_folder(run: Path) -> tuple[Path, str]:

@@ -476,11 +476,55 @@ class ScoreSettings(Section):
     assign: str | None = setting(
         None,
         "Tags given of an attribute with one value: independent (by their thresholds), "
-        "at-most-one or exactly-one; default: independent, or what the bake-off was run with.",
+        "at-most-one or exactly-one; default: independent, or what the bake-off was run with; "
+        "predict: at-most-one of those recorded with the model or named.",
         choices=("independent", "at-most-one", "exactly-one"),
         metavar="HOW",
     )
     seed: int = setting(0, **SEED)
+
+
+@dataclass(frozen=True)
+class PredictSettings(Section):
+    """Which tags a fitted model gives new images, and how they are written."""
+
+    format: str | None = setting(
+        None,
+        "text, csv (which is a catalogue), jsonl or parquet; default: by the ending of --out, "
+        "else text.",
+        choices=("text", "csv", "jsonl", "parquet"),
+        metavar="FORMAT",
+        recorded=False,
+    )
+    top_k: int | None = setting(
+        None,
+        "Give the N likeliest tags, whatever their thresholds.",
+        at_least=1,
+        at_most=10**6,
+        metavar="N",
+    )
+    min_probability: float | None = setting(
+        None,
+        "Give the tags of at least this probability, whatever their thresholds; with --top-k, of "
+        "the N likeliest those.",
+        at_least=0,
+        at_most=1,
+        metavar="P",
+    )
+    operating_point: str | None = setting(
+        None,
+        "Thresholds of the model by name; default: those that it was fitted with.",
+        metavar="NAME",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = "--top-k" if self.top_k else "--min-probability"
+        if self.operating_point and (self.top_k or self.min_probability is not None):
+            raise UsageError(
+                f"--operating-point {self.operating_point} names thresholds, which {other} "
+                "replaces; drop one."
+            )
 
 
 @dataclass(frozen=True)
@@ -553,6 +597,7 @@ class BakeoffSettings(Section):
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     score: ScoreSettings = ScoreSettings()
+    predict: PredictSettings = PredictSettings()
     decide: DecideSettings = DecideSettings()
 
     def __post_init__(self) -> None:
@@ -575,6 +620,7 @@ SECTIONS: dict[str, type[Section]] = {
     "probe": ProbeSettings,
     "finetune": FinetuneSettings,
     "score": ScoreSettings,
+    "predict": PredictSettings,
     "decide": DecideSettings,
 }
 

@@ -61,7 +61,14 @@ USES: dict[str, tuple[str, ...]] = {
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "audit": ("catalog.path", *CATALOG),
     "tune": ("catalog.path", *CATALOG, "score.seed"),
-    "predict": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
+    "load": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
+    "predict": (
+        *("predict.format", "predict.top_k", "predict.min_probability"),
+        "predict.operating_point",
+        *("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
+        *("catalog.images", "catalog.path_column", "catalog.id_column", "catalog.allow_root"),
+        *(*READING, "compute.workers", "extract.batch_size"),
+    ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),
     "verify": (

@@ -50,7 +50,7 @@ from retailtag.catalog.tag_columns import tag_columns
 from retailtag.errors import BadCatalogue, DataError, UsageError, named
 from retailtag.files import write_text
 from retailtag.images.memory import MemoryImages
-from retailtag.images.sources import MAX_BYTES
+from retailtag.images.sources import MAX_BYTES, ImageSource
 from retailtag.settings import CatalogSettings
 
 FOLDER_MANIFEST = "catalogue.csv"
@@ -139,16 +139,7 @@ def read_catalog(
     _check_columns(manifest, attributes)
     cells = tag_columns(manifest, how)
     _check_text(manifest, attributes)
-    paths = [str(c) for c in manifest.columns["path"]]
-    if manifest.in_memory and not how.images and paths and all(map(os.path.isabs, paths)):
-        folder = Path(os.path.commonpath([Path(path).parent for path in paths]))
-        how = replace(how, images=(folder,))
-        paths = [os.path.relpath(path, folder) for path in paths]
-    safe = check_paths(paths, how.allow_root, problems)
-    found = locate(manifest, safe, how)
-    found.max_bytes = max_bytes
-    check_files(found, safe, manifest, problems)
-    ids = _ids(manifest, paths, problems)
+    ids, found = _ids_and_images(manifest, how, max_bytes)
     split = _splits(manifest, problems)
     tags, labels = encode_labels(cells, manifest, how.min_images)
     if lines := problems.lines():
@@ -166,6 +157,46 @@ def read_catalog(
         images=found,
         notes=tuple(manifest.notes),
     )
+
+
+def read_images(
+    source: Any, settings: CatalogSettings | None = None, *, max_bytes: int = MAX_BYTES
+) -> tuple[list[str], ImageSource, list[str]]:
+    """Image ids, the source of the images by row, and notes, of a manifest with or without tags.
+
+    `source` and `settings` are as for `read_catalog`, of which only ``path`` and ``image_id`` are
+    understood. An image that is missing is a fault of the source; `BadCatalogue` lists all other
+    bad rows, `DataError` is raised if none of the images is there.
+    """
+    how = settings or CatalogSettings()
+    manifest = _open(source, partial(used_columns, settings=how), how)
+    name_columns(manifest, how)
+    manifest = join_rows(manifest, how)
+    _check_columns(manifest, ())
+    for name in manifest.columns.keys() - {"path", "image_id"}:
+        del manifest.columns[name]
+    _check_text(manifest, ())
+    ids, found = _ids_and_images(manifest, how, max_bytes, need_all=False)
+    if lines := manifest.problems.lines():
+        raise BadCatalogue(str(manifest.path), lines, manifest.problems.n_rows)
+    return ids, found, manifest.notes
+
+
+def _ids_and_images(
+    manifest: Manifest, how: CatalogSettings, max_bytes: int, *, need_all: bool = True
+) -> tuple[list[str], ImageSource]:
+    """Ids and images of the rows; `need_all`: a missing image is a problem of its row."""
+    paths = [str(c) for c in manifest.columns["path"]]
+    if manifest.in_memory and not how.images and paths and all(map(os.path.isabs, paths)):
+        folder = Path(os.path.commonpath([Path(path).parent for path in paths]))
+        how = replace(how, images=(folder,))
+        paths = [os.path.relpath(path, folder) for path in paths]
+    safe = check_paths(paths, how.allow_root, manifest.problems)
+    found = locate(manifest, safe, how)
+    found.max_bytes = max_bytes
+    if need_all or len(found.faults) == len(paths):
+        check_files(found, safe, manifest, manifest.problems)
+    return _ids(manifest, paths, manifest.problems), found
 
 
 def read_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from retailtag.errors import DataError, named
@@ -28,15 +28,14 @@ def list_images(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
     notes: list[str] = []
     for place in places:
         if place.is_dir():
-            images, others = _below(place)
-            if others:
-                notes.append(
-                    f"{len(others):,} files of {place} are no images and are left out "
-                    f"({named(others)})."
-                )
+            others: list[str] = []
+            images = list(images_below(place, others))
+            if not images:
+                raise without_images(place)
+            notes += left_out(place, others)
             found += images
         elif place.suffix.lower() == LIST_SUFFIX:
-            found += _listed(place)
+            found += listed_images(place)
         else:
             found.append(place)
     once = list(dict.fromkeys(found))
@@ -45,26 +44,39 @@ def list_images(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return once, notes
 
 
-def _below(folder: Path) -> tuple[list[Path], list[str]]:
-    """Images below a folder, and the names of the other files."""
+def images_below(folder: Path, others: list[str] | None = None) -> Iterator[Path]:
+    """Yield the images below a folder, sorted within each; `others` gets names of other files.
+
+    Raises `DataError` for a folder that cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
-    images: list[Path] = []
-    others: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(place, name)
-            is_one = name.lower().endswith(IMAGE_SUFFIXES) or file_is_image(path)
-            (images if is_one else others).append(path)
-    if not images:
-        raise DataError(f"{folder} holds no images; name image files, or a folder of them.")
-    return images, [path.name for path in others]
+            if name.lower().endswith(IMAGE_SUFFIXES) or file_is_image(path):
+                yield path
+            elif others is not None:
+                others.append(name)
 
 
-def _listed(file: Path) -> list[Path]:
+def without_images(folder: Path) -> DataError:
+    """What to raise for a folder without images."""
+    return DataError(f"{folder} holds no images; name image files, or a folder of them.")
+
+
+def left_out(folder: Path, others: Sequence[str]) -> list[str]:
+    """A sentence on files of a folder that are no images, if there are any."""
+    if not others:
+        return []
+    return [f"{len(others):,} files of {folder} are no images and are left out ({named(others)})."]
+
+
+def listed_images(file: Path) -> list[Path]:
+    """Paths in a text file, one per line; `DataError` if it names none or none of them exists."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:

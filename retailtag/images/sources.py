@@ -87,6 +87,10 @@ class ImageSource:
         """Names of what lies in one folder of this source; empty where that is unknown."""
         return ()
 
+    def members(self) -> Iterable[str]:
+        """Paths of all that lies here; empty where that is unknown."""
+        return ()
+
     @property
     def places(self) -> tuple[Path, ...]:
         """What ``--images`` has to name to find the images again."""
@@ -117,11 +121,16 @@ class ImageSource:
         raise NotImplementedError
 
     def _check_size(self, size: int) -> None:
-        if size > self.max_bytes:
-            raise UnreadableImage(
-                f"has {size:,} bytes, above the limit of {self.max_bytes:,}; scale it down or "
-                "raise --max-bytes"
-            )
+        check_size(size, self.max_bytes)
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Raise `UnreadableImage` for more bytes than are accepted."""
+    if size > max_bytes:
+        raise UnreadableImage(
+            f"has {size:,} bytes, above the limit of {max_bytes:,}; scale it down or raise "
+            "--max-bytes"
+        )
 
 
 class FolderImages(ImageSource):
@@ -198,28 +207,38 @@ class FolderImages(ImageSource):
         path = self.paths[index]
         if not self._inside(path):
             raise UnreadableImage(LINK)
+        return read_file(self._place(path), self.max_bytes)
+
+
+def read_file(place: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Bytes of a file; `UnreadableImage` if it is none, cannot be read or is too large."""
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
+        fd = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableImage(f"cannot be opened ({reason}); {_FIX}") from error
+    with os.fdopen(fd, "rb") as handle:
+        status = os.fstat(handle.fileno())
+        if not S_ISREG(status.st_mode):
+            raise UnreadableImage("is not a file; put an image there or leave it out")
+        check_size(status.st_size, max_bytes)
         try:
-            # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
-            fd = os.open(self._place(path), os.O_RDONLY | os.O_NONBLOCK)
+            data = handle.read(max_bytes + 1)  # it may grow meanwhile
         except OSError as error:
-            raise UnreadableImage(f"cannot be opened ({error.strerror}); {_FIX}") from error
-        with os.fdopen(fd, "rb") as handle:
-            status = os.fstat(handle.fileno())
-            if not S_ISREG(status.st_mode):
-                raise UnreadableImage("is not a file; put an image there or leave it out")
-            self._check_size(status.st_size)
-            try:
-                data = handle.read(self.max_bytes + 1)  # it may grow meanwhile
-            except OSError as error:
-                raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error
-        self._check_size(len(data))
-        return data
+            raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error
+    check_size(len(data), max_bytes)
+    return data
 
 
 class _ArchiveImages(ImageSource):
     """Members of an archive; `_members` are the names of all, set before the paths are served."""
 
     _members: Collection[str]
+
+    def members(self) -> Iterable[str]:
+        """Names of all members."""
+        return self._members
 
     def held(self, paths: Collection[str]) -> set[str]:
         """Those of some paths that are members."""
@@ -416,6 +435,11 @@ def _row_groups(files: Sequence[Path]) -> tuple[list[int], list[tuple[Path, int]
             places.append((path, group))
             row += metadata.row_group(group).num_rows
     return starts, places
+
+
+def is_archive(place: Path) -> bool:
+    """Whether a file is a zip archive or one of the tar archives that `open_images` reads."""
+    return zipfile.is_zipfile(place) or kind_of(head_of(place)) in ("a zip archive", *_TARS)
 
 
 def open_images(place: Path, paths: Sequence[str], allowed: Sequence[Path] = ()) -> ImageSource:

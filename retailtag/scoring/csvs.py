@@ -54,10 +54,10 @@ def csv_text(columns: Sequence[str], rows: Iterable[object]) -> str:
     '@home,0.5
     """
     lines = [columns, *([safe_cell(getattr(row, c)) for c in columns] for row in rows)]
-    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
+    return "".join(",".join(map(quoted, line)) + "\n" for line in lines)
 
 
-def _quoted(cell: str) -> str:
+def quoted(cell: str) -> str:
     """Cell in double quotes where RFC 4180 asks for them."""
     # csv.writer does not quote a carriage return if lines end in \n; readers break the row there
     doubled = cell.replace('"', '""')
