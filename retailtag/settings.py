@@ -528,6 +528,68 @@ class PredictSettings(Section):
 
 
 @dataclass(frozen=True)
+class ServeSettings(Section):
+    """What the server listens to, and how much it takes."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0: all of this machine.",
+        metavar="ADDRESS",
+        recorded=False,
+    )
+    port: int = setting(
+        8000, "Port to listen on; 0: any free one.", at_least=0, at_most=65_535, recorded=False
+    )
+    api_key_file: Path | None = setting(
+        None,
+        "File with the key that clients must send; or give it in RETAILTAG_API_KEY.",
+        metavar="FILE",
+        recorded=False,
+    )
+    max_batch: int = setting(
+        32, "Most images per forward pass.", at_least=1, at_most=1024, recorded=False, advanced=True
+    )
+    batch_wait_ms: float = setting(
+        5.0,
+        "How long a batch waits for images that are being decoded.",
+        at_least=0,
+        at_most=10_000,
+        recorded=False,
+        advanced=True,
+    )
+    queue: int = setting(
+        256,
+        "Most images in the server; requests beyond get status 429.",
+        at_least=1,
+        at_most=100_000,
+        recorded=False,
+        advanced=True,
+    )
+    max_images: int = setting(
+        64, "Most images per request.", at_least=1, at_most=10_000, recorded=False, advanced=True
+    )
+    max_request_mib: float = setting(
+        32.0, "Largest request.", above=0, at_most=4096, recorded=False, advanced=True
+    )
+    timeout: float = setting(
+        30.0,
+        "Seconds that a client may take to send a request, and the server to decode an image.",
+        above=0,
+        at_most=3600,
+        recorded=False,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images > self.queue:
+            raise UsageError(
+                f"--max-images {self.max_images} exceeds --queue {self.queue}, so that a full "
+                "request would never be taken; raise --queue."
+            )
+
+
+@dataclass(frozen=True)
 class DecideSettings(Section):
     """The rule behind the recommendation of a bake-off; its steps are in docs/statistics.md."""
 
@@ -599,6 +661,7 @@ class BakeoffSettings(Section):
     score: ScoreSettings = ScoreSettings()
     predict: PredictSettings = PredictSettings()
     decide: DecideSettings = DecideSettings()
+    serve: ServeSettings = ServeSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -622,6 +685,7 @@ SECTIONS: dict[str, type[Section]] = {
     "score": ScoreSettings,
     "predict": PredictSettings,
     "decide": DecideSettings,
+    "serve": ServeSettings,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

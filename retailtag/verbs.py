@@ -29,6 +29,7 @@ STORED = ("extract.dtype", "extract.engine", "extract.precision")
 SCORE = ("score.split", "score.replicates", "score.allow_missing", "score.assign", "score.seed")
 PROBE = tuple(k for k in keys() if k.startswith("probe."))
 FINETUNE = tuple(k for k in keys() if k.startswith("finetune."))
+SERVE = tuple(k for k in keys() if k.startswith("serve."))
 DECIDE = tuple(k for k in keys() if k.startswith("decide."))
 
 USES: dict[str, tuple[str, ...]] = {
@@ -68,6 +69,11 @@ USES: dict[str, tuple[str, ...]] = {
         *("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
         *("catalog.images", "catalog.path_column", "catalog.id_column", "catalog.allow_root"),
         *(*READING, "compute.workers", "extract.batch_size"),
+    ),
+    "serve": (
+        *("serve.host", "serve.port", "serve.api_key_file", "predict.operating_point"),
+        *("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
+        *("reading.max_pixels", "compute.workers", *SERVE[3:]),
     ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),

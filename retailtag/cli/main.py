@@ -32,6 +32,7 @@ from retailtag.cli import (  # each registers its command
     predict,
     probe,
     score,
+    serve,
     tune,
 )
 from retailtag.cli.app import app
@@ -66,7 +67,7 @@ __all__ = ["app", "main", "run"]
 # Importing a module registers its command; the names keep a linter from dropping the imports.
 COMMANDS = (
     *(audit, bakeoff, compare, demo, extract, finetune, init, latency, predict, probe),
-    *(score, tune),
+    *(score, serve, tune),
 )
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")

@@ -59,6 +59,7 @@ def decode_in_subprocess(
     *,
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
+    time_limit: float | None = None,
 ) -> Any:
     """Decode an image in another process, and return what `use` makes of its pixels.
 
@@ -70,20 +71,20 @@ def decode_in_subprocess(
     ------
     UnreadableImage
         If `decode_pixels` refuses the image, `use` fails on its pixels, or a process dies or takes
-        longer than `TIME_LIMIT` seconds over it, twice.
+        longer than `time_limit` seconds over it (by default `TIME_LIMIT`), twice.
     Unavailable
         If no process can be started.
     """
     job = Job(len(data), max_pixels, allow_truncated)
     with one_image():
         try:
-            return _on(_borrow(), job, data, use)
+            return _on(_borrow(), job, data, use, time_limit)
         except _Died:
             # Once more in a fresh process, and no two second attempts at the same time: the first
             # process may have died for memory that another image used up.
             with _alone:
                 try:
-                    return _on(_Decoder(), job, data, use)
+                    return _on(_Decoder(), job, data, use, time_limit)
                 except _Died as second:
                     raise UnreadableImage(f"{second}; save it anew or leave it out") from None
 
@@ -139,17 +140,18 @@ class _Decoder:
             self._process.kill()
             self.end()
             raise Unavailable(_NO_START.format(f"it ended at once, {self._how()}")) from None
-        self._socket.settimeout(TIME_LIMIT)
 
-    def ask(self, job: Job, data: bytes) -> tuple[Answer, Pixels]:
+    def ask(self, job: Job, data: bytes, time_limit: float | None) -> tuple[Answer, Pixels]:
         """The answer to one job and its body, bytes that last until the next; raises `_Died`."""
+        seconds = TIME_LIMIT if time_limit is None else time_limit
+        self._socket.settimeout(seconds)
         try:
             put(self._shared, data)
             job.send(self._socket)
             answer = Answer.receive(self._socket)
         except TimeoutError:
             self._process.kill()
-            raise _Died(f"took more than {TIME_LIMIT:g} s to decode") from None
+            raise _Died(f"took more than {seconds:g} s to decode") from None
         except (EOFError, ConnectionError):
             self.end()
             raise _Died(f"crashed its decoder ({self._how()})") from None
@@ -238,10 +240,16 @@ def _borrow() -> _Decoder:
         decoder.end()
 
 
-def _on(decoder: _Decoder, job: Job, data: bytes, use: Callable[[Pixels], Result]) -> Result:
+def _on(
+    decoder: _Decoder,
+    job: Job,
+    data: bytes,
+    use: Callable[[Pixels], Result],
+    time_limit: float | None,
+) -> Result:
     """What `use` makes of the pixels; the process is reused if it answered, ended if not."""
     try:
-        answer, body = decoder.ask(job, data)
+        answer, body = decoder.ask(job, data, time_limit)
     except BaseException:
         decoder.end()
         raise

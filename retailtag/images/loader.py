@@ -133,7 +133,7 @@ def load_views(
 
     def load(item: tuple[int, tuple[PreprocessFn, ...]]) -> _Loaded:
         row, steps = item
-        return _load_one(images, int(row), lambda data: decode(data, partial(_views, steps)))
+        return _load_one(images, int(row), lambda data: decode(data, partial(preprocessed, steps)))
 
     coming, requests = tee(requests)
     items = ((row, request.steps) for request in coming for row in request.rows)
@@ -142,7 +142,7 @@ def load_views(
         yield _collate(list(islice(loaded, len(request.rows))), len(request.steps))
 
 
-def _views(steps: tuple[PreprocessFn, ...], pixels: Pixels) -> tuple[Pixels, ...]:
+def preprocessed(steps: tuple[PreprocessFn, ...], pixels: Pixels) -> tuple[Pixels, ...]:
     """Apply each step to decoded pixels (h, w, 3), which are valid no longer than this call."""
     from PIL import Image
 
