@@ -10,7 +10,7 @@ class ModelFacts(BaseModel):
 
     name: str = Field(description="Backbone and strategy.", examples=["demo:cnn finetune"])
     version: str = Field(
-        description="SHA-256 of weights, head, tags and thresholds; the first 12 digits."
+        description="First digits of the SHA-256 of all that decides tags and probabilities."
     )
     operating_point: str = Field(description="Which thresholds decide what tags are given.")
 

@@ -186,13 +186,23 @@ def facts_of(tagger: Tagger) -> ModelFacts:
     if head.vote is not None:
         digest.update(head.vote.bank.to_bytes())
         arrays += [head.vote.counts, np.array(head.vote.temperature)]
+    if tagger.calibration is not None:
+        arrays += [tagger.calibration.slope, tagger.calibration.offset]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update("\0".join([*tagger.tags, tagger.assignment, *tagger.exclusive]).encode())
     name = "+".join(backbone.id for backbone in tagger.backbones)
     return ModelFacts(
-        name=f"{name} {tagger.strategy}", version=digest.hexdigest()[:12], operating_point="default"
+        name=f"{name} {tagger.strategy}",
+        version=digest.hexdigest()[:12],
+        operating_point=_point_of(tagger),
     )
+
+
+def _point_of(tagger: Tagger) -> str:
+    points = tagger.operating_points.items()
+    names = (name for name, own in points if np.array_equal(own, tagger.thresholds))
+    return next(names, "unnamed")
 
 
 def _tags(tagger: Tagger, pixels: list[Any]) -> list[Tags]:

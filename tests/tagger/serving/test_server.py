@@ -109,6 +109,7 @@ def test_the_version_says_which_model_it_is(server, model_folder):
 
     tagger = rt.load(model_folder, device="cpu")
     assert facts_of(tagger).version == server.facts["version"]
+    assert facts_of(tagger).operating_point == server.facts["operating_point"] == "f1"
     tagger.head.thresholds[0] += 1
     assert facts_of(tagger).version != server.facts["version"]
 
