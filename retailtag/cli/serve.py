@@ -39,5 +39,7 @@ def serve(
 
     with bind(settings.host, settings.port) as listening:
         tagger = api.load(model, settings=call.settings, progress=output.progress)
+        if call.settings.predict.operating_point:
+            tagger = tagger.at(call.settings.predict.operating_point)
         reading = Reading(n_workers(call.settings.compute), call.settings.reading.max_pixels)
         serve_model(tagger, settings, reading, listening, api_key=key, announce=announce)
