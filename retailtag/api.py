@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retailtag.errors import UsageError
+from retailtag.errors import UsageError, named
 from retailtag.fields import Section
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         AuditOutcome,
         BakeoffOutcome,
         CompareOutcome,
+        DriftOutcome,
         ExtractOutcome,
         FinetuneOutcome,
         LatencyOutcome,
@@ -51,9 +52,12 @@ if TYPE_CHECKING:
     from retailtag.runs.predict import Predicting
     from retailtag.scoring.files import ReadCatalog
     from retailtag.store import FeatureStore
+    from retailtag.tagger.drift.reference import Reference
+    from retailtag.tagger.drift.sources import Pictures
     from retailtag.tagger.tagger import Tagger
 
 Settings = BakeoffSettings | Section | str | Path | None
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 RUNS = Path("runs")  # where probes and fine-tunes go by default
 
 
@@ -531,6 +535,98 @@ def latency(
     return LatencyOutcome(rows, where)
 
 
+def drift(
+    model: Any,
+    new: Any,
+    *,
+    reference: Any = None,
+    out: str | Path | None = None,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> DriftOutcome:
+    """Compare new images with a reference: one verdict, what moved, and what to do about it.
+
+    Parameters
+    ----------
+    model : path, outcome or Tagger
+        A probe or a fine-tune; of a bake-off the recommended pair.
+    new : path, sequence of paths, table, list of records or Catalog
+        Image files, folders and ``.txt`` lists of them, or a catalogue.
+    reference : as `new`, or the path of a ``reference.npz``, optional
+        Images to compare with, of a catalogue those of ``split``. By default the reference that is
+        kept with an exported model, or else the held-out images of the model's catalogue.
+    out : str or Path, optional
+        HTML page to write.
+    **options
+        ``alpha``, ``sample``, ``split``, ``permutations``, ``seed``, ``device``, ``weights``,
+        ``workers``, ``assign``, and how catalogues and images are read.
+    """
+    from retailtag.compute import n_workers
+    from retailtag.files import write_text
+    from retailtag.outcomes import DriftOutcome, load_tagger
+    from retailtag.report.drift.page import drift_page
+    from retailtag.tagger.drift.comparison import compared
+    from retailtag.tagger.tagger import Tagger
+
+    s, told = _resolve("drift", settings, options), progress or SILENT
+    tagger = model
+    if not isinstance(model, Tagger):
+        limits = {"assignment": s.score.assign, "one_of": s.catalog.one_of, **_limits(s)}
+        tagger = load_tagger(_path(model), s.compute, progress=told, **limits)
+    pictures = _pictures(new, s)
+    kept = _drift_reference(model, reference, tagger, s)
+    workers = n_workers(s.compute)
+    result = compared(tagger, kept, pictures, s.drift, workers=workers, progress=told)
+    if out is not None:
+        write_text(Path(out), drift_page(result, pictures.images, pictures.names))
+    return DriftOutcome(result, None if out is None else Path(out))
+
+
+def _pictures(source: Any, settings: BakeoffSettings, split: str | None = None) -> Pictures:
+    """Images of a catalogue or of files; `split` of a catalogue, empty for held-out images."""
+    from retailtag.catalog.manifest import table_suffix
+    from retailtag.images.listing import list_images
+    from retailtag.tagger.drift.sources import Pictures
+
+    one = source[0] if isinstance(source, list | tuple) and len(source) == 1 else source
+    is_path = isinstance(one, str | Path)
+    is_files = isinstance(one, list | tuple) and all(isinstance(p, str | Path) for p in one)
+    if (is_path and table_suffix(Path(one)) not in MANIFESTS) or is_files:
+        places = [Path(one)] if is_path else [Path(place) for place in one]
+        files, notes = list_images(places)
+        described = named([str(place) for place in places])
+        return replace(Pictures.of_files(files, described), notes=tuple(notes))
+    catalog = _read(one, settings)[0]
+    return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
+
+
+def _drift_reference(
+    model: Any, source: Any, tagger: Tagger, settings: BakeoffSettings
+) -> Pictures | Reference:
+    """What new images are compared with: a kept reference, or images to read."""
+    from retailtag.tagger.drift.reference import FILE, Reference
+
+    one = source[0] if isinstance(source, list | tuple) and len(source) == 1 else source
+    split = settings.drift.split or ""
+    place = getattr(model, "folder", model) if source is None else one
+    if isinstance(place, str | Path):
+        path = Path(place) / FILE if Path(place).is_dir() else Path(place)
+        if path.suffix == ".npz" and (path.is_file() or not path.parent.is_dir()):
+            kept = Reference.load(path)
+            kept.check(tagger, path)
+            return kept
+    if source is not None:
+        return _pictures(source, settings, split)
+    recorded, settings = _recorded_catalog(tagger, settings)
+    if recorded is None:
+        raise UsageError(
+            "The model keeps no reference and its catalogue is not there; name images to compare "
+            "with by --reference."
+        )
+    return _pictures(recorded, settings, split)
+
+
 def tune(
     run: Any,
     *,
@@ -987,16 +1083,25 @@ def _images_to_time(
         return readable_sample(list_images(sample)[0], tagger.pixels)
     source = settings.catalog.path if catalog is None else catalog
     if source is None:
-        facts = tagger.head.facts
-        source, how = facts.get("catalog"), facts.get("catalog_args") or {}
-        if source is None or not Path(source).exists():
+        source, settings = _recorded_catalog(tagger, settings)
+        if source is None:
             raise UsageError(
-                f"The catalogue {source or 'of the model'} is not there; name it with --catalogue, "
-                "or images with --sample."
+                f"The catalogue {tagger.head.facts.get('catalog') or 'of the model'} is not there; "
+                "name it with --catalogue, or images with --sample."
             )
-        known = {k: v for k, v in how.items() if k in vars(settings.catalog) and v is not None}
-        settings = replace(settings, catalog=replace(settings.catalog, **known))
     return readable_images(_read(source, settings)[0], tagger.pixels)
+
+
+def _recorded_catalog(
+    tagger: Tagger, settings: BakeoffSettings
+) -> tuple[str | None, BakeoffSettings]:
+    """The catalogue that a model was fitted on, and how it was read; None where it is not there."""
+    facts = tagger.head.facts
+    source, how = facts.get("catalog"), facts.get("catalog_args") or {}
+    if source is None or not Path(source).exists():
+        return None, settings
+    known = {k: v for k, v in how.items() if k in vars(settings.catalog) and v is not None}
+    return source, replace(settings, catalog=replace(settings.catalog, **known))
 
 
 def _paths(runs: Any) -> list[Path]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.scoring.finding import Finding
     from retailtag.scoring.scorecard import ScoreCard
     from retailtag.settings import ComputeSettings
+    from retailtag.statistics.drift import DriftResult
     from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
 
@@ -327,6 +328,45 @@ class TuneOutcome(Displayed):
         """What the thresholds give on the images that they were tuned on."""
         points = table_of(map(asdict, self.run.given.values()))
         yield View(f"Thresholds, rule {self.run.tuned.rule}", points, self.notes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DriftOutcome(Displayed):
+    """New images compared with a reference.
+
+    Parameters
+    ----------
+    result : DriftResult
+    page : Path or None
+        The HTML page, if one was written.
+    """
+
+    result: DriftResult
+    page: Path | None
+
+    @property
+    def tags(self) -> pa.Table:
+        """One row per tag: its rate in the reference and among the new images, and p."""
+        return table_of(
+            {
+                "tag": t.tag,
+                "reference": t.reference.value,
+                "new": t.new.value,
+                "difference": t.difference.value,
+                "low": t.difference.low,
+                "high": t.difference.high,
+                "p_adjusted": t.p_adjusted,
+            }
+            for t in self.result.tags
+        )
+
+    def views(self) -> Iterable[View]:
+        """The tests, and the remedies in sentences."""
+        result = self.result
+        verdict = "Drift" if result.has_drifted else "No drift"
+        title = f"{verdict}: p = {result.p:.3g}, alarm at {result.alpha:g}"
+        remedies = [f"{r.because} {r.do}" for r in result.remedies]
+        yield View(title, table_of(map(asdict, result.families)), (*remedies, *result.notes))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

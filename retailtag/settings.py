@@ -623,6 +623,30 @@ class DecideSettings(Section):
 
 
 @dataclass(frozen=True)
+class DriftSettings(Section):
+    """How new images are compared with a reference; see docs/drift.md."""
+
+    alpha: float = setting(
+        0.05, "Rate of false alarms of the whole report.", at_least=0.001, at_most=0.5
+    )
+    sample: int = setting(
+        2000,
+        "Images of either side that are read and compared, by products drawn at random.",
+        at_least=20,
+        at_most=10_000,
+    )
+    split: str | None = setting(
+        None,
+        "Split of a catalogue given as --reference; default: test, else val, else train.",
+        choices=("train", "val", "test"),
+    )
+    permutations: int = setting(
+        999, "Permutations behind each p.", at_least=99, at_most=100_000, advanced=True
+    )
+    seed: int = setting(0, **SEED)
+
+
+@dataclass(frozen=True)
 class BakeoffSettings(Section):
     """A bake-off: which pairs to compare, and the settings of every stage.
 
@@ -662,6 +686,7 @@ class BakeoffSettings(Section):
     predict: PredictSettings = PredictSettings()
     decide: DecideSettings = DecideSettings()
     serve: ServeSettings = ServeSettings()
+    drift: DriftSettings = DriftSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -686,6 +711,7 @@ SECTIONS: dict[str, type[Section]] = {
     "predict": PredictSettings,
     "decide": DecideSettings,
     "serve": ServeSettings,
+    "drift": DriftSettings,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

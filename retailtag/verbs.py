@@ -75,6 +75,12 @@ USES: dict[str, tuple[str, ...]] = {
         *("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
         *("reading.max_pixels", "compute.workers", *SERVE[3:]),
     ),
+    "drift": (
+        *LAYOUT,
+        *READING,
+        *("compute.device", "compute.weights", "compute.workers", "score.assign"),
+        *(k for k in keys() if k.startswith("drift.")),
+    ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),
     "verify": (

@@ -23,6 +23,7 @@ from retailtag.cli import (  # each registers its command
     catalog,
     compare,
     demo,
+    drift,
     extract,
     features,
     finetune,

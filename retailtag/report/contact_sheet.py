@@ -44,4 +44,4 @@ def contact_sheet(catalog: Catalog, clusters: Sequence[NDArray[np.intp]], title:
 def _image(catalog: Catalog, row: int) -> dict[str, Any]:
     """Name and picture of an image; an empty picture if it cannot be read."""
     name = {"id": str(catalog.image_ids[row]), "split": str(catalog.split[row])}
-    return {**name, "source": data_uri(catalog, row, SIDE)}
+    return {**name, "source": data_uri(catalog.images, row, SIDE)}

@@ -14,6 +14,7 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import GROUPS, NEGATIVE, POSITIVE, TagTable
 from retailtag.errors import UnreadableImage
 from retailtag.images.decode_pool import decode_in_subprocess
+from retailtag.images.sources import ImageSource
 from retailtag.scoring.aligned import Aligned
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 
@@ -149,20 +150,20 @@ class _Pictures:
 
     def _source(self, row: int) -> str:
         if row not in self._known and not self.is_full:
-            self._known[row] = data_uri(self._catalog, row, SIDE)
+            self._known[row] = data_uri(self._catalog.images, row, SIDE)
         source = self._known.get(row, "")
         self._left -= len(source)  # on the page every use is written out
         return source
 
 
-def data_uri(catalog: Catalog, row: int, side: int) -> str:
+def data_uri(images: ImageSource, row: int, side: int) -> str:
     """Image of a row as a JPEG of at most `side` pixels, for a page; empty if it is unreadable."""
 
     def small(pixels: NDArray[np.uint8]) -> bytes:
         return _jpeg(pixels, side)
 
     try:
-        jpeg = decode_in_subprocess(catalog.images.read(row), small)
+        jpeg = decode_in_subprocess(images.read(row), small)
     except UnreadableImage:
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -54,7 +54,7 @@ SECTIONS = (  # in the order of the page, below the headline
 
 def render_page(report: Report) -> str:
     """Whole page as text; deterministic for equal input."""
-    environment = _environment()
+    environment = template_environment()
 
     def written(key: str, data: Any) -> Markup:
         template = environment.get_template(f"sections/{key}.html.jinja")
@@ -72,7 +72,8 @@ def render_page(report: Report) -> str:
     )
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Templates of the pages, which escape whatever comes from data, and their filters."""
     environment = Environment(
         loader=PackageLoader("retailtag.report", "assets"),
         autoescape=True,

@@ -30,7 +30,7 @@ _GATE = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
 class Gate:
     """A condition on one figure of a scorecard."""
 
-    name: str  # one of `NAMES`
+    name: str  # of the figure, such as one of `NAMES`
     op: str  # one of `COMPARE`
     bound: float  # a fraction
 
@@ -47,12 +47,17 @@ class Gate:
 
     def is_met(self, card: ScoreCard) -> bool:
         """Whether the card meets it; an undefined figure never does."""
-        value = self.value(card)
+        return self.allows(self.value(card))
+
+    def allows(self, value: float) -> bool:
+        """Whether a figure meets it; an undefined one never does."""
         return not math.isnan(value) and COMPARE[self.op](value, self.bound)
 
 
-def parse_gate(text: str) -> Gate:
-    """Read ``NAME OP FRACTION``; `UsageError` if it is not one or names an unknown figure.
+def parse_gate(
+    text: str, names: Sequence[str] = NAMES, example: str = "tail_macro_f1>=0.30"
+) -> Gate:
+    """Read ``NAME OP FRACTION``; `UsageError` if it is not one or names none of the figures.
 
     Examples
     --------
@@ -65,10 +70,10 @@ def parse_gate(text: str) -> Gate:
         gate = Gate(name, op, float(bound))
     except ValueError:
         gate = None
-    if gate is None or name not in NAMES or not 0 <= gate.bound <= 1:
+    if gate is None or name not in names or not 0 <= gate.bound <= 1:
         raise UsageError(
-            f'--gate "{text}" is not a gate; write NAME OP FRACTION such as "tail_macro_f1>=0.30", '
-            f"with one of {', '.join(COMPARE)} and one of {', '.join(NAMES)}."
+            f'--gate "{text}" is not a gate; write NAME OP FRACTION such as "{example}", '
+            f"with one of {', '.join(COMPARE)} and one of {', '.join(names)}."
         )
     return gate
 

@@ -1,0 +1,89 @@
+"""From images to their comparison with a reference, and to a reference that is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from retailtag.errors import named
+from retailtag.progress import SILENT, Progress
+from retailtag.settings import DriftSettings
+from retailtag.statistics.drift import DriftResult
+from retailtag.tagger.drift.compare import compare
+from retailtag.tagger.drift.reference import Reference, model_digest
+from retailtag.tagger.drift.sample import Sample
+from retailtag.tagger.drift.sources import Pictures, read_sample
+from retailtag.tagger.tagger import Tagger
+
+
+def compared(
+    tagger: Tagger,
+    reference: Pictures | Reference,
+    new: Pictures,
+    settings: DriftSettings,
+    *,
+    workers: int = 0,
+    progress: Progress = SILENT,
+) -> DriftResult:
+    """Comparison of new images with a kept reference, or with images that are read as well.
+
+    Raises
+    ------
+    DataError
+        If no image of a side can be read.
+    UsageError
+        If a side has too few images.
+    """
+    notes: list[str] = []
+
+    def read(pictures: Pictures) -> Sample:
+        sample, failures, rows = read_sample(
+            tagger, pictures, settings.sample, settings.seed, workers=workers, progress=progress
+        )
+        notes.extend(pictures.notes)
+        if len(rows) < len(pictures.rows):
+            notes.append(
+                f"{len(rows):,} of the {len(pictures.rows):,} images of {pictures.described} were "
+                "drawn at random; --sample sets how many."
+            )
+        if failures:
+            told = [f"{pictures.names[f.row]} {f.reason}" for f in failures]
+            notes.append(
+                f"{len(failures):,} images of {pictures.described} could not be read and are left "
+                f"out: {named(told, 2)}."
+            )
+        return sample
+
+    kept = reference.sample if isinstance(reference, Reference) else read(reference)
+    result = compare(
+        kept,
+        read(new),
+        tagger.tags,
+        alpha=settings.alpha,
+        permutations=settings.permutations,
+        seed=settings.seed,
+        described=reference.described,
+    )
+    facts = {
+        "model": model_digest(tagger),
+        "backbone": "+".join(b.id for b in tagger.backbones),
+        "strategy": tagger.strategy,
+        "new": new.described,
+        "settings": settings.recorded(),
+    }
+    return replace(result, notes=(*notes, *result.notes), facts=facts)
+
+
+def reference_of(
+    tagger: Tagger,
+    pictures: Pictures,
+    settings: DriftSettings | None = None,
+    *,
+    workers: int = 0,
+    progress: Progress = SILENT,
+) -> Reference:
+    """What is kept with a model to compare with later: a sample of held-out images."""
+    s = settings or DriftSettings()
+    sample, _, _ = read_sample(
+        tagger, pictures, s.sample, s.seed, workers=workers, progress=progress
+    )
+    return Reference(sample, tagger.tags, model_digest(tagger), pictures.described)
