@@ -596,7 +596,8 @@ def _pictures(source: Any, settings: BakeoffSettings, split: str | None = None) 
         places = [Path(one)] if is_path else [Path(place) for place in one]
         files, notes = list_images(places)
         described = named([str(place) for place in places])
-        return replace(Pictures.of_files(files, described), notes=tuple(notes))
+        found = Pictures.of_files(files, described, settings.reading.max_bytes)
+        return replace(found, notes=tuple(notes))
     catalog = _read(one, settings)[0]
     return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
 

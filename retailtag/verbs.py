@@ -110,6 +110,7 @@ RARE = {
         "--augment",
     ),
     "finetune": ("--images", "--features", "--weights", "--batch-size"),
+    "drift": ("--attributes", "--images", "--assign", "--weights"),
 }
 """Options that are advanced in a verb although they are basic elsewhere."""
 

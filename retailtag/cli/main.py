@@ -67,7 +67,7 @@ __all__ = ["app", "main", "run"]
 
 # Importing a module registers its command; the names keep a linter from dropping the imports.
 COMMANDS = (
-    *(audit, bakeoff, compare, demo, extract, finetune, init, latency, predict, probe),
+    *(audit, bakeoff, compare, demo, drift, extract, finetune, init, latency, predict, probe),
     *(score, serve, tune),
 )
 app.add_typer(catalog.app, name="catalog")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
 # Brightness, contrast and sharpness are those of a reduced image: a Laplacian at full resolution
 # tells noise of the sensor from its absence, not whether a model sees edges.
 SIDE = 256  # pixels of the longer side, at least, after reduction by a whole factor
-# Luminance of annex K of the JPEG standard; libjpeg scales it by quality.
-_BASE_TABLE_SUM = 3688
+# Table of luminance of annex K of the JPEG standard, which libjpeg scales by quality
+_LUMINANCE = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
 OF_PIXELS = ("megapixels", "aspect", "brightness", "contrast", "sharpness")
 OF_FILE = ("bytes_per_pixel", "jpeg_quality")
 PROPERTIES = (*OF_PIXELS, *OF_FILE)
@@ -88,8 +96,15 @@ def file_properties(data: bytes, max_pixels: int = MAX_PIXELS) -> FileProperties
         return UNKNOWN
 
 
+@cache
+def _sums() -> NDArray[np.int64]:
+    """Sum of the table of luminance at quality 1 to 100, as libjpeg scales it."""
+    quality = np.arange(1, 101)
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    tables = (_LUMINANCE * scale[:, None] + 50) // 100
+    return np.asarray(tables.clip(1, 255).sum(axis=1))
+
+
 def _quality(total: int) -> float:
-    """Quality whose table sums to `total`, as libjpeg scales it (``jpeg_quality_scaling``)."""
-    scale = 100 * total / _BASE_TABLE_SUM
-    quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
-    return float(np.clip(round(quality), 1, 100))
+    """Quality whose table of luminance has the sum nearest to `total`."""
+    return float(1 + np.argmin(np.abs(_sums() - total)))

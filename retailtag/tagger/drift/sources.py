@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import DataError
 from retailtag.images.loader import Failure
-from retailtag.images.sources import FolderImages, ImageSource
+from retailtag.images.sources import MAX_BYTES, FolderImages, ImageSource
 from retailtag.progress import SILENT, Progress
 from retailtag.tagger.drift.sample import Sample, drawn_rows, observe
 
@@ -71,11 +71,14 @@ class Pictures:
         return cls(catalog.images, rows, catalog.image_ids.tolist(), group, described, notes)
 
     @classmethod
-    def of_files(cls, paths: Sequence[Path], described: str) -> Pictures:
+    def of_files(
+        cls, paths: Sequence[Path], described: str, max_bytes: int = MAX_BYTES
+    ) -> Pictures:
         """Image files, whose products are unknown."""
         # Named one by one, not by a manifest: they may lie anywhere.
         absolute = [str(path.absolute()) for path in paths]
         images = FolderImages(Path("/"), absolute)
+        images.max_bytes = max_bytes
         return cls(images, np.arange(len(paths)), list(map(str, paths)), None, described)
 
     def drawn(self, n: int, seed: int) -> NDArray[np.intp]:
