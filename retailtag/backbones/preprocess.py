@@ -77,6 +77,12 @@ class Preprocess:
         return centre(scaled, self.size, self.fill)
 
     @property
+    def target(self) -> tuple[int, int]:
+        """Height and width that the mode scales to, before the crop."""
+        h, w = self.size
+        return math.floor(h / self.crop_pct), math.floor(w / self.crop_pct)
+
+    @property
     def same_pixels(self) -> Preprocess:
         """Without the normalisation: two that are equal here give the same pixels."""
         return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -92,7 +98,7 @@ class Preprocess:
 
     def _scaled(self, w: int, h: int) -> tuple[int, int]:
         """Width and height after scaling (Pillow's order)."""
-        target_h, target_w = (math.floor(side / self.crop_pct) for side in self.size)
+        target_h, target_w = self.target
         if self.mode == "squash":
             return target_w, target_h
         if self.mode == "shortest" and target_h == target_w:

@@ -34,7 +34,7 @@ _PACKAGES = {
     "onnxruntime": ("onnx", ("onnxruntime", "onnx", "onnxscript")),
 }
 # Converters fail with many kinds of exceptions; any other kind is a defect of retailtag.
-_BUILD_ERRORS = (
+CONVERTER_ERRORS = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -144,7 +144,7 @@ def _build(backbone: Backbone, name: EngineName, batch_size: int) -> Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # converters warn about their own internals
             return build(backbone, name, batch_size)
-    except _BUILD_ERRORS as error:
+    except CONVERTER_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise Unavailable(
             f"Engine {name} cannot compute {backbone.id}: {reason.rstrip('.')}; use --engine eager."
