@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         BakeoffOutcome,
         CompareOutcome,
         DriftOutcome,
+        ExportOutcome,
         ExtractOutcome,
         FinetuneOutcome,
         LatencyOutcome,
@@ -676,6 +677,67 @@ def tune(
     return TuneOutcome(made, where, s.compute)
 
 
+def export(
+    run: Any,
+    *,
+    pair: str | None = None,
+    out: str | Path | None = None,
+    catalog: Any = None,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ExportOutcome:
+    """Write a fitted model as one folder that needs no catalogue, no features and no hub.
+
+    Parameters
+    ----------
+    run : path or outcome
+        Of a probe, a fine-tune, or what `tune` wrote; or of a bake-off.
+    pair : str, optional
+        Pair of the bake-off, such as ``demo:cnn probe``; by default the recommended one.
+    out : str or Path, optional
+        New folder; by default ``RUN-tagger`` beside `run`.
+    catalog
+        As for `score`; it calibrates the probabilities, tunes further operating points, and its
+        test images show that the folder gives what the model gives.
+    **options
+        ``device``, ``weights``, ``assign``, ``seed``, and how the catalogue is read.
+    """
+    from retailtag.backbones.ids import local_weights
+    from retailtag.compute import resolve_device
+    from retailtag.outcomes import ExportOutcome, load_tagger, recommended_folder
+    from retailtag.runs.export import run_export
+    from retailtag.tagger.loading import backbones_of
+
+    s, read, shared = _to_score("export", catalog, settings, options)
+    folder, assignment = _path(run), s.score.assign
+    where = folder.with_name(f"{folder.name}-tagger") if out is None else _path(out)
+    if (folder / "bakeoff.json").is_file():
+        folder, recorded = recommended_folder(folder, pair)
+        assignment = assignment or recorded
+    elif pair is not None:
+        raise UsageError(f"--pair {pair} is for a bake-off, and {folder} is not one; leave it out.")
+    tagger = load_tagger(
+        folder,
+        s.compute,
+        progress=progress or SILENT,
+        assignment=assignment,
+        one_of=s.catalog.one_of,
+    )
+    made = run_export(
+        folder,
+        tagger,
+        where,
+        read,
+        catalog=shared["catalog"],
+        weights=tuple(local_weights(s.compute.weights, backbones_of(folder))),
+        seed=s.score.seed,
+        device=resolve_device(s.compute.device),
+        progress=progress or SILENT,
+    )
+    return ExportOutcome(made)
+
+
 def audit(
     run: Any,
     *,
@@ -729,7 +791,8 @@ def load(
     Parameters
     ----------
     folder : path or outcome
-        Of a probe or a fine-tune; or of a bake-off, whose recommended pair is loaded.
+        Of a probe, a fine-tune or what `export` wrote; or of a bake-off, whose recommended pair is
+        loaded.
     **options
         ``device``, ``weights``; ``assign`` and ``one_of``, as `Tagger.assigning` takes them: by
         default at most one tag of each attribute that the model records.

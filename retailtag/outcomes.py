@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.finetuning.search import Ranking
     from retailtag.predictions import Predictions
     from retailtag.report.decision import Decision
+    from retailtag.report.results import BakeoffResult
     from retailtag.runs.audit import Audit
+    from retailtag.runs.export import ExportRun
     from retailtag.runs.finetune import FinetuneRun
     from retailtag.runs.latency import LatencyRow
     from retailtag.runs.probe import ProbeRun
@@ -53,7 +55,7 @@ def load_tagger(
     one_of: Sequence[str] = (),
     **limits: Any,
 ) -> Tagger:
-    """Load the model in a folder: a probe, a fine-tune, or the recommended pair of a bake-off.
+    """Load the model in a folder: a probe, fine-tune, export, or a bake-off's recommended pair.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ def load_tagger(
     compute : ComputeSettings
         Gives the device and local weights.
     assignment, one_of
-        As for `Tagger.assigning`. By default what the bake-off was run with, else ``at-most-one``
+        As for `Tagger.assigning`. By default what the bake-off was run with or the export
+        records, else ``at-most-one``
         of attributes that are named or recorded with the model: the catalogue says that an image
         has one value of them. ``independent`` where there are none.
     **limits
@@ -81,11 +84,16 @@ def load_tagger(
     device = resolve_device(compute.device)
     tagger = load_fitted(folder, weights=local, device=device, progress=progress, **limits)
     default = AT_MOST_ONE if one_of or tagger.exclusive else INDEPENDENT
+    if (folder / "tagger.json").is_file() and not one_of:
+        default = tagger.assignment  # chosen when it was exported
     return tagger.assigning(assignment or default, one_of)
 
 
-def recommended_folder(run: Path) -> tuple[Path, str]:
-    """Folder of the pair that the bake-off in `run` recommends, and its assignment."""
+def recommended_folder(run: Path, pair: str | None = None) -> tuple[Path, str]:
+    """Folder of a pair of the bake-off in `run`, by default the recommended, and its assignment.
+
+    Raises `UsageError` if there is no pair of that name, which may be short: ``demo:cnn probe``.
+    """
     from retailtag.bakeoffs.request import pair_folder
     from retailtag.report.decision import decide
     from retailtag.report.results import BakeoffResult
@@ -93,10 +101,24 @@ def recommended_folder(run: Path) -> tuple[Path, str]:
     path = run / "bakeoff.json"
     result = BakeoffResult.load(path)
     try:
-        pair = result.pair(decide(result).winner)
+        name = decide(result).winner if pair is None else _pair_name(result, pair)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return pair_folder(run, pair.backbone, pair.strategy), pair.scorecard.assignment
+    found = result.pair(name)
+    return pair_folder(run, found.backbone, found.strategy), found.scorecard.assignment
+
+
+def _pair_name(result: BakeoffResult, name: str) -> str:
+    """Full name of a pair from it or its short name, with a space or the dot between."""
+    from retailtag.backbones.names import SEPARATOR, short_models
+
+    full = [pair.name for pair in result.pairs]
+    short = short_models(full, dict(result.names))
+    known = {n.replace(SEPARATOR, " "): long for long in full for n in (long, short[long])}
+    if (wanted := " ".join(name.replace(SEPARATOR, " ").split())) not in known:
+        listed = ", ".join(f"{short[long]!r}" for long in full)
+        raise UsageError(f"--pair {name} is no pair of the bake-off; it has {listed}.")
+    return known[wanted]
 
 
 def fitted_models(runs: Sequence[Path]) -> dict[str, Path]:
@@ -117,7 +139,7 @@ def fitted_models(runs: Sequence[Path]) -> dict[str, Path]:
         if (run / "bakeoff.json").is_file():
             pairs = BakeoffResult.load(run / "bakeoff.json").ranking
             found += [(p.name, pair_folder(run, p.backbone, p.strategy)) for p in pairs]
-        elif any((run / name).is_file() for name in ("checkpoint.json", "probe.json")):
+        elif any((run / n).is_file() for n in ("tagger.json", "checkpoint.json", "probe.json")):
             found.append((str(run), run))
         else:
             raise DataError(
@@ -282,6 +304,62 @@ class FinetuneOutcome(Displayed):
 
 def _seed(run: FinetuneRun) -> int:
     return int(run.checkpoint.facts["settings"]["seed"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExportOutcome(Displayed):
+    """An exported tagger: its folder, and how it compares with the model that it was made from.
+
+    Parameters
+    ----------
+    run : ExportRun
+    """
+
+    run: ExportRun
+
+    @property
+    def folder(self) -> Path:
+        """Where the tagger is."""
+        return self.run.folder
+
+    @property
+    def tagger(self) -> Tagger:
+        """The tagger as loaded from the folder."""
+        return self.run.tagger
+
+    @property
+    def operating_points(self) -> pa.Table:
+        """One row per operating point: what it gives on the test split."""
+        return table_of(asdict(point) for point in self.run.points)
+
+    @property
+    def calibration(self) -> pa.Table:
+        """One row per measurement and scope: errors before and after calibration."""
+        return table_of(
+            {
+                "measured_on": where,
+                "scope": scope,
+                **{
+                    f"{error}_{when}": value
+                    for when, errors in one.items()
+                    for error, value in errors.items()
+                },
+            }
+            for where in ("cross_fit", "test")
+            for scope, one in self.run.calibration.get(where, {}).items()
+        )
+
+    def views(self) -> Iterable[View]:
+        """Operating points and errors of the calibration, with notes."""
+        notes = (*self.run.notes, *([self.run.checked] if self.run.checked else []))
+        folder = f"Folder: {self.folder}"
+        if self.run.points:
+            yield View("Operating points on held-out images", self.operating_points, ())
+        if self.run.calibration:
+            yield View("Calibration", self.calibration, (*notes, folder))
+        else:
+            files = table_of({"file": n, "bytes": size} for n, size in self.run.files.items())
+            yield View("Exported files", files, (*notes, folder))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -62,6 +62,10 @@ USES: dict[str, tuple[str, ...]] = {
     "check": (*CATALOG, *READING[:2], "compute.workers"),
     "audit": ("catalog.path", *CATALOG),
     "tune": ("catalog.path", *CATALOG, "score.seed"),
+    "export": (
+        *("catalog.path", *CATALOG, "compute.device", "compute.weights"),
+        *("score.assign", "score.seed"),
+    ),
     "load": ("compute.device", "compute.weights", "catalog.one_of", "score.assign"),
     "predict": (
         *("predict.format", "predict.top_k", "predict.min_probability"),

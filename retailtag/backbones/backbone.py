@@ -24,6 +24,7 @@ from retailtag.errors import UsageError
 from retailtag.store.spec import FeatureSpec, canonical_json
 
 Blocks = int | Literal["all"]
+Tower = tuple[nn.Module, Layout | None]
 EncodeText = Callable[[list[str], torch.device], Tensor]
 
 
@@ -99,6 +100,11 @@ class Backbone:
             engine=engine,
             dtype=dtype,
         )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Library, model and its arguments, as plain JSON values."""
+        return self._model.architecture
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 pixels (n, 3, h, w) on the device and embed them, differentiably."""

@@ -14,7 +14,7 @@ import torch
 from open_clip import factory, pretrained
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import EncodeText, LoadedModel
+from retailtag.backbones.backbone import EncodeText, LoadedModel, Tower
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
@@ -31,6 +31,9 @@ _NORMALISATION = ("mean", "std", "interpolation", "resize_mode")
 # The scale and bias of the contrastive loss, and a buffer of older text models: no embedding
 # depends on them.
 _OPTIONAL = ("logit_scale", "logit_bias", "text.transformer.embeddings.position_ids")
+
+# The smallest text tower that open_clip builds, for image towers that need none.
+_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
 
 class ClipTower(nn.Module):
@@ -70,7 +73,7 @@ def build(
     if "size" in backbone_id.preprocess_args and hasattr(model.visual, "set_input_size"):
         # timm towers need the positions of their checkpoint's size until it is loaded
         model.visual.set_input_size(pair(backbone_id.preprocess_args["size"]))
-    layout = layout_of(model.visual)
+    module, layout = _tower(model.visual)
     of_tag = {k: tag[k] for k in (*_NORMALISATION, "fill_color") if tag.get(k) is not None}
     config_of_images = {
         **asdict(open_clip.transform.PreprocessCfg()),
@@ -80,14 +83,32 @@ def build(
     }
     return LoadedModel(
         id=backbone_id,
-        module=ClipTower(model.visual),
-        layout=layout.under("trunk") if layout else None,
+        module=module,
+        layout=layout,
         preprocess=with_arguments(from_open_clip(config_of_images), backbone_id),
         architecture={"library": "open_clip", "model": backbone_id.model, "args": config},
         output="encode_image, projected, not normalised",
         note=note,
         encode_text=_text_encoder(model, f"local-dir:{folder}" if folder else backbone_id.model),
     )
+
+
+def tower(backbone_id: BackboneId, args: dict[str, Any], preprocess: Preprocess) -> Tower:
+    """Module and blocks as `build` gives them, with untrained weights and without texts."""
+    vision = {**args["vision_cfg"]}
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    model = open_clip.CustomTextCLIP(
+        args["embed_dim"], vision, dict(_NO_TEXT), quick_gelu=bool(args.get("quick_gelu"))
+    )
+    if "size" in backbone_id.preprocess_args and hasattr(model.visual, "set_input_size"):
+        model.visual.set_input_size(preprocess.size)
+    return _tower(model.visual)
+
+
+def _tower(visual: Any) -> Tower:
+    layout = layout_of(visual)
+    return ClipTower(visual), layout.under("trunk") if layout else None
 
 
 def published(backbone_id: BackboneId) -> Published:

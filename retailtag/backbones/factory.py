@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retailtag.backbones.ids import BackboneId, resolve_id
+from retailtag.backbones.imported import refuse_imported
 from retailtag.backbones.registry import FAMILIES, load_function
 from retailtag.errors import DataError, UsageError
 from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from retailtag.backbones.backbone import Backbone, LoadedModel
     from retailtag.backbones.hub import Published
+    from retailtag.backbones.preprocess import Preprocess
 
 RANDOM_SEED = 0
 # What the libraries raise on values of a configuration that they do not check.
@@ -79,6 +83,46 @@ def build_model(
         torch.default_generator.manual_seed(seed)
         model: LoadedModel = build(backbone_id, weights, random_weights=random_weights)
     return model
+
+
+def rebuild(
+    backbone_id: BackboneId,
+    architecture: Mapping[str, Any],
+    preprocess: Preprocess,
+    output: str,
+    load: Callable[[nn.Module], None],
+) -> LoadedModel:
+    """Build a model that was described as data, and fill it with weights by ``load(module)``.
+
+    Nothing is read or asked but what is given. `architecture`, `preprocess` and `output` are those
+    of a `LoadedModel` or `Backbone`.
+
+    Raises
+    ------
+    UsageError
+        If the libraries here do not build that architecture.
+    """
+    import torch
+
+    from retailtag.backbones.backbone import LoadedModel
+
+    refuse_imported(backbone_id)
+    build = load_function(FAMILIES[backbone_id.scheme].tower)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module, layout = build(backbone_id, dict(architecture.get("args", {})), preprocess)
+    except _CONFIG_ERRORS as error:
+        raise UsageError(
+            f"{architecture.get('library')} builds no {backbone_id} here ({error})."
+        ) from error
+    load(module)
+    return LoadedModel(backbone_id, module, layout, preprocess, dict(architecture), output)
+
+
+def licence(backbone_id: BackboneId) -> str:
+    """Licence of the published weights of an id, and who states it; empty if nobody does."""
+    target = FAMILIES[backbone_id.scheme].licence
+    return str(load_function(target)(backbone_id)) if target else ""
 
 
 @contextmanager

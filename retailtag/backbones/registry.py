@@ -27,6 +27,10 @@ class Family:
     """How the ids of one family read, and which functions serve them."""
 
     build: str  # (BackboneId, Path of local weights or None, *, random_weights) -> LoadedModel
+    # (BackboneId, arguments of the architecture, Preprocess) -> image tower with untrained weights
+    # and its blocks; empty where there is none
+    tower: str
+    licence: str  # BackboneId -> licence of the published weights; empty where nothing states it
     published: str  # BackboneId -> Published; empty if retailtag packages the weights
     split_name: Callable[[str], tuple[str, str]]  # after the scheme: model's name, weights' tag
     # (model, tag) -> how the published weights were trained: one of the three below, or a name of
@@ -68,6 +72,8 @@ def _timm_pretraining(model: str, tag: str) -> str:
 FAMILIES = {
     "timm": Family(
         build="retailtag.backbones.timm_models:build",
+        tower="retailtag.backbones.timm_models:tower",
+        licence="retailtag.backbones.timm_models:licence",
         published="retailtag.backbones.timm_models:published",
         split_name=_split_timm_name,
         pretraining=_timm_pretraining,
@@ -75,6 +81,8 @@ FAMILIES = {
     ),
     "open_clip": Family(
         build="retailtag.backbones.clip_models:build",
+        tower="retailtag.backbones.clip_models:tower",
+        licence="",
         published="retailtag.backbones.clip_models:published",
         split_name=_split_open_clip_name,
         pretraining=lambda model, tag: IMAGE_TEXT,
@@ -82,6 +90,8 @@ FAMILIES = {
     ),
     "demo": Family(
         build="retailtag.demo.backbones:build",
+        tower="retailtag.demo.backbones:tower",
+        licence="retailtag.demo.backbones:licence",
         published="",
         split_name=lambda name: (name, ""),
         pretraining=lambda model, tag: {
@@ -95,6 +105,8 @@ FAMILIES = {
     # Embeddings that were computed elsewhere: features import stores them under such an id.
     "own": Family(
         build="retailtag.backbones.imported:build",
+        tower="",
+        licence="",
         published="",
         split_name=lambda name: (name, ""),
         pretraining=lambda model, tag: f"own:{model}",

@@ -13,7 +13,7 @@ import timm.data
 import timm.models
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import LoadedModel
+from retailtag.backbones.backbone import LoadedModel, Tower
 from retailtag.backbones.blocks import layout_of
 from retailtag.backbones.hub import Published
 from retailtag.backbones.ids import BackboneId, nearest
@@ -32,6 +32,8 @@ from retailtag.files import read_json
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CONFIG_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "classifier")
+# Arguments of timm.create_model that read files or ask the hub.
+_READING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_strict"}
 _BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, KeyError)
 
 
@@ -66,16 +68,36 @@ def build(
     path = published(backbone_id).fetch() if from_hub else weights and weights_file(weights)
     trunk = _create(backbone_id, args, config.get("pretrained_cfg", {}))
     note = _load(trunk, path, branch) if path is not None else ""
-    layout = layout_of(trunk)
+    module, layout = _tower(trunk)
     return LoadedModel(
         id=backbone_id,
-        module=TimmTower(trunk),
-        layout=layout.under("trunk") if layout else None,
+        module=module,
+        layout=layout,
         preprocess=_preprocess(backbone_id, trunk),
         architecture={"library": "timm", "model": backbone_id.model, "args": args},
         output=f"forward_head(pre_logits=True), pool={_pool_name(trunk)}",
         note=note,
     )
+
+
+def tower(backbone_id: BackboneId, args: dict[str, Any], preprocess: Preprocess) -> Tower:
+    """Module and blocks as `build` gives them, with untrained weights."""
+    if reads := _READING.intersection(args):
+        raise UsageError(f"an architecture has no argument {min(reads)}")
+    # models of a fixed input size take it from their configuration
+    return _tower(_create(backbone_id, args, {"input_size": (3, *preprocess.size)}))
+
+
+def _tower(trunk: Any) -> Tower:
+    layout = layout_of(trunk)
+    return TimmTower(trunk), layout.under("trunk") if layout else None
+
+
+def licence(backbone_id: BackboneId) -> str:
+    """Licence of the published weights, as timm states it; empty if it does not."""
+    config = timm.models.get_pretrained_cfg(_timm_name(backbone_id), allow_unregistered=True)
+    stated = getattr(config, "license", None)
+    return "" if stated in (None, "unknown") else f"{stated}, as timm states"
 
 
 def published(backbone_id: BackboneId) -> Published:

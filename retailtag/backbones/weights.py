@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from retailtag.backbones.onnx_file import ONNX_SUFFIX, REMEDY
 from retailtag.backbones.tensor_file import TORCH_SUFFIXES, State, TensorFile, read_tensors
 from retailtag.backbones.weight_names import CONVERSIONS, HF_CLIP
-from retailtag.errors import DataError, UsageError, named
+from retailtag.errors import ArtefactError, DataError, UsageError, named
 from retailtag.files import read_json
 
 USUAL_NAMES = (
@@ -301,6 +301,33 @@ def _sentence(path: Path, reading: Reading, tensors: Iterable[str]) -> str:
             others[".".join(parts[: same.index(False) + 1])] = None
     done += [f"left out {named(list(others))}"] if others else []
     return f"{path}: {'; '.join(done)}." if done else ""
+
+
+def load_state(module: nn.Module, state: State, file: str, remedy: str) -> None:
+    """Load tensors that are exactly a module's own.
+
+    Raises
+    ------
+    ArtefactError
+        If one is missing, unknown, or of another type or shape; `file` (which calls them
+        ``backbone.NAME``) and `remedy` are for the message.
+    """
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state:
+            problem = f"lacks backbone.{name}"
+        elif name not in own:
+            problem = f"holds an unknown tensor, backbone.{name}"
+        elif (here := _form(own[name])) != (there := _form(state[name])):
+            problem = f"holds backbone.{name} as {there}, not {here}"
+        else:
+            continue
+        raise ArtefactError(f"{file} {problem}; {remedy}.")
+    module.load_state_dict(state)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def state_sha256(module: nn.Module) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,12 @@ from retailtag.report.gallery import make_gallery
 from retailtag.report.report import Report
 from retailtag.report.results import BakeoffResult
 from retailtag.runs.finetune import read_history
-from retailtag.runs.tune import Model
+from retailtag.runs.operating_points import TITLES, other_points
+from retailtag.runs.tune import Model, tuned_on
 from retailtag.scoring.aligned import Aligned, align
 from retailtag.scoring.confusion import confused_pairs
 from retailtag.scoring.curves import OperatingPoint, operating_point, reliability, trade_off
 from retailtag.statistics.exclusive import INDEPENDENT, assign
-from retailtag.thresholds.tuning import AUTO, RULES, Tuning
-
-PRECISION = "precision:0.8"
-MAX_TAGS = 12
 
 
 def illustrated(
@@ -117,24 +113,10 @@ def operating_points(
     objective = thresholds.get("objective", "f1")
     yield operating_point(f"{objective}, as fitted", aligned.predicted, aligned.labels, is_tail)
     try:
-        model = Model.load(_tuned_on(pair, predictions))
+        model = Model.load(tuned_on(pair.folder, predictions))
         rows = model.rows(catalog)
     except RetailtagError:
         return  # a pair of an earlier version
-    rule = thresholds.get("rule") if thresholds.get("rule") in RULES else AUTO
-    tunings = {
-        PRECISION.replace(":", " "): Tuning(AUTO, PRECISION),
-        f"{MAX_TAGS} tags an image": Tuning(rule, "f1", max_tags=MAX_TAGS),
-    }
-    for name, tuning in tunings.items():
-        tuned = tuning.tune(
-            model.scores.logits, catalog.table.labels[rows], catalog.table.group
-        ).thresholds
+    for name, tuned in other_points(model, catalog, rows, thresholds):
         given = assign(aligned.logits, tuned, catalog.table.tags, aligned.exclusive, assignment)
-        yield operating_point(name, given, aligned.labels, is_tail)
-
-
-def _tuned_on(pair: Pair, predictions: Predictions) -> Path:
-    """Folder whose scores the pair's thresholds were tuned on: a kept probe has its own."""
-    is_probe = predictions.provenance.get("is_probe")
-    return pair.folder.with_name("probe") if is_probe else pair.folder
+        yield operating_point(TITLES[name], given, aligned.labels, is_tail)

@@ -24,6 +24,7 @@ from retailtag.cli import (  # each registers its command
     compare,
     demo,
     drift,
+    export,
     extract,
     features,
     finetune,
@@ -67,8 +68,8 @@ __all__ = ["app", "main", "run"]
 
 # Importing a module registers its command; the names keep a linter from dropping the imports.
 COMMANDS = (
-    *(audit, bakeoff, compare, demo, drift, extract, finetune, init, latency, predict, probe),
-    *(score, serve, tune),
+    *(audit, bakeoff, compare, demo, drift, export, extract, finetune, init, latency),
+    *(predict, probe, score, serve, tune),
 )
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")

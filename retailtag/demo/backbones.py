@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retailtag.backbones.backbone import EncodeText, LoadedModel
+from retailtag.backbones.backbone import EncodeText, LoadedModel, Tower
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
 from retailtag.backbones.preprocess import Preprocess, with_arguments
@@ -43,6 +43,19 @@ def build(
         target = Target(model, convert=lambda state: unpack(state, model.state_dict()))
         note = target.load(weights_file(weights), branch)
     return replace(from_demo_model(backbone_id, model), note=note)
+
+
+def tower(backbone_id: BackboneId, args: dict[str, Any], preprocess: Preprocess) -> Tower:
+    """Module and blocks as `build` gives them, with untrained weights."""
+    from retailtag.demo.networks import build_demo_model
+
+    model = from_demo_model(backbone_id, build_demo_model(backbone_id.model, weights=None))
+    return model.module, model.layout
+
+
+def licence(backbone_id: BackboneId) -> str:
+    """Licence of the packaged weights."""
+    return "Apache-2.0, as retailtag"
 
 
 def from_demo_model(backbone_id: BackboneId, model: Any) -> LoadedModel:

@@ -131,7 +131,7 @@ class Probe:
             facts=header["facts"],
             scale=header["scale"],
             head=header["head"],
-            vote=_vote(stored) if header["head"] == "knn" else None,
+            vote=vote_of(stored) if header["head"] == "knn" else None,
             **arrays,
         )
 
@@ -141,7 +141,7 @@ def load_out_of_fold(folder: Path) -> TuningScores:
     return TuningScores.read(StoredModel(folder, KIND), OUT_OF_FOLD)
 
 
-def _vote(stored: StoredModel) -> KnnVote:
+def vote_of(stored: StoredModel) -> KnnVote:
     """The vote of a model whose head is ``knn``."""
     knn = stored.header.get("knn", {})
     counts = np.array(knn.get("counts", ()), np.int64)

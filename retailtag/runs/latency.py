@@ -19,6 +19,7 @@ from retailtag.runs.machine import describe_machine
 from retailtag.runs.measure import measured
 from retailtag.scoring.csvs import csv_text, unquoted
 from retailtag.statistics.timing import Typical, ratio
+from retailtag.tagger.exported import HEADER
 from retailtag.tagger.latency import STAGES, Samples, Schedule, tagging, time_in_turn, together
 from retailtag.tagger.tagger import Tagger
 
@@ -119,7 +120,7 @@ class Asked:
 
 def model_digest(folder: Path) -> str:
     """Digest of a model's header, which binds its tensors and the identity of its backbone."""
-    names = ("checkpoint.json", "probe.json")
+    names = (HEADER, "checkpoint.json", "probe.json")
     return file_sha256(next(folder / n for n in names if (folder / n).exists()))
 
 

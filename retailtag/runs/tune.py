@@ -95,6 +95,12 @@ class Model:
         return np.array([row[i] for i in self.scores.image_ids.tolist()], np.intp)
 
 
+def tuned_on(folder: Path, predictions: Predictions) -> Path:
+    """Folder whose scores the thresholds of a model were tuned on: a kept probe has its own."""
+    is_probe = predictions.provenance.get("is_probe")
+    return folder.with_name("probe") if is_probe else folder
+
+
 def run_tune(
     folder: Path, tuning: Tuning, out: Path, read: Callable[[Predictions], Catalog]
 ) -> TuneRun:

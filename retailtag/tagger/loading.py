@@ -7,22 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from retailtag.backbones.backbone import Backbone
-from retailtag.backbones.engines.build import embedder_of
-from retailtag.backbones.engines.embedder import EngineEmbedder
+from retailtag.backbones.engines.build import as_fitted
 from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.factory import load_backbone
 from retailtag.backbones.ids import components_of, resolve_id
 from retailtag.backbones.preprocess import with_truncated
-from retailtag.errors import ArtefactError, DataError, Unavailable, UsageError
+from retailtag.backbones.weights import load_state
+from retailtag.errors import ArtefactError, DataError, UsageError
 from retailtag.files import read_json
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.images.decode import MAX_PIXELS
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT, Progress
 from retailtag.store import FeatureSpec, JointSpec
+from retailtag.tagger.exported import HEADER, read_exported
 from retailtag.tagger.tagger import Tagger, point_name
 
 Weights = str | Path | Mapping[str, str | Path] | None
@@ -37,34 +36,39 @@ def load_fitted(
     allow_truncated: bool = False,
     progress: Progress = SILENT,
 ) -> Tagger:
-    """Load what ``retailtag probe`` or ``retailtag finetune`` wrote to `folder`.
+    """Load what ``retailtag probe``, ``finetune``, ``tune`` or ``export`` wrote to `folder`.
 
     Parameters
     ----------
     weights : str, Path or mapping of str to str or Path, optional
         Local weights of the backbone, or of several by their ids. A fine-tune has its own
-        weights and needs these only if their folder describes the architecture.
+        weights and needs these only if their folder describes the architecture; an exported
+        folder needs none.
     progress : Progress
         Receives a message if the probe's engine of reduced precision cannot run here.
 
     Raises
     ------
     DataError
-        If the folder holds neither.
+        If the folder holds no model.
     ArtefactError
         If the backbone here differs from the one that was fitted.
     UsageError
         If one path of weights is given for several backbones.
     """
     folder = Path(folder)
+    if (folder / HEADER).exists():
+        tagger = read_exported(folder, device=device, progress=progress)
+        tagger.check_dim(folder)
+        return replace(tagger, max_pixels=max_pixels, allow_truncated=allow_truncated)
     if (folder / "checkpoint.json").exists():
         tagger = _from_checkpoint(Checkpoint.load(folder), folder, weights, device)
     elif (folder / "probe.json").exists():
         tagger = _from_probe(Probe.load(folder), folder, weights, device, progress)
     else:
         raise DataError(
-            f"{folder} holds neither a probe nor a fine-tuned checkpoint; name a folder that "
-            "retailtag probe or retailtag finetune wrote."
+            f"{folder} holds no probe, fine-tune or exported tagger; name a folder that retailtag "
+            "probe, finetune or export wrote."
         )
     tagger.check_dim(folder)
     return replace(
@@ -111,8 +115,8 @@ def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: 
             f"{folder} was trained with another architecture or preprocessing than "
             f"{backbone.id} has here; give the --weights folder that it was trained from."
         )
-    _check_state(saved.state, backbone.module.state_dict(), folder)
-    backbone.module.load_state_dict(saved.state)
+    file = f"{folder}/checkpoint.safetensors"
+    load_state(backbone.module, saved.state, file, "run retailtag finetune again")
     backbone.module.eval()
     head = Probe(
         saved.tags,
@@ -152,44 +156,10 @@ def _from_probe(
             f"{'+'.join(ids)} has here; run retailtag probe again, or give its --weights."
         )
     embedders = tuple(
-        _embedder(backbone, EngineName.parse(engine), progress)
+        as_fitted(backbone, EngineName.parse(engine), progress)
         for backbone, engine in zip(backbones, engines, strict=True)
     )
     return Tagger(embedders, probe, "probe")
-
-
-def _embedder(
-    backbone: Backbone, name: EngineName, progress: Progress
-) -> Backbone | EngineEmbedder:
-    """The backbone itself for float32, otherwise the arithmetic that the probe was fitted on."""
-    if name.exact:
-        return backbone
-    if name.engine == "compile":  # eager gives the same arithmetic without minutes of compiling
-        name = replace(name, engine="eager")
-    try:
-        return embedder_of(backbone, name, batch_size=1)
-    except Unavailable as error:
-        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
-        return backbone
-
-
-def _check_state(saved: Mapping[str, Tensor], module: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise `ArtefactError` unless the tensors of a fine-tune are those of its architecture."""
-    place = f"{folder}/checkpoint.safetensors"
-    for name in sorted(module.keys() | saved.keys()):
-        if name not in saved:
-            problem = f"lacks backbone.{name}"
-        elif name not in module:
-            problem = f"holds an unknown tensor, backbone.{name}"
-        elif (here := _form(module[name])) != (there := _form(saved[name])):
-            problem = f"holds backbone.{name} as {there}, not {here}"
-        else:
-            continue
-        raise ArtefactError(f"{place} {problem}; run retailtag finetune again.")
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _digest(specs: Sequence[FeatureSpec]) -> str:

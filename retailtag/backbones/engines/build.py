@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from retailtag.backbones.engines.names import (
     EngineName,
 )
 from retailtag.errors import Unavailable
+from retailtag.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from retailtag.backbones.backbone import Backbone
@@ -80,6 +82,24 @@ def embedder_of(
     build = partial(_build, backbone, name, batch_size)
     # eager arithmetic builds no graph, so it needs no fixed shape and no padding
     return EngineEmbedder(backbone, name, build, None if name.engine == "eager" else batch_size)
+
+
+def as_fitted(
+    backbone: Backbone, name: EngineName, progress: Progress = SILENT
+) -> Backbone | EngineEmbedder:
+    """The backbone itself for float32, otherwise the arithmetic that a probe was fitted on.
+
+    `progress` hears it if that cannot run here, and eager float32 takes its place.
+    """
+    if name.exact:
+        return backbone
+    if name.engine == "compile":  # eager gives the same arithmetic without minutes of compiling
+        name = replace(name, engine="eager")
+    try:
+        return embedder_of(backbone, name, batch_size=1)
+    except Unavailable as error:
+        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
+        return backbone
 
 
 def best_name(engine: str, precision: str, device: str) -> EngineName:
