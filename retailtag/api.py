@@ -707,6 +707,7 @@ def export(
     from retailtag.compute import resolve_device
     from retailtag.outcomes import ExportOutcome, load_tagger, recommended_folder
     from retailtag.runs.export import run_export
+    from retailtag.statistics.exclusive import INDEPENDENT
     from retailtag.tagger.loading import backbones_of
 
     s, read, shared = _to_score("export", catalog, settings, options)
@@ -714,7 +715,7 @@ def export(
     where = folder.with_name(f"{folder.name}-tagger") if out is None else _path(out)
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder, pair)
-        assignment = assignment or recorded
+        assignment = assignment or (None if recorded == INDEPENDENT else recorded)
     elif pair is not None:
         raise UsageError(f"--pair {pair} is for a bake-off, and {folder} is not one; leave it out.")
     tagger = load_tagger(

@@ -63,10 +63,9 @@ def load_tagger(
     compute : ComputeSettings
         Gives the device and local weights.
     assignment, one_of
-        As for `Tagger.assigning`. By default what the bake-off was run with or the export
-        records, else ``at-most-one``
-        of attributes that are named or recorded with the model: the catalogue says that an image
-        has one value of them. ``independent`` where there are none.
+        As for `Tagger.assigning`. By default what the bake-off was run with or the export records,
+        else ``at-most-one`` of attributes that are named or recorded with the model: the catalogue
+        says that an image has one value of them. ``independent`` where there are none.
     **limits
         ``max_pixels`` and ``allow_truncated``, as `load_fitted` takes them.
     """
