@@ -14,7 +14,7 @@ quarter. The rows of a backbone are
 * ``probe thresholds=RULE``: logistic regression with one threshold rule where cross-fit chooses it;
 * ``finetune``: the last four blocks from the logistic probe, five epochs at the default rates,
   without augmentation; then with one setting changed: augmentation, ``refit``, epochs, learning
-  rate, threshold rule.
+  rates, what chooses the epoch, threshold rule.
 
 Each row is appended to the table as it is finished: macro-F1, tail macro-F1, macro-AP, micro-F1 and
 seconds. A row that the table has is not computed again. At the end the means over catalogues,
@@ -62,6 +62,8 @@ FINETUNES: dict[str, Options] = {
     "refit": {"refit": True},
     **{f"epochs={n}": {"epochs": n} for n in (2, 10, 20)},
     **{f"lr={lr:g}": {"lr": lr} for lr in (3e-5, 1e-4, 1e-3)},
+    **{f"head_lr={lr:g}": {"head_lr": lr} for lr in (3e-5, 1e-4, 3e-4)},
+    "choose_epoch=macro-ap": {"choose_epoch": "macro-ap"},
     **{f"thresholds={rule}": {"thresholds": rule} for rule in RULES},
 }
 SETTINGS = (*PROBES, KEPT, *FINETUNES)

@@ -20,7 +20,7 @@ import torch
 from retailtag.files import write_whole
 from retailtag.progress import SILENT, Progress
 
-FORMAT = 1
+FORMAT = 2
 NAME = "resume.pt"
 _DIGEST_BYTES = 32
 

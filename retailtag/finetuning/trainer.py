@@ -57,9 +57,25 @@ class _Candidate:
     """A state with its scores on the validation set."""
 
     epoch: int
-    value: float
+    measured: Measured
     state: State
     logits: Logits
+
+    def saved(self) -> dict[str, Any]:
+        """What a snapshot holds of it."""
+        return {
+            "epoch": self.epoch,
+            "measured": [torch.from_numpy(self.measured.f1), torch.from_numpy(self.measured.ap)],
+            "state": self.state,
+            "logits": torch.from_numpy(self.logits),
+        }
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> _Candidate:
+        """What `saved` gave."""
+        f1, ap = saved["measured"]
+        measured = Measured(f1.numpy(), ap.numpy())
+        return cls(saved["epoch"], measured, saved["state"], saved["logits"].numpy())
 
 
 def train(
@@ -93,7 +109,6 @@ def train(
     """
     training = Training(network, loader, labels, train_rows, progress)
     selection = _Selection(training, val_rows, selector, snapshots)
-    start = network.state()
     earlier = selection.resume()
     known = len(selection.history)
     with open_log(known - 1 if known else None) if open_log else Logs() as log:
@@ -104,7 +119,7 @@ def train(
                 log.metrics(epoch, {name: row[name] for name in row if name != "epoch"})
             if report and epoch and report(epoch, row["criterion"]):
                 break
-    return selection.conclude(start, earlier)
+    return selection.conclude(earlier)
 
 
 def refit(
@@ -257,7 +272,7 @@ class Training:
 
 
 class _Selection:
-    """Epochs of a training, each measured on the validation set; keeps the best state."""
+    """Epochs of a training, each measured on the validation set; the start and the best of them."""
 
     def __init__(
         self,
@@ -271,8 +286,8 @@ class _Selection:
         self.selector = selector
         self.snapshots = snapshots
         self.history: list[dict[str, Any]] = []
-        self.start: Measured | None = None
-        self.best: _Candidate | None = None
+        self.start: _Candidate | None = None
+        self.best: _Candidate | None = None  # of the trained epochs
 
     def resume(self) -> float:
         """Continue from a snapshot if there is one; seconds of the epochs that it has."""
@@ -281,10 +296,8 @@ class _Selection:
             return 0.0
         self.training.load(saved)
         self.history = saved["history"]
-        f1, ap = saved["start"]
-        self.start = Measured(f1.numpy(), ap.numpy())
-        best = saved["best"]
-        self.best = _Candidate(best["epoch"], best["value"], best["state"], best["logits"].numpy())
+        self.start = _Candidate.of(saved["start"])
+        self.best = _Candidate.of(saved["best"]) if saved["best"] else None
         self.training.progress.say(f"continuing from {self.snapshots.path}, epoch {saved['epoch']}")
         return float(sum(row["seconds"] for row in self.history))
 
@@ -298,11 +311,11 @@ class _Selection:
         with self.training.averaged():
             logits = self.training.predict(self.val_rows)
             measured = self.selector.measure(logits)
-            self.start = self.start or measured
-            kept_tail = self.selector.keeps_tail(measured, self.start)
-            value = self.selector.value(measured)
-            if self.best is None or (kept_tail and value > self.best.value):
-                self.best = _Candidate(epoch, value, self.training.network.state(), logits)
+            if self.start is None:
+                self.start = _Candidate(epoch, measured, self.training.network.state(), logits)
+            elif self.best is None or self._rank(measured) > self._rank(self.best.measured):
+                self.best = _Candidate(epoch, measured, self.training.network.state(), logits)
+            kept_tail = self._rank(measured)[0]
         row = {
             "epoch": epoch,
             "loss": loss,
@@ -316,45 +329,42 @@ class _Selection:
             self.snapshots.save(self.training.state(epoch + 1) | self._more())
         return row
 
+    def _rank(self, measured: Measured) -> tuple[bool, float]:
+        """What of two states the better has the larger: the tail is kept, then the criterion."""
+        assert self.start is not None
+        kept_tail = self.selector.keeps_tail(measured, self.start.measured)
+        return kept_tail, self.selector.value(measured)
+
     def _more(self) -> dict[str, Any]:
         """What a snapshot holds besides the state of the training."""
-        assert self.best is not None
         assert self.start is not None
-        best = self.best
         return {
             "history": list(self.history),
-            "start": [torch.from_numpy(self.start.f1), torch.from_numpy(self.start.ap)],
-            "best": {
-                "epoch": best.epoch,
-                "value": best.value,
-                "state": best.state,
-                "logits": torch.from_numpy(best.logits),
-            },
+            "start": self.start.saved(),
+            "best": self.best.saved() if self.best else None,
         }
 
-    def conclude(self, start: State, earlier: float) -> FinetuneResult:
-        """Choose the interpolation with `start`, load it, and report."""
-        assert self.best is not None
+    def conclude(self, earlier: float) -> FinetuneResult:
+        """Choose between the start, the best epoch and their interpolations; load it, report."""
+        assert self.start is not None
         network = self.training.network
-        best = self.best
+        chosen, share = self.start, 1.0
         tried: list[dict[str, Any]] = []
-        chosen: _Candidate | None = None
-        # Epoch 0 is the start itself, with nothing in between. The first factor always qualifies.
-        for factor in network.config.factors if best.epoch else (1.0,):
-            state = interpolate(start, best.state, factor)
+        # An epoch that is behind the start is tried too: halfway between the two is often ahead
+        # of both.
+        for factor in network.config.factors if self.best else ():
+            assert self.best is not None
+            state = interpolate(self.start.state, self.best.state, factor)
             network.load(state)
-            logits = best.logits if factor == 1 else self.training.predict(self.val_rows)
+            logits = self.best.logits if factor == 1 else self.training.predict(self.val_rows)
             measured = self.selector.measure(logits)
             tried.append({"factor": factor, **self.selector.row(measured)})
-            value = self.selector.value(measured)
-            kept_tail = self.selector.keeps_tail(measured, self.start or measured)
-            if chosen is None or (kept_tail and value > chosen.value):
-                chosen = _Candidate(best.epoch, value, state, logits)
+            if self._rank(measured) > self._rank(chosen.measured):
+                chosen = _Candidate(self.best.epoch, measured, state, logits)
                 share = factor
-        assert chosen is not None
         network.load(chosen.state)
         network.eval()
-        return FinetuneResult(self.history, best.epoch, chosen.logits, share, tried, earlier)
+        return FinetuneResult(self.history, chosen.epoch, chosen.logits, share, tried, earlier)
 
 
 _SHOWN = {

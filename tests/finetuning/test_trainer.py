@@ -15,8 +15,9 @@ from retailtag.finetuning.losses import LabelCounts, parse_loss
 from retailtag.finetuning.mixed_precision import MixedPrecision, is_out_of_memory
 from retailtag.finetuning.network import Network
 from retailtag.finetuning.snapshots import Snapshots
-from retailtag.finetuning.trainer import Training, epoch_line, refit
+from retailtag.finetuning.trainer import Training, epoch_line, refit, train
 from retailtag.finetuning.training_step import MicroBatches, TrainingStep, predict
+from retailtag.finetuning.validation import Measured
 
 
 def states_equal(a, b):
@@ -334,14 +335,34 @@ def test_the_averaged_weights_are_measured_and_kept(world, quick):
 
 
 def test_a_fixed_interpolation_lies_on_the_line(world, quick):
-    tuned, half = (world.network(replace(quick, interpolate=f)) for f in ("1", "0.5"))
+    tuned, between = (world.network(replace(quick, interpolate=f)) for f in ("1", "0.75"))
     start = tuned.state()
-    for network in (tuned, half):
+    for network in (tuned, between):
         assert world.train(network=network).best_epoch > 0
-    for name, value in half.state().items():
+    for name, value in between.state().items():
         if value.is_floating_point():
-            middle = (start[name] + tuned.state()[name]) / 2
-            torch.testing.assert_close(value, middle, rtol=1e-4, atol=1e-6)
+            point = start[name] + 0.75 * (tuned.state()[name] - start[name])
+            torch.testing.assert_close(value, point, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("halfway", "epoch", "factor"), [(0.6, 2, 0.5), (0.5, 0, 1.0)])
+def test_an_epoch_behind_the_start_counts_by_its_interpolations(
+    world, quick, halfway, epoch, factor
+):
+    """The values: start, epochs 1 and 2, then four shares of epoch 2; a tie goes to the start."""
+    network = world.network(replace(quick, epochs=2, interpolate="auto"))
+    start = network.state()
+    values = iter([0.5, 0.3, 0.4, 0.4, 0.45, halfway, 0.35])
+    selector = world.selector()
+    n_tags = world.labels.shape[1]
+    selector = replace(selector, measure=lambda _: Measured(*2 * [np.full(n_tags, next(values))]))
+    loader = world.loader(network)
+    result = train(network, loader, world.labels, world.fit, world.val, selector)
+    assert (result.best_epoch, result.factor) == (epoch, factor)
+    tried = [row["criterion"] for row in result.factors]
+    np.testing.assert_allclose(tried, [0.4, 0.45, halfway, 0.35])
+    is_start = all(torch.equal(value, start[name]) for name, value in network.state().items())
+    assert is_start == (epoch == 0)
 
 
 def test_the_best_factor_is_kept(world, quick):
