@@ -348,20 +348,21 @@ class _Selection:
         """Choose between the start, the best epoch and their interpolations; load it, report."""
         assert self.start is not None
         network = self.training.network
-        chosen, share = self.start, 1.0
         tried: list[dict[str, Any]] = []
-        # An epoch that is behind the start is tried too: halfway between the two is often ahead
-        # of both.
-        for factor in network.config.factors if self.best else ():
+        candidates, shares = [self.start], [1.0]
+        # From the start outwards. An epoch that is behind the start is tried too: halfway between
+        # the two is often ahead of both.
+        for factor in sorted(network.config.factors) if self.best else ():
             assert self.best is not None
             state = interpolate(self.start.state, self.best.state, factor)
             network.load(state)
             logits = self.best.logits if factor == 1 else self.training.predict(self.val_rows)
             measured = self.selector.measure(logits)
             tried.append({"factor": factor, **self.selector.row(measured)})
-            if self._rank(measured) > self._rank(chosen.measured):
-                chosen = _Candidate(self.best.epoch, measured, state, logits)
-                share = factor
+            candidates.append(_Candidate(self.best.epoch, measured, state, logits))
+            shares.append(factor)
+        place = self.selector.simplest([c.measured for c in candidates])
+        chosen, share = candidates[place], shares[place]
         network.load(chosen.state)
         network.eval()
         return FinetuneResult(self.history, chosen.epoch, chosen.logits, share, tried, earlier)

@@ -14,17 +14,22 @@ because a threshold tuned and counted on the same images flatters whoever fits t
 ``auto``              ``macro-f1``, or ``macro-ap`` where thresholds aim at a precision
 ====================  ============================================================================
 
-The start (the probe on frozen blocks) always qualifies. Of equal states the earlier one is kept.
+Of equal epochs the earlier one is kept. Between the start (the probe on frozen blocks), the best
+epoch and what lies between the two, the state nearest to the start is kept that is within one
+standard error of the best: a validation set is small, and the start has been fitted and given
+thresholds on many times as many images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from retailtag.statistics.one_standard_error import one_standard_error
 
 Floats = NDArray[np.float64]
 
@@ -60,11 +65,25 @@ class ModelSelector:
         }
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
+    def scores(self, measured: Measured) -> Floats:
+        """What the criterion is the mean of, (n_tags,): AP where no tag has an F1."""
+        by_f1 = self.choose != "macro-ap" and np.isfinite(measured.f1).any()
+        return measured.f1 if by_f1 else measured.ap
+
     def value(self, measured: Measured) -> float:
-        """The criterion; average precision where no F1 is defined, -1 where neither is."""
-        value = math.nan if self.choose == "macro-ap" else _mean(measured.f1)
-        value = value if math.isfinite(value) else _mean(measured.ap)
+        """The criterion; -1 where it is not defined."""
+        value = _mean(self.scores(measured))
         return value if math.isfinite(value) else -1.0
+
+    def simplest(self, candidates: Sequence[Measured]) -> int:
+        """Which of the start, first, and states ever further from it is kept.
+
+        The first that validation cannot tell from the best of those that keep the tail.
+        """
+        start = candidates[0]
+        allowed = [k for k, m in enumerate(candidates) if not k or self.keeps_tail(m, start)]
+        choice = one_standard_error(np.array([self.scores(candidates[k]) for k in allowed]))
+        return allowed[choice.chosen] if choice else 0
 
     def keeps_tail(self, measured: Measured, start: Measured) -> bool:
         """Whether a state is no worse than the start on the tail, as far as validation can tell."""

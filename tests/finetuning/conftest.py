@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,21 @@ class World:
         tail[:2] = True
         return ModelSelector(accuracy_of(self.labels[self.val]), tail, choose)
 
-    def train(self, config=None, network=None, loader=None, **options):
+    def rising(self):
+        """A selector by which every state is better than those measured before."""
+        values, n_tags = itertools.count(1), self.labels.shape[1]
+
+        def measure(logits):
+            value = np.full(n_tags, next(values) / 1000)
+            return Measured(value, value)
+
+        return replace(self.selector(), measure=measure)
+
+    def train(self, config=None, network=None, loader=None, selector=None, **options):
         network = network or self.network(config)
         loader = loader or self.loader(network)
-        return train(network, loader, self.labels, self.fit, self.val, self.selector(), **options)
+        selector = selector or self.selector()
+        return train(network, loader, self.labels, self.fit, self.val, selector, **options)
 
 
 class Said:
