@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retailtag.errors import UsageError, named
+from retailtag.errors import UsageError
 from retailtag.fields import Section
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from retailtag.tagger.tagger import Tagger
 
 Settings = BakeoffSettings | Section | str | Path | None
-MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 RUNS = Path("runs")  # where probes and fine-tunes go by default
 
 
@@ -544,6 +543,7 @@ def drift(
     out: str | Path | None = None,
     settings: Settings = None,
     progress: Progress | None = None,
+    stdin: IO[bytes] | None = None,
     **options: Any,
 ) -> DriftOutcome:
     """Compare new images with a reference: one verdict, what moved, and what to do about it.
@@ -552,13 +552,15 @@ def drift(
     ----------
     model : path, outcome or Tagger
         A probe or a fine-tune; of a bake-off the recommended pair.
-    new : path, sequence of paths, table, list of records or Catalog
-        Image files, folders and ``.txt`` lists of them, or a catalogue.
+    new : path, bytes, PIL image, table, Catalog, or a list of these
+        As the sources of `predict`, or a catalogue.
     reference : as `new`, or the path of a ``reference.npz``, optional
         Images to compare with, of a catalogue those of ``split``. By default the reference that is
         kept with an exported model, or else the held-out images of the model's catalogue.
     out : str or Path, optional
         HTML page to write.
+    stdin : file, optional
+        What the source ``-`` reads.
     **options
         ``alpha``, ``sample``, ``split``, ``permutations``, ``seed``, ``device``, ``weights``,
         ``workers``, ``assign``, and how catalogues and images are read.
@@ -575,7 +577,7 @@ def drift(
     if not isinstance(model, Tagger):
         limits = {"assignment": s.score.assign, "one_of": s.catalog.one_of, **_limits(s)}
         tagger = load_tagger(_path(model), s.compute, progress=told, **limits)
-    pictures = _pictures(new, s)
+    pictures = _pictures(new, s, stdin)
     kept = _drift_reference(model, reference, tagger, s)
     workers = n_workers(s.compute)
     result = compared(tagger, kept, pictures, s.drift, workers=workers, progress=told)
@@ -584,23 +586,26 @@ def drift(
     return DriftOutcome(result, None if out is None else Path(out))
 
 
-def _pictures(source: Any, settings: BakeoffSettings, split: str | None = None) -> Pictures:
-    """Images of a catalogue or of files; `split` of a catalogue, empty for held-out images."""
+def _pictures(
+    source: Any, settings: BakeoffSettings, stdin: IO[bytes] | None, split: str | None = None
+) -> Pictures:
+    """Images to compare; of a catalogue those of a `split`, empty for held-out ones, if given."""
+    from retailtag.catalog.catalog import Catalog
     from retailtag.catalog.manifest import table_suffix
-    from retailtag.images.listing import list_images
+    from retailtag.catalog.named import MANIFESTS
     from retailtag.tagger.drift.sources import Pictures
 
-    one = source[0] if isinstance(source, list | tuple) and len(source) == 1 else source
+    several = source if isinstance(source, list | tuple) else [source]
+    one = several[0] if len(several) == 1 else None
     is_path = isinstance(one, str | Path)
-    is_files = isinstance(one, list | tuple) and all(isinstance(p, str | Path) for p in one)
-    if (is_path and table_suffix(Path(one)) not in MANIFESTS) or is_files:
-        places = [Path(one)] if is_path else [Path(place) for place in one]
-        files, notes = list_images(places)
-        described = named([str(place) for place in places])
-        found = Pictures.of_files(files, described, settings.reading.max_bytes)
-        return replace(found, notes=tuple(notes))
-    catalog = _read(one, settings)[0]
-    return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
+    is_catalog = isinstance(one, Catalog) or any(isinstance(row, Mapping) for row in several)
+    if split is not None:
+        is_catalog |= table_suffix(Path(one)) in MANIFESTS if is_path else one is not None
+    if is_catalog:
+        catalog = _read(source if one is None else one, settings)[0]
+        return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
+    limit = settings.reading.max_bytes
+    return Pictures.of_sources(several, settings.catalog, max_bytes=limit, stdin=stdin)
 
 
 def _drift_reference(
@@ -619,14 +624,14 @@ def _drift_reference(
             kept.check(tagger, path)
             return kept
     if source is not None:
-        return _pictures(source, settings, split)
+        return _pictures(source, settings, None, split)
     recorded, settings = _recorded_catalog(tagger, settings)
     if recorded is None:
         raise UsageError(
             "The model keeps no reference and its catalogue is not there; name images to compare "
             "with by --reference."
         )
-    return _pictures(recorded, settings, split)
+    return _pictures(recorded, settings, None, split)
 
 
 def tune(

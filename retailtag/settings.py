@@ -633,7 +633,7 @@ class DriftSettings(Section):
         2000,
         "Images of either side that are read and compared, by products drawn at random.",
         at_least=20,
-        at_most=10_000,
+        at_most=5000,
     )
     split: str | None = setting(
         None,

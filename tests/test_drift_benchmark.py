@@ -53,9 +53,7 @@ def test_a_row_for_each_shift_size_and_way_of_counting(bench, monkeypatch):
     zeros = np.zeros(2, np.float32)
     tagger = Tagger((backbone,), Probe(("a", "b"), weight, zeros, zeros, np.ones(2)), "probe")
     monkeypatch.setattr(bench, "KINDS", (bench.KINDS[0], bench.KINDS[-1]))
-    args = argparse.Namespace(
-        reference=60, pool=130, null=2, power=1, permutations=99, batches=[58]
-    )
+    args = argparse.Namespace(reference=34, pool=70, null=2, power=1, permutations=99, batches=[32])
     rows = list(bench.table(tagger, args))
     assert [(r["shift"], r["products"], r["comparisons"]) for r in rows] == [
         ("none", "grouped", 2),

@@ -48,6 +48,7 @@ class NamedImages:
 
     groups: list[_Group] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out
+    is_manifest: bool = False  # whether a single manifest or table names them
     n_repeated: int = 0  # named before, and left out; known once all have gone by
 
     @property
@@ -119,6 +120,7 @@ def named_images(
             )
         ids, images, found.notes = read_images(sources[0], settings, max_bytes=max_bytes)
         found.groups = [_Group(_rows(ids, images), len(ids))]
+        found.is_manifest = True
         return found
     for number, source in enumerate(sources):
         found.groups.append(_group(source, number, max_bytes, stdin, found.notes))

@@ -182,6 +182,15 @@ def read_images(
     return ids, found, manifest.notes
 
 
+def read_products(source: Any, settings: CatalogSettings | None = None) -> list[str] | None:
+    """Product of each row of what `read_images` reads, in its order; None without that column."""
+    how = settings or CatalogSettings()
+    manifest = _open(source, partial(used_columns, settings=how), how)
+    name_columns(manifest, how)
+    found = join_rows(manifest, how).columns.get("group")
+    return None if found is None else [str(cell) for cell in found]
+
+
 def _ids_and_images(
     manifest: Manifest, how: CatalogSettings, max_bytes: int, *, need_all: bool = True
 ) -> tuple[list[str], ImageSource]:

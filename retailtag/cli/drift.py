@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def drift(
     new: Annotated[
         list[str],
         typer.Option(
-            "--new", metavar="SOURCE", help="Images to look at: files, folders, a manifest; repeat."
+            "--new", metavar="SOURCE", help="Images to look at, as for predict; repeatable."
         ),
     ],
     reference: Annotated[
@@ -53,7 +54,13 @@ def drift(
     output = call.output
     gates = [parse_gate(text, FIGURES, "p>0.05") for text in gate or []]
     made = api.drift(
-        model, new, reference=reference, out=out, settings=call.settings, progress=output.progress
+        model,
+        new,
+        reference=reference,
+        out=out,
+        settings=call.settings,
+        progress=output.progress,
+        stdin=sys.stdin.buffer,
     )
     output.print(*drift_tables(made.result), f"page: {out}")
     output.result({**made.result.to_json(), "out": str(out)})

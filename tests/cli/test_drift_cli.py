@@ -15,6 +15,7 @@ from retailtag.backbones.factory import load_backbone
 from retailtag.cli.main import run
 from retailtag.errors import EXIT_BAD_DATA, EXIT_GATE, EXIT_STALE, EXIT_USAGE, UsageError
 from retailtag.probes.artefact import Probe
+from retailtag.report.drawing import Drawing
 from retailtag.settings import DriftSettings
 from retailtag.tagger.drift.comparison import reference_of
 from retailtag.tagger.drift.reference import FILE
@@ -39,6 +40,7 @@ def model(tiny_csv):
 def loaded(model, monkeypatch, tmp_path):
     """The command loads this model; it writes into a folder of its own."""
     monkeypatch.setattr(outcomes, "load_tagger", lambda *given, **options: model)
+    monkeypatch.setattr(Drawing, "svg", lambda self: {"wide": "", "narrow": ""})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     return model

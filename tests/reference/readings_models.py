@@ -29,12 +29,13 @@ from reference_mutations import (
     of_arrays,
     of_bytes,
     of_json,
+    of_npz,
     of_safetensors,
     of_zip,
     safetensors,
     tried,
 )
-from reference_readings import need
+from reference_readings import is_names, need, strict_json
 from torch import nn
 
 from retailtag.backbones import load_backbone
@@ -46,6 +47,9 @@ from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.solver.fits import ProbeFits
+from retailtag.tagger.drift.properties import PROPERTIES
+from retailtag.tagger.drift.reference import Reference
+from retailtag.tagger.drift.sample import CONFIDENCES, Sample
 from retailtag.tagger.loading import load_fitted
 from retailtag.tuning_scores import TuningScores
 
@@ -626,4 +630,79 @@ STATES = (
         agree=rows_in_part,
     ),
 )
-FORMATS = (*MODELS, *WEIGHTS, *STATES)
+# References of drift
+
+
+def make_drift(folder: Path) -> None:
+    n = 4
+    sample = Sample(
+        embeddings=RNG.normal(size=(n, 3)).astype(np.float32),
+        given=np.eye(n, 3, dtype=bool),
+        confidences=RNG.normal(size=(n, len(CONFIDENCES))),
+        properties=np.where(np.arange(len(PROPERTIES)) == 6, np.nan, np.ones((n, 1))),
+        kinds=np.array(["JPEG", "PNG", "JPEG", "PNG"]),
+        group=np.array(["p1", "p1", "p2", "p3"]),
+        names=np.array(["a", "b", "c", "d"]),
+        digests=np.arange(n, dtype=np.uint64),
+        has_groups=True,
+    )
+    Reference(sample, TAGS, "ab" * 32, "test split").save(folder / "reference.npz")
+
+
+def read_drift(folder: Path) -> Any:
+    kept = Reference.load(folder / "reference.npz")
+    s = kept.sample
+    facts = kept.tags, kept.model, kept.described, s.has_groups
+    known = np.nan_to_num(s.properties, nan=-1)
+    arrays = s.embeddings, s.given, s.confidences, known, s.kinds.tolist(), s.digests
+    return *facts, *arrays, _same(s.group)
+
+
+def _same(group: Any) -> Any:
+    return group[:, None] == group
+
+
+def second_drift(folder: Path) -> Any:
+    with np.load(folder / "reference.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    header = strict_json(arrays.pop("header").tobytes())
+    need(type(header["format"]) is int and header["format"] == 1)
+    need(is_names(header["tags"]) and len(header["tags"]) > 0)
+    need(isinstance(header["model"], str) and isinstance(header["described"], str))
+    need(isinstance(header["has_groups"], bool))
+    need(header["confidences"] == list(CONFIDENCES) and header["properties"] == list(PROPERTIES))
+    embeddings, given, kinds = arrays["embeddings"], arrays["given"], arrays["kinds"]
+    n, n_tags = len(embeddings), len(header["tags"])
+    shapes = {
+        "embeddings": (np.float16, (n, embeddings.shape[1])),
+        "given": (np.uint8, (n, -(-n_tags // 8))),
+        "confidences": (np.float32, (n, len(CONFIDENCES))),
+        "properties": (np.float32, (n, len(PROPERTIES))),
+        "group": (np.uint32, (n,)),
+        "digests": (np.uint64, (n,)),
+    }
+    need(n > 0 and embeddings.shape[1] > 0)
+    need(all(arrays[k].dtype == d and arrays[k].shape == s for k, (d, s) in shapes.items()))
+    need(kinds.dtype.kind == "U" and kinds.shape == (n,))
+    need(np.isfinite(embeddings).all() and np.isfinite(arrays["confidences"]).all())
+    need(not np.isinf(arrays["properties"]).any())
+    group = arrays["group"] if header["has_groups"] else np.arange(n)
+    figures = [
+        np.nan_to_num(arrays[k].astype(float), nan=-1) for k in ("confidences", "properties")
+    ]
+    return (
+        header["tags"], header["model"], header["described"], header["has_groups"],
+        embeddings.astype(np.float32), np.unpackbits(given, axis=1, count=n_tags).astype(bool),
+        *figures, kinds.tolist(), arrays["digests"], _same(group),
+    )  # fmt: skip
+
+
+DRIFT = Format(
+    "reference.npz",
+    make_drift,
+    {"reference.npz": of_npz({"header": of_json})},
+    read_drift,
+    second_drift,
+)
+
+FORMATS = (*MODELS, *WEIGHTS, *STATES, DRIFT)

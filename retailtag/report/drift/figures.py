@@ -52,7 +52,7 @@ def _tags_figure(result: DriftResult, layout: Layout) -> Figure:
         for estimate, colour, face, offset in sides:
             y = row + offset
             ends = [100 * estimate.low, 100 * estimate.high]
-            axes.plot(ends, [y, y], color=colour, linewidth=1.6)
+            axes.plot(ends, [y, y], color=colour, linewidth=1.6, clip_on=False)
             axes.plot(
                 [100 * estimate.value],
                 [y],
@@ -61,6 +61,7 @@ def _tags_figure(result: DriftResult, layout: Layout) -> Figure:
                 markerfacecolor=face,
                 markeredgecolor=colour,
                 linestyle="none",
+                clip_on=False,  # a rate of 0
             )
     length = 24 if layout is WIDE else 18
     names = [clipped(s.tag, length) + (" *" if s.tag in moved else "") for s in shown]
@@ -74,7 +75,8 @@ def _tags_figure(result: DriftResult, layout: Layout) -> Figure:
 
 
 def _histograms(result: DriftResult, layout: Layout) -> Figure:
-    shown = [s for s in (*result.properties, *result.confidences) if s.edges]
+    # a figure that is the same for all images has one bin
+    shown = [s for s in (*result.properties, *result.confidences) if len(s.edges) > 2]
     n_columns = 4 if layout is WIDE else 2
     n_rows = max(-(-len(shown) // n_columns), 1)
     height = 1.55 * n_rows

@@ -39,7 +39,7 @@ from retailtag.tagger.drift.properties import PROPERTIES
 from retailtag.tagger.drift.remedies import remedies
 from retailtag.tagger.drift.sample import CONFIDENCES, Sample
 
-MIN_GROUPS = 10  # of either side: fewer have no p of use and no quantiles
+MIN_GROUPS = 6  # of either side, so that each half of one has a few
 STRATUM_TAGS = 6  # moved tags, at most, whose images are compared among themselves
 QUANTILES = (0.1, 0.5, 0.9)
 BINS = 20  # of a histogram

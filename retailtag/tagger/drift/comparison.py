@@ -9,7 +9,7 @@ from retailtag.progress import SILENT, Progress
 from retailtag.settings import DriftSettings
 from retailtag.statistics.drift import DriftResult
 from retailtag.tagger.drift.compare import compare
-from retailtag.tagger.drift.reference import Reference, model_digest
+from retailtag.tagger.drift.reference import Reference, model_digest, rounded
 from retailtag.tagger.drift.sample import Sample
 from retailtag.tagger.drift.sources import Pictures, read_sample
 from retailtag.tagger.tagger import Tagger
@@ -53,10 +53,14 @@ def compared(
             )
         return sample
 
-    kept = reference.sample if isinstance(reference, Reference) else read(reference)
+    if isinstance(reference, Reference):
+        kept, seen = reference.sample, read(new)
+        seen = replace(seen, embeddings=rounded(seen.embeddings))
+    else:
+        kept, seen = read(reference), read(new)
     result = compare(
         kept,
-        read(new),
+        seen,
         tagger.tags,
         alpha=settings.alpha,
         permutations=settings.permutations,

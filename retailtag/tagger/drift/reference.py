@@ -53,14 +53,12 @@ class Reference:
             "confidences": list(CONFIDENCES),
             "properties": list(PROPERTIES),
         }
-        # float16 ends at 65,504
-        embeddings = sample.embeddings.clip(-65_504, 65_504).astype(np.float16)
         text = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
         with write_whole(path) as handle:
             np.savez(
                 handle,
                 header=np.frombuffer(text.encode(), np.uint8),
-                embeddings=embeddings,
+                embeddings=rounded(sample.embeddings).astype(np.float16),
                 given=np.packbits(sample.given, axis=1),
                 confidences=sample.confidences.astype(np.float32),
                 properties=sample.properties.astype(np.float32),
@@ -94,6 +92,12 @@ class Reference:
                 f"{path} was made with another model, or other thresholds, than this one; "
                 f"{_REMEDY}."
             )
+
+
+def rounded(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embeddings as a file has them; both sides of a comparison are rounded alike."""
+    largest = np.finfo(np.float16).max
+    return embeddings.clip(-largest, largest).astype(np.float16).astype(np.float32)
 
 
 def model_digest(tagger: Tagger) -> str:
@@ -159,7 +163,9 @@ def _header(file: NpzFile, path: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise ArtefactError(f"{path} has format {version}, this version reads {FORMAT}; {_REMEDY}.")
     tags = header.get("tags")
-    if not isinstance(tags, list) or not all(isinstance(t, str) and t for t in tags):
+    if not isinstance(tags, list) or not all(
+        isinstance(tag, str) and tag and "\0" not in tag for tag in tags
+    ):
         raise file.error("the tags of its header are not a list of texts")
     if not tags or len(set(tags)) != len(tags):
         raise file.error("the tags of its header are none, or repeat")

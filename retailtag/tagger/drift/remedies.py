@@ -13,6 +13,8 @@ THRESHOLD_POSITIVES = 20
 TAIL_POSITIVES = 50
 # Images after which a share is known to 5 points at 95 %: 1.96^2 / 4 / 0.05^2.
 MEASURED_IMAGES = 385
+# A tag that is given to fewer images costs too many labels for what it is worth.
+LEAST_RATE = 0.01
 MOVED_KINDS = 0.1  # of the images must be of another file type
 
 OF_INPUT = {
@@ -105,14 +107,14 @@ def _of_rates(result: DriftResult) -> Iterator[Remedy]:
         "images of the same moved tags the embeddings do not differ "
         f"(p = {result.embeddings.p_within_tags:.3f}).",
         f"Retune the thresholds on about {n:,} labelled new images: {THRESHOLD_POSITIVES} "
-        "positives of the rarest moved tag at its new rate, from which on a tag's own threshold "
-        "outweighs that of its group.",
+        f"positives of the rarest moved tag that at least {100 * LEAST_RATE:.0f} % of them are "
+        "given, from which on a tag's own threshold outweighs that of its group.",
     )
 
 
 def _images_for(result: DriftResult, positives: int) -> int:
-    """New images that hold so many positives of the rarest moved tag that still occurs."""
-    present = [t.new.value for t in result.moved_tags if t.new.value > 0]
+    """New images that hold so many positives of the rarest moved tag of at least `LEAST_RATE`."""
+    present = [t.new.value for t in result.moved_tags if t.new.value >= LEAST_RATE]
     return math.ceil(positives / min(present)) if present else MEASURED_IMAGES
 
 

@@ -88,6 +88,11 @@ def confidences_of(logits: NDArray[np.float32], given: NDArray[np.bool_]) -> Flo
     return np.stack([z.max(axis=1), entropy, given.sum(axis=1)], axis=1)
 
 
+def as_kept(figures: NDArray[np.floating]) -> Floats:
+    """Figures rounded as a kept reference has them: a tie must stay one on both sides."""
+    return figures.astype(np.float32).astype(np.float64)
+
+
 def given_cells(tagger: Tagger, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Tags that the model gives to images of these logits, (n, n_tags)."""
     return assign(logits, tagger.thresholds, tagger.tags, tagger.exclusive, tagger.assignment)
@@ -191,8 +196,8 @@ def _sample(
     return Sample(
         embeddings=embeddings,
         given=given,
-        confidences=confidences_of(logits, given),
-        properties=np.concatenate([of_pixels.astype(np.float64), of_file], axis=1),
+        confidences=as_kept(confidences_of(logits, given)),
+        properties=as_kept(np.concatenate([of_pixels, of_file], axis=1)),
         kinds=np.array([f.kind for f in files], np.str_),
         group=none,
         names=none,

@@ -5,20 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import DataError
+from retailtag.catalog.named import NamedImage, named_images
+from retailtag.catalog.readers import read_products
+from retailtag.errors import DataError, named
 from retailtag.images.loader import Failure
-from retailtag.images.sources import MAX_BYTES, FolderImages, ImageSource
+from retailtag.images.sources import MAX_BYTES, ImageSource
 from retailtag.progress import SILENT, Progress
+from retailtag.settings import CatalogSettings
 from retailtag.tagger.drift.sample import Sample, drawn_rows, observe
 
 if TYPE_CHECKING:
     from retailtag.tagger.tagger import Tagger
+
+
+class _Named(ImageSource):
+    """Images that were named one by one, by their place."""
+
+    def __init__(self, images: Sequence[NamedImage]) -> None:
+        self._images = images
+        super().__init__(Path(), [image.path for image in images])
+
+    def name(self, index: int) -> str:
+        """The image as it was named."""
+        return self._images[index].image_id
+
+    def _read(self, index: int) -> bytes:
+        return self._images[index].read()
+
 
 HELD_OUT = ("test", "val")  # splits to compare with, the best first
 
@@ -71,21 +90,42 @@ class Pictures:
         return cls(catalog.images, rows, catalog.image_ids.tolist(), group, described, notes)
 
     @classmethod
-    def of_files(
-        cls, paths: Sequence[Path], described: str, max_bytes: int = MAX_BYTES
+    def of_sources(
+        cls,
+        sources: Sequence[Any],
+        settings: CatalogSettings | None = None,
+        *,
+        max_bytes: int = MAX_BYTES,
+        stdin: IO[bytes] | None = None,
     ) -> Pictures:
-        """Image files, whose products are unknown."""
-        # Named one by one, not by a manifest: they may lie anywhere.
-        absolute = [str(path.absolute()) for path in paths]
-        images = FolderImages(Path("/"), absolute)
-        images.max_bytes = max_bytes
-        return cls(images, np.arange(len(paths)), list(map(str, paths)), None, described)
+        """Images that `named_images` finds; their products are those of a manifest, if it has any.
+
+        Raises what `named_images` raises.
+        """
+        named_there = named_images(sources, settings, max_bytes=max_bytes, stdin=stdin)
+        images = list(named_there)
+        found = read_products(sources[0], settings) if named_there.is_manifest else None
+        group = None if found is None or not any(found) else np.array(found, np.str_)
+        names = [image.image_id for image in images]
+        notes = tuple(named_there.notes)
+        if named_there.n_repeated:
+            notes += (f"{named_there.n_repeated:,} images are named more than once.",)
+        places = [str(s) if isinstance(s, str | Path) else type(s).__name__ for s in sources]
+        return cls(
+            _Named(images),
+            np.arange(len(images)),
+            names,
+            group,
+            named(list(dict.fromkeys(places))),
+            notes,
+        )
 
     def drawn(self, n: int, seed: int) -> NDArray[np.intp]:
         """About `n` of the rows, whole products drawn at random."""
-        names = np.array([self.names[row] for row in self.rows], np.str_)
-        group = names if self.group is None else self.group[self.rows]
-        return self.rows[drawn_rows(group, n, seed)]
+        if self.group is not None:
+            return self.rows[drawn_rows(self.group[self.rows], n, seed)]
+        order = np.random.default_rng(seed).permutation(len(self.rows))
+        return self.rows[np.sort(order[:n])]
 
 
 def read_sample(

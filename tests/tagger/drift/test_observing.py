@@ -115,13 +115,25 @@ def test_files_that_cannot_be_read_are_named(drift_tagger, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     photograph().save(good)
     bad.write_bytes(b"nothing")
-    sample, failures, _ = read_sample(
-        drift_tagger, Pictures.of_files([good, bad], "two files"), 10, 0
-    )
+    sample, failures, _ = read_sample(drift_tagger, Pictures.of_sources([good, bad]), 10, 0)
     assert sample.names.tolist() == [str(good)]
     assert [f.row for f in failures] == [1]
-    with pytest.raises(DataError, match=r"None of the 1 images of it could be read; .*bad\.png"):
-        read_sample(drift_tagger, Pictures.of_files([bad], "it"), 10, 0)
+    with pytest.raises(
+        DataError, match=r"None of the 1 images of .*bad\.png could be read; .*png "
+    ):
+        read_sample(drift_tagger, Pictures.of_sources([bad]), 10, 0)
+
+
+def test_products_of_a_manifest_without_tags_are_known(tmp_path):
+    photograph().save(tmp_path / "a.png")
+    photograph(1).save(tmp_path / "b.png")
+    manifest = tmp_path / "new.csv"
+    manifest.write_text("path,group\na.png,p\nb.png,p\n")
+    found = Pictures.of_sources([manifest])
+    assert found.group.tolist() == ["p", "p"]
+    assert found.images.read(1) == (tmp_path / "b.png").read_bytes()
+    manifest.write_text("path\na.png\nb.png\n")
+    assert Pictures.of_sources([manifest]).group is None
 
 
 @pytest.fixture
@@ -138,7 +150,9 @@ def test_a_reference_comes_back_as_it_was_written(kept, drift_tagger, tmp_path):
         found.sample.embeddings, kept.sample.embeddings, rtol=1e-3, atol=1e-7
     )
     assert (found.sample.given == kept.sample.given).all()
-    np.testing.assert_allclose(found.sample.confidences, kept.sample.confidences, rtol=1e-6)
+    # exactly: a constant of one side must be the same constant of the other
+    np.testing.assert_array_equal(found.sample.confidences, kept.sample.confidences)
+    np.testing.assert_array_equal(found.sample.properties, kept.sample.properties)
     assert (found.sample.kinds == kept.sample.kinds).all()
     assert (found.sample.digests == kept.sample.digests).all()
     assert found.described == "test split"
