@@ -709,7 +709,7 @@ def export(
         ``device``, ``weights``, ``assign``, ``seed``, and how the catalogue is read.
     """
     from retailtag.backbones.ids import local_weights
-    from retailtag.compute import resolve_device
+    from retailtag.compute import n_workers, resolve_device
     from retailtag.outcomes import ExportOutcome, load_tagger, recommended_folder
     from retailtag.runs.export import run_export
     from retailtag.statistics.exclusive import INDEPENDENT
@@ -739,6 +739,7 @@ def export(
         weights=tuple(local_weights(s.compute.weights, backbones_of(folder))),
         seed=s.score.seed,
         device=resolve_device(s.compute.device),
+        workers=n_workers(s.compute),
         progress=progress or SILENT,
     )
     return ExportOutcome(made)

@@ -35,6 +35,9 @@ from retailtag.scoring.score import predictions_digest
 from retailtag.scoring.scorecard import ScoreCard
 from retailtag.scoring.strict_json import plain
 from retailtag.statistics.exclusive import assign
+from retailtag.tagger.drift.comparison import reference_of
+from retailtag.tagger.drift.reference import FILE as REFERENCE
+from retailtag.tagger.drift.sources import HELD_OUT, Pictures
 from retailtag.tagger.exported import HEADER, Exported, write_exported
 from retailtag.tagger.loading import load_fitted
 from retailtag.tagger.tagger import Tagger, point_name
@@ -113,6 +116,7 @@ def run_export(
     weights: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
+    workers: int = 0,
     progress: Progress = SILENT,
 ) -> ExportRun:
     """Write the model of `folder`, loaded as `tagger`, into the new folder `out`, whole or not.
@@ -126,6 +130,8 @@ def run_export(
         Ids of backbones whose weights are local files.
     seed : int
         Divides a validation set for the errors of the calibration.
+    workers : int
+        Processes that decode the held-out images of the drift reference.
 
     Raises
     ------
@@ -143,6 +149,7 @@ def run_export(
         write_exported(place, whole, Exported(calibration, provenance, licences))
         loaded = load_fitted(place, device=device, progress=progress)
         check = _checked(source, loaded)
+        _keep_reference(source, loaded, place, workers, progress)
         card = Card(
             tagger=loaded,
             scorecard=_scorecard(source),
@@ -328,6 +335,23 @@ def _checked(source: _Source, loaded: Tagger) -> Check | None:
     other = cells(stored, source.predictions.thresholds) != given[known]
     difference = np.abs(stored - expected[known]).max(initial=0.0)
     return Check(len(data), int(given.sum()), largest, float(difference), int(other.sum()))
+
+
+def _keep_reference(
+    source: _Source, loaded: Tagger, place: Path, workers: int, progress: Progress
+) -> None:
+    """Write the held-out images that `retailtag drift` compares with, if they are here."""
+    catalog = source.catalog
+    if catalog is None or not len(catalog.rows(*HELD_OUT)):
+        if catalog is not None:
+            source.notes.append("Without a drift reference: the catalogue has no held-out images.")
+        return
+    try:
+        kept = reference_of(loaded, Pictures.of_split(catalog), workers=workers, progress=progress)
+    except DataError as error:
+        source.notes.append(f"Without a drift reference: {error}")
+    else:
+        kept.save(place / REFERENCE)
 
 
 def _readable(source: _Source, tagger: Tagger) -> Iterator[tuple[str, bytes]]:

@@ -21,6 +21,7 @@ from retailtag.runs.probe import run_probe
 from retailtag.scoring.score import score_predictions
 from retailtag.settings import ProbeSettings
 from retailtag.tagger import exported
+from retailtag.tagger.drift.reference import Reference
 from retailtag.tagger.loading import load_fitted
 from retailtag.tuning_scores import TuningScores
 
@@ -68,6 +69,16 @@ def test_the_folder_gives_what_the_model_gives_without_anything_else(made, fitte
     # neither paths nor image ids leave with it
     assert str(fitted.parent) not in (made.folder / "tagger.json").read_text()
     assert not header["facts"].keys() & {"catalog", "features_folder", "copies", "similar"}
+
+
+def test_held_out_images_are_kept_to_compare_new_ones_with(made, small):
+    kept = Reference.load(made.folder / "reference.npz")
+    kept.check(made.tagger, made.folder)
+    assert len(kept.sample) == len(small.rows("test"))
+    assert kept.described == "test split of catalogue.csv"
+    result = rt.drift(made.folder, small, workers=0, permutations=99)
+    assert result.result.n_reference == len(kept.sample)
+    assert any("of the new images are also in the reference" in n for n in result.result.notes)
 
 
 def test_operating_points_are_tuned_on_the_kept_scores(made, fitted, small):

@@ -9,7 +9,7 @@ from retailtag.progress import SILENT, Progress
 from retailtag.settings import DriftSettings
 from retailtag.statistics.drift import DriftResult
 from retailtag.tagger.drift.compare import compare
-from retailtag.tagger.drift.reference import Reference, model_digest, rounded
+from retailtag.tagger.drift.reference import Reference, model_digest, rounded, rows_kept
 from retailtag.tagger.drift.sample import Sample
 from retailtag.tagger.drift.sources import Pictures, read_sample
 from retailtag.tagger.tagger import Tagger
@@ -87,7 +87,7 @@ def reference_of(
 ) -> Reference:
     """What is kept with a model to compare with later: a sample of held-out images."""
     s = settings or DriftSettings()
-    sample, _, _ = read_sample(
-        tagger, pictures, s.sample, s.seed, workers=workers, progress=progress
-    )
+    dim = sum(backbone.dim for backbone in tagger.backbones)
+    n = min(s.sample, rows_kept(dim, len(tagger.tags)))  # more would be read for nothing
+    sample, _, _ = read_sample(tagger, pictures, n, s.seed, workers=workers, progress=progress)
     return Reference(sample, tagger.tags, model_digest(tagger), pictures.described)

@@ -42,7 +42,7 @@ class Reference:
         Embeddings are rounded to float16, and numbers stand for the names of products and images.
         """
         sample = self.sample
-        n = max(int(MAX_BYTES // _row_bytes(sample)), 1)
+        n = rows_kept(sample.embeddings.shape[1], len(self.tags))
         sample = sample.take(drawn_rows(sample.group, n, seed=0)[:n])
         header = {
             "format": FORMAT,
@@ -113,11 +113,11 @@ def model_digest(tagger: Tagger) -> str:
     return h.hexdigest()
 
 
-def _row_bytes(sample: Sample) -> float:
-    """Bytes that one image takes in a file."""
+def rows_kept(dim: int, n_tags: int) -> int:
+    """Images that a file of `MAX_BYTES` has room for, one at least."""
     numbers = 4 * (len(CONFIDENCES) + len(PROPERTIES)) + 4 + 8
     kind = 4 * 8  # NumPy's text has four bytes a character
-    return 2 * sample.embeddings.shape[1] + -(-sample.given.shape[1] // 8) + numbers + kind
+    return max(MAX_BYTES // (2 * dim + -(-n_tags // 8) + numbers + kind), 1)
 
 
 def _read(file: NpzFile, path: Path) -> Reference:
