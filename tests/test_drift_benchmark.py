@@ -2,6 +2,7 @@
 
 import argparse
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from retailtag.backbones.factory import load_backbone
 from retailtag.probes.artefact import Probe
+from retailtag.tagger.drift.properties import PROPERTIES
 from retailtag.tagger.tagger import Tagger
 
 
@@ -47,13 +49,40 @@ def test_the_unseen_type_is_in_one_kind_of_batch_only(bench):
     assert all(bench.UNSEEN in product.tags for product in unseen)
 
 
-def test_a_row_for_each_shift_size_and_way_of_counting(bench, monkeypatch):
+@pytest.fixture(scope="module")
+def tagger():
     backbone = load_backbone("demo:cnn", random_weights=True)
     weight = np.random.default_rng(0).normal(size=(2, backbone.dim)).astype(np.float32)
     zeros = np.zeros(2, np.float32)
-    tagger = Tagger((backbone,), Probe(("a", "b"), weight, zeros, zeros, np.ones(2)), "probe")
+    return Tagger((backbone,), Probe(("a", "b"), weight, zeros, zeros, np.ones(2)), "probe")
+
+
+def test_a_pool_is_what_the_model_sees_of_whole_products(bench, tagger):
+    kinds = {kind.name: kind for kind in bench.KINDS}
+    found = bench.pool(tagger, replace(kinds["article"], unseen=0.4), 12, bench.FIRST)
+    assert len(found) >= 20
+    assert found.has_groups
+    assert len(np.unique(found.group)) < len(found)
+    assert set(found.properties[:, PROPERTIES.index("jpeg_quality")]) == {bench.QUALITY}
+
+
+def test_a_row_for_each_shift_size_and_way_of_counting(bench, tagger, monkeypatch):
+    some = bench.pool(tagger, bench.KINDS[0], 12, bench.FIRST)
+
+    def pool(tagger, kind, n_images, first):
+        """The same few images under many names, of two images a product."""
+        rows = np.random.default_rng(first).integers(len(some), size=n_images)
+        names = np.array([f"{first}-{k}" for k in range(n_images)])
+        group = np.array([f"{first}-{k // 2}" for k in range(n_images)])
+        quality = some.properties[rows]
+        quality[:, PROPERTIES.index("jpeg_quality")] = kind.quality
+        return replace(some.take(rows), group=group, names=names, properties=quality)
+
+    monkeypatch.setattr(bench, "pool", pool)
     monkeypatch.setattr(bench, "KINDS", (bench.KINDS[0], bench.KINDS[-1]))
-    args = argparse.Namespace(reference=34, pool=70, null=2, power=1, permutations=99, batches=[32])
+    args = argparse.Namespace(
+        reference=40, pool=100, null=2, power=1, permutations=99, batches=[20]
+    )
     rows = list(bench.table(tagger, args))
     assert [(r["shift"], r["products"], r["comparisons"]) for r in rows] == [
         ("none", "grouped", 2),

@@ -259,7 +259,7 @@ def test_a_stopped_export_leaves_no_folder_of_its_name(fitted, tmp_path, monkeyp
 
 def test_a_half_written_folder_is_refused_by_every_reader(made, tmp_path):
     for path in made.folder.iterdir():
-        if path.name != "README.md":
+        if path.name not in ("README.md", "reference.npz"):
             folder = shutil.copytree(made.folder, tmp_path / path.stem)
             (folder / path.name).write_bytes(path.read_bytes()[:-9])
             with pytest.raises(ArtefactError):
