@@ -179,7 +179,8 @@ def table(tagger: Tagger, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for way, seen_as in ways if kind.name == NONE else ways[:1]:
             for size in args.batches:
                 results = []
-                for k in range(args.null if kind.name == NONE else args.power):
+                is_null = kind.name == NONE and way == "grouped"
+                for k in range(args.null if is_null else args.power):
                     a, b = drawn(base, new, (args.reference, size), seed=2 * k)
                     made = compare(
                         seen_as(a), seen_as(b), tagger.tags, alpha=ALPHA,
@@ -200,7 +201,7 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--reference", type=int, default=1000, help="images of a reference")
-    parser.add_argument("--pool", type=int, default=4000, help="images of a pool")
+    parser.add_argument("--pool", type=int, default=3000, help="images of a pool")
     parser.add_argument("--train", type=int, default=2000, help="images of the fitted catalogue")
     parser.add_argument("--null", type=int, default=400, help="comparisons without drift")
     parser.add_argument("--power", type=int, default=50, help="comparisons of each shift")
