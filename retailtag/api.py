@@ -597,10 +597,10 @@ def _pictures(
 
     several = source if isinstance(source, list | tuple) else [source]
     one = several[0] if len(several) == 1 else None
-    is_path = isinstance(one, str | Path)
     is_catalog = isinstance(one, Catalog) or any(isinstance(row, Mapping) for row in several)
-    if split is not None:
-        is_catalog |= table_suffix(Path(one)) in MANIFESTS if is_path else one is not None
+    if split is not None and one is not None:
+        is_path = isinstance(one, str | Path)
+        is_catalog |= not is_path or table_suffix(Path(one)) in MANIFESTS
     if is_catalog:
         catalog = _read(source if one is None else one, settings)[0]
         return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
@@ -618,8 +618,9 @@ def _drift_reference(
     split = settings.drift.split or ""
     place = getattr(model, "folder", model) if source is None else one
     if isinstance(place, str | Path):
-        path = Path(place) / FILE if Path(place).is_dir() else Path(place)
-        if path.suffix == ".npz" and (path.is_file() or not path.parent.is_dir()):
+        is_folder = Path(place).is_dir()
+        path = Path(place) / FILE if is_folder else Path(place)
+        if path.is_file() if is_folder else path.suffix == Path(FILE).suffix:
             kept = Reference.load(path)
             kept.check(tagger, path)
             return kept

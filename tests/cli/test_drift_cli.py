@@ -104,6 +104,9 @@ def test_a_reference_of_another_model_is_refused(loaded, noise, tiny, tmp_path, 
     assert run(argv) == EXIT_STALE
     assert "other.npz was made with another model" in capsys.readouterr().err
     assert not (tmp_path / "drift.html").exists()
+    argv[argv.index("other.npz")] = "nowhere.npz"
+    assert run(argv) == EXIT_BAD_DATA
+    assert "nowhere.npz does not exist; name images" in capsys.readouterr().err
 
 
 def test_without_a_reference_the_remedy_is_named(loaded, noise, monkeypatch):
