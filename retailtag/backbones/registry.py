@@ -140,8 +140,11 @@ DEMO_CATALOGUE = "retailtag.demo.drawing.write:write_demo_catalogue"
 
 def load_function(target: str) -> Callable[..., Any]:
     """Import the function that ``module:function`` names."""
+    from retailtag.backbones.late_compiler import compiler_later
+
     module, _, name = target.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
+    with compiler_later():
+        function: Callable[..., Any] = getattr(import_module(module), name)
     return function
 
 

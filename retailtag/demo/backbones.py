@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from retailtag.backbones.backbone import EncodeText, LoadedModel, Tower
 from retailtag.backbones.blocks import Layout, layout_of
 from retailtag.backbones.ids import BackboneId
+from retailtag.backbones.late_compiler import compiler_later
 from retailtag.backbones.preprocess import Preprocess, with_arguments
 from retailtag.backbones.weights import Target, split_branch, weights_file
 from retailtag.demo.weights_file import unpack
@@ -31,7 +32,8 @@ def build(
     UsageError
         If the id asks for images larger than `MAX_SIZE`.
     """
-    from retailtag.demo.networks import build_demo_model
+    with compiler_later():
+        from retailtag.demo.networks import build_demo_model
 
     if max(with_arguments(PREPROCESS, backbone_id).size) > MAX_SIZE:
         raise UsageError(f"Backbone {backbone_id}: demo models take a size of at most {MAX_SIZE}.")

@@ -150,8 +150,11 @@ def _in_batches(
     embedder: Backbone | EngineEmbedder, name: EngineName, batch_size: int
 ) -> Backbone | EngineEmbedder:
     """The embedder in an engine that is quicker over whole batches, if it gives the same."""
+    size = min(batch_size, CPU_BATCH_SIZE)
     if isinstance(embedder, EngineEmbedder):  # of reduced precision, built for single images
         name, backbone = embedder.name, embedder.backbone
+        if embedder.batch_size in (size, None):
+            return embedder
     elif name.exact:
         backbone = embedder
     else:
@@ -159,7 +162,7 @@ def _in_batches(
     if name.engine in ("eager", "compile"):  # compiling takes minutes
         return embedder
     try:
-        built = embedder_of(backbone, name, batch_size=min(batch_size, CPU_BATCH_SIZE))
+        built = embedder_of(backbone, name, batch_size=size)
         is_same = isinstance(embedder, EngineEmbedder) or _agrees(built, backbone)
     except Unavailable:
         return embedder
