@@ -29,7 +29,7 @@ def compiler_later() -> Iterator[None]:
     stand_in = _Utils(_UTILS)
     disable = torch.compiler.disable
     sys.modules[_UTILS] = stand_in
-    torch.compiler.disable = _disable_later
+    torch.compiler.disable = _disable_later  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from retailtag.errors import EXIT_BAD_DATA, Interrupted, UsageError
 from retailtag.progress import SILENT
 
 if TYPE_CHECKING:
+    from retailtag.report.prediction_sheet import Sheet
     from retailtag.runs.predict import Predicting, Prediction
     from retailtag.runs.prediction_files import Counted
 
@@ -38,6 +39,14 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = (
         None
     ),
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--contact-sheet",
+            metavar="FILE",
+            help="Also draw the images with their tags, uncertain ones first: .html or .png.",
+        ),
+    ] = None,
 ) -> None:
     """Tag images with a fitted model: the tags above their thresholds, likeliest first.
 
@@ -52,6 +61,7 @@ def predict(
         raise UsageError(f"--json and --format {form} both go to stdout; name a file with --out.")
     if out is not None and str(out) in sources:
         raise UsageError(f"--out {out} is one of the sources; name another file.")
+    sheet = _sheet(contact_sheet)
     # On one terminal the rows themselves show how far it is.
     on_terminal = out is None and not output.json and sys.stdout.isatty()
     made = api.predicting(
@@ -67,6 +77,11 @@ def predict(
         for batch in batches:
             rows.add(batch)
             told.add(batch)
+            if sheet is not None:
+                _show(sheet, batch)
+    if sheet is not None:
+        n = sheet.write(f"Tags by {model}")
+        output.progress.say(f"{contact_sheet} shows {n:,} of {sheet.n:,} images.")
     if made.images.n_repeated:
         output.progress.say(f"{made.images.n_repeated:,} images are named more than once.")
     output.result(_result(call, model, made, told, out))
@@ -74,6 +89,26 @@ def predict(
         warn(f"retailtag: {name} could not be read: {reason}")
     if told.unreadable:
         raise typer.Exit(EXIT_BAD_DATA)
+
+
+def _sheet(path: Path | None) -> Sheet | None:
+    """The contact sheet to fill, if one is asked for; its library is imported only then."""
+    if path is None:
+        return None
+    from retailtag.report.prediction_sheet import Sheet
+
+    return Sheet(path)
+
+
+def _show(sheet: Sheet, batch: list[Prediction]) -> None:
+    """Add the images that could be read to the contact sheet."""
+    from retailtag.report.prediction_sheet import Shown
+
+    for one in batch:
+        if one.read is not None and not one.error:
+            tags = tuple(zip(one.tags, one.probabilities, strict=True))
+            uncertain = tuple(zip(one.uncertain, one.doubts, strict=True))
+            sheet.add(Shown(one.path or one.image_id, one.read, tags, uncertain))
 
 
 class _Told:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,15 +159,25 @@ class _Pictures:
 
 def data_uri(images: ImageSource, row: int, side: int) -> str:
     """Image of a row as a JPEG of at most `side` pixels, for a page; empty if it is unreadable."""
+    return jpeg_uri(thumbnail(partial(images.read, row), side))
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """A JPEG as the source of an image on a page; empty for no bytes."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
+
+
+def thumbnail(read: Callable[[], bytes], side: int) -> bytes:
+    """JPEG of at most `side` pixels of the image that `read` gives; empty if it is unreadable."""
 
     def small(pixels: NDArray[np.uint8]) -> bytes:
         return _jpeg(pixels, side)
 
     try:
-        jpeg = decode_in_subprocess(images.read(row), small)
+        jpeg: bytes = decode_in_subprocess(read(), small)
     except UnreadableImage:
-        return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        return b""
+    return jpeg
 
 
 def _jpeg(pixels: NDArray[np.uint8], side: int) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class Prediction:
     uncertain: tuple[str, ...] = ()  # the closest to its decision first
     doubts: tuple[float, ...] = ()  # probabilities of `uncertain`
     error: str = ""  # why the image could not be read
+    read: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)  # its bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Predicting:
             given = self.choice.given(tagger, tagger.head.logits(embeddings))
             for row, tags in zip(first.rows.tolist(), given, strict=True):
                 image = stream.take(row)
-                by_row[row] = Prediction(image.image_id, image.path, *tags)
+                by_row[row] = Prediction(image.image_id, image.path, *tags, read=image.read)
         return [by_row[row] for row in sorted(by_row)]
 
 

@@ -15,10 +15,10 @@ from retailtag.statistics.exclusive import EXACTLY_ONE, INDEPENDENT, assign, att
 from retailtag.tagger.tagger import Tagger
 
 # A tag is uncertain while the odds of its probability are within this factor of the odds at which
-# it would be decided otherwise: at a threshold of 0.5 between 0.33 and 0.67, at 0.1 between 0.05
-# and 0.18. A fixed distance would call every absent rare tag uncertain, because their thresholds
+# it would be decided otherwise: at a threshold of 0.5 between 0.40 and 0.60, at 0.1 between 0.07
+# and 0.14. A fixed distance would call every absent rare tag uncertain, because their thresholds
 # are low.
-UNCERTAIN_ODDS = 2.0
+UNCERTAIN_ODDS = 1.5
 _LEAST = 1e-12  # probability; below and above 1 less it the odds say nothing any more
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from retailtag.report.decision import decide
 from retailtag.report.page import render_page
+from retailtag.report.prediction_sheet import Sheet, Shown
 from retailtag.report.report import Report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -111,6 +112,11 @@ def seen(bakeoff, tmp_path_factory):
     page = render_page(Report(bakeoff, decide(bakeoff))).replace("<head>", f"<head>{LISTEN}", 1)
     script = LOOK.replace("WIDTHS", str(list(WIDTHS))).replace("PAPER", str(PAPER))
     script = script.replace("PAGE", json.dumps(page).replace("</", r"<\/"), 1)
+    return _found_by(script, folder)
+
+
+def _found_by(script, folder):
+    """What a script leaves as JSON in a page that a browser opens."""
     harness = folder / "harness.html"
     harness.write_text(f'<!doctype html><meta charset="utf-8"><body><script>{script}</script>')
     command = [
@@ -156,3 +162,35 @@ def test_paper_shows_every_column_and_what_is_folded(seen, bakeoff):
     assert paper["edge"] <= PAPER
     assert paper["columns"][-1] == 5 + len(bakeoff.pairs)
     assert (paper["folded"], paper["cut"]) == (0, 0)
+
+
+PHONE = """
+const frame = document.createElement("iframe");
+frame.style.cssText = "border: 0; height: 900px; width: 390px";
+frame.srcdoc = PAGE;
+frame.onload = () => {
+  const root = frame.contentDocument;
+  const size = (item) => parseFloat(root.defaultView.getComputedStyle(item).fontSize);
+  const seen = {
+    width: root.documentElement.scrollWidth,
+    smallest: Math.min(...[...root.querySelectorAll("li, figcaption, p")].map(size)),
+    drawn: [...root.images].filter((image) => image.naturalWidth > 0).length,
+    requests: root.defaultView.performance.getEntriesByType("resource").length,
+  };
+  document.body.textContent = `<<${JSON.stringify(seen)}>>`;
+};
+document.body.append(frame);
+"""
+
+
+def test_a_contact_sheet_of_predictions_fits_a_phone(tmp_path, picture):
+    sheet = Sheet(tmp_path / "sheet.html")
+    for number in range(3):
+        tags = (("colour:a-very-long-name-without-a-space" * 3, 0.5), ("red", 0.4))
+        sheet.add(Shown("x" * 80 + ".jpg", lambda n=number: picture(n), tags, tags[:1]))
+    sheet.write("Tags")
+    page = json.dumps((tmp_path / "sheet.html").read_text()).replace("</", r"<\/")
+    seen = _found_by(PHONE.replace("PAGE", page, 1), tmp_path)
+    assert seen["width"] == 390
+    assert seen["smallest"] >= 11
+    assert (seen["drawn"], seen["requests"]) == (3, 0)

@@ -308,11 +308,22 @@ def test_rows_go_to_stdout_in_the_format_asked_for(here, capsys):
     assert capsys.readouterr().out.startswith("images/1.jpg: ")
 
 
+def test_a_contact_sheet_shows_the_images_that_could_be_read(here, capsys):
+    args = ["predict", "model", "images", "--contact-sheet", "sheet.html", "--out", "tags.csv"]
+    assert run(args) == 3
+    assert "sheet.html shows 4 of 4 images." in capsys.readouterr().err
+    page = Path("sheet.html").read_text()
+    assert page.count("<img ") == 4
+    assert "images/3.jpg" in page
+    assert "broken" not in page
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (["--json", "--format", "csv"], "--json and --format csv both go to stdout"),
         (["--out", "images/1.jpg"], "named like an image"),
+        (["--contact-sheet", "a.pdf"], "must end in .html or .png"),
         (["--top-k", "0"], "--top-k 0 is out of range"),
         (["--operating-point", "f1", "--top-k", "2"], "which --top-k replaces; drop one"),
         (["--operating-point", "f2"], "--operating-point f2 is not known to this model"),
