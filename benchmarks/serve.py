@@ -16,7 +16,8 @@ run, in this order:
 - ``hostile``: files and clients of `HOSTILE`, all at once. Each must get a 4xx or a closed
   connection, and the server must tag an image after it.
 
-Clients run in this process and take processor time from the server where there are few cores.
+``cpu_ms`` is processor time per tagged image, of the server with its decoding processes or of this
+process. Clients run in this process and take time from the server where there are few cores.
 Appends to ``results/serve.csv``; `--tiny` takes seconds and records nothing.
 """
 
@@ -101,12 +102,15 @@ class Target:
 
     def memory_mib(self) -> float:
         """Memory of the server and its decoding processes."""
+        return sum(process.memory_info().rss for process in self._processes()) / 2**20
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the server and its decoding processes."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes())
+
+    def _processes(self) -> list[psutil.Process]:
         server = psutil.Process(self.pid)
-        total = 0
-        for process in (server, *server.children()):
-            with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-        return total / 2**20
+        return [server, *server.children()]
 
     def close(self) -> None:
         """Hang up."""
@@ -139,7 +143,14 @@ class Load:
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)  # of requests answered with tags
     statuses: Counter[int] = field(default_factory=Counter)
-    lost: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # of requests without an answer
+    cpu_seconds: float = 0.0
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Requests neither tagged nor refused, by what became of them."""
+        others = {str(s): n for s, n in self.statuses.items() if s not in (200, 429)}
+        return others | self.failures
 
     def row(self, measure: str, clients: int | str) -> dict[str, object]:
         """Row of the table."""
@@ -151,14 +162,16 @@ class Load:
             requests_per_s=round(len(self.latencies) / self.seconds, 2),
             p50_ms=round(1000 * p50, 2),
             p99_ms=round(1000 * p99, 2),
+            cpu_ms=round(1000 * self.cpu_seconds / max(len(self.latencies), 1), 2),
             tagged=self.statuses[200],
             refused=self.statuses[429],
-            lost=self.lost,
+            lost=" ".join(f"{name}:{n}" for name, n in sorted(self.lost.items())) or 0,
         )
 
 
 COLUMNS = (
-    "model", "measure", "clients", "seconds", "requests_per_s", "p50_ms", "p99_ms", "mean_batch",
+    "model", "measure", "clients", "seconds", "requests_per_s", "p50_ms", "p99_ms", "cpu_ms",
+    "mean_batch",
     "tagged", "refused", "lost", "memory_mib_early", "memory_mib_late", "answer", "server_lives",
 )  # fmt: skip
 
@@ -170,13 +183,14 @@ def row(measure: str, **values: object) -> dict[str, object]:
 
 def one_by_one(tagger: Tagger, images: Sequence[bytes], seconds: float) -> Load:
     """Tag images one after the other, without a server."""
-    load = Load()
+    load = Load(cpu_seconds=-time.process_time())
     start = now = time.perf_counter()
     while now - start < seconds:
         tagger.tag([images[len(load.latencies) % len(images)]])
         before, now = now, time.perf_counter()
         load.latencies.append(now - before)
     load.seconds = now - start
+    load.cpu_seconds += time.process_time()
     load.statuses[200] = len(load.latencies)
     return load
 
@@ -186,6 +200,7 @@ async def clients(target: Target, n: int, seconds: float) -> dict[str, object]:
     load = Load()
     names = ("retailtag_batch_images_sum", "retailtag_batch_images_count")
     before = [await target.metric(name) for name in names]
+    load.cpu_seconds -= target.cpu_seconds()
     start = time.perf_counter()
 
     async def client(number: int) -> None:
@@ -197,6 +212,7 @@ async def clients(target: Target, n: int, seconds: float) -> dict[str, object]:
 
     await asyncio.gather(*map(client, range(n)))
     load.seconds = time.perf_counter() - start
+    load.cpu_seconds += target.cpu_seconds()
     images, batches = [await target.metric(name) - b for name, b in zip(names, before, strict=True)]
     return load.row("clients", n) | {"mean_batch": round(images / batches, 2)}
 
@@ -207,14 +223,15 @@ async def overload(target: Target, rate: float, seconds: float) -> dict[str, obj
     memory: list[float] = []
     counted = 'retailtag_requests_total{route="/predict",status="200"}'
     before = await target.metric(counted)
+    load.cpu_seconds -= target.cpu_seconds()
     start = time.perf_counter()
 
     async def one(number: int) -> None:
         sent = time.perf_counter()
         try:
             status = await asyncio.wait_for(target.tag(number), ANSWER_SECONDS)
-        except (OSError, EOFError, TimeoutError):
-            load.lost += 1
+        except (OSError, EOFError, TimeoutError) as error:
+            load.failures[type(error).__name__] += 1
             return
         load.statuses[status] += 1
         if status == 200:
@@ -233,7 +250,7 @@ async def overload(target: Target, rate: float, seconds: float) -> dict[str, obj
         await asyncio.sleep(0.005)
     load.seconds = time.perf_counter() - start
     await asyncio.gather(*open_)
-    load.lost += sum(n for status, n in load.statuses.items() if status not in (200, 429))
+    load.cpu_seconds += target.cpu_seconds()
     if await target.metric(counted) - before != load.statuses[200]:
         raise AssertionError("The server counted other answers than its clients.")
     quarter = max(len(memory) // 4, 1)
@@ -354,6 +371,7 @@ async def measure(
         before.seconds + after.seconds,
         before.latencies + after.latencies,
         before.statuses + after.statuses,
+        cpu_seconds=before.cpu_seconds + after.cpu_seconds,
     )
     rate = 2 * max(float(str(found["requests_per_s"])) for found in rows)
     rows = [alone.row("one-by-one", ""), *rows]

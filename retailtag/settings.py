@@ -566,7 +566,12 @@ class ServeSettings(Section):
         advanced=True,
     )
     max_images: int = setting(
-        64, "Most images per request.", at_least=1, at_most=10_000, recorded=False, advanced=True
+        64,
+        "Most images per request, at most --queue.",
+        at_least=1,
+        at_most=10_000,
+        recorded=False,
+        advanced=True,
     )
     max_request_mib: float = setting(
         32.0, "Largest request.", above=0, at_most=4096, recorded=False, advanced=True
@@ -579,14 +584,6 @@ class ServeSettings(Section):
         recorded=False,
         advanced=True,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_images > self.queue:
-            raise UsageError(
-                f"--max-images {self.max_images} exceeds --queue {self.queue}, so that a full "
-                "request would never be taken; raise --queue."
-            )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def serve(
     from retailtag.tagger.serving import check_installed
 
     check_installed()
-    from retailtag.tagger.serving.server import Reading, bind, read_api_key
+    from retailtag.tagger.serving.server import Reading, bind, monitor_of, read_api_key
     from retailtag.tagger.serving.server import serve as serve_model
 
     output, settings = call.output, call.settings.serve
@@ -39,7 +39,11 @@ def serve(
 
     with bind(settings.host, settings.port) as listening:
         tagger = api.load(model, settings=call.settings, progress=output.progress)
+        # Of the thresholds that the model was fitted with: its reference knows no others
+        monitor = monitor_of(model, tagger)
         if call.settings.predict.operating_point:
             tagger = tagger.at(call.settings.predict.operating_point)
         reading = Reading(n_workers(call.settings.compute), call.settings.reading.max_pixels)
-        serve_model(tagger, settings, reading, listening, api_key=key, announce=announce)
+        serve_model(
+            tagger, settings, reading, listening, api_key=key, monitor=monitor, announce=announce
+        )

@@ -85,6 +85,8 @@ class DriftMonitor:
         embeddings: NDArray[np.float32],
         logits: NDArray[np.float32],
         images: Sequence[Any] | None = None,
+        *,
+        properties: NDArray[np.float32] | None = None,
     ) -> None:
         """Note images that were tagged.
 
@@ -94,6 +96,8 @@ class DriftMonitor:
         logits : ndarray of float32, shape (n, n_tags)
         images : sequence of PIL images or arrays (h, w, 3), optional
             Decoded pixels, RGB; without them the properties of these images are unknown.
+        properties : ndarray of float32, shape (n, len(OF_PIXELS)), optional
+            What `pixel_properties` gives for the images, instead of their pixels.
         """
         if not len(embeddings):
             return
@@ -103,6 +107,8 @@ class DriftMonitor:
         as_far = len(self._calibration) - np.searchsorted(self._calibration, far, side="left")
         p = (1 + as_far) / (1 + len(self._calibration))
         pixels = np.full((len(scaled), len(OF_PIXELS)), np.nan)
+        if properties is not None:
+            pixels[:] = properties
         for row, image in enumerate(images or ()):
             pixels[row] = pixel_properties(np.asarray(image))
         figures = np.concatenate([confidences_of(logits, given), pixels, p[:, None]], axis=1)

@@ -47,10 +47,13 @@ _REFUSALS = {
     413: "The request has too many bytes or images.",
     415: "The request is neither a form nor an image.",
     429: "Too much is waiting; Retry-After says when to try again.",
+    431: "The headers are too large.",
+    500: "The server failed; its log has the reason under the request_id.",
     503: "The server is stopping.",
 }
 _PREDICT: dict[str, Any] = {
     "response_model": Answer,
+    "response_description": "Tags of each image, or why it is unreadable.",
     "responses": {code: {"model": Problem, "description": d} for code, d in _REFUSALS.items()},
     "openapi_extra": {
         "requestBody": {
@@ -195,8 +198,10 @@ def _add_watching(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", dependencies=_key(service), response_class=Response, tags=["watching"])
     async def metrics() -> Response:
-        """Latency, queue, batches, tags given and more, for Prometheus."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        """Latency, queue, batches, tags given, drift and more, for Prometheus."""
+        # in a thread: figures of drift take some milliseconds
+        text = await asyncio.to_thread(service.metrics.text)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -13,14 +14,14 @@ from PIL import Image
 
 from retailtag.images.decode import Pixels
 from retailtag.images.decode_pool import decode_in_process, decode_in_subprocess
-from retailtag.images.loader import preprocessed
+from retailtag.images.loader import PreprocessFn, preprocessed
 from retailtag.tagger.tagger import Tagger
 
 _START_SECONDS = 60.0
 
 
 class Decoding:
-    """Gives the preprocessed pixels of an encoded image, for each backbone of a tagger.
+    """Gives what the backbones of a tagger take of an encoded image, and what `more` makes of it.
 
     Parameters
     ----------
@@ -31,15 +32,24 @@ class Decoding:
         Larger images are refused from their header.
     time_limit : float
         Seconds that one image may take.
+    more : sequence of callables
+        What else to make of the decoded pixels, after the backbones.
     """
 
-    def __init__(self, tagger: Tagger, workers: int, max_pixels: int, time_limit: float) -> None:
+    def __init__(
+        self,
+        tagger: Tagger,
+        workers: int,
+        max_pixels: int,
+        time_limit: float,
+        more: Sequence[PreprocessFn] = (),
+    ) -> None:
         limits: dict[str, Any] = {
             "max_pixels": max_pixels,
             "allow_truncated": tagger.allow_truncated,
         }
         self.workers = workers
-        self._steps = tuple(embedder.preprocess for embedder in tagger.embedders)
+        self._steps = (*(embedder.preprocess for embedder in tagger.embedders), *more)
         self._decode = (
             partial(decode_in_subprocess, **limits, time_limit=time_limit)
             if workers
@@ -47,7 +57,7 @@ class Decoding:
         )
 
     def __call__(self, data: bytes) -> list[Pixels]:
-        """Pixels (3, h, w) for each backbone; raises `UnreadableImage`."""
+        """Pixels (3, h, w) for each backbone, and more; raises `UnreadableImage`."""
         return list(self._decode(data, partial(preprocessed, self._steps)))
 
     def warm(self) -> None:

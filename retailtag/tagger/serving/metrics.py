@@ -15,7 +15,10 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from retailtag.tagger.drift.monitor import DriftMonitor
 from retailtag.tagger.serving.batching import Observer, Outcome
 
 # Seconds: from a small model on one image to a request at its time limit.
@@ -25,11 +28,29 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 log = logging.getLogger(__name__)
 
 
+class _Drift(Collector):
+    """Gauges of a monitor, computed when they are asked for."""
+
+    def __init__(self, monitor: DriftMonitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterable[Metric]:
+        text = "How the last images differ from those that the model was tested on."
+        gauge = GaugeMetricFamily("retailtag_drift", text, labels=["figure"])
+        for name, value in self._monitor.summary().items():
+            gauge.add_metric([name], value)
+        yield gauge
+
+
 class Metrics(Observer):
     """Counters and histograms of one server, in a registry of their own."""
 
-    def __init__(self, facts: dict[str, str], tags: Iterable[str]) -> None:
+    def __init__(
+        self, facts: dict[str, str], tags: Iterable[str], monitor: DriftMonitor | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
+        if monitor is not None:
+            self.registry.register(_Drift(monitor))
         ProcessCollector(registry=self.registry)  # memory, processor time, open files
         PlatformCollector(registry=self.registry)
         Info("retailtag_model", "The model served.", registry=self.registry).info(facts)

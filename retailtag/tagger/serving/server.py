@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retailtag.backbones.weights import state_sha256
-from retailtag.errors import Unavailable, UsageError
+from retailtag.errors import RetailtagError, Unavailable, UsageError
 from retailtag.settings import ServeSettings
+from retailtag.tagger.drift.monitor import DriftMonitor
+from retailtag.tagger.drift.properties import PixelProperties
+from retailtag.tagger.drift.reference import FILE, Reference, model_digest
 from retailtag.tagger.serving.answers import ModelFacts
 from retailtag.tagger.serving.app import Service, make_app
 from retailtag.tagger.serving.batching import Batcher, Sizes, Tags
@@ -58,6 +61,7 @@ def serve(
     listening: socket.socket,
     *,
     api_key: str = "",
+    monitor: DriftMonitor | None = None,
     announce: Callable[[str, ModelFacts], None],
 ) -> None:
     """Serve a model until a signal, then finish what is in flight.
@@ -68,20 +72,26 @@ def serve(
         As `bind` gives it.
     api_key : str
         That clients must send; empty: none.
+    monitor : DriftMonitor, optional
+        Is shown every image, and gives gauges.
     announce : callable
         Is given the address and the model once requests are answered.
     """
+    sys.setswitchinterval(0.005)
     _log_json_lines()
     facts = facts_of(tagger)
-    metrics = Metrics(facts.model_dump(), tagger.tags)
-    decoding = Decoding(tagger, reading.workers, reading.max_pixels, settings.timeout)
+    metrics = Metrics(facts.model_dump(), tagger.tags, monitor)
+    more = () if monitor is None else (PixelProperties(),)
+    decoding = Decoding(tagger, reading.workers, reading.max_pixels, settings.timeout, more)
     decoding.warm()
     sizes = Sizes(
         settings.max_batch, settings.batch_wait_ms / 1000, settings.queue, max(reading.workers, 1)
     )
-    batcher = Batcher(decoding, lambda pixels: _tags(tagger, pixels), sizes, metrics)
+    batcher = Batcher(decoding, _Model(tagger, monitor), sizes, metrics)
     limits = Limits(
-        settings.max_images, int(settings.max_request_mib * (1 << 20)), settings.timeout
+        min(settings.max_images, settings.queue),
+        int(settings.max_request_mib * (1 << 20)),
+        settings.timeout,
     )
     state = Stopping()
     app = make_app(Service(facts, limits, batcher, metrics, state, api_key))
@@ -178,19 +188,17 @@ def read_api_key(file: Path | None) -> str:
 
 def facts_of(tagger: Tagger) -> ModelFacts:
     """Name of a model, and a version that changes with anything that decides its tags."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(model_digest(tagger).encode())
     for backbone in tagger.backbones:
         digest.update(state_sha256(backbone.module).encode())
-    head = tagger.head
-    arrays: list[NDArray[Any]] = [head.weight, head.bias, tagger.thresholds]
-    if head.vote is not None:
-        digest.update(head.vote.bank.to_bytes())
-        arrays += [head.vote.counts, np.array(head.vote.temperature)]
+    arrays: list[NDArray[Any]] = []
+    if (vote := tagger.head.vote) is not None:
+        digest.update(vote.bank.to_bytes())
+        arrays += [vote.counts, np.array(vote.temperature)]
     if tagger.calibration is not None:
         arrays += [tagger.calibration.slope, tagger.calibration.offset]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update("\0".join([*tagger.tags, tagger.assignment, *tagger.exclusive]).encode())
     name = "+".join(backbone.id for backbone in tagger.backbones)
     return ModelFacts(
         name=f"{name} {tagger.strategy}",
@@ -205,8 +213,38 @@ def _point_of(tagger: Tagger) -> str:
     return next(names, "unnamed")
 
 
-def _tags(tagger: Tagger, pixels: list[Any]) -> list[Tags]:
-    return tagger.given(tagger.head.logits(tagger.embeddings(pixels)))
+def monitor_of(folder: Path, tagger: Tagger) -> DriftMonitor | None:
+    """Monitor of drift from the images that are kept with a model in `folder`, if there are any.
+
+    A reference that is damaged or of another model is a warning: the model itself can be served.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        kept = Reference.load(path)
+        kept.check(tagger, path)
+    except RetailtagError as error:
+        log.warning(f"Drift is not watched: {error}")
+        return None
+    return DriftMonitor(tagger, kept.sample)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Gives the tags of decoded images, and shows them to the monitor."""
+
+    tagger: Tagger
+    monitor: DriftMonitor | None
+
+    def __call__(self, decoded: list[list[Any]]) -> list[Tags]:
+        n = len(self.tagger.embedders)
+        embeddings = self.tagger.embeddings([parts[:n] for parts in decoded])
+        logits = self.tagger.head.logits(embeddings)
+        if self.monitor is not None:
+            properties = np.stack([parts[n] for parts in decoded])
+            self.monitor.add(embeddings, logits, properties=properties)
+        return self.tagger.given(logits)
 
 
 def _log_json_lines() -> None:

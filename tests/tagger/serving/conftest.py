@@ -9,9 +9,14 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
 from retailtag.backbones.factory import load_backbone
 from retailtag.probes.artefact import Probe
+from retailtag.tagger.drift.properties import OF_FILE, pixel_properties
+from retailtag.tagger.drift.reference import FILE, Reference, model_digest
+from retailtag.tagger.drift.sample import Sample, confidences_of, given_cells
+from retailtag.tagger.tagger import Tagger
 
 TAGS = ("colour:red", "<b>striped</b>", "cotton", "café")
 # The model waits while the file `hold` exists, so that tests decide what is in flight.
@@ -22,13 +27,13 @@ folder = Path(sys.argv[1])
 for number, name in ((1, "out"), (2, "err")):
     os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
 from retailtag.tagger.serving import server
-tags = server._tags
+model = server._Model.__call__
 def held(*given):
     (folder / "computing").touch()
     while (folder / "hold").exists():
         time.sleep(0.01)
-    return tags(*given)
-server._tags = held
+    return model(*given)
+server._Model.__call__ = held
 from retailtag.cli.main import run
 sys.exit(run(sys.argv[2:]))
 """
@@ -48,8 +53,33 @@ def model_folder(tmp_path_factory) -> Path:
     weight = rng.normal(size=(len(TAGS), backbone.dim)).astype(np.float32)
     zeros = np.zeros(len(TAGS), np.float32)
     folder = tmp_path_factory.mktemp("model")
-    Probe(TAGS, weight, zeros, zeros, np.ones(len(TAGS)), facts=facts).save(folder)
+    probe = Probe(TAGS, weight, zeros, zeros, np.ones(len(TAGS)), facts=facts)
+    probe.save(folder)
+    tagger = Tagger((backbone,), probe, "probe")
+    Reference(_sample(tagger), TAGS, model_digest(tagger), "of the tests").save(folder / FILE)
     return folder
+
+
+def _sample(tagger: Tagger, n: int = 30) -> Sample:
+    """Images of noise, as the model sees them."""
+    pixels = np.random.default_rng(1).integers(0, 256, (n, 40, 48, 3), np.uint8)
+    embeddings = tagger.embeddings([tagger.preprocessed(Image.fromarray(p)) for p in pixels])
+    logits = tagger.head.logits(embeddings)
+    given = given_cells(tagger, logits)
+    of_pixels = np.stack([pixel_properties(p) for p in pixels])
+    of_files = np.zeros((n, len(OF_FILE)))
+    names = np.array([str(i) for i in range(n)])
+    return Sample(
+        embeddings=embeddings,
+        given=given,
+        confidences=confidences_of(logits, given),
+        properties=np.concatenate([of_pixels, of_files], axis=1),
+        kinds=np.full(n, "PNG"),
+        group=names,
+        names=names,
+        digests=np.arange(n, dtype=np.uint64),
+        has_groups=False,
+    )
 
 
 @dataclass

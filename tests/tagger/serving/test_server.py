@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ from retailtag.cli.main import run
 
 JPEG = {"Content-Type": "image/jpeg"}
 LIMITS = (
-    *("--queue", 4, "--max-images", 3, "--max-request-mib", 0.25, "--timeout", 2),
+    *("--queue", 4, "--max-request-mib", 0.25, "--timeout", 2),
     *("--max-pixels", 1_000_000, "--max-batch", 2),
 )
 
@@ -114,6 +115,36 @@ def test_the_version_says_which_model_it_is(server, model_folder):
     assert facts_of(tagger).version != server.facts["version"]
 
 
+def test_drift_is_watched(client, image):
+    _post(client, image)
+    figures = dict(
+        re.findall(r'retailtag_drift{figure="(\w+)"} (\S+)', client.get("/metrics").text)
+    )
+    assert float(figures["images"]) >= 1
+    assert float(figures["embedding_shift"]) > 10  # gradients are no noise
+    assert float(figures["sharpness_superiority"]) == 0
+
+
+def test_a_reference_of_another_model_is_a_warning(model_folder, caplog):
+    from retailtag.tagger.serving.server import monitor_of
+
+    tagger = rt.load(model_folder, device="cpu")
+    assert monitor_of(model_folder, tagger) is not None
+    assert monitor_of(model_folder.parent, tagger) is None  # without a reference
+    assert not caplog.records
+    tagger.head.bias[0] += 1
+    assert monitor_of(model_folder, tagger) is None
+    assert "Drift is not watched" in caplog.text
+
+
+def test_a_decoder_that_dies_costs_no_request(server, client, image):
+    _post(client, image)
+    for decoder in psutil.Process(server.process.pid).children():
+        decoder.kill()
+        decoder.wait()
+    _lives(server, image)
+
+
 def test_what_is_no_image_is_a_4xx(client, server, image):
     wrong = io.BytesIO()
     Image.new("RGB", (2000, 1000)).save(wrong, "PNG")
@@ -127,6 +158,9 @@ def test_what_is_no_image_is_a_4xx(client, server, image):
         answer = _post(client, body)
         assert answer.status_code == 400
         assert reason in answer.json()["error"]
+    more = client.post("/predict", files=_form(*[image] * 5))
+    assert more.status_code == 413
+    assert "more than 4 images" in more.json()["error"]  # no more than the queue takes
     found = client.post("/predict", files=_form(image, _bomb())).json()["images"]
     assert found[0]["tags"] is not None
     assert "pixels" in found[1]["error"]
@@ -276,7 +310,6 @@ def test_sigterm_finishes_what_is_in_flight(start_server, image, tmp_path):
         (("--port", "99999"), "--port 99999 is out of range"),
         (("--api-key-file", "gone"), "--api-key-file gone cannot be read"),
         (("--api-key-file", "short"), "holds no key of at least 16"),
-        (("--queue", "3"), "--max-images 64 exceeds --queue 3"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(capsys, tmp_path, monkeypatch, options, sentence):

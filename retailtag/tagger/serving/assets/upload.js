@@ -47,7 +47,7 @@ async function send(files) {
   if (!response.ok) throw new Error(answer.error);
   found.replaceChildren(...answer.images.map((image, i) => shown(image, files[i])));
   const { name, version } = answer.model;
-  state.textContent = `${answer.images.length} tagged by ${name}, version ${version}.`;
+  state.textContent = `Tagged by ${name}, version ${version}.`;
 }
 
 form.addEventListener("submit", async (event) => {
