@@ -10,9 +10,9 @@ run, in this order:
 - ``clients``: 1, 8 and 64 clients, each of which sends one image and waits for its tags. The
   largest rate of requests per second counts as sustainable.
 - ``overload``: requests at twice that rate for `--minutes`, whatever the server answers. A request
-  is lost if it was neither answered with tags nor refused with 429; tags are compared with those of
-  the tagger. Memory is that of the server with its decoding processes, the mean over the second and
-  the last quarter of the time.
+  is lost if it was neither answered with tags nor refused with 429 or 503; tags are compared with
+  those of the tagger. Memory is that of the server with its decoding processes, the mean over the
+  second and the last quarter of the time.
 - ``hostile``: files and clients of `HOSTILE`, all at once. Each must get a 4xx or a closed
   connection, and the server must tag an image after it.
 
@@ -49,6 +49,7 @@ from retailtag.tagger.tagger import Tagger
 
 IMAGES = 200  # different ones
 CLIENTS = (1, 8, 64)
+REFUSED = (429, 503)  # the queue is full; there are too many connections
 WARM_SECONDS = 2.0
 ANSWER_SECONDS = 120.0
 CLOSE_ENOUGH = 1e-3  # of probabilities: batches of different sizes round differently
@@ -149,7 +150,8 @@ class Load:
     @property
     def lost(self) -> dict[str, int]:
         """Requests neither tagged nor refused, by what became of them."""
-        others = {str(s): n for s, n in self.statuses.items() if s not in (200, 429)}
+        known = (200, *REFUSED)
+        others = {str(s): n for s, n in self.statuses.items() if s not in known}
         return others | self.failures
 
     def row(self, measure: str, clients: int | str) -> dict[str, object]:
@@ -164,7 +166,7 @@ class Load:
             p99_ms=round(1000 * p99, 2),
             cpu_ms=round(1000 * self.cpu_seconds / max(len(self.latencies), 1), 2),
             tagged=self.statuses[200],
-            refused=self.statuses[429],
+            refused=sum(self.statuses[status] for status in REFUSED),
             lost=" ".join(f"{name}:{n}" for name, n in sorted(self.lost.items())) or 0,
         )
 

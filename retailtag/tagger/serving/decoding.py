@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,7 +14,7 @@ from PIL import Image
 
 from retailtag.images.decode import Pixels
 from retailtag.images.decode_pool import decode_in_process, decode_in_subprocess
-from retailtag.images.loader import PreprocessFn, preprocessed
+from retailtag.images.loader import preprocessed
 from retailtag.tagger.tagger import Tagger
 
 _START_SECONDS = 60.0
@@ -42,14 +42,15 @@ class Decoding:
         workers: int,
         max_pixels: int,
         time_limit: float,
-        more: Sequence[PreprocessFn] = (),
+        more: Sequence[Callable[[Image.Image], Any]] = (),
     ) -> None:
         limits: dict[str, Any] = {
             "max_pixels": max_pixels,
             "allow_truncated": tagger.allow_truncated,
         }
         self.workers = workers
-        self._steps = (*(embedder.preprocess for embedder in tagger.embedders), *more)
+        own = (embedder.preprocess for embedder in tagger.embedders)
+        self._steps: tuple[Any, ...] = (*own, *more)
         self._decode = (
             partial(decode_in_subprocess, **limits, time_limit=time_limit)
             if workers
