@@ -688,6 +688,7 @@ def export(
     *,
     pair: str | None = None,
     out: str | Path | None = None,
+    sample: Any = (),
     catalog: Any = None,
     settings: Settings = None,
     progress: Progress | None = None,
@@ -702,23 +703,30 @@ def export(
     pair : str, optional
         Pair of the bake-off, such as ``demo:cnn probe``; by default the recommended one.
     out : str or Path, optional
-        New folder; by default ``RUN-tagger`` beside `run`.
+        New folder; by default ``RUN-tagger`` beside `run`, or ``RUN-onnx``, ``RUN-triton``.
+    sample : path or sequence of paths
+        Image files or folders on which an ONNX model is compared with PyTorch, instead of the test
+        images of the catalogue.
     catalog
         As for `score`; it calibrates the probabilities, tunes further operating points, and its
         test images show that the folder gives what the model gives.
     **options
-        ``device``, ``weights``, ``assign``, ``seed``, and how the catalogue is read.
+        ``format``, ``with_preprocessing`` and ``int8``, as in `ExportSettings`; ``device``,
+        ``weights``, ``assign``, ``seed``, and how the catalogue is read.
     """
     from retailtag.backbones.ids import local_weights
-    from retailtag.compute import n_workers, resolve_device
+    from retailtag.compute import n_workers
+    from retailtag.images.listing import list_images
     from retailtag.outcomes import ExportOutcome, load_tagger, recommended_folder
     from retailtag.runs.export import run_export
+    from retailtag.runs.export_onnx import OnnxRequest
     from retailtag.statistics.exclusive import INDEPENDENT
     from retailtag.tagger.loading import backbones_of
 
     s, read, shared = _to_score("export", catalog, settings, options)
     folder, assignment = _path(run), s.score.assign
-    where = folder.with_name(f"{folder.name}-tagger") if out is None else _path(out)
+    kind = "tagger" if s.export.format == "folder" else s.export.format
+    where = folder.with_name(f"{folder.name}-{kind}") if out is None else _path(out)
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder, pair)
         assignment = assignment or (None if recorded == INDEPENDENT else recorded)
@@ -731,15 +739,19 @@ def export(
         assignment=assignment,
         one_of=s.catalog.one_of,
     )
+    graph = None
+    if s.export.format != "folder":
+        paths = _paths(sample)
+        graph = OnnxRequest(s.export, tuple(list_images(paths)[0]) if paths else ())
     made = run_export(
         folder,
         tagger,
         where,
         read,
         catalog=shared["catalog"],
+        graph=graph,
         weights=tuple(local_weights(s.compute.weights, backbones_of(folder))),
         seed=s.score.seed,
-        device=resolve_device(s.compute.device),
         workers=n_workers(s.compute),
         progress=progress or SILENT,
     )

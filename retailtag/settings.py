@@ -644,6 +644,33 @@ class DriftSettings(Section):
 
 
 @dataclass(frozen=True)
+class ExportSettings(Section):
+    """What an export writes; see docs/tagger.md."""
+
+    format: str = setting(
+        "folder",
+        "folder: what retailtag loads; onnx: an ONNX model with a runner that needs no torch; "
+        "triton: a model repository for Triton Inference Server.",
+        choices=("folder", "onnx", "triton"),
+    )
+    with_preprocessing: bool = setting(
+        False, "Resize and crop in the ONNX graph, which then takes images of any size."
+    )
+    int8: bool = setting(
+        False, "Also write the ONNX model in int8, and measure what that costs on the test split."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("with_preprocessing", "int8"):
+            if getattr(self, name) and self.format == "folder":
+                option = name.replace("_", "-")
+                raise UsageError(
+                    f"--{option} is about an ONNX model; give --format onnx or triton with it."
+                )
+
+
+@dataclass(frozen=True)
 class BakeoffSettings(Section):
     """A bake-off: which pairs to compare, and the settings of every stage.
 
@@ -684,6 +711,7 @@ class BakeoffSettings(Section):
     decide: DecideSettings = DecideSettings()
     serve: ServeSettings = ServeSettings()
     drift: DriftSettings = DriftSettings()
+    export: ExportSettings = ExportSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -709,6 +737,7 @@ SECTIONS: dict[str, type[Section]] = {
     "decide": DecideSettings,
     "serve": ServeSettings,
     "drift": DriftSettings,
+    "export": ExportSettings,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

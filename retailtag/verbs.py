@@ -63,6 +63,7 @@ USES: dict[str, tuple[str, ...]] = {
     "audit": ("catalog.path", *CATALOG),
     "tune": ("catalog.path", *CATALOG, "score.seed"),
     "export": (
+        *("export.format", "export.with_preprocessing", "export.int8"),
         *("catalog.path", *CATALOG, "compute.device", "compute.weights"),
         *("score.assign", "score.seed"),
     ),
@@ -114,6 +115,7 @@ RARE = {
         "--augment",
     ),
     "finetune": ("--images", "--features", "--weights", "--batch-size"),
+    "export": ("--attributes", "--weights"),
     "drift": ("--attributes", "--images", "--assign", "--weights"),
 }
 """Options that are advanced in a verb although they are basic elsewhere."""

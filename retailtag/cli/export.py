@@ -27,12 +27,30 @@ PairOption = Annotated[
     ),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="New folder; default: RUN-tagger beside it.")
+    Path | None,
+    typer.Option(
+        "--out", help="New folder; default: RUN-tagger, RUN-onnx or RUN-triton beside it."
+    ),
+]
+SampleOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--sample",
+        metavar="PATH",
+        help="Image files or folders to compare an ONNX model on; default: the catalogue's test "
+        "images; repeatable.",
+    ),
 ]
 
 
 @command(app, "export", catalogue=False)
-def export(call: Call, run: RunArgument, pair: PairOption = None, out: OutOption = None) -> None:
+def export(
+    call: Call,
+    run: RunArgument,
+    pair: PairOption = None,
+    out: OutOption = None,
+    sample: SampleOption = None,
+) -> None:
     """Write a fitted model as one folder that needs no catalogue, no features and no hub.
 
     The folder holds weights, head, thresholds for several aims, calibration, preprocessing and a
@@ -40,10 +58,15 @@ def export(call: Call, run: RunArgument, pair: PairOption = None, out: OutOption
     """
     from retailtag import api
 
-    made = api.export(
-        run, pair=pair, out=out, settings=call.settings, progress=call.output.progress
-    )
     output = call.output
+    made = api.export(
+        run,
+        pair=pair,
+        out=out,
+        sample=sample or [],
+        settings=call.settings,
+        progress=output.progress,
+    )
     if made.run.points:
         output.print(_points(made.run))
     if made.run.calibration:
@@ -53,8 +76,18 @@ def export(call: Call, run: RunArgument, pair: PairOption = None, out: OutOption
         output.print(made.run.checked)
     size = sum(made.run.files.values()) / 2**20
     output.print(f"{made.folder}: {len(made.run.files)} files, {size:.1f} MiB")
-    output.print(f"tag images with it: retailtag predict {made.folder} IMAGE...")
+    output.print(_next_step(made.run, call.settings.export.format))
     output.result(_summary(made.run))
+
+
+def _next_step(run: ExportRun, form: str) -> str:
+    """What tags images with the folder."""
+    if form == "triton":
+        return f"serve it: tritonserver --model-repository={run.folder}"
+    command = (
+        f"python {run.folder}/run_onnx.py" if form == "onnx" else f"retailtag predict {run.folder}"
+    )
+    return f"tag images with it: {command} IMAGE..."
 
 
 def _points(run: ExportRun) -> Table:
@@ -105,5 +138,6 @@ def _summary(run: ExportRun) -> dict[str, Any]:
         "scores": [plain(asdict(point)) for point in run.points],
         "calibration": run.calibration or None,
         "check": plain(asdict(run.check)) if run.check else None,
+        "onnx": plain(run.onnx.to_json()) if run.onnx else None,
         "notes": list(run.notes),
     }

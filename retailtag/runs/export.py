@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from retailtag.backbones.factory import licence
 from retailtag.backbones.ids import resolve_id
 from retailtag.catalog.catalog import Catalog
-from retailtag.errors import ArtefactError, DataError, RetailtagError, UnreadableImage, UsageError
+from retailtag.errors import ArtefactError, DataError, RetailtagError, UsageError
 from retailtag.files import sync_folder, temporary_beside, write_text
 from retailtag.predictions import Predictions
 from retailtag.progress import SILENT, Progress
 from retailtag.runs.calibrate import calibrate, errors_on
+from retailtag.runs.export_onnx import OnnxRequest, export_onnx, readable
 from retailtag.runs.latency import model_digest
 from retailtag.runs.machine import VERSIONS
 from retailtag.runs.model_card import CARD, Card, card_text
@@ -40,6 +42,8 @@ from retailtag.tagger.drift.reference import FILE as REFERENCE
 from retailtag.tagger.drift.sources import HELD_OUT, Pictures
 from retailtag.tagger.exported import HEADER, Exported, write_exported
 from retailtag.tagger.loading import load_fitted
+from retailtag.tagger.onnx.folder import OnnxExport
+from retailtag.tagger.onnx.graph import check_extra
 from retailtag.tagger.tagger import Tagger, point_name
 from retailtag.version import __version__
 
@@ -70,16 +74,19 @@ class ExportRun:
     """An exported folder, and what was found on the way."""
 
     folder: Path
-    tagger: Tagger  # as loaded from the folder
+    tagger: Tagger  # as loaded from the folder; of an ONNX model, what it was made from
     files: dict[str, int]  # bytes by name
     check: Check | None  # None where the catalogue's images are not here
     calibration: dict[str, Any]  # as in the header; empty where nothing could be calibrated
     points: tuple[OperatingPoint, ...]  # on the test split
     notes: tuple[str, ...]  # what is left out, and why
+    onnx: OnnxExport | None = None  # what was measured of an ONNX model
 
     @property
     def checked(self) -> str:
         """What the check found, for people; empty without one."""
+        if self.onnx is not None:
+            return "\n".join(self.onnx.sentences)
         return _sentence(self.check) if self.check else ""
 
 
@@ -113,9 +120,9 @@ def run_export(
     read: ReadCatalog,
     *,
     catalog: Path | None = None,
+    graph: OnnxRequest | None = None,
     weights: Sequence[str] = (),
     seed: int = 0,
-    device: str = "cpu",
     workers: int = 0,
     progress: Progress = SILENT,
 ) -> ExportRun:
@@ -126,6 +133,8 @@ def run_export(
     read, catalog
         As for `retailtag.scoring.files.recorded_catalog`. Without the catalogue the folder has
         neither calibration nor further operating points, and is not compared with the model.
+    graph : OnnxRequest, optional
+        Write an ONNX model instead of a folder that retailtag loads.
     weights : sequence of str
         Ids of backbones whose weights are local files.
     seed : int
@@ -141,17 +150,25 @@ def run_export(
         If the written folder does not give what the model gives.
     """
     check_empty(out)
+    if graph is not None:
+        check_extra(f"--format {graph.settings.format}")
     source = _source(folder, tagger, read, catalog)
     whole, calibration, points = _completed(source, seed)
     licences = tuple(_licence(b.id, b.id in weights) for b in whole.backbones)
     provenance = _provenance(source)
+    onnx = None
     with _appearing(out) as place:
-        write_exported(place, whole, Exported(calibration, provenance, licences))
-        loaded = load_fitted(place, device=device, progress=progress)
-        check = _checked(source, loaded)
-        _keep_reference(source, loaded, place, workers, progress)
+        if graph is None:
+            write_exported(place, whole, Exported(calibration, provenance, licences))
+            device = whole.backbones[0].device.type
+            whole = load_fitted(place, device=device, progress=progress)
+            check = _checked(source, whole)
+            _keep_reference(source, whole, place, workers, progress)
+        else:
+            onnx = export_onnx(whole, place, graph, source.catalog, progress)
+            check = None
         card = Card(
-            tagger=loaded,
+            tagger=whole,
             scorecard=_scorecard(source),
             catalog=source.catalog,
             calibration=calibration,
@@ -160,10 +177,12 @@ def run_export(
             provenance=provenance,
             checked=_sentence(check) if check else "",
             notes=tuple(source.notes),
+            guide=onnx.guide if onnx else "",
         )
         write_text(place / CARD, card_text(card))
-        files = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
-    return ExportRun(out, loaded, files, check, calibration, points, tuple(source.notes))
+        paths = sorted(path for path in place.rglob("*") if path.is_file())
+        files = {path.relative_to(place).as_posix(): path.stat().st_size for path in paths}
+    return ExportRun(out, whole, files, check, calibration, points, tuple(source.notes), onnx)
 
 
 def _source(folder: Path, tagger: Tagger, read: ReadCatalog, catalog: Path | None) -> _Source:
@@ -359,17 +378,9 @@ def _readable(source: _Source, tagger: Tagger) -> Iterator[tuple[str, bytes]]:
     catalog = source.catalog
     if catalog is None:
         return
-    n = 0
-    for row in catalog.rows("test").tolist():
-        try:
-            data = catalog.images.read(row)
-            tagger.pixels(data)
-        except UnreadableImage:
-            continue
+    rows = catalog.rows("test").tolist()
+    for row, data in islice(readable(catalog, rows, tagger.pixels), CHECKED_IMAGES):
         yield str(catalog.image_ids[row]), data
-        n += 1
-        if n == CHECKED_IMAGES:
-            return
 
 
 def _sentence(check: Check) -> str:

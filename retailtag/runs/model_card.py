@@ -31,6 +31,7 @@ class Card:
     provenance: Mapping[str, Any]
     checked: str
     notes: Sequence[str]
+    guide: str = ""  # how to run an ONNX model, as Markdown
 
 
 def card_text(card: Card) -> str:
@@ -61,11 +62,14 @@ def _summary(card: Card) -> Iterator[str]:
         f"Gives images some of {len(tagger.tags):,} tags. Written by `retailtag export`; the "
         "folder needs neither the catalogue, the features nor the network."
     )
-    yield (
-        "```python\nimport retailtag as rt\n\n"
-        'tagger = rt.load("this/folder")\ntagger.predict(["photo.jpg"])\n```'
-    )
-    yield "On the command line: `retailtag predict this/folder photo.jpg`."
+    if card.guide:
+        yield card.guide
+    else:
+        yield (
+            "```python\nimport retailtag as rt\n\n"
+            'tagger = rt.load("this/folder")\ntagger.predict(["photo.jpg"])\n```'
+        )
+        yield "On the command line: `retailtag predict this/folder photo.jpg`."
     if card.checked:
         yield card.checked
     if card.notes:
@@ -116,9 +120,10 @@ def _groups(card: Card) -> str:
 
 def _points(card: Card) -> Iterator[str]:
     names = list(card.tagger.operating_points)
+    taken = "`model.json` holds" if card.guide else "`tagger.at(name)` takes"
     yield (
-        f"`tagger.at(name)` takes the thresholds of {_listed(names)}; without it those of "
-        f"`{names[0]}` are in force, as the model was fitted."
+        f"{taken} the thresholds of {_listed(names)}; by default those of `{names[0]}` are in "
+        "force, as the model was fitted."
     )
     if card.points:
         rows = [

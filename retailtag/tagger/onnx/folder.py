@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import Mismatch
-from retailtag.files import write_json, write_text
+from retailtag.files import write_json
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.exclusive import (
-    EXACTLY_ONE,
     INDEPENDENT,
     THRESHOLD_SHARE,
     attribute_columns,
@@ -31,6 +30,7 @@ from retailtag.tagger.onnx.graph import (
     graph_of,
     inputs_of,
 )
+from retailtag.tagger.onnx.guide import guide, measured
 from retailtag.tagger.onnx.parity import (
     Agreement,
     Pixels,
@@ -40,7 +40,6 @@ from retailtag.tagger.onnx.parity import (
     logits_in_torch,
 )
 from retailtag.tagger.onnx.quantise import quantise
-from retailtag.tagger.onnx.readme import readme
 from retailtag.tagger.onnx.resizing import (
     IMAGE,
     OPSET,
@@ -64,16 +63,18 @@ RUNNER = (run_onnx, preprocess)  # modules that are copied
 class Int8:
     """What a model in int8 is made and measured with."""
 
-    training: Sequence[bytes]  # images that give the ranges of activations
-    test: Sequence[bytes]  # images of the test split
+    training: Iterable[ImageInput]  # images that give the ranges of activations
+    test: Iterable[ImageInput]  # images of the test split, read once
     # Named scores, such as macro_f1, of the logits of `test` (n_images, n_tags)
     scores: Callable[[NDArray[np.float32]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written and measured, JSON-able; see `to_json`."""
+    """What was written and measured."""
 
+    guide: str  # how to run it, and what was measured, as Markdown
+    sentences: tuple[str, ...]  # what was measured
     parity: Agreement  # with PyTorch, on the same pixels
     # With resizing in the graph: with PyTorch from the decoded image on, and the largest and mean
     # difference of a pixel
@@ -83,7 +84,7 @@ class OnnxExport:
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Fields that hold something, as plain values."""
+        """What was measured, as plain values."""
         parts = {"resizing": self.resizing, "int8": self.int8, "arithmetic": self.arithmetic}
         return {"parity": self.parity.to_json()} | {k: dict(v) for k, v in parts.items() if v}
 
@@ -162,11 +163,10 @@ def write_onnx(
     about = _facts(tagger, made, with_preprocessing)
     write_json(folder / "model.json", about)
     write_json(folder / "preprocessing.json", rules)
-    write_text(folder / "README.md", readme(about, rules, repository))
     if not repository:
         for module in RUNNER:
             shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
-    return made
+    return replace(made, guide=guide(about, rules, repository), sentences=measured(about))
 
 
 def _checked(tagger: Tagger, network: Path, images: Mapping[str, ImageInput]) -> OnnxExport:
@@ -175,7 +175,7 @@ def _checked(tagger: Tagger, network: Path, images: Mapping[str, ImageInput]) ->
     pixels = [tagger.pixels(image) for image in images.values()]
     expected = logits_in_torch(exact, pixels)
     found = _logits(tagger, OnnxSession(network), pixels)
-    made = OnnxExport(check_parity(tagger, expected, found, list(images)))
+    made = OnnxExport("", (), check_parity(tagger, expected, found, list(images)))
     if exact.embedders == tagger.embedders:
         return made
     own = agreement(tagger, logits_in_torch(tagger, pixels), found)
@@ -183,19 +183,21 @@ def _checked(tagger: Tagger, network: Path, images: Mapping[str, ImageInput]) ->
     return replace(made, arithmetic={"fitted_on": engines, **own.to_json()})
 
 
-def _logits(tagger: Tagger, session: OnnxSession, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+def _logits(tagger: Tagger, session: OnnxSession, pixels: Iterable[Pixels]) -> NDArray[np.float32]:
     """Logits (n_images, n_tags) of preprocessed images."""
     return np.concatenate([session.logits(feed_of(tagger, batch)) for batch in batches(pixels)])
 
 
 def _quantised(tagger: Tagger, files: Mapping[str, Path], int8: Int8) -> dict[str, Any]:
     """Write the model in int8; what was done, and what it costs on the test split."""
-    training = [tagger.pixels(image) for image in int8.training]
-    done = quantise(
-        files[MODEL], files[INT8], (feed_of(tagger, batch) for batch in batches(training))
-    )
-    pixels = [tagger.pixels(image) for image in int8.test]
-    exact, short = (_logits(tagger, OnnxSession(files[name]), pixels) for name in (MODEL, INT8))
+    training = batches(tagger.pixels(image) for image in int8.training)
+    done = quantise(files[MODEL], files[INT8], (feed_of(tagger, batch) for batch in training))
+    sessions = [OnnxSession(files[name]) for name in (MODEL, INT8)]
+    rows = [
+        [session.logits(feed_of(tagger, batch)) for session in sessions]
+        for batch in batches(tagger.pixels(image) for image in int8.test)
+    ]
+    exact, short = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     scores = {"float32": dict(int8.scores(exact)), "int8": dict(int8.scores(short))}
     loss = {name: scores["float32"][name] - scores["int8"][name] for name in scores["float32"]}
     return {**done, **agreement(tagger, exact, short).to_json(), "scores": scores, "loss": loss}
@@ -274,7 +276,9 @@ def _facts(tagger: Tagger, made: OnnxExport, with_preprocessing: bool) -> dict[s
         "operating_points": points,
         "calibrated": tagger.calibration is not None,
         "assignment": tagger.assignment,
+        # Of an attribute's tags the one with the largest logit less this share of its threshold
         "exclusive": _exclusive(tagger),
+        "threshold_share": THRESHOLD_SHARE,
         "opset": OPSET,
         "inputs": {name: ["batch", *shape] for name, shape in shapes.items()},
         "outputs": {name: ["batch", len(tagger.tags)] for name in OUTPUTS},
@@ -283,27 +287,8 @@ def _facts(tagger: Tagger, made: OnnxExport, with_preprocessing: bool) -> dict[s
 
 
 def _exclusive(tagger: Tagger) -> list[dict[str, Any]]:
-    """Attributes with one value an image, as `retailtag.statistics.exclusive.assign` has them.
-
-    The winner is the tag with the largest logit less ``taken_off``.
-    """
+    """Attributes of which an image is given one tag, with the columns of their tags."""
     if tagger.assignment == INDEPENDENT:
         return []
-    found = []
-    for name in tagger.exclusive:
-        columns = attribute_columns(tagger.tags, name)
-        if not len(columns):
-            continue
-        own = tagger.thresholds[columns]
-        # Tags that are never given lose against all others; among themselves logits decide.
-        largest = np.float32(np.finfo(np.float32).max)
-        taken_off = np.zeros_like(own) if np.isposinf(own).all() else THRESHOLD_SHARE * own
-        found.append(
-            {
-                "attribute": name,
-                "columns": columns.tolist(),
-                "taken_off": np.minimum(taken_off, largest).tolist(),
-                "exactly": tagger.assignment == EXACTLY_ONE,
-            }
-        )
-    return found
+    found = {name: attribute_columns(tagger.tags, name).tolist() for name in tagger.exclusive}
+    return [{"attribute": name, "columns": own} for name, own in found.items() if own]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,14 @@ def check_parity(
     )
 
 
-def batches(pixels: Sequence[Pixels]) -> Iterator[list[Pixels]]:
+def batches(pixels: Iterable[Pixels]) -> Iterator[list[Pixels]]:
     """Images in batches of at most `BATCH_SIZE`."""
-    for start in range(0, len(pixels), BATCH_SIZE):
-        yield list(pixels[start : start + BATCH_SIZE])
+    rest = iter(pixels)
+    while batch := list(islice(rest, BATCH_SIZE)):
+        yield batch
 
 
-def logits_in_torch(tagger: Tagger, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+def logits_in_torch(tagger: Tagger, pixels: Iterable[Pixels]) -> NDArray[np.float32]:
     """Logits (n_images, n_tags) of preprocessed images by the tagger itself."""
     rows = [tagger.head.logits(tagger.embeddings(batch)) for batch in batches(pixels)]
     return np.concatenate(rows) if rows else np.empty((0, len(tagger.tags)), np.float32)

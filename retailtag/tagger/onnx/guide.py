@@ -1,4 +1,4 @@
-"""The README of an ONNX export."""
+"""How to run an ONNX export, as Markdown."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ from retailtag.tagger.onnx.triton import MAX_BATCH
 BEST_BATCH = 8  # TensorRT optimises for it
 
 
-def readme(about: Mapping[str, Any], rules: Mapping[str, Any], repository: str) -> str:
-    """Markdown that says what the files are, how to run them, and what was measured.
+def guide(about: Mapping[str, Any], rules: Mapping[str, Any], repository: str) -> str:
+    """What the files are, how to run them, and what was measured.
 
     `about` and `rules` are the contents of ``model.json`` and ``preprocessing.json``; `repository`
     is the name of Triton's model, empty without one.
     """
     shapes = ", ".join(f"`{name}` {' x '.join(map(str, s))}" for name, s in about["inputs"].items())
+    files = f"{repository}/1/model.onnx" if repository else "model.onnx"
     parts = [
-        f"# {about['model']} as ONNX",
-        f"A tagger of {len(about['tags']):,} tags that retailtag {about['retailtag']} exported "
-        f"(head: {about['head']}; opset {about['opset']}). Inputs, uint8: {shapes}, with a batch "
-        "of any size. Outputs, float32: `logits` and `probabilities`, batch x "
-        f"{len(about['tags']):,}. A tag is given where its logit is at least its threshold; tags "
-        "and thresholds are in `model.json` and in the metadata of the model, resizing and "
-        "decoding in `preprocessing.json`.",
+        f"`{files}` (ONNX, opset {about['opset']}) takes {shapes}, uint8, with a batch of any "
+        f"size. It gives `logits` and `probabilities`, float32, batch x {len(about['tags']):,}. A "
+        "tag is given where its logit is at least its threshold. `model.json` holds tags and "
+        "thresholds, `preprocessing.json` how images are decoded and resized; the metadata of the "
+        "model hold both.",
         *(_triton(about, repository) if repository else _runner(about)),
-        *_tensorrt(about, rules, repository),
-        "## Measured",
-        *_measured(about),
+        *_tensorrt(about, rules, files),
+        "## Measured against PyTorch",
+        "\n".join(f"- {sentence}" for sentence in measured(about)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _runner(about: Mapping[str, Any]) -> list[str]:
-    more = " --model model.int8.onnx" if "int8" in about else ""
+    more = " `--model model.int8.onnx` runs int8." if "int8" in about else ""
+    points = ", ".join(f"`{name}`" for name in about["operating_points"])
     return [
         "## Run",
         "```sh\npip install numpy pillow onnxruntime\npython run_onnx.py shirt.jpg\n```",
         "`run_onnx.py` needs neither torch nor retailtag. `preprocess.py` makes the pixels that "
-        "the tagger was fitted on, byte for byte."
-        + (f" Add `{more.strip()}` for int8." if more else ""),
+        f"the tagger was fitted on, byte for byte. `--operating-point` takes {points}.{more}",
     ]
 
 
@@ -56,7 +55,7 @@ def _triton(about: Mapping[str, Any], repository: str) -> list[str]:
     ]
 
 
-def _tensorrt(about: Mapping[str, Any], rules: Mapping[str, Any], repository: str) -> list[str]:
+def _tensorrt(about: Mapping[str, Any], rules: Mapping[str, Any], file: str) -> list[str]:
     if rules["in_graph"]:
         return [
             "## TensorRT",
@@ -70,8 +69,7 @@ def _tensorrt(about: Mapping[str, Any], rules: Mapping[str, Any], repository: st
             for name, shape in about["inputs"].items()
         )
         ranges.append(f"--{which}Shapes={shapes}")
-    model = f"{repository}/1/model.onnx" if repository else "model.onnx"
-    lines = [f"--onnx={model}", "--saveEngine=model.plan", *ranges, "--noTF32"]
+    lines = [f"--onnx={file}", "--saveEngine=model.plan", *ranges, "--noTF32"]
     return [
         "## TensorRT",
         "```sh\ntrtexec " + " \\\n  ".join(lines) + "\n```",
@@ -80,21 +78,22 @@ def _tensorrt(about: Mapping[str, Any], rules: Mapping[str, Any], repository: st
     ]
 
 
-def _measured(about: Mapping[str, Any]) -> list[str]:
+def measured(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was measured, in sentences."""
     parity = about["parity"]
     found = [
-        f"- Against PyTorch on {parity['images']} images: all tags identical, largest difference "
-        f"of a logit {parity['largest_logit_difference']:.1e}."
+        f"ONNX Runtime and PyTorch on {parity['images']} images: all tags identical, largest "
+        f"difference of a logit {parity['largest_logit_difference']:.1e}."
     ]
     if own := about.get("arithmetic"):
         found.append(
-            f"- The probe was fitted on {own['fitted_on']}, this model computes in float32: "
+            f"The probe was fitted on {own['fitted_on']}, this model computes in float32: "
             f"{own['cells_that_differ']:,} of {own['cells']:,} cells differ, logits by up to "
             f"{own['largest_logit_difference']:.1e}."
         )
     if resized := about.get("resizing"):
         found.append(
-            f"- Resizing in the graph: pixels differ by at most "
+            f"Resizing in the graph: pixels differ by at most "
             f"{resized['largest_pixel_difference']} of 255 "
             f"({resized['mean_pixel_difference']:.4f} on average), "
             f"{resized['cells_that_differ']:,} of {resized['cells']:,} cells, and logits by up to "
@@ -107,8 +106,8 @@ def _measured(about: Mapping[str, Any]) -> list[str]:
             for name in int8["loss"]
         )
         found.append(
-            f"- int8 against float32 on the {int8['images']:,} images of the test split: {scores}; "
+            f"int8 against float32 on the {int8['images']:,} images of the test split: {scores}; "
             f"{int8['cells_that_differ']:,} of {int8['cells']:,} cells differ. Ranges from "
             f"{int8['calibration_images']} training images."
         )
-    return ["\n".join(found)]
+    return tuple(found)
