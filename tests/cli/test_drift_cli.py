@@ -16,7 +16,6 @@ from retailtag.cli.main import run
 from retailtag.errors import EXIT_BAD_DATA, EXIT_GATE, EXIT_STALE, EXIT_USAGE, UsageError
 from retailtag.probes.artefact import Probe
 from retailtag.report.drawing import Drawing
-from retailtag.settings import DriftSettings
 from retailtag.tagger.drift.comparison import reference_of
 from retailtag.tagger.drift.reference import FILE
 from retailtag.tagger.drift.sources import Pictures
@@ -88,7 +87,7 @@ def test_images_like_the_reference_are_none_and_pass_the_gate(loaded, tiny_csv, 
 
 
 def test_a_kept_reference_takes_the_place_of_images(loaded, noise, tiny, tmp_path, capsys):
-    kept = reference_of(loaded, Pictures.of_split(tiny), DriftSettings())
+    kept = reference_of(loaded, Pictures.of_split(tiny))
     kept.save(tmp_path / "model" / FILE)
     assert run(["drift", "model", "--new", str(noise), *QUICK, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_reference"] == 17  # one image of each product

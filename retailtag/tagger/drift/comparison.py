@@ -14,6 +14,8 @@ from retailtag.tagger.drift.sample import Sample
 from retailtag.tagger.drift.sources import Pictures, read_sample
 from retailtag.tagger.tagger import Tagger
 
+KEPT = 1000  # images of a reference: each is embedded once more at export
+
 
 def compared(
     tagger: Tagger,
@@ -80,14 +82,14 @@ def compared(
 def reference_of(
     tagger: Tagger,
     pictures: Pictures,
-    settings: DriftSettings | None = None,
     *,
+    n: int = KEPT,
+    seed: int = 0,
     workers: int = 0,
     progress: Progress = SILENT,
 ) -> Reference:
-    """What is kept with a model to compare with later: a sample of held-out images."""
-    s = settings or DriftSettings()
+    """What is kept with a model to compare with later: about `n` held-out images."""
     dim = sum(backbone.dim for backbone in tagger.backbones)
-    n = min(s.sample, rows_kept(dim, len(tagger.tags)))  # more would be read for nothing
-    sample, _, _ = read_sample(tagger, pictures, n, s.seed, workers=workers, progress=progress)
+    n = min(n, rows_kept(dim, len(tagger.tags)))  # more would be read for nothing
+    sample, _, _ = read_sample(tagger, pictures, n, seed, workers=workers, progress=progress)
     return Reference(sample, tagger.tags, model_digest(tagger), pictures.described)
