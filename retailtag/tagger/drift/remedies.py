@@ -17,22 +17,31 @@ MEASURED_IMAGES = 385
 LEAST_RATE = 0.01
 MOVED_KINDS = 0.1  # of the images must be of another file type
 
-OF_INPUT = {
+OF_FILE = {
     "megapixels": "deliver images of the size that the reference has",
-    "sharpness": "check focus and scaling",
-    "bytes_per_pixel": "check compression",
     "jpeg_quality": "save JPEG files at the quality of the reference",
 }
-OF_LIGHT = ("brightness", "contrast", "aspect")
+# These also depend on what is photographed.
+OF_PICTURE = {
+    "sharpness": "check focus and scaling",
+    "bytes_per_pixel": "check compression",
+    "brightness": "check light and exposure",
+    "contrast": "check light and background",
+    "aspect": "check cropping",
+}
 
 
 def remedies(result: DriftResult) -> tuple[Remedy, ...]:
     """Remedies of a comparison, the first one to try first; one at least."""
     if not result.has_drifted:
         return (_none(result),)
-    if found := tuple(_of_input(result)):
-        return found
-    found = (*_of_rates(result), *_of_embeddings(result))
+    made = tuple(_of_input(result))
+    # Other articles make other pictures: where tags moved, and nothing else about their images,
+    # that is why.
+    is_of_articles = bool(result.moved_tags) and result.embeddings.p_within_tags > result.alpha
+    if made and (_is_of_file(result) or not is_of_articles):
+        return made
+    found = (*_of_rates(result), *_of_embeddings(result), *made)
     return found or (_measure(result),)
 
 
@@ -50,37 +59,45 @@ def _none(result: DriftResult) -> Remedy:
 
 def _of_input(result: DriftResult) -> Iterator[Remedy]:
     """Files or pictures that are made in another way than those of the reference."""
-    moved = [s for s in result.moved_properties if s.is_large]
-    own = [s for s in moved if s.name in OF_INPUT]
-    hints = [OF_INPUT[s.name] for s in own]
-    because = [_told(s) for s in own]
-    kinds = {k: shares for k, shares in result.kinds.items() if abs(shares[1] - shares[0]) > 0}
-    gap = sum(abs(new - old) for old, new in kinds.values()) / 2
-    if result.drifted("properties") and result.kinds_p <= result.alpha and gap >= MOVED_KINDS:
-        because.append(
-            "file types: "
-            + ", ".join(f"{k} {100 * a:.0f} to {100 * b:.0f} %" for k, (a, b) in kinds.items())
-        )
-        hints.append("deliver the file type that the reference has")
-    if own or hints:
-        yield Remedy(
-            "input",
-            "The files differ from the reference: " + "; ".join(because) + ".",
-            f"Fix the input first: {', '.join(dict.fromkeys(hints))}. Then compare again: other "
-            "shifts on this page may come from it.",
-        )
+    hints = OF_FILE | OF_PICTURE
+    moved = _large(result)
+    moved.sort(key=lambda s: -abs(s.superiority.value - 0.5))
+    because = [_told(s) for s in moved]
+    todo = [hints[s.name] for s in moved]
+    if _has_other_kinds(result):
+        kinds = [f"{k} {100 * a:.0f} to {100 * b:.0f} %" for k, (a, b) in result.kinds.items()]
+        because.append(f"file types: {', '.join(kinds)}")
+        todo.append("deliver the file type that the reference has")
+    if not because:
         return
-    light = [s for s in moved if s.name in OF_LIGHT]
-    if light:
-        yield Remedy(
-            "input",
-            "The pictures are taken or cropped in another way: "
-            + "; ".join(_told(s) for s in light)
-            + ".",
-            "Check light, background and cropping, and compare again. If the new way is there to "
-            f"stay, label {MEASURED_IMAGES} new images at random, score them, and refit with them "
-            "if the score has fallen.",
-        )
+    to_stay = (
+        ""
+        if _is_of_file(result)
+        else f" If the pictures are to stay like this, label {MEASURED_IMAGES} of them at random, "
+        "score them, and refit with them if the score has fallen."
+    )
+    yield Remedy(
+        "input",
+        f"The new images are made in another way: {'; '.join(because)}.",
+        f"Fix the input first: {', '.join(dict.fromkeys(todo))}. Then compare again: other shifts "
+        f"on this page may come from it.{to_stay}",
+    )
+
+
+def _large(result: DriftResult) -> list[Shift]:
+    return [s for s in result.moved_properties if s.is_large]
+
+
+def _has_other_kinds(result: DriftResult) -> bool:
+    """Whether the types of the files moved, and by enough images."""
+    gap = sum(abs(new - old) for old, new in result.kinds.values()) / 2
+    has_moved = result.drifted("properties") and result.kinds_p <= result.alpha
+    return has_moved and gap >= MOVED_KINDS
+
+
+def _is_of_file(result: DriftResult) -> bool:
+    """Whether the files differ in what does not depend on the articles."""
+    return _has_other_kinds(result) or any(s.name in OF_FILE for s in _large(result))
 
 
 def _told(shift: Shift) -> str:

@@ -132,3 +132,16 @@ def test_another_file_type_is_a_fault_of_the_input(draw):
     result = compare(draw(120, 0, prefix="old"), other, TAGS, permutations=199)
     assert result.kinds == {"JPEG": (1.0, 0.5), "PNG": (0.0, 0.5)}
     assert "JPEG 100 to 50 %" in result.remedies[0].because
+
+
+def test_other_light_beside_moved_tags_is_named_after_them(against):
+    result = against(rate=0.05, n_groups=120, brightness=2.0)
+    actions = [r.action for r in result.remedies]
+    assert actions == ["thresholds", "input"]
+    assert "check light and exposure" in result.remedies[1].do
+    assert "If the pictures are to stay like this" in result.remedies[1].do
+    of_file = against(rate=0.05, n_groups=120, brightness=2.0, jpeg_quality=-2.0)
+    (remedy,) = of_file.remedies
+    assert remedy.action == "input"
+    assert "brightness median" in remedy.because
+    assert "jpeg quality median" in remedy.because
