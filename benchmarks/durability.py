@@ -1,4 +1,4 @@
-"""A feature store and the four long commands under SIGKILL, and a store under flipped bits.
+"""A feature store and commands under SIGKILL, and a store under flipped bits.
 
     python benchmarks/durability.py [--kills 1000] [--flips 10000] [--runs 50] [--seed 0] [--dry]
 
@@ -7,9 +7,9 @@ the next one continues where it stopped, and a store that is complete is compare
 written in one go, byte for byte, before a new one is begun. After every kill the store must open,
 and serve every block that its writer was told of and nothing but whole, right blocks. Flips: one
 bit of one file of a store is changed; either reading refuses that file by name (`noticed`), or all
-that is served, times aside, is as before (`harmless`). Runs: `extract`, `probe`, `finetune` and
-`bakeoff` are killed and given again until they end; see `killed_runs.py`. Any other outcome counts
-as `failed`, and the exit code is 1. Appends to ``results/durability.csv``.
+that is served, times aside, is as before (`harmless`). Runs: `extract`, `probe`, `finetune`,
+`bakeoff` and `export` are killed and given again until they end; see `killed_runs.py`. Any other
+outcome counts as `failed`, and the exit code is 1. Appends to ``results/durability.csv``.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=1000, help="writers to kill")
     parser.add_argument("--flips", type=int, default=10_000, help="bits to flip")
-    parser.add_argument("--runs", type=int, default=50, help="kills of each of the four commands")
-    parser.add_argument("--commands", default=",".join(COMMANDS), help="which of the four")
+    parser.add_argument("--runs", type=int, default=50, help="kills of each command")
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="which of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--dry", action="store_true", help="print only; record nothing")

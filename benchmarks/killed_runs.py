@@ -33,14 +33,18 @@ COMMANDS = {
     "probe": [*HERE, "--backbones", "demo:clip", "--sweep-C", "1e-6:1e-4:5", "--folds", "3"],
     "finetune": [*HERE, "--backbones", "demo:cnn", *TRAIN, "--checkpoint-minutes", "1e-6"],
     "bakeoff": [*HERE, "--backbones", "demo:cnn", "--epochs", "1", "--replicates", "100"],
+    "export": ["runs/demo-cnn/probe", "--out", "tagger", "--device", "cpu", "--quiet"],
 }
-# Stores that a probe reads, and the probe that a fine-tune starts from, are made before.
+# Made before: stores that a probe reads, the probe that a fine-tune or an export starts from.
 BEFORE = {
     "probe": [["extract", *HERE, "--backbones", "demo:clip"]],
-    "finetune": [
-        ["extract", *HERE, "--backbones", "demo:cnn"],
-        ["probe", *HERE, "--backbones", "demo:cnn", "--sweep-C", "0.1", "--heads", "logistic"],
-    ],
+    **dict.fromkeys(
+        ("finetune", "export"),
+        [
+            ["extract", *HERE, "--backbones", "demo:cnn"],
+            ["probe", *HERE, "--backbones", "demo:cnn", "--sweep-C", "0.1", "--heads", "logistic"],
+        ],
+    ),
 }
 TIMED = (
     "journal.jsonl",
@@ -171,6 +175,8 @@ def left(root: Path) -> dict[str, bytes]:
     found = {}
     for path in root.rglob("*"):
         aside = path.name in TIMED or path.suffix == ".png" or path.parent == root
+        # a killed export leaves the hidden folder in which it wrote
+        aside |= path.relative_to(root).parts[0].endswith(".part")
         if path.is_file() and not aside:
             found[path.relative_to(root).as_posix()] = _without_times(path)
     return found
@@ -227,4 +233,5 @@ def preload() -> None:
     import retailtag.demo.backbones
     import retailtag.demo.networks
     import retailtag.runs.embeddings
+    import retailtag.runs.export
     import retailtag.tagger.latency  # noqa: F401

@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
 # What `GroupSummary` says of the population: the estimate and its interval.
 ESTIMATE = ("macro_f1_population", "macro_f1_low", "macro_f1_high")
 
+EXPORTED = "tagger.json"  # header of an exported folder
 DIFFERENCES = "Differences in macro-F1 in the population"
 
 
@@ -79,11 +80,13 @@ def load_tagger(
         # A bake-off that nobody told how to assign records independent.
         assignment = assignment or (None if recorded == INDEPENDENT else recorded)
     ids = list(backbones_of(folder))
+    if compute.weights and (folder / EXPORTED).is_file():
+        raise UsageError(f"{folder} is an export with weights of its own; leave --weights out.")
     local = local_weights(compute.weights if ids else (), ids)
     device = resolve_device(compute.device)
     tagger = load_fitted(folder, weights=local, device=device, progress=progress, **limits)
     default = AT_MOST_ONE if one_of or tagger.exclusive else INDEPENDENT
-    if (folder / "tagger.json").is_file() and not one_of:
+    if (folder / EXPORTED).is_file() and not one_of:
         default = tagger.assignment  # chosen when it was exported
     return tagger.assigning(assignment or default, one_of)
 
@@ -138,7 +141,7 @@ def fitted_models(runs: Sequence[Path]) -> dict[str, Path]:
         if (run / "bakeoff.json").is_file():
             pairs = BakeoffResult.load(run / "bakeoff.json").ranking
             found += [(p.name, pair_folder(run, p.backbone, p.strategy)) for p in pairs]
-        elif any((run / n).is_file() for n in ("tagger.json", "checkpoint.json", "probe.json")):
+        elif any((run / name).is_file() for name in (EXPORTED, "checkpoint.json", "probe.json")):
             found.append((str(run), run))
         else:
             raise DataError(

@@ -39,11 +39,8 @@ def calibrate(
     divided) are calibrated by the curves of the other folds.
     """
     labels = catalog.table.labels[rows]
-    logits, group, fold = model.scores.logits, catalog.table.group, model.scores.fold
-    if fold is None:
-        n = min(N_FOLDS, len(np.unique(catalog.group[rows])))
-        products, ids = catalog.group[rows], catalog.image_ids[rows]
-        fold = k_folds(labels, products, ids, n, seed) if n > 1 else np.zeros(len(rows), np.intp)
+    logits, group = model.scores.logits, catalog.table.group
+    fold = folds_of(model, catalog, rows, seed)
     tags = rank_tags(logits, labels)
     crossed = np.empty(logits.shape, np.float32)
     for k in np.unique(fold):
@@ -59,6 +56,19 @@ def calibrate(
             "cross_fit": _errors(logits, crossed, labels, group),
         },
     )
+
+
+def folds_of(
+    model: Model, catalog: Catalog, rows: NDArray[np.intp], seed: int
+) -> NDArray[np.integer]:
+    """Fold (n_images,) of each kept score: that of the probe, or one drawn for a validation set."""
+    if model.scores.fold is not None:
+        return model.scores.fold
+    products, ids = catalog.group[rows], catalog.image_ids[rows]
+    n = min(N_FOLDS, len(np.unique(products)))
+    if n < 2:  # a single product cannot be divided: its errors are those without calibration
+        return np.zeros(len(rows), np.intp)
+    return k_folds(catalog.table.labels[rows], products, ids, n, seed)
 
 
 def errors_on(
@@ -90,8 +100,12 @@ def _errors(
     }
 
 
-def shrunken_curves(tags: tuple[RankedTag, ...], group: NDArray[np.str_]) -> Calibration:
+def shrunken_curves(
+    tags: tuple[RankedTag, ...], group: NDArray[np.str_], equal_weight: float = EQUAL_WEIGHT
+) -> Calibration:
     r"""Platt scaling of each tag, shrunk to that of its frequency group.
+
+    `equal_weight` is the number of positives of a tag that weigh as much as its group.
 
     Notes
     -----
@@ -109,8 +123,11 @@ def shrunken_curves(tags: tuple[RankedTag, ...], group: NDArray[np.str_]) -> Cal
             continue  # no curve can be fitted: the logistic stays
         shared = _platt([tags[k] for k in members])
         for k in members:
-            own = _platt([tags[k]]) if tags[k].positives else shared
-            share = tags[k].positives / (tags[k].positives + EQUAL_WEIGHT)
+            share = 0.0
+            own = shared
+            if tags[k].positives:
+                share = tags[k].positives / (tags[k].positives + equal_weight)
+                own = _platt([tags[k]])
             slope[k], offset[k] = share * own + (1 - share) * shared
     return Calibration(slope.astype(np.float32), offset.astype(np.float32))
 

@@ -225,7 +225,7 @@ def test_tagger_refuses_other_weights_and_empty_folders(finished, tmp_path):
     replace(tuned, facts={**tuned.facts, "model": model}).save(tmp_path / "tuned")
     with pytest.raises(ArtefactError, match="another architecture or preprocessing"):
         load_fitted(tmp_path / "tuned")
-    with pytest.raises(DataError, match="neither"):
+    with pytest.raises(DataError, match="no probe, fine-tune or exported tagger"):
         load_fitted(tmp_path)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import retailtag as rt
 from retailtag.backbones import load_backbone
 from retailtag.bakeoffs.plan import plan_bakeoff
 from retailtag.bakeoffs.request import Request, pair_folder
@@ -12,6 +13,7 @@ from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.cli.main import run as command
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.outcomes import recommended_folder
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT
@@ -111,6 +113,35 @@ def test_tagger_runs_both_and_answers_as_the_predictions_do(finished, small):
     logits = load_fitted(folder).logits([small.images.read(i) for i in rows])
     np.testing.assert_allclose(logits, predictions.logits[place], rtol=1e-3, atol=2e-3)
     assert backbones_of(folder) == ("demo:cnn", "demo:clip")
+
+
+def test_the_export_of_a_pair_has_the_weights_of_both(finished, small, tmp_path):
+    run = finished[0] / "run"
+    exported = rt.export(
+        run, pair=f"{JOINT} probe", out=tmp_path / "tagger", catalog=small, device="cpu"
+    )
+    names = {"head", "backbone-1", "backbone-2"}
+    assert {p.stem for p in exported.folder.glob("*.safetensors")} == names
+    images = [small.images.read(i) for i in small.rows("test")[:3].tolist()]
+    tagger = load_fitted(pair_folder(run, JOINT, "probe"))
+    assert np.array_equal(
+        rt.load(exported.folder, device="cpu").logits(images), tagger.logits(images)
+    )
+    assert exported.run.check.largest == 0
+    # the short name of the pair does, the recommended one needs none, and another is refused
+    assert recommended_folder(run, "demo:cnn · finetune")[0] == run / "demo-cnn" / "finetune"
+    assert recommended_folder(run)[0].is_dir()
+    with pytest.raises(UsageError, match=r"--pair cnn is no pair .* 'demo:cnn · finetune'"):
+        recommended_folder(run, "cnn")
+
+
+def test_a_fine_tune_that_kept_its_probe_is_calibrated_as_the_probe(finished, small, tmp_path):
+    run = finished[0] / "run"
+    folder = run / "demo-cnn" / "finetune"
+    assert Predictions.load(folder / "predictions.npz").provenance["is_probe"]
+    exported = rt.export(folder, out=tmp_path / "tagger", catalog=small, device="cpu")
+    assert exported.run.calibration["scores"] == "out-of-fold"
+    assert len(exported.tagger.operating_points) == 3
 
 
 def test_tagger_refuses_other_weights_of_a_part(finished, tmp_path):

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import torch
+from PIL import Image
 from reference_attack import Format
 from reference_mutations import (
     Mutator,
@@ -47,10 +48,13 @@ from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.solver.fits import ProbeFits
+from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.drift.properties import PROPERTIES
 from retailtag.tagger.drift.reference import Reference
 from retailtag.tagger.drift.sample import CONFIDENCES, Sample
+from retailtag.tagger.exported import Exported, write_exported
 from retailtag.tagger.loading import load_fitted
+from retailtag.tagger.tagger import Tagger
 from retailtag.tuning_scores import TuningScores
 
 TAGS = ("blue", "colour:red", "dotted")
@@ -261,7 +265,84 @@ def second_scores(folder: Path) -> Any:
     return [ids, None if max(fold) < 0 else fold, tensors["scores"].astype(np.float32)]
 
 
+def make_exported(folder: Path) -> None:
+    backbone = _backbone("demo:cnn", weights=None, device="cpu")
+    head = _head(backbone.dim)
+    points = {"f1": head["thresholds"], "precision:0.8": head["thresholds"] + np.float32(1)}
+    tagger = Tagger(
+        (backbone,),
+        Probe(**head, C=np.ones(3), facts=_facts()),
+        "probe",
+        exclusive=("colour",),
+        operating_points=points,
+        calibration=Calibration(np.array([0.5, 1, 2], np.float32), np.zeros(3, np.float32)),
+    )
+    write_exported(folder, tagger, Exported({"method": "platt"}, {"code": "c"}, ["MIT"]))
+
+
+def read_tagger(folder: Path) -> Any:
+    """Everything that `predict` uses of an exported tagger."""
+    tagger = load_fitted(folder)
+    backbone, head, curves = tagger.backbones[0], tagger.head, tagger.calibration
+    need(bool(np.isfinite(tagger.logits([_PICTURE])).all()), "logits")
+    need(bool(np.isfinite(tagger.probabilities(head.logits(np.zeros((1, head.dim), "f4")))).all()))
+    state = {k: t.numpy() for k, t in backbone.module.state_dict().items()}
+    arrays = {"weight": head.weight, "bias": head.bias}
+    arrays["thresholds"] = np.stack(list(tagger.operating_points.values()))
+    if curves:
+        arrays |= {"slope": curves.slope, "offset": curves.offset}
+    pixels = json.loads(backbone.preprocess.to_json())
+    names = [tagger.strategy, tagger.tags, list(tagger.operating_points), tagger.assignment]
+    return [*names, tagger.exclusive, head.head, head.scale, pixels, arrays, state]
+
+
+def second_tagger(folder: Path) -> Any:
+    header = json.loads((folder / "tagger.json").read_bytes())
+    need(header["files"]["tagger.json"] == digest_of(header, "tagger.json"), "digest")
+    need(header["format"] == 1 and type(header["format"]) is int, "format")
+    found = []
+    for file in ("head.safetensors", "backbone-1.safetensors"):
+        body = (folder / file).read_bytes()
+        need(header["files"][file] == hashlib.sha256(body).hexdigest(), "digest")
+        found.append(stored_tensors(body))
+    arrays, state = found
+    points, tags = header["operating_points"], header["tags"]
+    (one,) = header["backbones"]
+    own = _backbone("demo:cnn", weights=None, device="cpu")
+    wanted = {k: t.numpy() for k, t in own.module.state_dict().items()}
+    state = {k.removeprefix("backbone."): v for k, v in state.items()}
+    # the digest of the weights is in the header: no others are right
+    need(state.keys() == wanted.keys())
+    need(all(np.array_equal(state[k], wanted[k]) for k in wanted), "weights")
+    need(one["weights_sha256"] == own.weights_sha256 and one["id"].startswith("demo:cnn"))
+    need(arrays["thresholds"].shape == (len(points), len(tags)) and len({*points}) == len(points))
+    need(bool((arrays["thresholds"] > -np.inf).all()), "thresholds")
+    need(arrays["weight"].shape == (len(tags), own.dim) and arrays["bias"].shape == (len(tags),))
+    has_curves = "calibration" in header
+    names = {"weight", "bias", "thresholds"} | ({"slope", "offset"} if has_curves else set())
+    need(set(arrays) == names and all(a.dtype == np.float32 for a in arrays.values()), "names")
+    if has_curves:
+        need(bool((arrays["slope"] > 0).all()), "slopes")
+    need(all(np.isfinite(a).all() for n, a in arrays.items() if n != "thresholds"), "numbers")
+    need(all(isinstance(t, str) and t for t in (*tags, *points)) and len({*tags}) == len(tags) > 0)
+    exclusive = header["facts"].get("exclusive") or []
+    parts = [header["strategy"], tags, points, header["assignment"]]
+    need(header["head"] in ("logistic", "ridge", "text", "fine-tuned"), "head")
+    return [*parts, exclusive, header["head"], header["scale"], one["preprocessing"], arrays, state]
+
+
+_PICTURE = Image.new("RGB", (40, 50), (200, 30, 60))
+
 MODELS = (
+    Format(
+        "exported tagger",
+        make_exported,
+        {"tagger.json": of_json, "*.safetensors": of_safetensors},
+        read_tagger,
+        second_tagger,
+        codes=(3, 4),
+        bind=bind("tagger"),
+    ),
     Format(
         "out-of-fold scores",
         make_scores,

@@ -1,5 +1,7 @@
 """Calibration: right on scores whose truth is known, monotone, and sane for rare tags."""
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +80,20 @@ def test_errors_of_a_scope_without_a_known_label_are_left_out():
     curves = curves_of(np.zeros((2, 1), np.float32), np.array([[1], [0]], np.int8), ["tail"])
     unknown = np.full((1, 1), -1, np.int8)
     assert errors_on(curves, np.zeros((1, 1), np.float32), unknown, np.array(["tail"])) == {}
+
+
+def test_the_benchmark_finds_what_was_simulated(monkeypatch, tmp_path):
+    """Of two tags whose scores are off in opposite ways only the own curve helps both."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import calibration
+
+    truth, labels = world(3000, [0.3, 0.3])
+    z = np.stack([2 * truth[:, 0], 0.5 * truth[:, 1] + 2], axis=1).astype(np.float32)
+    group = np.array(["frequent", "frequent"])
+    loss = {}
+    for name, fit in calibration.ways(group).items():
+        fresh = fit(z[:1500], labels[:1500])(z[1500:])
+        loss[name] = calibration.measures("m", fresh, labels[1500:], np.ones(2, bool))["m_log_loss"]
+    assert max(loss["platt, tag"], loss["platt, shrunk"]) < loss["isotonic, tag"] < loss["none"]
+    assert loss["platt, shrunk"] < loss["platt, group"] == loss["platt, all tags"]
+    assert loss["isotonic, group"] == loss["isotonic, all tags"]

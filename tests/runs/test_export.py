@@ -264,3 +264,8 @@ def test_a_half_written_folder_is_refused_by_every_reader(made, tmp_path):
             (folder / path.name).write_bytes(path.read_bytes()[:-9])
             with pytest.raises(ArtefactError):
                 rt.load(folder)
+
+
+def test_weights_for_a_folder_that_has_its_own_are_refused(made, tmp_path):
+    with pytest.raises(UsageError, match="leave --weights out"):
+        rt.load(made.folder, weights=str(tmp_path), device="cpu")
