@@ -36,15 +36,14 @@ COMMANDS = {
     "export": ["runs/demo-cnn/probe", "--out", "tagger", "--device", "cpu", "--quiet"],
 }
 # Made before: stores that a probe reads, the probe that a fine-tune or an export starts from.
+_PROBED = [
+    ["extract", *HERE, "--backbones", "demo:cnn"],
+    ["probe", *HERE, "--backbones", "demo:cnn", "--sweep-C", "0.1", "--heads", "logistic"],
+]
 BEFORE = {
     "probe": [["extract", *HERE, "--backbones", "demo:clip"]],
-    **dict.fromkeys(
-        ("finetune", "export"),
-        [
-            ["extract", *HERE, "--backbones", "demo:cnn"],
-            ["probe", *HERE, "--backbones", "demo:cnn", "--sweep-C", "0.1", "--heads", "logistic"],
-        ],
-    ),
+    "finetune": _PROBED,
+    "export": _PROBED,
 }
 TIMED = (
     "journal.jsonl",
