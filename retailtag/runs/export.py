@@ -107,10 +107,7 @@ class _Source:
             return None
         if not len(self.catalog.rows("test")):
             return None
-        assignment = self.tagger.assignment
-        return align(
-            self.predictions, self.catalog, "test", allow_missing=True, assignment=assignment
-        )
+        return align(self.predictions, self.catalog, "test", allow_missing=True)
 
 
 def run_export(
@@ -250,7 +247,7 @@ def _given(
     order = [column[tag] for tag in table.tags]
     for name, thresholds in points.items():
         cells = assign(
-            aligned.logits, thresholds[order], table.tags, aligned.exclusive, tagger.assignment
+            aligned.logits, thresholds[order], table.tags, tagger.exclusive, tagger.assignment
         )
         yield operating_point(name, cells, aligned.labels, table.group == "tail")
 

@@ -269,3 +269,17 @@ def test_a_half_written_folder_is_refused_by_every_reader(made, tmp_path):
 def test_weights_for_a_folder_that_has_its_own_are_refused(made, tmp_path):
     with pytest.raises(UsageError, match="leave --weights out"):
         rt.load(made.folder, weights=str(tmp_path), device="cpu")
+
+
+def test_attributes_that_are_named_are_recorded_with_the_export(fitted, small, tmp_path):
+    made = rt.export(fitted, out=tmp_path / "tagger", one_of="colour", device="cpu")
+    loaded = rt.load(made.folder, device="cpu")
+    assert (loaded.exclusive, loaded.assignment) == (("colour",), "at-most-one")
+    images = pictures(small, 20)
+    colours = [[t for t in tags if t.startswith("colour:")] for tags in loaded.tag(images)]
+    assert max(map(len, colours)) == 1
+    assert (
+        "Of `colour` an image is given at most one tag." in (made.folder / "README.md").read_text()
+    )
+    # another assignment can be chosen when it is loaded
+    assert rt.load(made.folder, assign="independent", device="cpu").assignment == "independent"
