@@ -176,7 +176,8 @@ def test_importing_the_package_loads_no_library():
 def test_help_of_every_command_starts_without_heavy_imports():
     loaded = _loaded_by(
         "from retailtag.cli.main import run\n"
-        "names = 'extract probe finetune score compare bakeoff demo catalog features'.split()\n"
+        "names = 'extract probe finetune score compare bakeoff predict demo catalog features'\n"
+        "names = names.split()\n"
         "for name in names:\n"
         "    assert run([name, '--help']) == 0\n"
         "assert run(['--help']) == 0"

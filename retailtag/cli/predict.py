@@ -174,6 +174,7 @@ def _result(
         "operating_point": call.settings.predict.operating_point,
         "top_k": choice.top_k,
         "min_probability": choice.min_probability,
+        "calibrated": tagger.calibration is not None,
         "assignment": tagger.assignment,
         "one_of": list(tagger.exclusive),
     }

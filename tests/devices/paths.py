@@ -14,6 +14,7 @@ import torch
 from pyarrow import parquet
 from reference_accelerator import SimTensor
 
+import retailtag as rt
 from retailtag.backbones import load_backbone
 from retailtag.backbones.engines import with_torch
 from retailtag.backbones.engines.build import with_engine
@@ -344,3 +345,5 @@ def test_predict(sim, tiny, probes):
     expected, found = (load_fitted(probes[sim], device=device) for device in ("cpu", sim))
     np.testing.assert_allclose(found.logits(images), expected.logits(images), rtol=1e-4, atol=1e-4)
     assert found.tag(images) == expected.tag(images)
+    here, there = (rt.predict(tagger, images, batch_size=2) for tagger in (expected, found))
+    assert here["tags"].to_pylist() == there["tags"].to_pylist() != [[]] * 5

@@ -299,6 +299,7 @@ def test_json_has_tags_probabilities_and_what_decided(here, capsys):
     assert len(value["tags"]["images/1.jpg"]) == len(value["probabilities"]["images/1.jpg"]) == 2
     assert list(value["unreadable"]) == ["gone.jpg"]
     assert (value["top_k"], value["assignment"], value["one_of"]) == (2, "independent", [])
+    assert value["calibrated"] is False
 
 
 def test_rows_go_to_stdout_in_the_format_asked_for(here, capsys):
