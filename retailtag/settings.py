@@ -549,14 +549,6 @@ class ServeSettings(Section):
     max_batch: int = setting(
         32, "Most images per forward pass.", at_least=1, at_most=1024, recorded=False, advanced=True
     )
-    batch_wait_ms: float = setting(
-        5.0,
-        "How long a batch waits for images that are being decoded.",
-        at_least=0,
-        at_most=10_000,
-        recorded=False,
-        advanced=True,
-    )
     queue: int = setting(
         256,
         "Most images in the server; requests beyond get status 429.",

@@ -2,7 +2,7 @@
 
 Requests take turns, an image each, so that one of a hundred images does not hold up one of a single
 image. The thread of the model takes what is decoded when it becomes free: under load batches fill
-while the previous one is computed. It waits for more only while other images are being decoded.
+while the previous one is computed. Waiting for more gives nothing (results/LOG.md, 2026-11-29).
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class _Decoded(NamedTuple):
     job: Job
     number: int
     pixels: Any
-    since: float
 
 
 class Observer:
@@ -84,7 +83,6 @@ class Sizes:
     """How much a batcher takes."""
 
     max_batch: int  # images per forward pass
-    wait: float  # seconds that a batch waits for images that are being decoded
     queue: int  # most images admitted and unanswered
     workers: int  # threads that decode
 
@@ -118,7 +116,6 @@ class Batcher:
         self._to_compute = threading.Condition(lock)
         self._jobs: deque[Job] = deque()  # with images that no decoder has begun; turn by turn
         self._decoded: deque[_Decoded] = deque()
-        self._decoding = 0  # images
         self._images = 0  # admitted and unanswered
         self._seconds_per_image = 0.0
         self._since = 0.0  # when the last batch was done, or the first image came after a rest
@@ -191,18 +188,15 @@ class Batcher:
                 outcome = Outcome(reason=str(unreadable))
             except Exception as other:  # noqa: BLE001 - the thread must live for other requests
                 error = other
-            end = time.perf_counter()
-            self._observer.decoded(end - start)
+            self._observer.decoded(time.perf_counter() - start)
             with self._to_compute:
-                self._decoding -= 1
                 if error is not None:
                     self._answered(1)
                 elif outcome is not None:
                     self._settle(job, number, outcome)
                 else:
-                    self._decoded.append(_Decoded(job, number, pixels, end))
-                # also without pixels: a batch that waited for this image need not wait any more
-                self._to_compute.notify()
+                    self._decoded.append(_Decoded(job, number, pixels))
+                    self._to_compute.notify()
             if error is not None:
                 self._fail([job], error)
 
@@ -219,7 +213,6 @@ class Batcher:
             assert data is not None  # no decoder has begun it
             job.images[number] = None
             job.begun += 1
-            self._decoding += 1
             if job.left:
                 self._jobs.append(job)
             return job, number, data
@@ -247,26 +240,17 @@ class Batcher:
     def _next_batch(self) -> list[_Decoded]:
         """What is decoded, at most a batch; empty: the batcher is closed and has no images left."""
         with self._to_compute:
-            while not self._is_due():
-                if self._closed and not self._images:
-                    return []
-                timeout = None
-                if self._decoded:
-                    timeout = self._decoded[0].since + self._sizes.wait - time.perf_counter()
-                self._to_compute.wait(timeout)
-            count = min(len(self._decoded), self._sizes.max_batch)
-            return [self._decoded.popleft() for _ in range(count)]
-
-    def _is_due(self) -> bool:
-        while self._decoded and self._decoded[0].job.future.done():  # nobody waits for it
-            self._decoded.popleft()
-            self._answered(1)
-        if not self._decoded:
-            return False
-        nothing_comes = not self._decoding and not self._jobs
-        waited = time.perf_counter() - self._decoded[0].since
-        full = len(self._decoded) >= self._sizes.max_batch
-        return full or nothing_comes or waited >= self._sizes.wait
+            while True:
+                batch: list[_Decoded] = []
+                while self._decoded and len(batch) < self._sizes.max_batch:
+                    image = self._decoded.popleft()
+                    if image.job.future.done():  # nobody waits for it
+                        self._answered(1)
+                    else:
+                        batch.append(image)
+                if batch or (self._closed and not self._images):
+                    return batch
+                self._to_compute.wait()
 
     def _settle(self, job: Job, number: int, outcome: Outcome) -> None:
         self._answered(1)

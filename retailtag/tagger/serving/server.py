@@ -87,9 +87,7 @@ def serve(
     more = [] if monitor is None else [PixelProperties()]
     decoding = Decoding(tagger, reading.workers, reading.max_pixels, settings.timeout, more)
     decoding.warm()
-    sizes = Sizes(
-        settings.max_batch, settings.batch_wait_ms / 1000, settings.queue, max(reading.workers, 1)
-    )
+    sizes = Sizes(settings.max_batch, settings.queue, max(reading.workers, 1))
     batcher = Batcher(decoding, _Model(tagger, monitor), sizes, metrics)
     limits = Limits(
         min(settings.max_images, settings.queue),

@@ -33,7 +33,7 @@ def _service(api_key="", queue=100):
     batcher = Batcher(
         _decode,
         lambda pixels: [{"colour:red": 0.9, "<b>": 0.25} if p != "none" else {} for p in pixels],
-        Sizes(8, 0.0, queue, 1),
+        Sizes(8, queue, 1),
         metrics,
     )
     return Service(FACTS, Limits(3, 1000, 5.0), batcher, metrics, Stopping(), api_key)

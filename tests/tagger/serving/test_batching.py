@@ -60,11 +60,9 @@ def make(world):
     """Make a batcher; it is closed at the end."""
     made = []
 
-    def make(max_batch=4, wait=0.0, queue=100, workers=1):
+    def make(max_batch=4, queue=100, workers=1):
         made.append(
-            Batcher(
-                world.decode, world.compute, Sizes(max_batch, wait, queue, workers), Seen(world)
-            )
+            Batcher(world.decode, world.compute, Sizes(max_batch, queue, workers), Seen(world))
         )
         return made[-1]
 
@@ -116,32 +114,6 @@ def test_what_came_during_a_batch_is_the_next_batch(world, make):
     assert world.batches == [["first"], ["a", "b", "c", "d"], ["e"]]
 
 
-def test_a_batch_waits_for_images_that_are_being_decoded_and_not_for_others(world, make):
-    batcher = make(wait=3600.0, workers=2)
-    world.computing.set()
-    gate = world.decoding
-
-    def decode(data):  # the second image takes as long as the test wants
-        if data == b"slow":
-            gate.wait(60)
-        return data.decode()
-
-    batcher._decode = decode
-    assert _result(batcher.submit([b"alone"])) == [Outcome({"alone": 0.5})]  # no hour of waiting
-    quick, slow = batcher.submit([b"quick"]), batcher.submit([b"slow"])
-    assert not quick.future.done()
-    gate.set()
-    _result(quick), _result(slow)
-    assert sorted(map(sorted, world.batches)) == [["alone"], ["quick", "slow"]]
-
-
-def test_a_batch_does_not_wait_for_an_image_that_turns_out_unreadable(world, make):
-    batcher = make(wait=3600.0)
-    job = batcher.submit([b"good", b"bad"])
-    world.open()
-    assert _result(job) == [Outcome({"good": 0.5}), Outcome(reason="is damaged; fetch it again")]
-
-
 def test_more_than_the_queue_takes_is_refused_whole(world, make):
     batcher = make(queue=3)
     first = batcher.submit([b"a", b"b"])
@@ -160,7 +132,7 @@ def test_more_than_the_queue_takes_is_refused_whole(world, make):
 def test_a_request_nobody_waits_for_is_not_computed(world, make):
     batcher = make()
     job = batcher.submit([b"first", b"never"])
-    _wait(lambda: batcher._decoding)
+    _wait(lambda: job.begun)
     batcher.drop(job)
     world.open()
     assert _result(batcher.submit([b"other"])) == [Outcome({"other": 0.5})]
