@@ -219,11 +219,17 @@ def _paths_of(stream: IO[bytes]) -> Iterator[str]:
     """Paths of a stream, ended by NUL characters if its first block has one, else by lines."""
     rest = b""
     end = b""
+    n = 0
     while block := stream.read1(_BLOCK) if hasattr(stream, "read1") else stream.read(_BLOCK):
         end = end or (b"\0" if b"\0" in block else b"\n")
         *whole, rest = (rest + block).split(end)
-        yield from _decoded(whole, end)
-    yield from _decoded([rest], end)
+        for name in _decoded(whole, end):
+            n += 1
+            yield name
+    last = list(_decoded([rest], end))
+    if not n + len(last):
+        raise DataError("stdin names no images; write one path per line.")
+    yield from last
 
 
 def _decoded(parts: Iterable[bytes], end: bytes) -> Iterator[str]:

@@ -169,3 +169,5 @@ def test_nothing_named_is_refused(here):
         named_images([])
     with pytest.raises(UsageError, match="- stands for paths on stdin"):
         named_images(["-"])
+    with pytest.raises(DataError, match=r"^stdin names no images; write one path per line"):
+        ids("-", stdin=io.BytesIO(b"\n\n"))
