@@ -857,8 +857,8 @@ def predict(
         ``image_id``, ``path``, ``tags`` and their ``probabilities`` (falling), ``uncertain`` tags,
         and the ``error`` of an image that could not be read, whose other columns are null.
 
-    Examples
-    --------
+    Notes
+    -----
     Loop over `predict_batches` where a table of all images would not fit into memory.
     """
     import pyarrow as pa
