@@ -51,7 +51,7 @@ def _none(result: DriftResult) -> Remedy:
         "none",
         f"The smallest p of all tests is {result.p:.3f} after correction, above the rate of false "
         f"alarms of {result.alpha:g}.",
-        "Nothing. A shift that "
+        "A shift that "
         f"{result.n_new:,} images do not show may still be there: the embeddings tell new images "
         f"from old ones in at most {100 * most:.0f} of 100 pairs (50: not at all).",
     )
