@@ -72,7 +72,9 @@ def export(
     if made.run.calibration:
         output.print(_calibration(made.run))
     output.print(*made.run.notes)
-    if made.run.checked:
+    if made.run.onnx is not None:
+        output.print(*made.run.onnx.sentences)
+    elif made.run.checked:
         output.print(made.run.checked)
     size = sum(made.run.files.values()) / 2**20
     output.print(f"{made.folder}: {len(made.run.files)} files, {size:.1f} MiB")

@@ -199,13 +199,20 @@ def _escape_libraries() -> None:
         logging.lastResort.setFormatter(Escaped())
 
 
+def _freeze() -> None:
+    """Spare the interpreter's exit the search for garbage."""
+    # triton, which exporting a graph loads, would report all that stays as leaks on stderr.
+    if "triton" not in sys.modules:
+        gc.freeze()
+
+
 def main() -> None:
     """Entry point of the console script."""
     keep_freed_memory()
     # Libraries are a million objects that stay to the end: looking for garbage among them while
     # they are imported, and again at the exit, takes a large share of a short command's time.
     gc.set_threshold(50_000)
-    atexit.register(gc.freeze)
+    atexit.register(_freeze)
     # A terminal that lacks a character shows its escape; the default is a UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

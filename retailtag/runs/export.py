@@ -86,7 +86,7 @@ class ExportRun:
     def checked(self) -> str:
         """What the check found, for people; empty without one."""
         if self.onnx is not None:
-            return "\n".join(self.onnx.sentences)
+            return " ".join(self.onnx.sentences)
         return _sentence(self.check) if self.check else ""
 
 

@@ -106,6 +106,7 @@ def test_without_the_catalogue_a_sample_is_compared(
     assert run([*asked, *sample, "--out", str(tmp_path / "b")]) == 0
     printed = capsys.readouterr().out
     assert "on 3 images: all tags identical, largest difference of a logit" in printed
+    assert "\\n" not in printed
     assert "run_onnx.py IMAGE..." in printed
 
 

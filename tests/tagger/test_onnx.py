@@ -338,6 +338,7 @@ def test_a_graph_that_resizes_takes_images_of_any_size(measured):
         (logits,) = model.run({"image": np.asarray(image)[None]})
         assert np.allclose(logits, tagger.logits([image]), atol=0.05)
     assert "TensorRT has no antialiased Resize" in made.guide
+    assert "takes `image` batch x height x width x 3, uint8" in made.guide
 
 
 def test_int8_quantises_what_lies_between_the_pixels_and_the_head(measured):

@@ -261,6 +261,12 @@ def _shapes(tagger: Tagger, with_preprocessing: bool) -> dict[str, tuple[int, ..
     return {name: (3, *p.size) for name, p in inputs_of(tagger).items()}
 
 
+def _named(shape: tuple[int, ...]) -> list[int | str]:
+    """A shape (h, w, c) or (c, h, w) with names for the sides of any length."""
+    names = ("height", "width", "channels")
+    return [name if n == -1 else n for name, n in zip(names, shape, strict=True)]
+
+
 def _facts(tagger: Tagger, made: OnnxExport, with_preprocessing: bool) -> dict[str, Any]:
     """Content of ``model.json``."""
     shapes = _shapes(tagger, with_preprocessing)
@@ -280,7 +286,7 @@ def _facts(tagger: Tagger, made: OnnxExport, with_preprocessing: bool) -> dict[s
         "exclusive": _exclusive(tagger),
         "threshold_share": THRESHOLD_SHARE,
         "opset": OPSET,
-        "inputs": {name: ["batch", *shape] for name, shape in shapes.items()},
+        "inputs": {name: ["batch", *_named(shape)] for name, shape in shapes.items()},
         "outputs": {name: ["batch", len(tagger.tags)] for name in OUTPUTS},
         **made.to_json(),
     }
