@@ -173,7 +173,8 @@ def run_export(
             licences=licences,
             provenance=provenance,
             checked=_sentence(check) if check else "",
-            notes=tuple(source.notes),
+            # the reasons name paths of this machine, which stay behind
+            notes=tuple(f"{note.partition(': ')[0].rstrip('.')}." for note in source.notes),
             guide=onnx.guide if onnx else "",
         )
         write_text(place / CARD, card_text(card))

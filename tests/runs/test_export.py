@@ -172,7 +172,8 @@ def test_without_the_catalogue_it_says_what_is_left_out(fitted, small, tmp_path)
     assert list(made.tagger.operating_points) == ["f1"]
     card = (made.folder / "README.md").read_text()
     assert "Not calibrated" in card
-    assert made.run.notes[0] in card
+    assert "- Neither calibrated nor compared with its run." in card
+    assert str(tmp_path) not in card
     with pytest.raises(UsageError, match=r"gone\.csv is not there"):
         rt.export(folder, out=tmp_path / "x", catalog=tmp_path / "gone.csv", device="cpu")
 
