@@ -33,6 +33,7 @@ from retailtag.tagger.onnx import preprocess, session
 from retailtag.tagger.onnx.folder import MODEL, Int8, write_onnx
 from retailtag.tagger.onnx.graph import feed_of, inputs_of
 from retailtag.tagger.onnx.parity import logits_in_torch
+from retailtag.tagger.onnx.quantise import quantise
 from retailtag.tagger.onnx.resizing import preprocessing_json, resizing_graph
 from retailtag.tagger.onnx.session import OnnxSession
 from retailtag.tagger.tagger import Tagger
@@ -360,6 +361,28 @@ def test_int8_quantises_what_lies_between_the_pixels_and_the_head(measured):
     )
     spread = tagger.logits(list(_images().values())).std()
     assert 0 < np.abs(exact - short).max() < spread
+
+
+def test_depthwise_convolutions_stay_float32(tmp_path):
+    torch.manual_seed(0)
+    x = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [1, 4, 9, 9])
+    y = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 4, None, None])
+    names, nodes, weights = ["pixels", "a", "b", "logits"], [], []
+    for i, group in enumerate((1, 4, 1)):
+        w = np.random.default_rng(i).normal(size=(4, 4 // group, 3, 3)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(w, f"w{i}"))
+        ends = [names[i], f"w{i}"], [names[i + 1]]
+        nodes.append(onnx.helper.make_node("Conv", *ends, name=f"conv{i}", group=group))
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], weights)
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=opsets)
+    onnx.save(model, tmp_path / "a.onnx")
+    batches = [{"pixels": np.ones((1, 4, 9, 9), np.float32)}]
+    done = quantise(tmp_path / "a.onnx", tmp_path / "b.onnx", batches)
+    assert (done["int8_nodes"], done["float32_nodes"]) == (1, 2)
+    inputs = {n.name: n.input[1] for n in onnx.load(tmp_path / "b.onnx").graph.node}
+    assert inputs["conv1"] == "w1"
+    assert inputs["conv2"] != "w2"
 
 
 def _triton_config(text):
