@@ -62,7 +62,7 @@ def drift(
         progress=output.progress,
         stdin=sys.stdin.buffer,
     )
-    output.print(*drift_tables(made.result), f"page: {out}")
+    output.print(*drift_tables(made.result), f"Report: {out}")
     output.result({**made.result.to_json(), "out": str(out)})
     # Raised last: the page is written and the result printed whether gates are met or not.
     figures = made.result.figures

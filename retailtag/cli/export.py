@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,12 +85,11 @@ def export(
 
 def _next_step(run: ExportRun, form: str) -> str:
     """What tags images with the folder."""
+    folder = shlex.quote(str(run.folder))
     if form == "triton":
-        return f"serve it: tritonserver --model-repository={run.folder}"
-    command = (
-        f"python {run.folder}/run_onnx.py" if form == "onnx" else f"retailtag predict {run.folder}"
-    )
-    return f"tag images with it: {command} IMAGE..."
+        return f"Next: tritonserver --model-repository={folder}"
+    command = {"onnx": f"python {folder}/run_onnx.py"}.get(form, f"retailtag predict {folder}")
+    return f"Next: {command} IMAGE..."
 
 
 def _points(run: ExportRun) -> Table:

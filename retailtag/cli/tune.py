@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +70,7 @@ def tune(
     )
     call.output.print(_table(made))
     call.output.print(*made.notes)
-    call.output.print(f"score it: retailtag score {made.folder}")
+    call.output.print(f"Next: retailtag score {shlex.quote(str(made.folder))}")
     call.output.result(_summary(made))
 
 
