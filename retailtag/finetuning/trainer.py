@@ -361,7 +361,7 @@ class _Selection:
             tried.append({"factor": factor, **self.selector.row(measured)})
             candidates.append(_Candidate(self.best.epoch, measured, state, logits))
             shares.append(factor)
-        place = self.selector.simplest([c.measured for c in candidates])
+        place = self.selector.choose_from([c.measured for c in candidates])
         chosen, share = candidates[place], shares[place]
         network.load(chosen.state)
         network.eval()

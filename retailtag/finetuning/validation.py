@@ -14,10 +14,10 @@ because a threshold tuned and counted on the same images flatters whoever fits t
 ``auto``              ``macro-f1``, or ``macro-ap`` where thresholds aim at a precision
 ====================  ============================================================================
 
-Of equal epochs the earlier one is kept. Between the start (the probe on frozen blocks), the best
-epoch and what lies between the two, the state nearest to the start is kept that is within one
-standard error of the best: a validation set is small, and the start has been fitted and given
-thresholds on many times as many images.
+Of equal epochs the earlier one is kept. The best epoch, and what lies between it and the start (the
+probe on frozen blocks), must be more than one standard error ahead of the start to replace it: a
+validation set is small, and the probe has been fitted and given thresholds on many times as many
+images.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class ModelSelector:
         value = _mean(self.scores(measured))
         return value if math.isfinite(value) else -1.0
 
-    def simplest(self, candidates: Sequence[Measured]) -> int:
-        """Which of the start, first, and states ever further from it is kept.
+    def choose_from(self, candidates: Sequence[Measured]) -> int:
+        """Which of the start, the first, and states further from it is kept.
 
-        The first that validation cannot tell from the best of those that keep the tail.
+        The best of those that keep the tail, or the start where validation cannot tell the two.
         """
         start = candidates[0]
         allowed = [k for k, m in enumerate(candidates) if not k or self.keeps_tail(m, start)]
         choice = one_standard_error(np.array([self.scores(candidates[k]) for k in allowed]))
-        return allowed[choice.chosen] if choice else 0
+        return 0 if choice is None or choice.chosen == 0 else allowed[choice.best]
 
     def keeps_tail(self, measured: Measured, start: Measured) -> bool:
         """Whether a state is no worse than the start on the tail, as far as validation can tell."""
