@@ -235,7 +235,16 @@ def test_ctrl_c_keeps_whole_rows_and_says_how_many(tmp_path, form):
         assert partial.read_bytes().count(b"a.jpg") == 3
 
 
-def test_a_signal_waits_for_the_end_of_a_batch(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests were started with it ignored, in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_waits_for_the_end_of_a_batch():
     class Torn:
         def add(self, predictions):
             os.kill(os.getpid(), signal.SIGINT)
