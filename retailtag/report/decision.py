@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -17,7 +18,7 @@ RULE = (
     "(1) Pairs are ranked by macro-F1 in the population over all tags with a positive in the "
     "held-out split. "
     "(2) A pair is tied with the leader if the paired 95 % interval of their difference includes "
-    "0. "
+    "0, and that of every pair ranked between the two. "
     "(3) Among the tied, the best tail macro-F1 wins against every pair whose difference on the "
     "tail has an interval above 0. "
     "(4) Among those still tied, the lowest latency for one image wins (within 10 %, or not told "
@@ -149,11 +150,13 @@ def _tied_with_leader(
     if len(ranking) == 1:
         return [leader], [f"{lead}; there is no other pair to compare it with."]
     gaps = {p.name: _gap(result, leader, p) for p in ranking[1:]}
-    tied = [leader, *(p for p in ranking[1:] if gaps[p.name].is_tie)]
+    # A pair that ranks behind one that is clearly behind the leader is no rival: its interval is
+    # only the wider.
+    tied = [leader, *takewhile(lambda p: gaps[p.name].is_tie, ranking[1:])]
     # a fine-tune that kept its probe is no other model; `_without_twins` has a sentence on it
     rivals = _without_twins(result, list(ranking))[0][1:]
     closest = rivals[0] if rivals else None
-    if close := [p.name for p in rivals if gaps[p.name].is_tie]:
+    if close := [p.name for p in rivals if p in tied]:
         verdict = (
             f"The data do not tell it from {_listed(close)}: the interval of the difference "
             "includes 0."
@@ -166,6 +169,11 @@ def _tied_with_leader(
         )
     else:
         verdict = "No other pair is another model."
+    if wider := [p.name for p in rivals if p not in tied and gaps[p.name].is_tie]:
+        verdict += (
+            f" The interval of {_listed(wider)} includes 0 too, being wider, but a pair that is "
+            "clearly behind ranks before."
+        )
     return tied, [f"{lead}.", verdict]
 
 

@@ -37,6 +37,22 @@ def test_a_tie_on_the_tail_too_is_broken_by_latency():
     assert "10 ms an image, against a · probe (30 ms)" in decision.reasons[3]
 
 
+def test_a_pair_behind_a_clearly_worse_one_is_no_rival_however_wide_its_interval():
+    pairs = [pair("a", 0.60, 0.2, latency_ms_p50=99.0), pair("b", 0.58, 0.2), pair("c", 0.57, 0.2)]
+    result = bakeoff(pairs, {"all": 0.01, "tail": 0.01})
+    wide = [
+        replace(c, difference=Difference(0.03, -0.01, 0.07, 0.02))
+        if (c.a, c.b) == ("a · probe", "c · probe")
+        else c
+        for c in result.comparisons
+    ]
+    decision = decide(replace(result, comparisons=tuple(wide)))
+    assert (decision.winner, decision.ties) == ("a · probe", ())
+    assert "the closest, b · probe, is 2.0 points behind" in decision.reasons[1]
+    assert "The interval of c · probe includes 0 too, being wider" in decision.reasons[1]
+    assert decide(bakeoff(pairs, {"all": 0.05, "tail": 0.05})).ties[2] == "c · probe"
+
+
 def test_a_fine_tune_that_kept_its_probe_gives_way_to_it():
     probe, other = pair("a", 0.6, 0.2), pair("b", 0.59, 0.2, latency_ms_p50=1.0)
     card = replace(probe.scorecard, findings=(probe_kept(True),))
