@@ -46,10 +46,16 @@ def audit(
 def _table(made: AuditOutcome) -> Table:
     from rich.table import Table
 
+    shown = made.audit.suspects[:SHOWN]
+    # a product of one image is called as its image: the column would say nothing and break paths
+    has_products = any(s.product != s.image_id for s in shown)
     table = Table(title=f"Suspicious labels of {made.audit.n_products:,} products")
-    for column in ("rank", "kind", "tag", "product", "image"):
+    for column in ("#", "kind", "tag", *(["product"] if has_products else [])):
         table.add_column(column, overflow="fold")
+    longest = max((len(s.path) for s in shown), default=0)
+    table.add_column("image", overflow="fold", min_width=min(longest, 40))
     table.add_column("suspicion", justify="right")
-    for s in made.audit.suspects[:SHOWN]:
-        table.add_row(str(s.rank), s.kind, s.tag, s.product, s.path, f"{s.suspicion:.1f}")
+    for s in shown:
+        products = [s.product] if has_products else []
+        table.add_row(str(s.rank), s.kind, s.tag, *products, s.path, f"{s.suspicion:.1f}")
     return table
