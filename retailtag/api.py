@@ -8,19 +8,33 @@ records or a `Catalog`. `progress` hears how far a call is; by default nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from retailtag.errors import UsageError
-from retailtag.fields import Section
+from retailtag.inputs import (
+    Settings,
+    drift_reference,
+    images_to_time,
+    limits_of,
+    numbers,
+    path_of,
+    paths_of,
+    pictures_of,
+    read_source,
+    run_context,
+    settings_of,
+    tagger_of,
+    to_score,
+)
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
-from retailtag.settings import AUTO, BakeoffSettings, CatalogSettings, ProbeSettings
-from retailtag.settings_file import SETTINGS_FILE, read_settings, write_settings
-from retailtag.verbs import USES, resolve
+from retailtag.settings import AUTO, BakeoffSettings, ProbeSettings
+from retailtag.settings_file import SETTINGS_FILE, write_settings
+from retailtag.verbs import USES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +65,9 @@ if TYPE_CHECKING:
     from retailtag.probes.artefact import Probe
     from retailtag.probes.solver.fits import ProbeFits
     from retailtag.runs.predict import Predicting
-    from retailtag.scoring.files import ReadCatalog
     from retailtag.store import FeatureStore
-    from retailtag.tagger.drift.reference import Reference
-    from retailtag.tagger.drift.sources import Pictures
     from retailtag.tagger.tagger import Tagger
 
-Settings = BakeoffSettings | Section | str | Path | None
 RUNS = Path("runs")  # where probes and fine-tunes go by default
 
 
@@ -73,7 +83,7 @@ def read_catalog(source: Any = None, *, settings: Settings = None, **options: An
         Fields of `CatalogSettings` such as ``attributes``, ``tags_column`` and ``images``;
         ``max_bytes``.
     """
-    return _read(source, _resolve("check", settings, options))[0]
+    return read_source(source, settings_of("check", settings, options))[0]
 
 
 def split(
@@ -108,7 +118,7 @@ def split(
     **options
         Fields of `CatalogSettings` such as ``attributes`` and ``images``; ``seed``, ``workers``.
     """
-    s = _resolve("split", settings, options)
+    s = settings_of("split", settings, options)
     grouping = grouping_of(group_by, features, s)
     made = splits(source, test=test, val=val, grouping=grouping, out=out, force=force, settings=s)
     return made[0]
@@ -135,7 +145,7 @@ def splits(
     from retailtag.files import write_text
     from retailtag.report.contact_sheet import contact_sheet
 
-    s = _resolve("split", settings, {})
+    s = settings_of("split", settings, {})
     made = split_catalog(
         source,
         test=test,
@@ -213,8 +223,8 @@ def extract(
     from retailtag.extraction.shards import WHOLE, Shard
     from retailtag.outcomes import ExtractOutcome
 
-    s = _resolve("extract", settings, {**options, "backbones": backbones})
-    context = _context(catalog, s, progress)
+    s = settings_of("extract", settings, {**options, "backbones": backbones})
+    context = run_context(catalog, s, progress)
     rows = WHOLE if shard is None else Shard.parse(str(shard))
     local = local_weights(s.compute.weights, s.backbones)
     models = [
@@ -260,10 +270,10 @@ def import_features(
     """
     from retailtag.extraction.imports import import_embeddings, read_embeddings
 
-    s = _resolve("import", settings, options)
+    s = settings_of("import", settings, options)
     embeddings = read_embeddings(vectors, ids, column)
     has_catalog = catalog is not None or s.catalog.path is not None
-    context = _context(catalog, s, progress) if has_catalog else None
+    context = run_context(catalog, s, progress) if has_catalog else None
     return import_embeddings(
         s.compute.features,
         embeddings,
@@ -289,10 +299,10 @@ def probe(
     from retailtag.runs.embeddings import find_embeddings, find_texts
     from retailtag.runs.probe import check_probe_settings, check_rows, run_probe
 
-    s = _resolve("probe", settings, {**options, "backbones": backbone})
+    s = settings_of("probe", settings, {**options, "backbones": backbone})
     backbone = only_backbone("probe", s)
     check_probe_settings(s.probe)
-    context = _context(catalog, s, progress)
+    context = run_context(catalog, s, progress)
     check_fittable(context.catalog)
     local = local_weights(s.compute.weights, [backbone])
     tags, device = context.catalog.table.tags, context.device
@@ -340,13 +350,13 @@ def finetune(
     from retailtag.runs.finetune import run_finetune, run_seeds
     from retailtag.runs.finetune_search import search_settings
 
-    s = _resolve("finetune", settings, {**options, "backbones": backbone})
+    s = settings_of("finetune", settings, {**options, "backbones": backbone})
     backbone = only_backbone("finetune", s)
     check_finetune_settings(s.finetune)
     refuse_imported(resolve_id(backbone))  # and A+B, before its probe is missed
-    context = _context(catalog, s, progress)
+    context = run_context(catalog, s, progress)
     check_fittable(context.catalog)
-    fitted = Probe.load(_path(probe) if probe else pair_folder(RUNS, backbone, "probe"))
+    fitted = Probe.load(path_of(probe) if probe else pair_folder(RUNS, backbone, "probe"))
     weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
     # Training changes the model in place, so every setting of a search and every seed loads anew.
@@ -401,8 +411,8 @@ def score(
     # the settings are resolved, which refuse names that they do not know.
     names = [f.name for f in fields(Declared)]
     declared = {name: options.pop(name) for name in names if name in options}
-    paths = find_predictions(_paths(runs))
-    s, read, shared = _to_score("score", catalog, settings, options)
+    paths = find_predictions(paths_of(runs))
+    s, read, shared = to_score("score", catalog, settings, options)
     foreign = [path for path in paths if is_foreign(path)]
     # whatever is given: False stands for a flag that is not
     if not foreign and any(declared.get(n) for n in ("scores", "thresholds", "tune", "map_ids")):
@@ -417,7 +427,7 @@ def score(
         shop = read(shared["catalog"])
         stated = Declared(**{"scores": None, **declared})
         loaded[path] = foreign_predictions(path, shop, stated, s.score.split)
-    where = None if out is None else _path(out)
+    where = None if out is None else path_of(out)
     scored = score_files(paths, read, out=where, loaded=loaded, **shared)
     return ScoreOutcome(scored, tuple(reused_split(scored.digests, s.score.split)))
 
@@ -448,9 +458,9 @@ def compare(
     from retailtag.scoring.files import compare_files
     from retailtag.scoring.ledger import reused_split
 
-    paths = _paths(runs)
-    s, read, shared = _to_score("compare", catalog, settings, options)
-    where = _path(out)
+    paths = paths_of(runs)
+    s, read, shared = to_score("compare", catalog, settings, options)
+    where = path_of(out)
     compared = compare_files(paths, read, out=where, n_permutations=s.score.permutations, **shared)
     findings = (*compared.findings, *reused_split(compared.digests, s.score.split))
     return CompareOutcome(compared, findings, where)
@@ -476,8 +486,8 @@ def bakeoff(
     from retailtag.bakeoffs.run import run_request
     from retailtag.outcomes import BakeoffOutcome
 
-    s = _resolve("bakeoff", settings, {**options, "backbones": backbones})
-    context = _context(catalog, s, progress)
+    s = settings_of("bakeoff", settings, {**options, "backbones": backbones})
+    context = run_context(catalog, s, progress)
     request = Request(context, s)  # refuses what cannot be followed before anything is written
     with only_writer(request.out):
         _keep_settings("bakeoff", request.out, s, catalog)
@@ -518,17 +528,17 @@ def latency(
     from retailtag.outcomes import LatencyOutcome, fitted_models, load_tagger
     from retailtag.runs.latency import Asked, measure, model_digest, read_merged, to_csv
 
-    s, where = _resolve("latency", settings, options), _path(out)
+    s, where = settings_of("latency", settings, options), path_of(out)
     asked = Asked.parse(s.latency.engines, s.latency.batches, s.decide.price_per_hour)
-    models = fitted_models(_paths(runs))
+    models = fitted_models(paths_of(runs))
     digests = {name: model_digest(folder) for name, folder in models.items()}
-    merged = [row for path in _paths(merge) for row in read_merged(path, digests)]
-    told, limits = progress or SILENT, _limits(s)
+    merged = [row for path in paths_of(merge) for row in read_merged(path, digests)]
+    told, limits = progress or SILENT, limits_of(s)
     loaders = {
         name: partial(load_tagger, folder, s.compute, progress=told, **limits)
         for name, folder in models.items()
     }
-    images = _images_to_time(s, catalog, _paths(sample), next(iter(loaders.values()))())
+    images = images_to_time(s, catalog, paths_of(sample), next(iter(loaders.values()))())
     device = resolve_device(s.compute.device)
     rows = (*measure(loaders, digests, images, asked, device, told), *merged)
     write_text(where, to_csv(rows))
@@ -567,72 +577,19 @@ def drift(
     """
     from retailtag.compute import n_workers
     from retailtag.files import write_text
-    from retailtag.outcomes import DriftOutcome, load_tagger
+    from retailtag.outcomes import DriftOutcome
     from retailtag.report.drift.page import drift_page
     from retailtag.tagger.drift.comparison import compared
-    from retailtag.tagger.tagger import Tagger
 
-    s, told = _resolve("drift", settings, options), progress or SILENT
-    tagger = model
-    if not isinstance(model, Tagger):
-        limits = {"assignment": s.score.assign, "one_of": s.catalog.one_of, **_limits(s)}
-        tagger = load_tagger(_path(model), s.compute, progress=told, **limits)
-    pictures = _pictures(new, s, stdin)
-    kept = _drift_reference(model, reference, tagger, s)
+    s, told = settings_of("drift", settings, options), progress or SILENT
+    tagger = tagger_of(model, s, told)
+    pictures = pictures_of(new, s, stdin)
+    kept = drift_reference(model, reference, tagger, s)
     workers = n_workers(s.compute)
     result = compared(tagger, kept, pictures, s.drift, workers=workers, progress=told)
     if out is not None:
         write_text(Path(out), drift_page(result, pictures.images, pictures.names))
     return DriftOutcome(result, None if out is None else Path(out))
-
-
-def _pictures(
-    source: Any, settings: BakeoffSettings, stdin: IO[bytes] | None, split: str | None = None
-) -> Pictures:
-    """Images to compare; of a catalogue those of a `split`, empty for held-out ones, if given."""
-    from retailtag.catalog.catalog import Catalog
-    from retailtag.catalog.manifest import table_suffix
-    from retailtag.catalog.named import MANIFESTS
-    from retailtag.tagger.drift.sources import Pictures
-
-    several = source if isinstance(source, list | tuple) else [source]
-    one = several[0] if len(several) == 1 else None
-    is_catalog = isinstance(one, Catalog) or any(isinstance(row, Mapping) for row in several)
-    if split is not None and one is not None:
-        is_path = isinstance(one, str | Path)
-        is_catalog |= not is_path or table_suffix(Path(one)) in MANIFESTS
-    if is_catalog:
-        catalog = _read(source if one is None else one, settings)[0]
-        return Pictures.of_catalog(catalog) if split is None else Pictures.of_split(catalog, split)
-    limit = settings.reading.max_bytes
-    return Pictures.of_sources(several, settings.catalog, max_bytes=limit, stdin=stdin)
-
-
-def _drift_reference(
-    model: Any, source: Any, tagger: Tagger, settings: BakeoffSettings
-) -> Pictures | Reference:
-    """What new images are compared with: a kept reference, or images to read."""
-    from retailtag.tagger.drift.reference import FILE, Reference
-
-    one = source[0] if isinstance(source, list | tuple) and len(source) == 1 else source
-    split = settings.drift.split or ""
-    place = getattr(model, "folder", model) if source is None else one
-    if isinstance(place, str | Path):
-        is_folder = Path(place).is_dir()
-        path = Path(place) / FILE if is_folder else Path(place)
-        if path.is_file() if is_folder else path.suffix == Path(FILE).suffix:
-            kept = Reference.load(path)
-            kept.check(tagger, path)
-            return kept
-    if source is not None:
-        return _pictures(source, settings, None, split)
-    recorded, settings = _recorded_catalog(tagger, settings)
-    if recorded is None:
-        raise UsageError(
-            "The model keeps no reference and its catalogue is not there; name images to compare "
-            "with by --reference."
-        )
-    return _pictures(recorded, settings, None, split)
 
 
 def tune(
@@ -670,10 +627,10 @@ def tune(
     from retailtag.scoring.files import recorded_catalog
     from retailtag.thresholds.tuning import Tuning
 
-    s, read, shared = _to_score("tune", catalog, settings, options)
+    s, read, shared = to_score("tune", catalog, settings, options)
     tuning = Tuning(thresholds, objective, s.score.seed, max_tags)
-    folder = _path(run)
-    where = folder.with_name(f"{folder.name}-tuned") if out is None else _path(out)
+    folder = path_of(run)
+    where = folder.with_name(f"{folder.name}-tuned") if out is None else path_of(out)
     model = recommended_folder(folder)[0] if (folder / "bakeoff.json").is_file() else folder
 
     def catalog_of(predictions: Predictions) -> Catalog:
@@ -717,31 +674,25 @@ def export(
     from retailtag.backbones.ids import local_weights
     from retailtag.compute import n_workers
     from retailtag.images.listing import list_images
-    from retailtag.outcomes import ExportOutcome, load_tagger, recommended_folder
+    from retailtag.outcomes import ExportOutcome, recommended_folder
     from retailtag.runs.export import run_export
     from retailtag.runs.export_onnx import OnnxRequest
-    from retailtag.statistics.exclusive import INDEPENDENT
     from retailtag.tagger.loading import backbones_of
 
-    s, read, shared = _to_score("export", catalog, settings, options)
-    folder, assignment = _path(run), s.score.assign
+    s, read, shared = to_score("export", catalog, settings, options)
+    folder, assignment = path_of(run), s.score.assign
     kind = "tagger" if s.export.format == "folder" else s.export.format
-    where = folder.with_name(f"{folder.name}-{kind}") if out is None else _path(out)
+    where = folder.with_name(f"{folder.name}-{kind}") if out is None else path_of(out)
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder, pair)
-        assignment = assignment or (None if recorded == INDEPENDENT else recorded)
+        assignment = assignment or recorded
     elif pair is not None:
         raise UsageError(f"--pair {pair} is for a bake-off, and {folder} is not one; leave it out.")
-    tagger = load_tagger(
-        folder,
-        s.compute,
-        progress=progress or SILENT,
-        assignment=assignment,
-        one_of=s.catalog.one_of,
-    )
+    told = progress or SILENT
+    tagger = tagger_of(folder, replace(s, score=replace(s.score, assign=assignment)), told)
     graph = None
     if s.export.format != "folder":
-        paths = _paths(sample)
+        paths = paths_of(sample)
         graph = OnnxRequest(s.export, tuple(list_images(paths)[0]) if paths else ())
     made = run_export(
         folder,
@@ -753,7 +704,7 @@ def export(
         weights=tuple(local_weights(s.compute.weights, backbones_of(folder))),
         seed=s.score.seed,
         workers=n_workers(s.compute),
-        progress=progress or SILENT,
+        progress=told,
     )
     return ExportOutcome(made)
 
@@ -788,15 +739,15 @@ def audit(
     from retailtag.runs.tune import Model
     from retailtag.scoring.files import recorded_catalog
 
-    _, read, shared = _to_score("audit", catalog, settings, options)
-    folder = _path(run)
+    _, read, shared = to_score("audit", catalog, settings, options)
+    folder = path_of(run)
     if (folder / "bakeoff.json").is_file():
         folder = recommended_folder(folder)[0].with_name("probe")
     model = Model.load(folder)
     shop = recorded_catalog(folder, model.predictions, read, shared["catalog"])
     made = find_suspects(model, shop, top)
-    made.save(_path(out))
-    return AuditOutcome(made, _path(out))
+    made.save(path_of(out))
+    return AuditOutcome(made, path_of(out))
 
 
 def load(
@@ -817,16 +768,7 @@ def load(
         ``device``, ``weights``; ``assign`` and ``one_of``, as `Tagger.assigning` takes them: by
         default at most one tag of each attribute that the model records.
     """
-    from retailtag.outcomes import load_tagger
-
-    s = _resolve("load", settings, options)
-    return load_tagger(
-        _path(folder),
-        s.compute,
-        progress=progress or SILENT,
-        assignment=s.score.assign,
-        one_of=s.catalog.one_of,
-    )
+    return tagger_of(folder, settings_of("load", settings, options), progress or SILENT)
 
 
 def predict(
@@ -901,29 +843,22 @@ def predicting(
     from retailtag.compute import n_workers
     from retailtag.extraction.embed import Loading
     from retailtag.runs.predict import Predicting, batch_size_of
-    from retailtag.statistics.exclusive import AT_MOST_ONE
     from retailtag.tagger.predicting import Choice
-    from retailtag.tagger.tagger import Tagger
 
-    s = _resolve("predict", settings, options)
+    s = settings_of("predict", settings, options)
     told = progress or SILENT
     choice = Choice(s.predict.top_k, s.predict.min_probability)
     several = sources if isinstance(sources, list | tuple) else [sources]
     images = named_images(several, s.catalog, max_bytes=s.reading.max_bytes, stdin=stdin)
     for note in images.notes:
         told.say(note)
-    if isinstance(model, Tagger):
-        tagger = model
-        if s.score.assign or s.catalog.one_of:
-            tagger = tagger.assigning(s.score.assign or AT_MOST_ONE, s.catalog.one_of)
-    else:
-        tagger = load(model, settings=s, progress=told)
+    tagger = tagger_of(model, s, told)
     if s.predict.operating_point:
         tagger = tagger.at(s.predict.operating_point)
     workers = n_workers(s.compute)
     if images.total is not None:
         workers = min(workers, images.total)  # each starts a process
-    loading = Loading(batch_size_of(tagger, s.extract.batch_size), workers, **_limits(s))
+    loading = Loading(batch_size_of(tagger, s.extract.batch_size), workers, **limits_of(s))
     return Predicting(tagger, images, choice, loading, told)
 
 
@@ -971,9 +906,9 @@ def fit_probes(
     from retailtag.probes.solver.fit import fit_probes as fit
 
     return fit(
-        _numbers("X", X),
-        _numbers("Y", Y),
-        (parse_grid(C) if isinstance(C, str) else np.atleast_1d(_numbers("C", C))).tolist(),
+        numbers("X", X),
+        numbers("Y", Y),
+        (parse_grid(C) if isinstance(C, str) else np.atleast_1d(numbers("C", C))).tolist(),
         sample_weight=sample_weight,
         solver=solver,
         device=resolve_device(device),
@@ -984,7 +919,7 @@ def plan(catalog: Any, *, settings: BakeoffSettings) -> list[PlannedStage]:
     """Stages that `bakeoff` would run, with estimates; runs nothing."""
     from retailtag.bakeoffs.plan import plan_bakeoff
 
-    return plan_bakeoff(_context(catalog, settings, SILENT).catalog, settings)
+    return plan_bakeoff(run_context(catalog, settings, SILENT).catalog, settings)
 
 
 def folder_of(verb: str, settings: BakeoffSettings) -> Path:
@@ -1012,32 +947,6 @@ def only_backbone(verb: str, settings: BakeoffSettings) -> str:
     return settings.backbones[0]
 
 
-def _resolve(verb: str, settings: Settings, options: Mapping[str, Any]) -> BakeoffSettings:
-    found, _ = _given(verb, settings, options)
-    return found
-
-
-def _given(
-    verb: str, settings: Settings, options: Mapping[str, Any]
-) -> tuple[BakeoffSettings, set[str]]:
-    """Settings of a call, and the keys that options or a file gave."""
-    if isinstance(settings, str | Path):
-        return resolve(verb, None, options, file=read_settings(Path(settings)))
-    return resolve(verb, settings, options)
-
-
-def _context(catalog: Any, settings: BakeoffSettings, progress: Progress | None) -> RunContext:
-    """Read the catalogue, with what the runs over it share."""
-    from retailtag.context import RunContext
-
-    found, provenance = _read(catalog, settings)
-    for note in found.notes:
-        (progress or SILENT).say(note)
-    if provenance:  # where the scorer looks whether images have changed since
-        provenance["features_folder"] = str(settings.compute.features)
-    return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
-
-
 def _store_of_probe(
     context: RunContext, settings: BakeoffSettings, model: Backbone, probe: Probe
 ) -> FeatureStore:
@@ -1056,142 +965,6 @@ def _store_of_probe(
     )
     check_start(context.catalog, store, probe)
     return store
-
-
-def _read(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, Any]]:
-    """The catalogue, unless it is one already, and where it was read from if that is a path."""
-    from retailtag.catalog.catalog import Catalog
-    from retailtag.catalog.readers import read_catalog as read
-
-    s = settings.catalog
-    source = s.path if source is None else source
-    if source is None:
-        raise UsageError("CATALOGUE is missing; name a manifest or a folder.")
-    if isinstance(source, Catalog):
-        # Its tags and groups are fixed: options of reading would be ignored without a word.
-        if replace(s, path=None) != CatalogSettings():
-            raise UsageError(
-                "The catalogue is read already; give attributes, images, cutoffs and columns to "
-                "read_catalog."
-            )
-        return source, {}
-    provenance = {}
-    if isinstance(source, str | Path):
-        source = Path(source)
-        how = s.recorded()
-        del how["path"]
-        provenance = {"catalog": str(source), "catalog_args": how}
-    return read(source, s, max_bytes=settings.reading.max_bytes), provenance
-
-
-def _to_score(
-    verb: str, catalog: Any, settings: Settings, options: Mapping[str, Any]
-) -> tuple[BakeoffSettings, ReadCatalog, dict[str, Any]]:
-    """Settings of a scoring call, its reader of catalogues, and what scoring and comparing share.
-
-    Catalogues are read as the predictions record them, but by the options given.
-    """
-    s, given = _given(verb, settings, options)
-    source = s.catalog.path if catalog is None else catalog
-    is_path = isinstance(source, str | Path)
-    # What was asked for, by name or in settings; all else is as the predictions record it, the
-    # cut-offs of the tags' groups among them.
-    named = {n for n, v in vars(s.catalog).items() if v != getattr(CatalogSettings, n)}
-    named |= {key.removeprefix("catalog.") for key in given}
-
-    def read(path: Path, **recorded: Any) -> Catalog:
-        if source is not None and not is_path:
-            return _read(source, s)[0]
-        if not path.exists():
-            raise UsageError(f"The catalogue {path} is not there; name it with --catalogue.")
-        # a version before recorded None for no --images
-        known = {n: v for n, v in recorded.items() if v is not None and n not in named}
-        if strange := [n for n in known if n not in vars(s.catalog)]:
-            raise UsageError(
-                f"Unknown options of reading {path} are recorded ({', '.join(strange)}); name the "
-                "catalogue with --catalogue."
-            )
-        return _read(path, replace(s, catalog=replace(s.catalog, **known)))[0]
-
-    from retailtag.scoring.files import once
-    from retailtag.statistics.exclusive import INDEPENDENT
-
-    shared = {
-        "catalog": source if source is None else Path(source if is_path else "."),
-        "split": s.score.split,
-        "n_bootstrap": s.score.replicates,
-        "seed": s.score.seed,
-        "allow_missing": s.score.allow_missing,
-        "assignment": s.score.assign or INDEPENDENT,
-        "names": s.names,
-    }
-    return s, once(read), shared
-
-
-def _numbers(name: str, values: Any) -> NDArray[Any]:
-    """Array of numbers or booleans; anything else is refused in a sentence."""
-    import numpy as np
-
-    # float, int, unsigned and bool: text and objects would be converted element by element
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError):
-        array = np.array("")
-    if array.dtype.kind not in "fiub":
-        raise UsageError(f"{name} must be an array of numbers, not {type(values).__name__}.")
-    return array
-
-
-def _path(place: Any) -> Path:
-    """Path of a text, a path or an outcome."""
-    found = getattr(place, "folder", place)
-    if isinstance(found, str | Path):
-        return Path(found)
-    raise UsageError(f"Give a path or what a run returned, not {type(place).__name__}.")
-
-
-def _limits(settings: BakeoffSettings) -> dict[str, Any]:
-    """Keywords of the functions that decode images."""
-    reading = settings.reading
-    return {"max_pixels": reading.max_pixels, "allow_truncated": reading.allow_truncated}
-
-
-def _images_to_time(
-    settings: BakeoffSettings, catalog: Any, sample: Sequence[Path], tagger: Tagger
-) -> list[bytes]:
-    """Readable encoded images: of a sample, or test images of a catalogue or the recorded one."""
-    from retailtag.bakeoffs.pairs import readable_images, readable_sample
-    from retailtag.images.listing import list_images
-
-    if sample:
-        return readable_sample(list_images(sample)[0], tagger.pixels)
-    source = settings.catalog.path if catalog is None else catalog
-    if source is None:
-        source, settings = _recorded_catalog(tagger, settings)
-        if source is None:
-            raise UsageError(
-                f"The catalogue {tagger.head.facts.get('catalog') or 'of the model'} is not there; "
-                "name it with --catalogue, or images with --sample."
-            )
-    return readable_images(_read(source, settings)[0], tagger.pixels)
-
-
-def _recorded_catalog(
-    tagger: Tagger, settings: BakeoffSettings
-) -> tuple[str | None, BakeoffSettings]:
-    """The catalogue that a model was fitted on, and how it was read; None where it is not there."""
-    facts = tagger.head.facts
-    source, how = facts.get("catalog"), facts.get("catalog_args") or {}
-    if source is None or not Path(source).exists():
-        return None, settings
-    known = {k: v for k, v in how.items() if k in vars(settings.catalog) and v is not None}
-    return source, replace(settings, catalog=replace(settings.catalog, **known))
-
-
-def _paths(runs: Any) -> list[Path]:
-    """Paths of one run or of several."""
-    several = isinstance(runs, Sequence) and not isinstance(runs, str | bytes)
-    return [_path(run) for run in (runs if several else [runs])]
 
 
 def _keep_settings(verb: str, out: Path, settings: BakeoffSettings, catalog: Any) -> None:

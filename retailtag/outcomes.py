@@ -77,8 +77,7 @@ def load_tagger(
 
     if (folder / "bakeoff.json").is_file():
         folder, recorded = recommended_folder(folder)
-        # A bake-off that nobody told how to assign records independent.
-        assignment = assignment or (None if recorded == INDEPENDENT else recorded)
+        assignment = assignment or recorded
     ids = list(backbones_of(folder))
     if compute.weights and (folder / EXPORTED).is_file():
         raise UsageError(f"{folder} is an export with weights of its own; leave --weights out.")
@@ -88,17 +87,25 @@ def load_tagger(
     default = AT_MOST_ONE if one_of or tagger.exclusive else INDEPENDENT
     if (folder / EXPORTED).is_file() and not one_of:
         default = tagger.assignment  # chosen when it was exported
+    elif tagger.exclusive and not (assignment or one_of):
+        progress.say(
+            f"An image is given at most one tag of {', '.join(tagger.exclusive)}, by default; its "
+            "scores may count independent tags, which --assign independent gives."
+        )
     return tagger.assigning(assignment or default, one_of)
 
 
-def recommended_folder(run: Path, pair: str | None = None) -> tuple[Path, str]:
+def recommended_folder(run: Path, pair: str | None = None) -> tuple[Path, str | None]:
     """Folder of a pair of the bake-off in `run`, by default the recommended, and its assignment.
+
+    The assignment is None for ``independent``, which a bake-off that was not told records too.
 
     Raises `UsageError` if there is no pair of that name, which may be short: ``demo:cnn probe``.
     """
     from retailtag.bakeoffs.request import pair_folder
     from retailtag.report.decision import decide
     from retailtag.report.results import BakeoffResult
+    from retailtag.statistics.exclusive import INDEPENDENT
 
     path = run / "bakeoff.json"
     result = BakeoffResult.load(path)
@@ -107,7 +114,9 @@ def recommended_folder(run: Path, pair: str | None = None) -> tuple[Path, str]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     found = result.pair(name)
-    return pair_folder(run, found.backbone, found.strategy), found.scorecard.assignment
+    assigned = found.scorecard.assignment
+    folder = pair_folder(run, found.backbone, found.strategy)
+    return folder, None if assigned == INDEPENDENT else assigned
 
 
 def _pair_name(result: BakeoffResult, name: str) -> str:

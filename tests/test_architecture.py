@@ -67,7 +67,8 @@ LOWER = set(MAY_IMPORT) - {"__main__", "demo", "verbs", "settings_file"}
 MAY_IMPORT["runs"] = LOWER
 MAY_IMPORT["bakeoffs"] = LOWER | {"runs"}
 MAY_IMPORT["outcomes"] = LOWER | {"runs", "bakeoffs"}
-MAY_IMPORT["api"] = LOWER | {"runs", "bakeoffs", "outcomes", "verbs", "settings_file"}
+MAY_IMPORT["inputs"] = LOWER | {"runs", "bakeoffs", "outcomes", "verbs", "settings_file"}
+MAY_IMPORT["api"] = MAY_IMPORT["inputs"] | {"inputs"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 ONLY_IN = {"typer": {"cli"}, "rich": {"cli", "report"}, "matplotlib": {"report"}}
 

@@ -57,10 +57,7 @@ def predict(
 
     output, settings = call.output, call.settings
     form = format_of(settings.predict.format, out)
-    if output.json and out is None and settings.predict.format not in (None, "text"):
-        raise UsageError(f"--json and --format {form} both go to stdout; name a file with --out.")
-    if out is not None and str(out) in sources:
-        raise UsageError(f"--out {out} is one of the sources; name another file.")
+    _check_out(call, form, out, sources)
     sheet = _sheet(contact_sheet)
     # On one terminal the rows themselves show how far it is.
     on_terminal = out is None and not output.json and sys.stdout.isatty()
@@ -85,10 +82,15 @@ def predict(
     if made.images.n_repeated:
         output.progress.say(f"{made.images.n_repeated:,} images are named more than once.")
     output.result(_result(call, model, made, told, out))
-    for name, reason in told.unreadable.items():
-        warn(f"retailtag: {name} could not be read: {reason}")
-    if told.unreadable:
-        raise typer.Exit(EXIT_BAD_DATA)
+    told.warn()
+
+
+def _check_out(call: Call, form: str, out: Path | None, sources: list[str]) -> None:
+    """Refuse two outputs on stdout, and one that would replace what is read."""
+    if call.output.json and out is None and call.settings.predict.format not in (None, "text"):
+        raise UsageError(f"--json and --format {form} both go to stdout; name a file with --out.")
+    if out is not None and str(out) in sources:
+        raise UsageError(f"--out {out} is one of the sources; name another file.")
 
 
 def _sheet(path: Path | None) -> Sheet | None:
@@ -122,6 +124,7 @@ class _Told:
         self.n = 0
 
     def add(self, batch: list[Prediction]) -> None:
+        """Note a batch."""
         for one in batch:
             if one.error:
                 self.unreadable[one.image_id] = one.error
@@ -130,6 +133,13 @@ class _Told:
             if self._keeps_tags:
                 self.tags[one.image_id] = list(one.tags)
                 self.probabilities[one.image_id] = list(one.probabilities)
+
+    def warn(self) -> None:
+        """List the images that could not be read, and end with their exit code if there are any."""
+        for name, reason in self.unreadable.items():
+            warn(f"retailtag: {name} could not be read: {reason}")
+        if self.unreadable:
+            raise typer.Exit(EXIT_BAD_DATA)
 
 
 class _Nowhere:

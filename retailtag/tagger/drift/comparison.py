@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retailtag.errors import named
+from retailtag.images.loader import Failure
 from retailtag.progress import SILENT, Progress
 from retailtag.settings import DriftSettings
 from retailtag.statistics.drift import DriftResult
@@ -38,22 +42,11 @@ def compared(
     notes: list[str] = []
 
     def read(pictures: Pictures) -> Sample:
-        sample, failures, rows = read_sample(
+        found = read_sample(
             tagger, pictures, settings.sample, settings.seed, workers=workers, progress=progress
         )
-        notes.extend(pictures.notes)
-        if len(rows) < len(pictures.rows):
-            notes.append(
-                f"{len(rows):,} of the {len(pictures.rows):,} images of {pictures.described} were "
-                "drawn at random; --sample sets how many."
-            )
-        if failures:
-            told = [f"{pictures.names[f.row]} {f.reason}" for f in failures]
-            notes.append(
-                f"{len(failures):,} images of {pictures.described} could not be read and are left "
-                f"out: {named(told, 2)}."
-            )
-        return sample
+        notes.extend(_notes_on(pictures, found))
+        return found[0]
 
     if isinstance(reference, Reference):
         kept, seen = reference.sample, read(new)
@@ -77,6 +70,26 @@ def compared(
         "settings": settings.recorded(),
     }
     return replace(result, notes=(*notes, *result.notes), facts=facts)
+
+
+def _notes_on(
+    pictures: Pictures, found: tuple[Sample, list[Failure], NDArray[np.intp]]
+) -> list[str]:
+    """Sentences on images that were left out when a side was read."""
+    _, failures, rows = found
+    notes = list(pictures.notes)
+    if len(rows) < len(pictures.rows):
+        notes.append(
+            f"{len(rows):,} of the {len(pictures.rows):,} images of {pictures.described} were "
+            "drawn at random; --sample sets how many."
+        )
+    if failures:
+        told = [f"{pictures.names[f.row]} {f.reason}" for f in failures]
+        notes.append(
+            f"{len(failures):,} images of {pictures.described} could not be read and are left "
+            f"out: {named(told, 2)}."
+        )
+    return notes
 
 
 def reference_of(
