@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,9 @@ import retailtag as rt
 from retailtag.cli.main import run
 from retailtag.display import Displayed, View
 from retailtag.errors import DataError, RetailtagError, UsageError
+from retailtag.inputs import tagger_of
+from retailtag.progress import SILENT
+from retailtag.settings import BakeoffSettings, ScoreSettings
 from retailtag.verbs import resolve
 
 PROBE = {"sweep_C": "0.01", "folds": 2, "heads": "logistic"}
@@ -171,8 +175,16 @@ def test_the_recommended_model_tags_images(world):
     assert all(sum(tag.startswith("colour:") for tag in found) == 1 for found in tags)
     assert {p.scorecard.assignment for p in made.run.result.pairs} == {"exactly-one"}
     assert "Exactly one" in made.report.read_text(encoding="utf-8")
-    assert rt.load(pair).assignment == "at-most-one"  # of what the catalogue records
-    assert rt.load(pair, assign="independent").assignment == "independent"
+    lines = []
+    heard = SimpleNamespace(say=lines.append, task=SILENT.task)
+    tagger = rt.load(pair, progress=heard)
+    assert tagger.assignment == "at-most-one"  # of what the catalogue records
+    assert "--assign independent" in lines[0]
+    assert rt.load(pair, assign="independent", progress=heard).assignment == "independent"
+    assert len(lines) == 1
+    settings = BakeoffSettings(score=ScoreSettings(assign="exactly-one"))
+    assert tagger_of(tagger, settings, heard).assignment == "exactly-one"
+    assert tagger_of(tagger, BakeoffSettings(), heard) is tagger
     with pytest.raises(UsageError, match="--one-of"):
         rt.load(world.made["probe"], assign="exactly-one")
     assert rt.load(world.made["probe"], assign="exactly-one", one_of="colour").tag(images)

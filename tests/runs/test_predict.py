@@ -48,7 +48,7 @@ def tagger():
 def here(shop, monkeypatch, tagger):
     """Four images below images/, one file that is none, and a model that any folder loads as."""
     monkeypatch.chdir(shop)
-    monkeypatch.setattr(api, "load", lambda *given, **named: tagger)
+    monkeypatch.setattr(api, "tagger_of", lambda *given: tagger)
     Path("images/broken.jpg").write_text("no image")
     return shop
 
