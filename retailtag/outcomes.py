@@ -110,7 +110,10 @@ def recommended_folder(run: Path, pair: str | None = None) -> tuple[Path, str | 
     path = run / "bakeoff.json"
     result = BakeoffResult.load(path)
     try:
-        name = decide(result).winner if pair is None else _pair_name(result, pair)
+        if pair is not None:
+            name = _pair_name(result, pair)
+        else:
+            name = result.recommended or decide(result).winner
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     found = result.pair(name)

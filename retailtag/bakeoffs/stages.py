@@ -33,7 +33,7 @@ from retailtag.errors import DataError
 from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.report.decision import decide
+from retailtag.report.decision import RULE, decide
 from retailtag.report.results import BakeoffResult, PairResult, Rule, describe_catalog
 from retailtag.report.write import PAGE, write_report
 from retailtag.runs.embeddings import find_texts
@@ -277,6 +277,7 @@ class ReportStage(RecordedStage):
             "assignment": score.assign,
             "exclusive": recorded_attributes(catalog.table),
             "decide": self.request.settings.decide.recorded(),
+            "rule": RULE,
             "names": self.request.names,
             "page": PAGE,
             "retailtag": __version__,
@@ -293,9 +294,11 @@ class ReportStage(RecordedStage):
         inputs = self.inputs()
         pairs = [stages.pair() for stages in self._pairs]
         result = self._score(pairs)
+        decision = decide(result)
+        result = replace(result, recommended=decision.winner)
         pictures = not self.request.settings.no_images
         report = illustrated(
-            result, decide(result), pairs, self.request.context.catalog, pictures=pictures
+            result, decision, pairs, self.request.context.catalog, pictures=pictures
         )
         write_report(report, self.folder)
         write_record(self.folder, self.request.report_files, inputs)

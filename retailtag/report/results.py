@@ -196,11 +196,18 @@ class BakeoffResult:
     rule: Rule = Rule()  # what the decision may spend, and what it weighs
     names: tuple[tuple[str, str], ...] = ()  # (backbone id, short name), where a user gave one
     families: FamilyComparison = NO_FAMILIES  # by training count
+    # The pair that the report recommends: a later version may decide otherwise. Empty before the
+    # decision, and in files of earlier versions.
+    recommended: str = ""
 
     def __post_init__(self) -> None:
         repeated = [name for name, n in Counter(p.name for p in self.pairs).items() if n > 1]
         if repeated:
             raise DataError(f"The bake-off holds {repeated[0]} twice; keep one of them.")
+        if self.recommended and self.recommended not in {p.name for p in self.pairs}:
+            raise DataError(
+                f"The bake-off recommends {self.recommended}, which is none of its pairs."
+            )
         scored = {
             (p.scorecard.split, p.scorecard.n_images, tuple(r.tag for r in p.scorecard.tags))
             for p in self.pairs

@@ -13,10 +13,12 @@ from retailtag.bakeoffs.run import run_bakeoff
 from retailtag.cli.main import run as command
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, DataError, UsageError
+from retailtag.files import write_json
 from retailtag.outcomes import recommended_folder
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT
+from retailtag.report.results import BakeoffResult
 from retailtag.runs.embeddings import find_embeddings
 from retailtag.settings import (
     BakeoffSettings,
@@ -133,6 +135,16 @@ def test_the_export_of_a_pair_has_the_weights_of_both(finished, small, tmp_path)
     assert recommended_folder(run)[0].is_dir()
     with pytest.raises(UsageError, match=r"--pair cnn is no pair .* 'demo:cnn · finetune'"):
         recommended_folder(run, "cnn")
+    # what its report recommends counts, whatever today's rule would
+    result = BakeoffResult.load(run / "bakeoff.json")
+    assert result.recommended == finished[1].decision.winner
+    other = next(p for p in result.pairs if p.name != result.recommended)
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "bakeoff.json", replace(result, recommended=other.name).to_json())
+    found, _ = recommended_folder(tmp_path / "run")
+    assert found == pair_folder(tmp_path / "run", other.backbone, other.strategy)
+    with pytest.raises(DataError, match="recommends nothing, which is none of its pairs"):
+        replace(result, recommended="nothing")
 
 
 def test_a_fine_tune_that_kept_its_probe_is_calibrated_as_the_probe(finished, small, tmp_path):

@@ -130,7 +130,7 @@ def make_bakeoff(folder: Path) -> None:
     result = BakeoffResult(
         facts, tuple(pairs), tuple(comparisons), {"processor": "x"}, "bakeoff", 0,
         (Finding("threads", "One.", "Two."),), Rule(90.0, tail_weight=0.25),
-        (("demo:cnn", "small"),), families,
+        (("demo:cnn", "small"),), families, names[1],
     )  # fmt: skip
     write_json(folder / "bakeoff.json", result.to_json())
 
@@ -155,7 +155,7 @@ DEFAULTS = {
     "latency_ms_turns": [], "latency_ms_stages": {}, "latency_group": 0, "t4": {},
     "is_measured": False, "others": [], "names": [], "families": plain(asdict(NO_FAMILIES)),
     ".rule": plain(asdict(Rule())), "rule": "given", "n_never_predicted": 0, "findings": [],
-    "test": "",
+    "test": "", "recommended": "",
     "provenance": {}, "assignment": "independent", "assignments": [],
     "samples": plain(asdict(NO_SAMPLES)),
 }  # fmt: skip
