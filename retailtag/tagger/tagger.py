@@ -145,7 +145,7 @@ class Tagger:
             raise UnreadableImage(f"{name}{error}") from error
 
     def tag(self, images: Sequence[ImageInput]) -> list[list[str]]:
-        """Tags of each image, by falling logit: those at or above their thresholds.
+        """Tags of each image, likeliest first: those at or above their thresholds.
 
         After `assigning`, of some attributes at most one or exactly one.
         Takes images and raises errors as `logits` does.
@@ -162,7 +162,7 @@ class Tagger:
         cells = assign(logits, self.thresholds, self.tags, self.exclusive, self.assignment)
         rows = zip(logits, self.probabilities(logits), cells, strict=True)
         for z, probability, own in rows:
-            order = np.argsort(-z, kind="stable")
+            order = np.lexsort((-z, -probability))  # by logits where rounding makes 1 of both
             given = order[own[order]]
             names = [self.tags[j] for j in given]
             found.append(dict(zip(names, probability[given].tolist(), strict=True)))
@@ -172,7 +172,7 @@ class Tagger:
         """Probability of every tag (n_images, n_tags): calibrated, or the logistic of the logits.
 
         Each rises with the logits of its tag, so that neither the order of images nor a threshold
-        changes. The order of an image's tags may: `tag` and `given` keep that of the logits.
+        changes. The order of an image's tags may.
         """
         return (self.calibration or UNCALIBRATED).probabilities(logits)
 

@@ -141,14 +141,16 @@ def test_at_takes_the_thresholds_of_an_operating_point(tagger, image):
         model.at("recall")
 
 
-def test_calibrated_probabilities_leave_the_tags_and_their_order(tagger, image):
+def test_calibrated_probabilities_leave_the_tags_and_put_the_likeliest_first(tagger, image):
     logits = tagger.logits([image[1]])
     thresholds = np.full(3, -np.inf, np.float32)
     everything = replace(tagger, head=replace(tagger.head, thresholds=thresholds))
-    # the first tag is calibrated far below the others, whatever its logit
-    curves = Calibration(np.full(3, 0.5, np.float32), np.array([-50, 0, 0], np.float32))
+    plain = list(everything.predict([image[1]])[0])
+    # the tag of the largest logit is calibrated far below the others
+    offset = np.where(np.array(TAGS) == plain[0], -50, 0).astype(np.float32)
+    curves = Calibration(np.full(3, 0.5, np.float32), offset)
     found = replace(everything, calibration=curves).predict([image[1]])[0]
-    assert list(found) == list(everything.predict([image[1]])[0])
+    assert list(found) == [*plain[1:], plain[0]]
     expected = expit(0.5 * logits[0].astype(np.float64) + curves.offset)
     np.testing.assert_allclose([found[tag] for tag in TAGS], expected, atol=1e-15)
     np.testing.assert_allclose(tagger.probabilities(logits), expit(logits.astype(np.float64)))

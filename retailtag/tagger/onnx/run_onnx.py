@@ -39,7 +39,7 @@ def main() -> int:
             feed = {"image": np.asarray(image)[None]}
         else:
             feed = {name: pixels_of(image, rule)[None] for name, rule in rules["inputs"].items()}
-        logits = session.run(["logits"], feed)[0][0]
+        logits, probabilities = (x[0] for x in session.run(["logits", "probabilities"], feed))
         given = logits >= thresholds
         for own in about["exclusive"]:  # attributes with one value an image
             columns = own["columns"]
@@ -47,7 +47,7 @@ def main() -> int:
             best = np.argmax(z if np.isposinf(t).all() else z - t)
             wins = np.arange(len(columns)) == best
             given[columns] = wins & given[columns] if at_most else wins
-        order = np.argsort(-logits, kind="stable")
+        order = np.lexsort((-logits, -probabilities))
         print(f"{path}: {', '.join(about['tags'][j] for j in order if given[j]) or '-'}")  # noqa: T201
     return failed
 

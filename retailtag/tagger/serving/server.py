@@ -41,9 +41,6 @@ from retailtag.tagger.tagger import Tagger
 API_KEY = "RETAILTAG_API_KEY"
 _LEAST_KEY = 16  # characters
 _MAX_CONNECTIONS = 1000
-# While the model computes, the event loop waits so long for the interpreter's lock, several times
-# for each request. Python's default is ten times that.
-_SWITCH_SECONDS = 0.0005
 _WARM_EVERY = 30.0  # seconds; decoding processes end after 60 without work
 
 log = logging.getLogger(__name__)
@@ -80,7 +77,6 @@ def serve(
     announce : callable
         Is given the address and the model once requests are answered.
     """
-    sys.setswitchinterval(_SWITCH_SECONDS)
     _log_json_lines()
     facts = facts_of(tagger)
     metrics = Metrics(facts.model_dump(), tagger.tags, monitor)

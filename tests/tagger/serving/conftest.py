@@ -109,7 +109,19 @@ class Served:
         return ""
 
     def log(self) -> list[dict]:
-        return [json.loads(line) for line in self.text("err").splitlines()]
+        whole, _, _ = self.text("err").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def line_of(self, request_id: str) -> dict:
+        """Line of the log on a request, which is written once its answer is sent."""
+        found: list[dict] = []
+
+        def is_there() -> bool:
+            found[:] = [line for line in self.log() if line.get("request_id") == request_id]
+            return bool(found)
+
+        wait_for(is_there)
+        return found[-1]
 
     def hold(self) -> None:
         """Let the model wait, from its next batch on."""

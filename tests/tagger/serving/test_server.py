@@ -270,10 +270,11 @@ def test_a_client_that_hangs_up_leaves_the_queue(server, client, image):
 def test_the_log_is_json_with_the_request_ids(server, client, image):
     _post(client, image, JPEG | {"X-Request-ID": "mine-1"})
     client.get("/no%1Bne", headers={"X-Request-ID": "mine-2"})
-    lines = {line["request_id"]: line for line in server.log() if "request_id" in line}
-    assert lines["mine-1"].items() >= {"path": "/predict", "status": 200, "images": 1}.items()
-    assert lines["mine-1"]["bytes"] == len(image)
-    assert lines["mine-2"].items() >= {"path": "/no\x1bne", "status": 404}.items()
+
+    one, two = server.line_of("mine-1"), server.line_of("mine-2")
+    assert one.items() >= {"path": "/predict", "status": 200, "images": 1}.items()
+    assert one["bytes"] == len(image)
+    assert two.items() >= {"path": "/no\x1bne", "status": 404}.items()
     assert not any("Traceback" in json.dumps(line) for line in server.log())
 
 
