@@ -328,7 +328,7 @@ def finetune(
     progress: Progress | None = None,
     **options: Any,
 ) -> FinetuneOutcome:
-    """Retrain the last blocks, choose epoch and thresholds on a validation set, predict.
+    """Retrain the last blocks, choose the epoch on a validation set, predict.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ MAX_DRAWS = 1_000_000  # of a bootstrap or permutation test; a p-value is exact 
 THRESHOLDS: dict[str, Any] = {
     "help": (
         "Threshold rule: fixed, global, group, per-tag, shrunk or bagged; auto: the best by "
-        "cross-fit (fine-tune: shrunk, or group where the tail has too few positives)."
+        "cross-fit (fine-tune: that of its start, moved to give each frequency group as often)."
     ),
     "metavar": "RULE",
     "advanced": True,

@@ -56,7 +56,7 @@ def finetune(
         ),
     ] = 1,
 ) -> None:
-    """Retrain the last blocks, choose epoch and thresholds on a validation set, predict."""
+    """Retrain the last blocks, choose the epoch on a validation set, predict."""
     from retailtag import api
 
     catalogue = call.catalogue

@@ -26,7 +26,8 @@ from retailtag.artefacts import (
 from retailtag.tuning_scores import TuningScores
 
 FILE = "checkpoint.safetensors"
-VALIDATION = "validation.safetensors"  # optional; see `Checkpoint.validation`
+VALIDATION = "validation.safetensors"  # optional, as the next; see `Checkpoint.validation`
+START = "start.safetensors"
 HEAD = {
     "weight": TensorRule("F32", ("tags", "dim"), FINITE),
     "bias": TensorRule("F32", ("tags",), FINITE),
@@ -53,12 +54,23 @@ class Checkpoint:
     bias: NDArray[np.float32]  # (n_tags,)
     thresholds: NDArray[np.float32]  # (n_tags,)
     facts: dict[str, Any] = field(default_factory=dict)  # JSON-able: settings, epoch, digests
-    # Of the validation set, where the thresholds were tuned on it; written by `save`, and read by
-    # `load_validation` alone
+    # Scores behind the thresholds: of the validation set, and those of the start that
+    # `retailtag.runs.start_scores` describes. Written by `save`, read by `load_scores` alone
     validation: TuningScores | None = None
+    start: TuningScores | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `save` writes."""
+        return (FILE, "checkpoint.json", *self._scores)
+
+    @property
+    def _scores(self) -> dict[str, TuningScores]:
+        optional = {VALIDATION: self.validation, START: self.start}
+        return {name: scores for name, scores in optional.items() if scores is not None}
 
     def save(self, folder: Path) -> None:
-        """Write ``checkpoint.safetensors`` and ``checkpoint.json``, which binds it."""
+        """Write what `files` names; ``checkpoint.json`` binds the others."""
         from safetensors.torch import save
 
         tensors = {f"backbone.{k}": v.contiguous() for k, v in self.state.items()}
@@ -66,11 +78,10 @@ class Checkpoint:
             tensors[f"head.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
         header = {"backbone": self.backbone, "tags": list(self.tags), "facts": self.facts}
         files = {FILE: save(tensors, metadata=BOUND)}
-        if self.validation is not None:
-            files[VALIDATION] = self.validation.to_bytes()
+        files |= {name: scores.to_bytes() for name, scores in self._scores.items()}
         write_model(folder, KIND, header, files)
-        if self.validation is None:  # of an earlier fine-tune in the same folder
-            (folder / VALIDATION).unlink(missing_ok=True)
+        for name in {VALIDATION, START} - self._scores.keys():
+            (folder / name).unlink(missing_ok=True)  # of an earlier fine-tune in the same folder
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -87,6 +98,12 @@ class Checkpoint:
         return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)
 
 
-def load_validation(folder: Path) -> TuningScores:
-    """Scores that a fine-tune's thresholds were tuned on; raises as `TuningScores.read` does."""
-    return TuningScores.read(StoredModel(folder, KIND), VALIDATION)
+def load_scores(folder: Path) -> tuple[TuningScores, TuningScores | None]:
+    """Scores of the validation set, and those of the start where thresholds came from it.
+
+    Raises as `TuningScores.read` does.
+    """
+    validation = TuningScores.read(StoredModel(folder, KIND), VALIDATION)
+    stored = StoredModel(folder, KIND)  # of other images than the validation set's
+    has_start = START in stored.header.get("files", {})
+    return validation, TuningScores.read(stored, START) if has_start else None

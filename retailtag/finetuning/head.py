@@ -19,6 +19,10 @@ class HeadInit:
     weight: NDArray[np.float32]  # (n_tags, dim), on standardised embeddings
     bias: NDArray[np.float32]  # (n_tags,)
 
+    def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n_images, n_tags) of embeddings X (n_images, dim)."""
+        return ((X - self.mean) / self.scale @ self.weight.T + self.bias).astype(np.float32)
+
 
 class Head(nn.Module):
     """Fixed standardisation and a trainable linear layer; (n, dim) to logits (n, n_tags)."""

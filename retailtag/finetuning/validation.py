@@ -1,8 +1,8 @@
 """Which epoch and which interpolation is kept, decided on the validation set.
 
 The criterion is the mean over tags of F1 or average precision on the validation set. F1 needs
-thresholds: they are tuned on one half of the set and applied to the other, no product divided,
-because a threshold tuned and counted on the same images flatters whoever fits them best.
+thresholds that owe nothing to the labels they are counted on: those of the start, moved to give as
+many tags (see `retailtag.runs.start_scores`), or those tuned on the other half of the set.
 
 ====================  ============================================================================
 ``--choose-epoch``    keeps the state with the largest
@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 class Measured:
     """Scores (n_tags,) on the validation set; NaN for a tag without a positive."""
 
-    f1: Floats  # cross-fit
+    f1: Floats
     ap: Floats  # average precision
 
 

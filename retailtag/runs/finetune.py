@@ -1,4 +1,4 @@
-"""A run of a fine-tune: last blocks and head retrained, epoch and thresholds from validation."""
+"""A run of a fine-tune: last blocks and head retrained, the epoch chosen by validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from retailtag.backbones.factory import load_backbone
 from retailtag.context import RunContext
 from retailtag.errors import ArtefactError, UsageError
 from retailtag.files import parse_json, write_text
-from retailtag.finetuning.artefact import VALIDATION, Checkpoint
+from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.checks import check_finetune_settings
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
@@ -26,7 +26,7 @@ from retailtag.settings import FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.thresholds.tuning import Tuning
 
-FILES = ("checkpoint.safetensors", "checkpoint.json", "history.jsonl", "predictions.npz")
+FILES = ("history.jsonl", "predictions.npz")  # besides those of the checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +75,12 @@ def run_finetune(
     """Retrain the last blocks and a head that starts from the probe; predict the test images.
 
     The head starts from a probe of the same C and scaling as `probe`, fitted on the training images
-    without the validation set: `probe` itself has seen the labels of the images that choose epoch
-    and thresholds.
+    without the validation set: `probe` itself has seen the labels of the images that choose the
+    epoch.
 
     `store` holds frozen embeddings of the same backbone, for the start of the head; `backbone` is
     trained in place; `probe`, fitted on this catalogue and this store, gives the strength C of each
-    tag and the scaling. `out` is the folder for ``checkpoint.safetensors``, ``checkpoint.json``,
+    tag and the scaling. `out` is the folder for the files of `Checkpoint.save`,
     ``history.jsonl``, ``predictions.npz``, ``log.jsonl`` and ``stage.json``; until the end also for
     ``resume.pt``, from which the same call continues after a kill.
 
@@ -113,7 +113,7 @@ def run_finetune(
     predictions.save(out / "predictions.npz")
     history = training.result.history
     write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    files = (*FILES, VALIDATION) if checkpoint.validation else FILES
+    files = (*checkpoint.files, *FILES)
     record = write_record(out, files, training.inputs, cost, machine=describe_machine(device))
     training.remove_snapshots()
     return FinetuneRun(checkpoint, predictions, history, training.result.best_epoch, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,8 +191,18 @@ def _on_standardised(
     return HeadInit(affine.mean, affine.scale, *affine.rescale(weight, bias))
 
 
-def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> ModelSelector:
-    """The selector that measures on the validation rows; see `retailtag.finetuning.validation`."""
+def make_selector(
+    catalog: Catalog,
+    val: Rows,
+    tuning: Tuning,
+    choose: str,
+    carry: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+) -> ModelSelector:
+    """The selector that measures on the validation rows; see `retailtag.finetuning.validation`.
+
+    `carry` gives thresholds (n_tags,) for logits of these rows without their labels; without it,
+    thresholds are tuned on one half of the rows and counted on the other.
+    """
     labels = catalog.table.labels[val]
     half = halves(catalog, val, tuning.seed)
     if choose == AUTO:
@@ -200,9 +211,12 @@ def make_selector(catalog: Catalog, val: Rows, tuning: Tuning, choose: str) -> M
 
     def measure(logits: NDArray[np.float32]) -> Measured:
         ap = average_precision_per_tag(logits, labels)
-        if half is None:  # a single product cannot be halved: no F1
+        if carry is not None:
+            cells = logits >= carry(logits)
+        elif half is None:  # a single product cannot be halved: no F1
             return Measured(np.full(len(ap), np.nan), ap)
-        cells = crossed_cells(catalog, val, logits, tuning, half)
+        else:
+            cells = crossed_cells(catalog, val, logits, tuning, half)
         return Measured(f1_from_counts(tag_counts(cells, labels)), ap)
 
     return ModelSelector(measure, catalog.table.group == "tail", choose)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.attributes import recorded_attributes
@@ -21,6 +23,7 @@ from retailtag.finetuning.batch_loader import BatchLoader, Views, image_keys
 from retailtag.finetuning.cached_loader import CachedBatchLoader, CachedImages, cached_batch_loader
 from retailtag.finetuning.checks import repeats_pixels
 from retailtag.finetuning.determinism import deterministic_algorithms
+from retailtag.finetuning.head import HeadInit
 from retailtag.finetuning.image_loader import ImageLoader
 from retailtag.finetuning.logs import Logs, open_logs
 from retailtag.finetuning.network import Network, State
@@ -29,7 +32,7 @@ from retailtag.finetuning.trainer import FinetuneResult, Report, refit, train
 from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
-from retailtag.runs.evidence import seen_in_training, threshold_f1
+from retailtag.runs.evidence import f1_of_cells, seen_in_training, threshold_f1
 from retailtag.runs.finetune_start import (
     FinetuneImages,
     first_head,
@@ -38,6 +41,7 @@ from retailtag.runs.finetune_start import (
     split_images,
 )
 from retailtag.runs.probe import Features
+from retailtag.runs.start_scores import StartScores, tune_from_start
 from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
@@ -46,6 +50,8 @@ from retailtag.tuning_scores import TuningScores
 
 REFIT_SNAPSHOT = "resume-refit.pt"
 CACHE_SUFFIX = "-trunk"  # of the folder of cached activations, beside that of the feature stores
+
+Logits = NDArray[np.float32]
 
 
 def finetune_inputs(
@@ -77,7 +83,8 @@ class FinetuneTraining:
     # Set by `train`.
     network: Network
     result: FinetuneResult
-    tuned: Tuned  # thresholds, from the validation set
+    start: StartScores | None  # behind the thresholds; None: they are tuned on the validation set
+    tuned: Tuned
 
     def __init__(
         self,
@@ -136,6 +143,7 @@ class FinetuneTraining:
         train_rows = self.images.train.rows
         val_rows = self.images.val.rows
         self.network = self._network(self.images.train)
+        self.start = self._start_scores()
         start = self.network.state()
         loader = self._batch_loader(self.network, config.epochs)
         self.result = train(
@@ -144,14 +152,13 @@ class FinetuneTraining:
             self.labels,
             train_rows,
             val_rows,
-            make_selector(self.catalog, val_rows, self.tuning, config.choose_epoch),
+            make_selector(self.catalog, val_rows, self.tuning, config.choose_epoch, self._carry()),
             snapshots=self.snapshots,
             open_log=self._open_log,
             report=report,
             progress=self.progress,
         )
-        group = self.catalog.table.group
-        self.tuned = self.tuning.tune(self.result.val_logits, self.labels[val_rows], group)
+        self.tuned = self._tune()
         if isinstance(loader, CachedBatchLoader):
             loader.close()  # before a refit opens the cache again
         if self.is_probe:
@@ -184,9 +191,37 @@ class FinetuneTraining:
         self.tuned = Tuned(self.probe.thresholds, rule, objective, how.get("cross_fit", {}))
 
     def _network(self, fitted: Features) -> Network:
-        device = str(self.backbone.device.type)
-        start = first_head(self.labels, fitted, self.probe, self.config, device)
+        start = self._first_head(fitted)
         return Network(self.backbone, start, self.config, compiled=self.config.compile)
+
+    def _first_head(self, fitted: Features) -> HeadInit:
+        device = str(self.backbone.device.type)
+        return first_head(self.labels, fitted, self.probe, self.config, device)
+
+    def _start_scores(self) -> StartScores | None:
+        """Scores of the start, where the thresholds are to come from them and it has any."""
+        config = self.config
+        if config.thresholds != AUTO or config.blocks == "scratch":
+            return None
+        train, val = self.images.train, self.images.val
+        return StartScores.fit(self.catalog, train, val, self._first_head, config.seed)
+
+    def _carry(self) -> Callable[[Logits], Logits] | None:
+        """Thresholds of the start as those of the model that gives these validation scores."""
+        start = self.start
+        if start is None:
+            return None
+        group = self.catalog.table.group
+        tuned = start.tune(self.tuning, self.labels[self.images.train.rows], group)
+        return lambda logits: start.carried(tuned, logits, group)
+
+    def _tune(self) -> Tuned:
+        group = self.catalog.table.group
+        logits, labels = self.result.val_logits, self.labels[self.images.val.rows]
+        if self.start is None:
+            return self.tuning.tune(logits, labels, group)
+        fitted = self.labels[self.images.train.rows]
+        return tune_from_start(self.start, self.tuning, fitted, logits, labels, group)
 
     def _refit(self, start: State) -> None:
         both = self.images.both
@@ -274,6 +309,9 @@ class FinetuneTraining:
             return known
         logits = self.result.val_logits
         rows = self.images.val.rows
+        if self.start is not None:  # no label of these images is behind the thresholds
+            cells = logits >= self.tuned.thresholds
+            return f1_of_cells(self.catalog, rows, cells, cells)
         return threshold_f1(self.catalog, rows, logits, self.tuned.thresholds, self.tuning)
 
     def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
@@ -283,10 +321,12 @@ class FinetuneTraining:
         state = {k: v.detach().cpu() for k, v in self.backbone.module.state_dict().items()}
         tags = self.catalog.table.tags
         thresholds = self.tuned.thresholds
-        # A probe that was kept has its own thresholds, tuned on its out-of-fold scores.
+        made = Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts)
+        if self.is_probe:  # which has its own thresholds, tuned on its out-of-fold scores
+            return made
         ids = self.catalog.image_ids[self.images.val.rows]
-        scores = None if self.is_probe else TuningScores(ids, self.result.val_logits)
-        return Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts, scores)
+        start = None if self.start is None else self.start.stored(ids)
+        return replace(made, validation=TuningScores(ids, self.result.val_logits), start=start)
 
     def predictions(self, facts: dict[str, Any]) -> Predictions:
         """Scores of the test images, each decoded once."""

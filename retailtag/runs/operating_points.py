@@ -36,7 +36,5 @@ def other_points(
         PRECISION: Tuning(AUTO, PRECISION),
         MAX_TAGS: Tuning(rule, F1, max_tags=float(MAX_TAGS.partition(":")[2])),
     }
-    table = catalog.table
-    labels = table.labels[rows]
     for name in names:
-        yield name, tunings[name].tune(model.scores.logits, labels, table.group).thresholds
+        yield name, model.tune(tunings[name], catalog, rows).thresholds

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.errors import ArtefactError, DataError, UsageError
-from retailtag.finetuning.artefact import Checkpoint, load_validation
+from retailtag.finetuning.artefact import Checkpoint, load_scores
 from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.runs.evidence import crossed_cells, f1_of_cells, halves
+from retailtag.runs.start_scores import StartScores, tune_from_start
 from retailtag.scoring.curves import OperatingPoint, operating_point
 from retailtag.thresholds.tuning import AUTO, Tuned, Tuning
 from retailtag.tuning_scores import TuningScores
@@ -32,7 +33,8 @@ class TuneRun:
     folder: Path
     tuned: Tuned
     # By `BEFORE`, `AFTER` and, with two products or more, `CROSS_FIT`, where each half of the
-    # images is given tags by the thresholds tuned on the other
+    # images is given tags by the thresholds tuned on the other; left out where no label of these
+    # images is behind the thresholds
     given: dict[str, OperatingPoint]
     n_images: int
     is_validation: bool  # scores of a validation set, not out-of-fold scores
@@ -46,6 +48,7 @@ class Model:
     model: Probe | Checkpoint
     scores: TuningScores
     predictions: Predictions
+    start: TuningScores | None = None  # of a fine-tune; see `retailtag.runs.start_scores`
 
     @classmethod
     def load(cls, folder: Path) -> Model:
@@ -59,13 +62,14 @@ class Model:
             If it keeps no scores, or a file is damaged.
         """
         model: Probe | Checkpoint
+        start = None
         if (folder / "checkpoint.json").exists():
             model = Checkpoint.load(folder)
             if model.facts.get("is_probe"):
                 raise DataError(
                     f"{folder} is a fine-tune that kept its probe; name the folder of the probe."
                 )
-            scores = load_validation(folder)
+            scores, start = load_scores(folder)
         elif (folder / "probe.json").exists():
             model = Probe.load(folder)
             scores = load_out_of_fold(folder)
@@ -77,7 +81,7 @@ class Model:
                 f"{folder / PREDICTIONS} has other tags than the model beside it; remove this "
                 "folder and run the same command again."
             )
-        return cls(model, scores, predictions)
+        return cls(model, scores, predictions, start)
 
     def rows(self, catalog: Catalog) -> NDArray[np.intp]:
         """Rows of the scores' images in the catalogue that the model was fitted on."""
@@ -86,13 +90,41 @@ class Model:
                 f"{catalog.path} has changed since the model was fitted; fit it again, or name the "
                 "catalogue that it was fitted on with --catalogue."
             )
-        row = {i: k for k, i in enumerate(catalog.image_ids.tolist())}
-        if strange := [i for i in self.scores.image_ids.tolist() if i not in row]:
-            raise ArtefactError(
-                f"The kept scores are of images that {catalog.path} lacks ({strange[0]}); fit the "
-                "model again."
-            )
-        return np.array([row[i] for i in self.scores.image_ids.tolist()], np.intp)
+        return _rows(self.scores, catalog)
+
+    def tune(
+        self,
+        tuning: Tuning,
+        catalog: Catalog,
+        rows: NDArray[np.intp],
+        fold: NDArray[np.intp] | None = None,
+    ) -> Tuned:
+        """Thresholds as the run itself would have tuned them; `rows` as `rows` gives them.
+
+        `fold` (n_images,), for a probe, are the folds by which a rule is chosen.
+        """
+        table, scores = catalog.table, self.scores
+        labels = table.labels[rows]
+        if not self.follows_start(tuning):
+            return tuning.tune(scores.logits, labels, table.group, fold)
+        assert self.start is not None
+        start = StartScores.of(self.start)
+        fitted = table.labels[_rows(start.train, catalog)]
+        return tune_from_start(start, tuning, fitted, scores.logits, labels, table.group)
+
+    def follows_start(self, tuning: Tuning) -> bool:
+        """Whether thresholds come from the start of a fine-tune, and from no label of `scores`."""
+        return self.start is not None and tuning.rule == AUTO
+
+
+def _rows(scores: TuningScores, catalog: Catalog) -> NDArray[np.intp]:
+    row = {i: k for k, i in enumerate(catalog.image_ids.tolist())}
+    if strange := [i for i in scores.image_ids.tolist() if i not in row]:
+        raise ArtefactError(
+            f"The kept scores are of images that {catalog.path} lacks ({strange[0]}); fit the "
+            "model again."
+        )
+    return np.array([row[i] for i in scores.image_ids.tolist()], np.intp)
 
 
 def tuned_on(folder: Path, predictions: Predictions) -> Path:
@@ -122,7 +154,7 @@ def run_tune(
     rows = found.rows(catalog)
     scores, group = found.scores, catalog.table.group
     labels = catalog.table.labels[rows]
-    tuned = tuning.tune(scores.logits, labels, group, scores.fold)
+    tuned = found.tune(tuning, catalog, rows, scores.fold)
     is_tail = group == "tail"
     cells = {
         BEFORE: scores.logits >= found.model.thresholds,
@@ -130,7 +162,9 @@ def run_tune(
     }
     half = halves(catalog, rows, tuning.seed)
     threshold_f1: dict[str, dict[str, float]] = {}
-    if half is not None:
+    if found.follows_start(tuning):
+        threshold_f1 = f1_of_cells(catalog, rows, cells[AFTER], cells[AFTER])
+    elif half is not None:
         fold = scores.fold if tuning.rule == AUTO else None
         cells[CROSS_FIT] = crossed_cells(catalog, rows, scores.logits, tuning, half, fold)
         threshold_f1 = f1_of_cells(catalog, rows, cells[AFTER], cells[CROSS_FIT])
@@ -166,7 +200,11 @@ def check_empty(out: Path) -> None:
 def _save(found: Model, tuned: Tuned, facts: dict[str, Any], out: Path) -> None:
     if isinstance(found.model, Checkpoint):
         model: Probe | Checkpoint = replace(
-            found.model, thresholds=tuned.thresholds, facts=facts, validation=found.scores
+            found.model,
+            thresholds=tuned.thresholds,
+            facts=facts,
+            validation=found.scores,
+            start=found.start,
         )
     else:
         model = replace(

@@ -12,15 +12,17 @@ from retailtag.backbones import load_backbone
 from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.files import read_json
-from retailtag.finetuning.artefact import Checkpoint
+from retailtag.finetuning.artefact import Checkpoint, load_scores
 from retailtag.finetuning.validation import ModelSelector
 from retailtag.predictions import Predictions
 from retailtag.runs.finetune import FinetuneRun, run_finetune, run_seeds
 from retailtag.runs.finetune_search import search_settings
 from retailtag.runs.finetune_start import split_images
 from retailtag.runs.probe import run_probe
+from retailtag.runs.tune import CROSS_FIT, run_tune
 from retailtag.scoring.files import seed_groups
 from retailtag.settings import ComputeSettings, FinetuneSettings, ProbeSettings
+from retailtag.thresholds.tuning import Tuning
 
 QUICK = FinetuneSettings(epochs=1, batch_size=32, augment="none")
 HERE = ComputeSettings(workers=0, device="cpu")
@@ -185,6 +187,33 @@ def test_a_refit_sees_all_training_images(small, small_store, probe, tmp_path):
     assert twice.checkpoint.facts["n_fit"] == len(small.rows("train"))
     assert once.checkpoint.facts["n_fit"] < len(small.rows("train"))
     assert not np.array_equal(once.predictions.logits, twice.predictions.logits)
+
+
+@pytest.mark.usefixtures("trained")
+def test_thresholds_come_from_the_start_and_are_tuned_again_from_it(
+    small, small_store, probe, tmp_path
+):
+    out = tmp_path / "run"
+    config = replace(QUICK, interpolate="1", lr=1e-3)
+    run = run_finetune(context(small), small_store, load(), probe, out, config)
+    facts = run.checkpoint.facts
+    assert facts["thresholds"] == {"rule": "matched", "objective": "f1", "cross_fit": {}}
+    assert facts["threshold_f1"]["all"]["in_sample"] == facts["threshold_f1"]["all"]["cross_fit"]
+    validation, start = load_scores(out)
+    assert set(start.image_ids) == set(small.image_ids[small.rows("train")])
+    assert set(start.image_ids[start.fold < 0]) == set(validation.image_ids)
+    again = run_tune(out, Tuning(), tmp_path / "again", lambda _: small)
+    np.testing.assert_allclose(again.tuned.thresholds, run.checkpoint.thresholds, atol=5e-3)
+    assert load_scores(again.folder)[1].image_ids.tolist() == start.image_ids.tolist()
+    assert CROSS_FIT not in again.given
+    # a named rule is tuned on the validation set
+    own = run_tune(out, Tuning("shrunk"), tmp_path / "own", lambda _: small)
+    assert own.tuned.rule == "shrunk"
+    assert CROSS_FIT in own.given
+    config = replace(config, thresholds="shrunk")
+    run = run_finetune(context(small), small_store, load(), probe, out, config)
+    assert load_scores(out)[1] is None
+    assert not (out / "start.safetensors").exists()
 
 
 def test_a_refit_of_the_start_is_a_probe_of_all_training_images(
