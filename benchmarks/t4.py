@@ -4,8 +4,10 @@
     python benchmarks/t4.py --fit            # the shares of the peaks, fitted anew
 
 The shares in `retailtag/backbones/roofline.py` are fitted to ResNet-50 and BERT; ResNeXt-101 was
-left out of the fit and shows how far a new model is off. Rows of this machine use the same formula
-with rates of a short product, convolution and copy.
+left out of the fit and shows how far a new model is off, as was the one published training that
+names everything needed to count it: a Wide ResNet-28-10 on CIFAR-10, steps of 128 images and
+evaluation of 256. Rows of this machine use the same formula with rates of a short product,
+convolution and copy.
 """
 
 from __future__ import annotations
@@ -50,6 +52,16 @@ PUBLISHED = {
     ("bert-large", 384, "float32"): (8.46, 9.29, 9.55, 9.75),
 }
 HELD_OUT = "resnext101_32x4d"
+WRN = "wide_resnet28_10"
+WRN_SOURCE = "ceshine/apex_pytorch_cifar_experiment 487f7ab4, PyTorch 1.1, CUDA 10.0"
+WRN_IMAGES, WRN_BATCHES = 10_000, 40  # of an evaluation; the last batch is small
+# Seconds of 130 training steps, and batches a second of an evaluation, as its logs have them;
+# float16 by apex O2 (float32 normalisation and weights of the optimiser).
+WRN_TIMES = {"float32": (108.0, 2.28), "float16": (55.6, 4.21)}
+STEP = "training step"
+WRN_STEPS, WRN_TRAIN, WRN_EVALUATED = 130, 128, 256
+SGD_VALUES = 5  # with momentum: weight and moment read and written, gradient read
+SGD_KERNELS = 4  # of each tensor, in the PyTorch of that time
 BERT = {"bert-base": (768, 12, 12), "bert-large": (1024, 16, 24)}  # width, heads, layers
 BACKBONES = ("demo:cnn", "demo:dino", "timm:mobilenetv2_100", "timm:resnet18")
 BATCHES = (1, 8)
@@ -79,9 +91,43 @@ class Layer(nn.Module):
         return self.after_perceptron(x + self.narrow(nn.functional.gelu(self.wide(x))))
 
 
+class WideBlock(nn.Module):
+    """Two convolutions after normalisation, beside a shortcut (Zagoruyko & Komodakis, 2016)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
+        self.wide = nn.Conv2d(inside, outside, 3, padding=1)
+        self.out = nn.Conv2d(outside, outside, 3, stride, padding=1)
+        self.dropout = nn.Dropout(0.3)
+        is_same = inside == outside and stride == 1
+        self.shortcut = nn.Identity() if is_same else nn.Conv2d(inside, outside, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, inside, h, w) to (n, outside, h / stride, w / stride)."""
+        inner = self.dropout(self.wide(self.first(x).relu()))
+        return self.out(self.second(inner).relu()) + self.shortcut(x)
+
+
+def wide_resnet(depth: int = 28, factor: int = 10, n_classes: int = 10) -> nn.Module:
+    """A Wide ResNet for images of 32 pixels."""
+    widths = (16, 16 * factor, 32 * factor, 64 * factor)
+    blocks = []
+    for stage, stride in enumerate((1, 2, 2)):
+        for k in range((depth - 4) // 6):
+            first = k == 0
+            inside = widths[stage if first else stage + 1]
+            blocks.append(WideBlock(inside, widths[stage + 1], stride if first else 1))
+    head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten())
+    first = nn.Conv2d(3, widths[0], 3, padding=1)
+    return nn.Sequential(first, *blocks, *head, nn.Linear(widths[-1], n_classes))
+
+
 @cache
 def _network(name: str) -> nn.Module:
     with torch.device("meta"):
+        if name == WRN:
+            return wide_resnet()
         if name in BERT:
             width, heads, layers = BERT[name]
             return nn.Sequential(*(Layer(width, heads) for _ in range(layers))).eval()
@@ -103,6 +149,40 @@ def published(batches: int | None = None) -> Iterator[tuple[str, int, str, int, 
         sizes = BERT_BATCHES if tokens else CNN_BATCHES
         for batch_size, rate in list(zip(sizes, rates, strict=True))[:batches]:
             yield name, tokens, arithmetic, batch_size, batch_size / rate
+
+
+def trained() -> Iterator[tuple[str, str, int, float, Kernels]]:
+    """Part, arithmetic, batch size, seconds and kernels of the published training."""
+    network = _network(WRN)
+    images = torch.zeros(WRN_TRAIN, 3, 32, 32, device="meta")
+    labels = torch.zeros(WRN_TRAIN, dtype=torch.int64, device="meta")
+
+    def step() -> None:
+        nn.functional.cross_entropy(network.train()(images), labels).backward()
+
+    sizes = np.array([p.numel() for p in network.parameters()], np.float64)
+    moved = np.repeat(sizes * SGD_VALUES / SGD_KERNELS, SGD_KERNELS)
+    none = np.zeros(len(moved))
+    update = Kernels(none.astype(np.int8), none, moved, np.repeat(sizes, SGD_KERNELS))
+    training = count_kernels(step) + update
+    with torch.no_grad():
+        more = torch.zeros(WRN_EVALUATED, 3, 32, 32, device="meta")
+        evaluation = count_kernels(lambda: network.eval()(more))
+    for arithmetic, (seconds, rate) in WRN_TIMES.items():
+        yield STEP, arithmetic, WRN_TRAIN, seconds / WRN_STEPS, training
+        one = WRN_BATCHES / rate / (WRN_IMAGES / WRN_EVALUATED)
+        yield "evaluation", arithmetic, WRN_EVALUATED, one, evaluation
+
+
+def trained_rows() -> list[dict[str, object]]:
+    """Predicted against the published training."""
+    what = f"T4, left out of the fit: {WRN_SOURCE}"
+    rows = []
+    for part, arithmetic, size, seconds, kernels in trained():
+        device = T4[arithmetic]
+        found = device.step_seconds(kernels) if part == STEP else device.seconds(kernels)
+        rows.append(_row(what, f"{WRN}, {part}", arithmetic, size, seconds, found))
+    return rows
 
 
 def _row(what: str, name: str, arithmetic: str, size: int, measured: float, found: Estimated):
@@ -206,7 +286,7 @@ def main() -> None:
     keep_freed_memory()
     backbones = BACKBONES[:1] if args.quick else args.backbones.split(",")
     if not args.here:
-        _finish(published_rows(2 if args.quick else None), args.dry)
+        _finish(published_rows(2 if args.quick else None) + trained_rows(), args.dry)
     _finish(local_rows(backbones, BATCHES[:1] if args.quick else BATCHES), args.dry)
 
 

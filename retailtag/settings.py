@@ -688,6 +688,14 @@ class BakeoffSettings(Section):
         advanced=True,
     )
     out: Path | None = setting(None, "Folder of the run.", recorded=False)
+    merge: tuple[Path, ...] = setting(
+        (),
+        "Latencies that `retailtag latency` measured on a T4 for copies of these models, in place "
+        "of its estimates; repeatable.",
+        metavar="CSV",
+        recorded=False,
+        advanced=True,
+    )
     no_images: bool = setting(
         False, "Embed no pictures of the catalogue in the report.", recorded=False
     )

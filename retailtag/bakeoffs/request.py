@@ -11,6 +11,7 @@ from retailtag.backbones.ids import local_weights
 from retailtag.backbones.imported import refuse_imported
 from retailtag.backbones.names import given_names
 from retailtag.bakeoffs.checks import check_request
+from retailtag.bakeoffs.t4 import check_merged
 from retailtag.context import RunContext
 from retailtag.errors import UsageError
 from retailtag.files import slug
@@ -48,6 +49,7 @@ class Request:
         joint = [b for b in s.backbones if not self.strategies_of(b)]
         if joint:
             raise UsageError(f"{joint[0]}: {ONLY_PROBED} Add probe to --strategies.")
+        check_merged(s.merge)
         check_probe_settings(s.probe)
         check_finetune_settings(s.finetune)
         Tuning(s.finetune.thresholds, s.finetune.objective)  # refuses an unknown rule

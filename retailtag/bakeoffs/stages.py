@@ -27,7 +27,7 @@ from retailtag.bakeoffs.pairs import (
     stages_of,
 )
 from retailtag.bakeoffs.request import Request
-from retailtag.bakeoffs.t4 import Trained, measured_t4, t4_cost
+from retailtag.bakeoffs.t4 import Trained, measured_t4, merged_t4, t4_cost
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.errors import DataError
 from retailtag.lock import only_writer
@@ -39,6 +39,7 @@ from retailtag.report.write import PAGE, write_report
 from retailtag.runs.embeddings import find_texts
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.finetune_training import finetune_inputs
+from retailtag.runs.latency import model_digest, read_merged
 from retailtag.runs.machine import describe_machine
 from retailtag.runs.probe import probe_inputs, run_probe
 from retailtag.runs.stage import Estimate, RecordedStage, Stage, write_record
@@ -266,7 +267,7 @@ class ReportStage(RecordedStage):
         """Predictions and costs of every pair, and what they are compared with."""
         score = self.request.settings.score
         catalog = self.request.context.catalog
-        pairs = [stages.pair() for stages in self._pairs]
+        pairs = self._finished()
         return {
             "catalogue": catalog.digest,
             "cutoffs": asdict(catalog.table.cutoffs),
@@ -292,7 +293,7 @@ class ReportStage(RecordedStage):
     def run(self) -> None:
         """Score on the test split, compare, decide and write the report."""
         inputs = self.inputs()
-        pairs = [stages.pair() for stages in self._pairs]
+        pairs = self._finished()
         result = self._score(pairs)
         decision = decide(result)
         result = replace(result, recommended=decision.winner)
@@ -302,6 +303,18 @@ class ReportStage(RecordedStage):
         )
         write_report(report, self.folder)
         write_record(self.folder, self.request.report_files, inputs)
+
+    def _finished(self) -> list[Pair]:
+        """All pairs, with the latencies that were measured on a T4 elsewhere."""
+        pairs = [stages.pair() for stages in self._pairs]
+        digests = {pair.name: model_digest(pair.folder) for pair in pairs}
+        merge = self.request.settings.merge
+        rows = [row for path in merge for row in read_merged(path, digests)]
+        t4 = {
+            pair.name: merged_t4(pair.cost.t4, [row for row in rows if row.pair == pair.name])
+            for pair in pairs
+        }
+        return [replace(pair, cost=replace(pair.cost, t4=t4[pair.name])) for pair in pairs]
 
     def result(self) -> BakeoffResult:
         """What the finished stage wrote."""

@@ -8,8 +8,9 @@ time measured here. On a T4 it is taken to last as long, give or take a half, si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from retailtag.backbones.operations import (
     training_kernels,
 )
 from retailtag.backbones.roofline import T4, Device, Estimated, Rates
+from retailtag.errors import UsageError
+from retailtag.report.results import T4Cost
+from retailtag.runs.latency import LatencyRow, read_rows
 from retailtag.runs.stage import StageRecord
 
 BATCH = 32
@@ -84,6 +88,46 @@ def measured_t4(cost: Mapping[str, Any], pair: Trained) -> dict[str, Any]:
             "is_measured": True,
         }
     }
+
+
+def check_merged(paths: Sequence[Path]) -> None:
+    """Raise `DataError` for a file that `read_rows` refuses, `UsageError` for one of no T4."""
+    for path in paths:
+        machines = {row.machine for row in read_rows(path).values()}
+        if strange := [machine for machine in machines if not _T4.search(machine)]:
+            raise UsageError(
+                f"--merge {path} was measured on {strange[0]}, and the report has figures of a T4 "
+                "beside those of its own machine; give a file measured on a T4."
+            )
+
+
+def merged_t4(estimates: Mapping[str, T4Cost], rows: Sequence[LatencyRow]) -> dict[str, T4Cost]:
+    """Costs with the latency of one image and the throughput of `rows`, of one pair on a T4.
+
+    By arithmetic the engine with the shortest time for one image, and the batch with the most
+    images a second. Training stays an estimate.
+    """
+    merged = dict(estimates)
+    for arithmetic in T4:
+        own = [row for row in rows if row.engine.endswith(f"-{arithmetic}")]
+        single = [row for row in own if row.batch_size == 1]
+        if not single:
+            continue
+        first = min(single, key=lambda row: row.tags_ms_p50)
+        rate = max(row.images_per_second for row in own)
+        known = merged.get(arithmetic, _UNKNOWN)
+        merged[arithmetic] = replace(
+            known,
+            latency_ms=(first.tags_ms_p50, first.tags_ms_p50_low, first.tags_ms_p50_high),
+            images_per_second=(rate, rate, rate),
+            merged_from=f"{first.engine}, {first.machine}, {first.date}",
+        )
+    return merged
+
+
+_T4 = re.compile(r"\bT4\b")
+_NANS = (math.nan, math.nan, math.nan)
+_UNKNOWN = T4Cost(_NANS, _NANS, _NANS, _NANS, predicted_here={})
 
 
 def _with_host(device: Estimated, here: float, measured: float) -> Estimated:
@@ -148,8 +192,8 @@ def _finetune(pair: Trained, device: Device, here: Rates) -> Estimated:
     n_steps = settings["epochs"] * math.ceil(pair.n_train / batch)
     n_batches = pair.n_held_out / BATCH
 
-    def seconds(rates: Rates) -> float:
-        return n_steps * rates.seconds(step) + n_batches * rates.seconds(evaluated)
-
-    on_t4 = Estimated(*(seconds(rates) for rates in (device.usual, device.fast, device.slow)))
-    return _with_host(on_t4, seconds(here), pair.records["finetune"].seconds)
+    steps = _times(n_steps, device.step_seconds(step))
+    evaluation = _times(n_batches, device.seconds(evaluated))
+    on_t4 = Estimated(*(a + b for a, b in zip(steps, evaluation, strict=True)))
+    explained = n_steps * here.seconds(step) + n_batches * here.seconds(evaluated)
+    return _with_host(on_t4, explained, pair.records["finetune"].seconds)

@@ -27,8 +27,8 @@ SAME_LATENCY_RATIO = 1.10  # latencies within 10 % count as equal
 class T4Cost:
     """What a pair costs on an NVIDIA T4 in one arithmetic: value, low and high end of each.
 
-    Of a run on a T4 latency and throughput are measured. Otherwise they are estimates with their
-    range, and of the network alone: decoding is left to the host.
+    Of a run on a T4 latency and throughput are measured, or merged from one. Otherwise they are
+    estimates with their range, and of the network alone: decoding is left to the host.
     """
 
     latency_ms: tuple[float, ...]  # of one image
@@ -38,6 +38,7 @@ class T4Cost:
     # Time that the same roofline gives for this machine over the time measured, by batch size.
     predicted_here: dict[str, float]
     is_measured: bool = False  # on the T4 that the bake-off ran on
+    merged_from: str = ""  # machine, engine and date of a latency that was measured elsewhere
 
 
 @dataclass(frozen=True)

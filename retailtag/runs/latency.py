@@ -317,18 +317,8 @@ def to_csv(rows: Sequence[LatencyRow]) -> str:
     return csv_text(columns, rows)
 
 
-def read_merged(path: Path, digests: Mapping[str, str]) -> list[LatencyRow]:
-    """Rows that this command wrote elsewhere, each under the name that its model has here.
-
-    `digests` gives the digest of every model here by its name.
-
-    Raises
-    ------
-    DataError
-        If the file is no such table, or a cell is not of its kind.
-    ArtefactError
-        If a row is of a model that is not here.
-    """
+def read_rows(path: Path) -> dict[int | str, LatencyRow]:
+    """Rows that this command wrote, by line; `DataError` for any other table or kind of cell."""
     table = read_csv(path)
     if problems := table.problems.lines():
         raise DataError(f"{path}, {problems[0]}; {_AGAIN}.")
@@ -337,21 +327,32 @@ def read_merged(path: Path, digests: Mapping[str, str]) -> list[LatencyRow]:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise DataError(f"{path} has no column {missing[0]}; {_AGAIN}.")
-    names = {digest: name for name, digest in digests.items()}
-    rows = []
     numbers = table.problems.row_numbers
     if not numbers:
         raise DataError(f"{path} holds no row; {_AGAIN}.")
-    for i, number in enumerate(numbers):
-        cells = {name: str(table.columns[name][i]) for name in columns}
-        row = _parsed(cells, f"{path}, line {number}")
+    return {
+        number: _parsed(
+            {name: str(table.columns[name][i]) for name in columns}, f"{path}, line {number}"
+        )
+        for i, number in enumerate(numbers)
+    }
+
+
+def read_merged(path: Path, digests: Mapping[str, str]) -> list[LatencyRow]:
+    """Rows that this command wrote elsewhere, each under the name that its model has here.
+
+    `digests` gives the digest of every model here by its name. Raises `DataError` as `read_rows`
+    does, and `ArtefactError` if a row is of a model that is not here.
+    """
+    names = {digest: name for name, digest in digests.items()}
+    rows = read_rows(path)
+    for number, row in rows.items():
         if row.model not in names:
             raise ArtefactError(
                 f"{path}, line {number}: {row.pair} there is another model than those here "
                 f"({', '.join(names.values())}); time copies of the same files."
             )
-        rows.append(replace(row, pair=names[row.model]))
-    return rows
+    return [replace(row, pair=names[row.model]) for row in rows.values()]
 
 
 def _parsed(cells: Mapping[str, str], place: str) -> LatencyRow:

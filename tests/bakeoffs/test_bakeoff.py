@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import retailtag as rt
 from retailtag.backbones import load_backbone
 from retailtag.bakeoffs.plan import plan_bakeoff
 from retailtag.bakeoffs.request import pair_folder
@@ -20,6 +21,7 @@ from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe
 from retailtag.progress import SILENT
 from retailtag.runs.finetune import run_finetune
+from retailtag.runs.latency import to_csv
 from retailtag.runs.probe import run_probe
 from retailtag.settings import (
     BakeoffSettings,
@@ -156,6 +158,22 @@ def test_only_what_is_missing_or_stale_runs(finished, small, tmp_path, quick_bak
     assert not left.exists()
     assert "finetune demo:clip" in ran
     assert not any("demo:cnn" in name or name.startswith(("extract", "probe")) for name in ran)
+
+
+def test_latencies_of_a_t4_change_the_report_alone(finished, small, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0], root)
+    there = tmp_path / "there.csv"
+    folder = pair_folder(root / "run", "demo:cnn", "probe")
+    row = rt.latency(folder, engines=["eager"], batches="1", out=there, catalog=small).rows[0]
+    there.write_text(to_csv([replace(row, machine="Xeon (4 cores), Tesla T4")]))
+    run = run_bakeoff(small, _settings(root, merge=(there,)))
+    assert run.ran == ["report"]
+    costs = {p.name: p.cost.t4["float32"] for p in run.result.pairs}
+    assert costs["demo:cnn · probe"].merged_from.startswith("eager-float32, Xeon (4 cores), Tesla")
+    assert costs["demo:cnn · probe"].latency_ms[0] == pytest.approx(row.tags_ms_p50, rel=1e-4)
+    assert [name for name, cost in costs.items() if cost.merged_from] == ["demo:cnn · probe"]
+    assert "Tesla T4" in run.report.read_text(encoding="utf-8")
 
 
 def test_same_seed_gives_the_same_scorecards(finished, small, tmp_path, quick_bakeoffs):

@@ -1,5 +1,7 @@
 """Estimates for a T4: counted operations of a sweep, and what the host adds."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,11 @@ import pytest
 from retailtag.backbones.operations import PRODUCT, Kernels
 from retailtag.backbones.roofline import T4, Rates
 from retailtag.bakeoffs import t4
+from retailtag.errors import UsageError
+from retailtag.report.results import T4Cost
+from retailtag.runs.latency import LatencyRow, to_csv
 from retailtag.runs.stage import StageRecord
+from retailtag.scoring.strict_json import parsed
 
 HERE = Rates(1e9, 1e9, 1e12, 0.0, value_bytes=4)  # a machine bound by its products alone
 FLOPS = 2e9  # of one image: two seconds here
@@ -56,7 +62,7 @@ def test_what_the_network_does_not_explain_here_is_the_hosts(pair):
         batch = device.seconds(_kernels("", 32))
         np.testing.assert_allclose(cost["extract_seconds"], [n_batches * s for s in batch])
         # the fine-tune: 20 steps and 2 batches take 7,808 s here, more than it took
-        step = device.seconds(_kernels("", 192))
+        step = device.step_seconds(_kernels("", 192))
         tuned = [20 * s + 2 * b for s, b in zip(step, batch, strict=True)]
         rest = np.subtract(cost["train_seconds"], tuned) - cost["extract_seconds"]
         probe = T4["float32"].seconds(t4.solver_kernels(pair.folder / "sweep.parquet", 640, 16))
@@ -79,3 +85,52 @@ def test_on_a_t4_figures_are_the_measured_ones(pair):
     assert cost["is_measured"]
     assert cost["latency_ms"] == [9.0, 8.0, 10.0]
     assert cost["train_seconds"] == [6_330.0] * 3
+
+
+def _timed(engine, batch_size, seconds, **changes):
+    """A row as `retailtag latency` writes it on a T4."""
+    figures = {f.name: 1000 * seconds for f in fields(LatencyRow) if f.type == "float"}
+    row = LatencyRow(
+        **figures,
+        pair="there",
+        model="0" * 64,
+        engine=engine,
+        batch_size=batch_size,
+        is_best_batch=True,
+        is_fastest=True,
+        n_calls=20,
+        n_turns=6,
+        machine="Xeon (4 cores), Tesla T4",
+        threads=4,
+        date="2026-11-30",
+    )
+    return replace(row, images_per_second=batch_size / seconds, **changes)
+
+
+def test_what_a_t4_measured_takes_the_place_of_its_estimates(pair):
+    found = t4.t4_cost(pair, {1: 2.0, 32: 64.0}, HERE)
+    estimates = {name: parsed(T4Cost, cost) for name, cost in found.items()}
+    rows = [
+        _timed("eager-float32", 1, 0.02),
+        _timed("compile-float32", 1, 0.01),
+        _timed("eager-float32", 32, 0.1),
+    ]
+    merged = t4.merged_t4(estimates, rows)
+    assert merged["float32"].latency_ms[0] == 10
+    assert merged["float32"].images_per_second == 3 * (320.0,)
+    assert merged["float32"].merged_from.startswith("compile-float32, Xeon (4 cores), Tesla T4")
+    assert merged["float32"].train_seconds == estimates["float32"].train_seconds
+    assert merged["float16"] == estimates["float16"]
+    assert t4.merged_t4(estimates, []) == estimates
+    alone = t4.merged_t4({}, rows)  # a model whose kernels cannot be counted
+    assert alone["float32"].latency_ms[0] == 10
+    assert np.isnan(alone["float32"].train_seconds).all()
+
+
+def test_figures_of_another_device_are_no_t4s(tmp_path):
+    path = tmp_path / "there.csv"
+    path.write_text(to_csv([_timed("eager-float32", 1, 0.02)]))
+    t4.check_merged([path])
+    path.write_text(to_csv([_timed("eager-float32", 1, 0.02, machine="EPYC (2 cores), cpu")]))
+    with pytest.raises(UsageError, match=r"there.csv was measured on EPYC .* measured on a T4"):
+        t4.check_merged([path])

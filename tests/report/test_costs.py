@@ -85,3 +85,13 @@ def test_tables_for_other_programs_have_one_number_a_cell(timed):
     assert cells["latency_ms_decode"] == "1"
     assert cells["t4_float16_train_seconds_high"] == "54"
     assert "latency_ms_turns" not in cells
+
+
+def test_what_was_merged_from_a_t4_names_its_machine(timed):
+    there = "compile-float32, Xeon, Tesla T4, 2026-11-30"
+    merged = {**T4, "float32": replace(T4["float32"], merged_from=there)}
+    pairs = tuple(replace(p, cost=replace(p.cost, t4=merged)) for p in timed.pairs)
+    page = render_page(Report(replace(timed, pairs=pairs), decide(timed)))
+    assert page.count(there) == len(pairs)
+    assert "were measured on it" in page
+    assert "were measured on it" not in render_page(Report(timed, decide(timed)))

@@ -32,6 +32,7 @@ class T4Row:
     float16: str
     training: str
     error: str  # predicted over measured, of one image and of a batch on this machine
+    merged_from: tuple[str, ...]  # where latency and throughput were measured, if they were
     price: Price | None
 
 
@@ -55,13 +56,20 @@ class Costs:
     price_per_hour: float | None
     has_t4: bool
     t4_is_measured: bool
+    t4_is_merged: bool  # some of it
 
 
 def costs(report: Report) -> Costs:
     """Costs in the order of the ranking."""
     rows = tuple(_row(report, pair) for pair in report.result.ranking)
     t4 = [cost for row in rows for cost in row.pair.cost.t4.values()]
-    return Costs(rows, _per_hour(report), bool(t4), any(cost.is_measured for cost in t4))
+    return Costs(
+        rows,
+        _per_hour(report),
+        bool(t4),
+        any(cost.is_measured for cost in t4),
+        any(cost.merged_from for cost in t4),
+    )
 
 
 def _per_hour(report: Report) -> float | None:
@@ -107,6 +115,7 @@ def _t4_row(per_hour: float | None, t4: dict[str, T4Cost]) -> T4Row | None:
         float16=_ranged(fast.images_per_second) if "float16" in t4 else "\N{EN DASH}",
         training=_ranged(fast.train_seconds, duration),
         error=" / ".join(errors) or "\N{EN DASH}",
+        merged_from=tuple(cost.merged_from for cost in t4.values() if cost.merged_from),
         price=_price(per_hour, fast.images_per_second[0], fast.train_seconds[0]),
     )
 
