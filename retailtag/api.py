@@ -8,6 +8,7 @@ records or a `Catalog`. `progress` hears how far a call is; by default nothing i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -214,18 +215,22 @@ def extract(
     recompute : bool
         Compute every image again.
     shard : str, optional
-        ``I/N``: extract shard I of N, into a folder of its own.
+        ``I/N``: extract shard I of N, into a folder of its own. ``auto`` takes both numbers from
+        Slurm, torchrun or Kubernetes.
     """
     from retailtag.backbones import load_backbone
     from retailtag.backbones.ids import local_weights
     from retailtag.extraction.engines import choose_engine
     from retailtag.extraction.extract import extract_together
-    from retailtag.extraction.shards import WHOLE, Shard
+    from retailtag.extraction.schedulers import shard_of
+    from retailtag.extraction.shards import WHOLE
     from retailtag.outcomes import ExtractOutcome
 
     s = settings_of("extract", settings, {**options, "backbones": backbones})
+    rows, numbered_by = (WHOLE, "") if shard is None else shard_of(str(shard), os.environ)
     context = run_context(catalog, s, progress)
-    rows = WHOLE if shard is None else Shard.parse(str(shard))
+    if numbered_by:
+        context.progress.say(f"--shard auto: shard {rows.number}/{rows.of}, by {numbered_by}.")
     local = local_weights(s.compute.weights, s.backbones)
     models = [
         load_backbone(i, weights=local.get(i), device=context.device, progress=context.progress)

@@ -25,6 +25,9 @@ def resolve_device(name: str) -> str:
     if torch.cuda.is_available():
         # cuBLAS reads it when it starts; without it the same products may differ between runs
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # torchrun starts several processes on a machine; all of them see all of its GPUs
+        if (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
+            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
         return "cuda"
     if name == AUTO:
         return "cpu"

@@ -37,7 +37,7 @@ def extract(
             "--shard",
             metavar="I/N",
             help="Extract shard I of N equal ones, into a folder of its own; features merge joins "
-            "them.",
+            "them. auto: as Slurm, torchrun or Kubernetes number this process.",
         ),
     ] = None,
 ) -> None:
@@ -60,7 +60,7 @@ def extract(
     output.print(_stages(summaries))
     for s in summaries:
         output.print(_costs(s))
-    if shard is not None:
+    if summaries[0].store.path.parent != call.settings.compute.features:  # one shard of several
         output.print(*_how_to_join(call.settings.compute.features, summaries))
     n_images = summaries[0].n_computed + summaries[0].n_reused + len(summaries[0].absent)
     engines = zip(summaries, extracted.engines, strict=True)

@@ -22,7 +22,8 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
             raise UsageError(
-                f"--shard {self.number}/{self.of}: give I/N with I from 1 to N, such as 2/8."
+                f"--shard {self.number}/{self.of}: give I/N with I from 1 to N, such as 2/8, or "
+                "auto."
             )
 
     @classmethod
@@ -36,7 +37,7 @@ class Shard:
         """
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None:
-            raise UsageError(f"--shard {text}: give I/N with I from 1 to N, such as 2/8.")
+            raise UsageError(f"--shard {text}: give I/N with I from 1 to N, such as 2/8, or auto.")
         return cls(int(match[1]), int(match[2]))
 
     @property

@@ -233,6 +233,25 @@ def test_shards_are_extracted_and_merged(call, store, place, monkeypatch):
     assert (code, "0 images added, 6 were there" in out) == (0, True)
 
 
+def test_auto_takes_the_shard_of_the_scheduler_and_says_so(call, store, place, monkeypatch):
+    monkeypatch.setattr("retailtag.extraction.extract.IMAGES_PER_BLOCK", 2)
+    options = ("--backbone", "demo:cnn", "--features", "auto", "--shard", "auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        code, out, err = call("extract", "shop", *options)
+        assert (code, "auto/shard-*-of-2/" in out) == (0, True)
+        assert f"--shard auto: shard {rank + 1}/2, by RANK." in err
+    shards = sorted((place / "auto").glob("shard-*-of-2/*/"))
+    found = [FeatureStore.open(shard).known() for shard in shards]
+    assert (len(found), found[0] | found[1]) == (2, store.known())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")  # the whole catalogue: nothing is to be joined
+    code, out, _ = call("extract", "shop", *options)
+    assert (code, "features merge" in out) == (0, False)
+    assert (place / "auto" / store.path.name).is_dir()
+
+
 @pytest.mark.parametrize("text", ["3/2", "0/1", "half"])
 def test_an_impossible_shard_is_one_sentence(call, place, text):
     code, _, err = call("extract", "shop", "--backbone", "demo:cnn", "--shard", text)
