@@ -1,4 +1,4 @@
-"""A made-up bake-off: Zipf tags, six pairs whose quality and cost resemble real ones."""
+"""A made-up bake-off of Zipf tags, with six pairs that resemble real ones, and a made-up drift."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from PIL import Image
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.table import TagTable
+from retailtag.images.memory import MemoryImages
 from retailtag.predictions import Predictions
+from retailtag.report.drift.page import drift_page
 from retailtag.report.results import BakeoffResult, PairCost, PairResult, describe_catalog
 from retailtag.scoring.compare import hold_contest
 from retailtag.scoring.finding import Finding
 from retailtag.scoring.score import score_predictions
+from retailtag.statistics.drift import (
+    FAMILIES,
+    DriftResult,
+    Embeddings,
+    Estimate,
+    Family,
+    Novelty,
+    Remedy,
+    Shift,
+    TagShift,
+)
 
 # backbone: separation of rare tags, gain per decade of training images, latency in ms,
 # extraction seconds, parameters in millions
@@ -133,3 +147,51 @@ def must_be_legible():
         assert around.y1 < figure.get_size_inches()[1] + 0.02
 
     return check
+
+
+# Names that are markup, of tags and of files
+EVIL = '<script>alert("x")</script>'
+HALF = Estimate(0.5, 0.4, 0.6)
+
+
+@pytest.fixture(scope="module")
+def drift():
+    """A comparison in which tags and properties drifted, with names that are markup."""
+    p = dict.fromkeys(FAMILIES, 0.4) | {"tags": 0.002, "properties": 0.01}
+    rates = Estimate(0.1, 0.08, 0.12), Estimate(0.3, 0.25, 0.36), Estimate(0.2, 0.15, 0.25)
+    tags = [TagShift(EVIL, *rates, 0.001)]
+    tags += [TagShift(f"tag {k}", HALF, HALF, Estimate(0, -0.1, 0.1), 0.9) for k in range(14)]
+    less = Estimate(0.1, 0, 0.2)
+    bins = (0.0, 1.0, 2.0), (0.5, 0.5), (0.1, 0.9)
+    return DriftResult(
+        n_reference=500,
+        n_new=3,
+        n_reference_groups=200,
+        n_new_groups=3,
+        alpha=0.05,
+        permutations=999,
+        p=0.005,
+        families=tuple(Family(k, v, v, v < 0.05) for k, v in p.items()),
+        embeddings=Embeddings(0.001, 12.5, HALF, 0.7),
+        novelty=Novelty(0.05, Estimate(0.04, 0.01, 0.1), (2, 0, 1), (0.5, 1.0, 0.02)),
+        confidences=(Shift("top_logit", 500, 3, (0, 1, 2), (0, 1, 2), HALF, 0.1, 0.9, *bins),),
+        properties=(
+            Shift("sharpness", 500, 3, (5, 9, 12), (1, 2, 3), less, 0.9, 0.01, *bins),
+            Shift("jpeg_quality", 0, 0, (0, 0, 0), (0, 0, 0), HALF, 0, 1.0),
+        ),
+        kinds={"JPEG": (1.0, 0.5), "PNG": (0.0, 0.5)},
+        kinds_p=0.2,
+        tags=tuple(tags),
+        names=("a/one.jpg", f"{EVIL}.jpg", "gone.jpg"),
+        reference="test split",
+        remedies=(Remedy("input", "It is so.", "Do that."),),
+        notes=("A note.",),
+        facts={"model": "abc"},
+    )
+
+
+@pytest.fixture(scope="module")
+def drift_html(drift):
+    picture = Image.effect_noise((300, 200), 90).convert("RGB")
+    images = MemoryImages(Path(), list(drift.names), [picture, picture, b"damaged"])
+    return drift_page(drift, images, drift.names)

@@ -164,14 +164,44 @@ def test_paper_shows_every_column_and_what_is_folded(seen, bakeoff):
     assert (paper["folded"], paper["cut"]) == (0, 0)
 
 
-PHONE = """
+# A page on a phone, in light and in dark: its width, its smallest text, its faintest text.
+PHONE = r"""
 const frame = document.createElement("iframe");
 frame.style.cssText = "border: 0; height: 900px; width: 390px";
 frame.srcdoc = PAGE;
 frame.onload = () => {
   const root = frame.contentDocument;
   const size = (item) => parseFloat(root.defaultView.getComputedStyle(item).fontSize);
+  function faintest() {
+    const light = (color) => {
+      const parts = color.match(/[\d.]+/g).map(Number);
+      const linear = parts.slice(0, 3).map((c) => c / 255).map(
+        (c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+      );
+      return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    };
+    const style = (element) => root.defaultView.getComputedStyle(element);
+    const ground = (element) => {
+      for (let at = element; at; at = at.parentElement) {
+        const color = style(at).backgroundColor;
+        if (!/, 0\)$|transparent/.test(color)) return color;
+      }
+      return "rgb(255, 255, 255)";
+    };
+    const texts = [...root.querySelectorAll("p, li, td, th, h1, h2, h3, figcaption, summary")];
+    return Math.min(...texts.map((element) => {
+      const pair = [light(style(element).color), light(ground(element))].sort((a, b) => b - a);
+      return (pair[0] + 0.05) / (pair[1] + 0.05);
+    }));
+  }
+  const bright = faintest();
+  for (const rule of root.styleSheets[0].cssRules) {
+    if (rule.media && rule.media.mediaText.includes("prefers-color-scheme: dark")) {
+      rule.media.mediaText = "all";
+    }
+  }
   const seen = {
+    contrast: [bright, faintest()],
     width: root.documentElement.scrollWidth,
     smallest: Math.min(...[...root.querySelectorAll("li, figcaption, p")].map(size)),
     drawn: [...root.images].filter((image) => image.naturalWidth > 0).length,
@@ -194,3 +224,13 @@ def test_a_contact_sheet_of_predictions_fits_a_phone(tmp_path, picture):
     assert seen["width"] == 390
     assert seen["smallest"] >= 11
     assert (seen["drawn"], seen["requests"]) == (3, 0)
+
+
+def test_a_page_on_drift_fits_a_phone_and_is_legible_in_light_and_dark(drift_html, tmp_path):
+    page = json.dumps(drift_html).replace("</", r"<\/")
+    seen = _found_by(PHONE.replace("PAGE", page, 1), tmp_path)
+    assert seen["width"] == 390
+    assert seen["smallest"] >= 11
+    assert (seen["drawn"], seen["requests"]) == (2, 0)
+    assert min(seen["contrast"]) >= 4.5  # WCAG AA
+    assert seen["contrast"][0] != seen["contrast"][1]
