@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from retailtag.inputs import (
 )
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
+from retailtag.ranks import joined
 from retailtag.settings import AUTO, BakeoffSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, write_settings
 from retailtag.verbs import USES
@@ -343,6 +345,10 @@ def finetune(
         Settings of loss, sampler, rate and layer decay to try first.
     seeds : int
         Runs that differ in their seed alone.
+
+    Notes
+    -----
+    Processes that ``torchrun`` started train together; the first one writes.
     """
     from retailtag.backbones import load_backbone, resolve_id
     from retailtag.backbones.ids import local_weights
@@ -359,26 +365,31 @@ def finetune(
     backbone = only_backbone("finetune", s)
     check_finetune_settings(s.finetune)
     refuse_imported(resolve_id(backbone))  # and A+B, before its probe is missed
-    context = run_context(catalog, s, progress)
-    check_fittable(context.catalog)
-    fitted = Probe.load(path_of(probe) if probe else pair_folder(RUNS, backbone, "probe"))
-    weights = local_weights(s.compute.weights, [backbone]).get(backbone)
+    with joined(s.compute.device) as ranks:
+        if search and ranks.size > 1:
+            raise UsageError("--search runs in one process; search without torchrun, then train.")
+        context = run_context(catalog, s, progress if ranks.is_first else None)
+        context = replace(context, ranks=ranks)
+        check_fittable(context.catalog)
+        fitted = Probe.load(path_of(probe) if probe else pair_folder(RUNS, backbone, "probe"))
+        weights = local_weights(s.compute.weights, [backbone]).get(backbone)
 
-    # Training changes the model in place, so every setting of a search and every seed loads anew.
-    load = partial(load_backbone, backbone, weights=weights, device=context.device)
-    model = load()
-    store = _store_of_probe(context, s, model, fitted)
-    out, config, ranking = folder_of("finetune", s), s.finetune, None
-    with only_writer(out):
-        _keep_settings("finetune", out, s, catalog)
-        # After a search the settings that won repeat the run, without searching again.
-        if search:
-            config, ranking = search_settings(context, store, load, fitted, out, config, search)
-            _keep_settings("finetune", out, replace(s, finetune=config), catalog)
-        if seeds > 1:
-            runs = run_seeds(context, store, load, fitted, out, config, seeds)
-        else:
-            runs = [run_finetune(context, store, model, fitted, out, config)]
+        # Training changes the model in place: every setting of a search and every seed loads anew.
+        load = partial(load_backbone, backbone, weights=weights, device=context.device)
+        model = load()
+        store = _store_of_probe(context, s, model, fitted)
+        out, config, ranking = folder_of("finetune", s), s.finetune, None
+        with only_writer(out) if ranks.is_first else nullcontext():
+            if ranks.is_first:
+                _keep_settings("finetune", out, s, catalog)
+            # After a search the settings that won repeat the run, without searching again.
+            if search:
+                config, ranking = search_settings(context, store, load, fitted, out, config, search)
+                _keep_settings("finetune", out, replace(s, finetune=config), catalog)
+            if seeds > 1:
+                runs = run_seeds(context, store, load, fitted, out, config, seeds)
+            else:
+                runs = [run_finetune(context, store, model, fitted, out, config)]
     return FinetuneOutcome(tuple(runs), out, s.compute, ranking)
 
 

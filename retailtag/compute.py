@@ -34,6 +34,11 @@ def resolve_device(name: str) -> str:
     raise Unavailable("--device cuda: PyTorch sees no CUDA device here; use --device cpu.")
 
 
-def n_workers(compute: ComputeSettings) -> int:
-    """Decoding processes: those asked for, or one per core up to `MAX_WORKERS`."""
-    return min(os.cpu_count() or 1, MAX_WORKERS) if compute.workers is None else compute.workers
+def n_workers(compute: ComputeSettings, sharing: int = 1) -> int:
+    """Decoding processes: those asked for, or one per core up to `MAX_WORKERS`.
+
+    `sharing` processes share the machine, and each of them asks.
+    """
+    if compute.workers is not None:
+        return compute.workers
+    return max(1, min((os.cpu_count() or 1) // sharing, MAX_WORKERS))

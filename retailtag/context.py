@@ -10,6 +10,7 @@ from typing import Any
 from retailtag.catalog.catalog import Catalog
 from retailtag.compute import n_workers, resolve_device
 from retailtag.progress import SILENT, Progress
+from retailtag.ranks import ALONE, Ranks
 from retailtag.settings import ComputeSettings, ReadingSettings
 
 
@@ -25,6 +26,8 @@ class RunContext:
     provenance : mapping
         Recorded in predictions: where the catalogue was read from.
     progress : Progress
+    ranks : Ranks
+        This process, and those that compute the run together with it.
     """
 
     catalog: Catalog
@@ -32,6 +35,7 @@ class RunContext:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = SILENT
+    ranks: Ranks = ALONE
 
     @cached_property
     def device(self) -> str:
@@ -41,7 +45,7 @@ class RunContext:
     @cached_property
     def workers(self) -> int:
         """Decoding processes; 0: images are decoded in this process."""
-        return n_workers(self.compute)
+        return n_workers(self.compute, self.ranks.on_machine)
 
     @property
     def limits(self) -> dict[str, Any]:

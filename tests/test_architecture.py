@@ -25,6 +25,7 @@ BASE = {
     "display",
     "memory",
     "tuning_scores",
+    "ranks",
 }
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "lock": {"errors", "files"},
     "npz": {"errors"},
     "memory": {"errors"},
+    "ranks": {"errors"},
     "statistics": {"errors"},
     "fields": {"errors"},
     "settings": {"errors", "fields"},

@@ -13,11 +13,13 @@ import typer
 from retailtag.cli.output import Output
 from retailtag.errors import UsageError
 from retailtag.fields import Option, plain, types_of
+from retailtag.ranks import Ranks
 from retailtag.settings import BakeoffSettings, default_of, option_of, section_of, values_of
 from retailtag.settings_file import read_settings
 from retailtag.verbs import RARE, flags_of, resolve
 
 ADVANCED = "Advanced options"
+TOGETHER = ("finetune",)  # verbs that processes of torchrun do together
 ONE_BACKBONE = ("extract", "probe", "finetune")  # verbs that have no default backbone
 # options that are repeated, not comma-separated
 LISTS = ("weights", "images", "allow_root", "name")
@@ -175,11 +177,18 @@ def _call(verb: str, path: str, given: Mapping[str, Any]) -> Call:
         quiet=given.get("quiet", False),
         log_file=given.get("log_file"),
     )
+    if not speaks(verb):
+        output = Output(quiet=True)
     if given.get("verbose"):
         in_force = dict(values_of(settings))
         for key in sorted(named):
             output.progress.say(f"{key} = {plain(in_force[key])}")
     return Call(settings, named, output, path)
+
+
+def speaks(verb: str) -> bool:
+    """Whether this process prints: of several that do a verb together, the first one."""
+    return verb not in TOGETHER or Ranks.given().is_first
 
 
 def _identifiers(verb: str) -> dict[str, tuple[str, ...]]:

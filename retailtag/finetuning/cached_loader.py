@@ -145,9 +145,11 @@ def cached_batch_loader(
     None where the budget or the disk is too small, another process is writing, or the model cannot
     be cut; `progress` is told which. `identity`, of the backbone's embeddings, names architecture
     and preprocessing of the frozen part. All caches lie in `root` and may take `budget` bytes
-    together. `dtype` is ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module.
+    together. `dtype` is ``auto``, ``float32``, ``float16`` or ``bfloat16``; see the module. Of
+    several processes the first computes and writes, and the others read.
 
-    Raises `UnreadableImage` or `DataError` if an image cannot be read or has changed.
+    Raises `UnreadableImage` or `DataError` if an image cannot be read or has changed, and
+    `Unavailable` if a process cannot read what the first one wrote.
     """
     if network.frozen_part is None:
         progress.say(
@@ -156,6 +158,41 @@ def cached_batch_loader(
         return None
     if budget == 0 or not len(images.train):
         return None
+    made: list[CachedBatchLoader | None] = []
+
+    def make() -> tuple[list[ActivationSpec], torch.dtype] | None:
+        cached = _first_that_fits(
+            network, loader, images, identity, root, budget, views, dtype, progress
+        )
+        made.append(cached)
+        return cached and ([cache.spec for cache in cached.caches], cached._dtype)
+
+    specs_and_dtype = network.ranks.from_first(make)
+    if made or specs_and_dtype is None:
+        return made[0] if made else None
+    specs, entering = specs_and_dtype
+    caches = [ActivationCache(root, s) for s in specs]
+    cached = CachedBatchLoader(network, loader, images, views, caches, entering)
+    if any(map(len, cached.missing())):
+        raise Unavailable(
+            f"{root} lacks activations that the first process has cached there; give --features in "
+            "a folder that all machines share, or --cache-gb 0."
+        )
+    return cached
+
+
+def _first_that_fits(
+    network: Network,
+    loader: ImageLoader,
+    images: CachedImages,
+    identity: FeatureSpec,
+    root: Path,
+    budget: int,
+    views: Views,
+    dtype: str,
+    progress: Progress,
+) -> CachedBatchLoader | None:
+    """Cached activations in the first dtype that can hold them; see `cached_batch_loader`."""
     network.eval()
     sample = _sample(network, loader, images)
     stored = storage_dtype(network, sample) if dtype == AUTO else dtype

@@ -16,16 +16,16 @@ from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.loader import Batch, load_batches
 from retailtag.memory import free_bytes
 
-MEMORY_SHARE = 0.25  # of the memory available at the start
+MEMORY_SHARE = 0.25  # of the memory available at the start, of all processes together
 
 
 class ImageLoader:
     """Batches of preprocessed pixels of a catalogue's images, in any order.
 
     `rows` of the catalogue are needed every epoch; their pixels are cached if they fit into a
-    quarter of the available memory, and later epochs then decode nothing. `sha256` are hashes by id
-    of the images' bytes when they were embedded; images with others are refused. The rest is as in
-    `load_batches`.
+    quarter of the available memory, which `processes` on this machine share, and later epochs then
+    decode nothing. `sha256` are hashes by id of the images' bytes when they were embedded; images
+    with others are refused. The rest is as in `load_batches`.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ImageLoader:
         max_pixels: int,
         allow_truncated: bool = False,
         sha256: Mapping[str, str] | None = None,
+        processes: int = 1,
     ) -> None:
         self._catalog = catalog
         self._load = partial(
@@ -51,7 +52,7 @@ class ImageLoader:
         self._sha256 = sha256 or {}
         self._slot = {int(row): i for i, row in enumerate(rows)}
         shape = (len(rows), 3, *backbone.preprocess.size)
-        fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * free_bytes()
+        fits = np.prod(shape, dtype=np.int64) <= MEMORY_SHARE * free_bytes() / processes
         self._cached = np.empty(shape, np.uint8) if fits else None
         self._is_cached = np.zeros(len(rows), bool)
 

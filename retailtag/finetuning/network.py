@@ -6,12 +6,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.blocks import Run
 from retailtag.errors import UsageError
 from retailtag.finetuning.head import Head, HeadInit
 from retailtag.finetuning.mixed_precision import MixedPrecision
+from retailtag.ranks import ALONE, Ranks
 from retailtag.settings import FinetuneSettings
 
 State = dict[str, Tensor]
@@ -23,7 +25,8 @@ class Network:
 
     The backbone is unfrozen in place; `compiled` lets ``torch.compile`` fuse the passes of the
     trained part. `frozen_part` maps uint8 pixels (n, 3, h, w) to the activations that enter the
-    first trained block; it is None where everything is trained or the model cannot be cut.
+    first trained block; it is None where everything is trained or the model cannot be cut. `ranks`
+    are the processes that train it, each of which has the same network.
     """
 
     def __init__(
@@ -33,10 +36,12 @@ class Network:
         config: FinetuneSettings,
         *,
         compiled: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.backbone = backbone
         self.device = backbone.device
         self.config = config
+        self.ranks = ranks
         self.head = Head(start).to(backbone.device)
         self.precision = MixedPrecision.choose(config.mixed_precision, backbone.device)
         backbone.unfreeze_last(config.trained_blocks)
@@ -95,6 +100,12 @@ class Network:
         """All parameters that receive gradients, backbone first."""
         body = [p for p in self.backbone.module.parameters() if p.requires_grad]
         return [*body, *self.head.parameters()]
+
+    def batch_statistics(self) -> list[Tensor]:
+        """What batch normalisation in training mode has stored of its batches."""
+        layers = [m for m in self.backbone.module.modules() if isinstance(m, _BatchNorm)]
+        stored = [t for m in layers if m.training for t in (m.running_mean, m.running_var)]
+        return [t for t in stored if t is not None]
 
     def state(self) -> State:
         """Copies, on the CPU, of all tensors that training changes."""

@@ -19,6 +19,7 @@ import torch
 
 from retailtag.files import write_whole
 from retailtag.progress import SILENT, Progress
+from retailtag.ranks import ALONE, Ranks
 
 FORMAT = 2
 NAME = "resume.pt"
@@ -29,7 +30,8 @@ class Snapshots:
     """Where a training stores its state: the file `name` in `folder`.
 
     `key` is a digest of everything that the training depends on; two snapshots within an epoch are
-    `minutes` apart.
+    `minutes` apart. Of several processes the first one writes, and all get what it reads; their
+    number may change in between.
     """
 
     def __init__(
@@ -40,22 +42,26 @@ class Snapshots:
         *,
         name: str = NAME,
         progress: Progress = SILENT,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.path = Path(folder) / name
         self._key = key
         self._seconds = 60 * minutes
         self._progress = progress
+        self._ranks = ranks
         self._saved_at = time.monotonic()
         # Counts of threads that the training was computed with
         self.threads = {torch.get_num_threads()}
 
     @property
     def is_due(self) -> bool:
-        """Whether the last snapshot is older than the time between two."""
-        return time.monotonic() - self._saved_at >= self._seconds
+        """Whether it is for this process to save, the last time being long enough ago."""
+        return self._ranks.is_first and time.monotonic() - self._saved_at >= self._seconds
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the snapshot by this state, whole or not at all."""
+        if not self._ranks.is_first:
+            return
         buffer = io.BytesIO()
         threads = sorted(self.threads)
         saved = {"format": FORMAT, "key": self._key, "threads": threads, "state": state}
@@ -68,6 +74,9 @@ class Snapshots:
 
     def load(self) -> dict[str, Any] | None:
         """The stored state; None, with the reason told, if there is none of this training."""
+        return self._ranks.from_first(self._load)
+
+    def _load(self) -> dict[str, Any] | None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -99,4 +108,5 @@ class Snapshots:
 
     def remove(self) -> None:
         """Delete the file of a finished training."""
-        self.path.unlink(missing_ok=True)
+        if self._ranks.is_first:
+            self.path.unlink(missing_ok=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -154,9 +153,11 @@ def refit(
 class Training:
     """Epochs over the training images; its state suffices to continue from any batch.
 
-    Order of images, views, mixtures and steps are functions of (seed, epoch, batch), and dropout
-    of torch's generator, whose state is stored. Together with weights, moments of the optimiser,
-    loss scale and average, a resumed training therefore ends in the same bits.
+    Order of images, views, mixtures, steps and dropout are functions of (seed, epoch, batch).
+    Together with weights, moments of the optimiser, loss scale and average, a resumed training
+    therefore ends in the same bits.
+
+    Several processes (`Network.ranks`) divide every batch; all hold the same state.
     """
 
     def __init__(
@@ -175,11 +176,12 @@ class Training:
         self.labels = torch.from_numpy(labels)
         self._factors = parse_sampler(config.sampler).factors(labels[rows])
         self._mix = parse_mix(config.mix)
+        self._is_mixed = config.mix != "none"
         loss = parse_loss(config.loss).build(LabelCounts.of(labels[rows]))
         self.stepper = TrainingStep(network, loader, loss, progress)
         floats = {n: t for n, t in network.live().items() if t.is_floating_point()}
         self._ema = Ema(floats, config.ema) if config.ema else None
-        self._resumed: dict[str, Any] | None = None  # a loaded state, until its epoch begins
+        self._resumed: tuple[int, float] | None = None  # batch and sum of losses to continue from
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the network holds the averaged weights, if there is an average."""
@@ -197,15 +199,18 @@ class Training:
         """
         config = self.network.config
         order = self.rows[epoch_order(self._factors, config.seed, epoch)]
-        batch, total = self._enter_epoch(epoch)
+        batch, total = self._resumed or (0, 0.0)
+        self._resumed = None
         monitor = LossMonitor(epoch, total)
         start = batch * config.batch_size
-        n_batches = math.ceil(len(order) / config.batch_size)
+        starts = range(0, len(order), config.batch_size)
+        batches = [order[k : k + config.batch_size] for k in starts]
         self.network.train()
         with self.progress.task(f"epoch {epoch}/{config.epochs}", len(order)) as advance:
             advance(start)
-            for some, inputs in self.loader.batches(order[start:], config.batch_size, epoch):
-                loss = self._step(epoch, batch, n_batches, some, inputs)
+            shown = self._shown(batches[batch:], epoch)
+            for some, inputs in zip(batches[batch:], shown, strict=True):
+                loss = self._step(epoch, batch, len(batches), some, inputs)
                 monitor.add(batch, len(some), loss)
                 batch += 1
                 advance(len(some))
@@ -213,18 +218,15 @@ class Training:
                     snapshots.save(self.state(epoch, batch, monitor.total()) | more())
         return monitor.total() / max(len(order), 1), len(order) - start
 
-    def _enter_epoch(self, epoch: int) -> tuple[int, float]:
-        """First batch and sum of losses so far; sets torch's generator, which dropout uses."""
-        resumed = self._resumed
-        self._resumed = None
-        if resumed and resumed["batch"]:
-            torch.set_rng_state(resumed["rng"])
-            if torch.cuda.is_available() and resumed["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(resumed["cuda_rng"])
-            return resumed["batch"], resumed["total"]
-        seeds = np.random.SeedSequence([self.network.config.seed, epoch])
-        torch.manual_seed(int(seeds.generate_state(1)[0]))
-        return 0, 0.0
+    def _shown(self, batches: list[Rows], epoch: int) -> Iterator[Tensor]:
+        """What this process needs of every batch."""
+        ranks, size = self.network.ranks, self.network.config.batch_size
+        if ranks.size > 1 and not self._is_mixed:
+            batches = [some[ranks.places(len(some))] for some in batches]
+            size = len(range(ranks.rank, size, ranks.size))
+        # All batches but the last are of one size, so the loader cuts their rows where they end.
+        rows = np.concatenate([*batches, self.rows[:0]])
+        return (inputs for _, inputs in self.loader.batches(rows, size, epoch))
 
     def _step(self, epoch: int, batch: int, n_batches: int, rows: Rows, inputs: Tensor) -> Tensor:
         config = self.network.config
@@ -234,6 +236,12 @@ class Training:
         steps = config.epochs * n_batches
         key = (config.seed, epoch, batch)
         inputs, targets = self._mix(inputs, self.labels[rows], key)
+        ranks = self.network.ranks
+        if ranks.size > 1 and self._is_mixed:  # with images of the whole batch
+            inputs = inputs[ranks.places(len(rows))]
+        # Dropout; the first process alone draws what a single one would.
+        seeds = np.random.SeedSequence([*key, ranks.rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
         loss = self.stepper.step(inputs, targets, warmup_cosine(step, steps, config.warmup))
         if self._ema:
             self._ema.update()
@@ -241,7 +249,6 @@ class Training:
 
     def state(self, epoch: int, batch: int = 0, total: float = 0.0) -> dict[str, Any]:
         """All that the training depends on before batch `batch` of `epoch`."""
-        cuda = torch.cuda.get_rng_state() if self.network.device.type == "cuda" else None
         return {
             "epoch": epoch,
             "batch": batch,
@@ -251,8 +258,6 @@ class Training:
             "scaler": self.stepper.scaler.state_dict(),
             "ema": self._ema.state() if self._ema else None,
             "at_once": self.stepper.micro_batches.size,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": cuda,
         }
 
     def load(self, state: dict[str, Any]) -> int:
@@ -263,7 +268,7 @@ class Training:
         if self._ema:
             self._ema.load(state["ema"])
         self.stepper.micro_batches.size = state["at_once"]
-        self._resumed = state
+        self._resumed = state["batch"], state["total"]
         return int(state["epoch"])
 
     def predict(self, rows: Rows) -> Logits:
@@ -285,6 +290,7 @@ class _Selection:
         self.val_rows = val_rows
         self.selector = selector
         self.snapshots = snapshots
+        self._from_first = training.network.ranks.from_first
         self.history: list[dict[str, Any]] = []
         self.start: _Candidate | None = None
         self.best: _Candidate | None = None  # of the trained epochs
@@ -310,10 +316,10 @@ class _Selection:
         trained = time.perf_counter() - began
         with self.training.averaged():
             logits = self.training.predict(self.val_rows)
-            measured = self.selector.measure(logits)
+            measured = self._measure(logits)
             if self.start is None:
                 self.start = _Candidate(epoch, measured, self.training.network.state(), logits)
-            elif self.best is None or self._rank(measured) > self._rank(self.best.measured):
+            elif self._is_best(measured):
                 self.best = _Candidate(epoch, measured, self.training.network.state(), logits)
             kept_tail = self._rank(measured)[0]
         row = {
@@ -328,6 +334,16 @@ class _Selection:
         if self.snapshots and epoch:
             self.snapshots.save(self.training.state(epoch + 1) | self._more())
         return row
+
+    # One process decides: where another's last digits differ, so might its choice.
+    def _measure(self, logits: Logits) -> Measured:
+        return self._from_first(lambda: self.selector.measure(logits))
+
+    def _is_best(self, measured: Measured) -> bool:
+        best = self.best
+        if best is None:
+            return True
+        return self._from_first(lambda: self._rank(measured) > self._rank(best.measured))
 
     def _rank(self, measured: Measured) -> tuple[bool, float]:
         """What of two states the better has the larger: the tail is kept, then the criterion."""
@@ -357,11 +373,12 @@ class _Selection:
             state = interpolate(self.start.state, self.best.state, factor)
             network.load(state)
             logits = self.best.logits if factor == 1 else self.training.predict(self.val_rows)
-            measured = self.selector.measure(logits)
+            measured = self._measure(logits)
             tried.append({"factor": factor, **self.selector.row(measured)})
             candidates.append(_Candidate(self.best.epoch, measured, state, logits))
             shares.append(factor)
-        place = self.selector.choose_from([c.measured for c in candidates])
+        measures = [c.measured for c in candidates]
+        place = self._from_first(lambda: self.selector.choose_from(measures))
         chosen, share = candidates[place], shares[place]
         network.load(chosen.state)
         network.eval()

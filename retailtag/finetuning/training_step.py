@@ -83,9 +83,11 @@ class TrainingStep:
     def step(self, batch: Tensor, targets: Tensor, factor: float) -> Tensor:
         """One step at `factor` of the peak learning rates; the mean loss over known cells.
 
-        `batch` is one of the loader's, `targets` (n, n_tags) are as `Loss.build` takes them.
+        `targets` (n, n_tags) of the whole batch are as `Loss.build` takes them; `batch`, in the
+        form of the loader's, holds those of its images that `Ranks.places` gives this process.
         """
         loss = self.micro_batches.until_it_fits(lambda: self._gradients(batch, targets))
+        self._add_up(loss, len(targets))
         # Clipping compares norms, so the scale of the loss has to be divided out first.
         self.scaler.unscale_(self.optimiser)
         clip_grad_norm_(self._parameters, self.network.config.clip_norm)
@@ -100,25 +102,53 @@ class TrainingStep:
         """Sum the gradients of all micro-batches, from zero; the mean loss."""
         self.optimiser.zero_grad(set_to_none=True)
         device = self.network.device
-        targets = targets.to(device, non_blocking=True)
         # The mean over the batch is Σ_micro Σ_cells loss / known, with the known cells of the
         # whole batch: dividing by those of each micro-batch would weigh images unequally. The
         # gradient is then that of the undivided batch; only batch statistics see the division.
-        known = (targets >= 0).sum().clamp_min(1)
+        # Likewise the processes: the sum of their gradients is that of one process.
+        known = (targets >= 0).sum().clamp_min(1).to(device, non_blocking=True)
+        own = self._own(targets).to(device, non_blocking=True)
         total = torch.zeros((), device=device)
         for some in self.micro_batches.slices(len(batch)):
             logits = self.network.logits(self.loader.activations(batch[some]))
-            loss = self.loss(logits, targets[some]).sum() / known
+            loss = self.loss(logits, own[some]).sum() / known
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def _own(self, targets: Tensor) -> Tensor:
+        """Targets of this process's images, of those of the whole batch."""
+        ranks = self.network.ranks
+        own = targets[ranks.places(len(targets))]
+        # A batch with fewer images than processes: one that is left without an image computes
+        # another's with unknown labels, whose gradients are zeros.
+        return own if ranks.rank < len(targets) else torch.full_like(own, -1)
+
+    def _add_up(self, loss: Tensor, n: int) -> None:
+        """Sum the gradients and the loss of a batch of `n` images over the processes."""
+        # Not by DistributedDataParallel, whose exchanges begin within the backward pass: a process
+        # whose memory runs out starts its pass again, and the others' would no longer match.
+        ranks = self.network.ranks
+        if ranks.size == 1:
+            return
+        share = len(range(ranks.rank, n, ranks.size)) / n
+        # Each process has the statistics of its own images; weighted, they add up to the mean.
+        statistics = [share * statistic for statistic in self.network.batch_statistics()]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        ranks.add_up([*gradients, loss, *statistics])
+        for stored, mean in zip(self.network.batch_statistics(), statistics, strict=True):
+            stored.copy_(mean)
 
 
 def predict(
     network: Network, loader: BatchLoader, rows: Rows, micro_batches: MicroBatches
 ) -> NDArray[np.float32]:
-    """Logits (n_rows, n_tags) in evaluation mode, in the order of `rows`."""
+    """Logits (n_rows, n_tags) in evaluation mode, in the order of `rows`.
+
+    Every process computes a part, and gets the whole.
+    """
     network.eval()
+    own = rows[network.ranks.stretch(len(rows))]
 
     @torch.inference_mode()
     def logits_of(batch: Tensor) -> Tensor:
@@ -126,9 +156,9 @@ def predict(
         return torch.cat([network.logits(loader.activations(batch[s])) for s in slices]).cpu()
 
     found = [np.empty((0, network.head.linear.out_features), np.float32)]
-    for _, batch in loader.batches(rows, micro_batches.size):
+    for _, batch in loader.batches(own, micro_batches.size):
         found.append(micro_batches.until_it_fits(partial(logits_of, batch)).numpy())
-    return np.concatenate(found)
+    return network.ranks.whole(np.concatenate(found), len(rows))
 
 
 class LossMonitor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ def run_finetune(
     cost.seconds += training.result.earlier_seconds
     facts = {**training.facts(), **context.provenance}
     checkpoint = training.checkpoint(facts)
-    checkpoint.save(out)  # before the predictions: if they fail, the training is not lost
+    if context.ranks.is_first:
+        checkpoint.save(out)  # before the predictions: if they fail, the training is not lost
     predictions = training.predictions(facts)
-    predictions.save(out / "predictions.npz")
     history = training.result.history
-    write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-    files = (*checkpoint.files, *FILES)
-    record = write_record(out, files, training.inputs, cost, machine=describe_machine(device))
+
+    def write() -> StageRecord:
+        predictions.save(out / "predictions.npz")
+        write_text(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        files = (*checkpoint.files, *FILES)
+        return write_record(out, files, training.inputs, cost, machine=describe_machine(device))
+
+    record = context.ranks.from_first(write)
     training.remove_snapshots()
     return FinetuneRun(checkpoint, predictions, history, training.result.best_epoch, record)
 
@@ -141,7 +147,8 @@ def run_seeds(
         settings = replace(config, seed=seed)
         folder = out / f"seed-{seed}"
         inputs = finetune_inputs(context.catalog, store, probe, settings)
-        run = None if why_stale(folder, inputs) else FinetuneRun.load(folder)
+        why = context.ranks.from_first(partial(why_stale, folder, inputs))
+        run = None if why else FinetuneRun.load(folder)
         context.progress.say(f"seed {seed}: " + ("reused" if run else "training"))
         # Training changes the backbone in place: every seed loads its own.
         runs.append(run or run_finetune(context, store, load(), probe, folder, settings))

@@ -16,6 +16,7 @@ from retailtag.backbones.backbone import Backbone
 from retailtag.catalog.attributes import recorded_attributes
 from retailtag.catalog.catalog import Catalog
 from retailtag.context import RunContext
+from retailtag.errors import DataError, UsageError
 from retailtag.finetuning.activation_cache import parse_budget
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.augment import Augment
@@ -111,10 +112,25 @@ class FinetuneTraining:
         whole = {**self.inputs, "weights": backbone.weights_sha256}
         key = hashlib.sha256(canonical_json(whole).encode()).hexdigest()
         minutes = config.checkpoint_minutes
-        self.snapshots = Snapshots(out, key, minutes, progress=self.progress)
-        self.refit_snapshots = Snapshots(
-            out, key, minutes, name=REFIT_SNAPSHOT, progress=self.progress
-        )
+        self.ranks = context.ranks
+        self._check_ranks(key)
+        more: dict[str, Any] = {"progress": self.progress, "ranks": self.ranks}
+        self.snapshots = Snapshots(out, key, minutes, **more)
+        self.refit_snapshots = Snapshots(out, key, minutes, name=REFIT_SNAPSHOT, **more)
+
+    def _check_ranks(self, key: str) -> None:
+        """Refuse processes that train something else, or nothing."""
+        size, batch_size = self.ranks.size, self.config.batch_size
+        if batch_size < size:
+            raise UsageError(
+                f"--batch-size {batch_size} cannot be divided over {size} processes; give at least "
+                f"{size}, or start fewer."
+            )
+        if not self.ranks.are_same(key):
+            raise DataError(
+                "The processes of this training read different catalogues, features, probes, "
+                "weights or settings; give all of them the same files and options."
+            )
 
     @cached_property
     def images(self) -> FinetuneImages:
@@ -131,6 +147,7 @@ class FinetuneTraining:
             workers=self.context.workers,
             **self.context.limits,
             sha256=self.store.known(),
+            processes=self.ranks.on_machine,
         )
 
     def train(self, report: Report | None = None) -> None:
@@ -143,7 +160,7 @@ class FinetuneTraining:
         train_rows = self.images.train.rows
         val_rows = self.images.val.rows
         self.network = self._network(self.images.train)
-        self.start = self._start_scores()
+        self.start = self.ranks.from_first(self._start_scores)
         start = self.network.state()
         loader = self._batch_loader(self.network, config.epochs)
         self.result = train(
@@ -158,7 +175,7 @@ class FinetuneTraining:
             report=report,
             progress=self.progress,
         )
-        self.tuned = self._tune()
+        self.tuned = self.ranks.from_first(self._tune)
         if isinstance(loader, CachedBatchLoader):
             loader.close()  # before a refit opens the cache again
         if self.is_probe:
@@ -185,14 +202,15 @@ class FinetuneTraining:
         """Take over the head and the thresholds of the probe."""
         self.progress.say("no epoch validates better than the start: the probe is used as it is")
         start = probe_head(self.images.both.X, self.probe)
-        self.network = Network(self.backbone, start, self.config)
+        self.network = Network(self.backbone, start, self.config, ranks=self.ranks)
         how = self.probe.facts["thresholds"]
         rule, objective = how.get("rule", ""), how.get("objective", "")
         self.tuned = Tuned(self.probe.thresholds, rule, objective, how.get("cross_fit", {}))
 
     def _network(self, fitted: Features) -> Network:
-        start = self._first_head(fitted)
-        return Network(self.backbone, start, self.config, compiled=self.config.compile)
+        start = self.ranks.from_first(lambda: self._first_head(fitted))
+        compiled = self.config.compile
+        return Network(self.backbone, start, self.config, compiled=compiled, ranks=self.ranks)
 
     def _first_head(self, fitted: Features) -> HeadInit:
         device = str(self.backbone.device.type)
@@ -212,7 +230,8 @@ class FinetuneTraining:
         if start is None:
             return None
         group = self.catalog.table.group
-        tuned = start.tune(self.tuning, self.labels[self.images.train.rows], group)
+        labels = self.labels[self.images.train.rows]
+        tuned = self.ranks.from_first(lambda: start.tune(self.tuning, labels, group))
         return lambda logits: start.carried(tuned, logits, group)
 
     def _tune(self) -> Tuned:
@@ -273,6 +292,8 @@ class FinetuneTraining:
         return cached or plain
 
     def _open_log(self, resume_at: int | None) -> Logs:
+        if not self.ranks.is_first:
+            return Logs()
         log = open_logs(self.out, self.config.log, resume_at=resume_at, say=self.progress.say)
         log.settings(self.inputs["settings"])
         return log
@@ -292,6 +313,7 @@ class FinetuneTraining:
             "features": spec.digest,
             "model": [spec.architecture, spec.preprocessing],
             "settings": self.config.recorded(),
+            "processes": self.ranks.size,
             "threads": sorted(self.snapshots.threads | self.refit_snapshots.threads),
             "best_epoch": result.best_epoch,
             "is_probe": self.is_probe,
