@@ -115,7 +115,7 @@ ALONE = Ranks()
 def joined(device: str) -> Iterator[Ranks]:
     """Compute together with the other processes of ``torchrun``, on ``cpu``, ``cuda`` or ``auto``.
 
-    On CUDA every process gets a device of its own. Raises `Unavailable` if there are too few.
+    On CUDA every process needs a device of its own. Raises `Unavailable` if there are too few.
     """
     ranks = Ranks.given()
     if ranks.size == 1:
@@ -127,7 +127,7 @@ def joined(device: str) -> Iterator[Ranks]:
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        _take_device(int(os.environ.get("LOCAL_RANK", ranks.rank)), torch.cuda.device_count())
+        _check_devices(torch.cuda.device_count(), ranks.on_machine)
     with _exchange():
         dist.init_process_group(backend, timeout=_PATIENCE)
     yield ranks
@@ -136,15 +136,13 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _take_device(place: int, n_devices: int) -> None:
-    import torch
-
-    if place >= n_devices:
+def _check_devices(n_devices: int, n_processes: int) -> None:
+    if n_processes > n_devices:  # which NCCL refuses too, in other words
         raise Unavailable(
-            f"This machine has {n_devices} CUDA device{'' if n_devices == 1 else 's'} and more "
-            "processes; give torchrun a smaller --nproc-per-node, or use --device cpu."
+            f"This machine has {n_devices} CUDA device{'' if n_devices == 1 else 's'} for "
+            f"{n_processes} processes; give torchrun --nproc-per-node {n_devices}, or use --device "
+            "cpu."
         )
-    torch.cuda.set_device(place)
 
 
 def _cpu() -> Any:

@@ -165,7 +165,7 @@ def cached_batch_loader(
             network, loader, images, identity, root, budget, views, dtype, progress
         )
         made.append(cached)
-        return cached and ([cache.spec for cache in cached.caches], cached._dtype)
+        return ([cache.spec for cache in cached.caches], cached._dtype) if cached else None
 
     specs_and_dtype = network.ranks.from_first(make)
     if made or specs_and_dtype is None:
