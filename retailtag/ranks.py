@@ -129,11 +129,28 @@ def joined(device: str) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
         _check_devices(torch.cuda.device_count(), ranks.on_machine)
     with _exchange():
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(
+            backend, timeout=_PATIENCE, store=_store(), rank=ranks.rank, world_size=ranks.size
+        )
     yield ranks
     # Not after an error: the others may be in the middle of an exchange with this process, and
     # learn of its end by the end of its connections.
     dist.destroy_process_group()
+
+
+def _store() -> Any:
+    """Where the processes find each other; None: at the address that torchrun gives."""
+    import torch.distributed as dist
+
+    environ = os.environ
+    is_kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_kept or environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    # torchrun keeps one store through all restarts, in which addresses of processes that have
+    # ended are taken for those of new ones (pytorch/pytorch#135712). On several machines the counts
+    # of restarts differ; there a setting of torchrun helps (docs/finetune.md).
+    store = dist.TCPStore(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def _check_devices(n_devices: int, n_processes: int) -> None:
