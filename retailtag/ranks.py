@@ -140,8 +140,9 @@ def joined(device: str) -> Iterator[Ranks]:
 
 def _store() -> Any:
     """Where the processes find each other; None: at the address that torchrun gives."""
-    import torch.distributed as dist
+    import torch.distributed
 
+    dist: Any = torch.distributed  # its types lack the stores
     environ = os.environ
     is_kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not is_kept or environ.get("GROUP_WORLD_SIZE") != "1":
