@@ -9,9 +9,17 @@ from typing import Any
 
 from retailtag.errors import DataError
 from retailtag.files import check_kind
+from retailtag.remote import RemotePath
 
 # What Cython's conversions raise besides Arrow's own errors; ImportError: a library of time zones.
 _CONVERSION = (ValueError, KeyError, TypeError, OverflowError, ImportError)
+
+
+def open_parquet(path: Path) -> Any:
+    """A Parquet file as pyarrow opens it; of a remote one, the parts that are used are fetched."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path.open("rb") if isinstance(path, RemotePath) else path)
 
 
 @contextmanager

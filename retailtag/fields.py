@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retailtag.errors import UsageError
+from retailtag.remote import RemotePath, as_path
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Option:
         Earlier spellings, accepted for one release and listed nowhere.
     environment : str
         Environment variable that gives the value where nothing else does.
+    remote : bool
+        Whether a path may be a URL, which is only read.
     """
 
     help: str
@@ -55,6 +58,7 @@ class Option:
     recorded: bool = True
     aliases: tuple[str, ...] = ()
     environment: str = ""
+    remote: bool = False
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
@@ -128,6 +132,8 @@ def convert(value: Any, allowed: tuple[Any, ...], option: Option, name: str) -> 
     result = next((c for c in converted if c is not None), None)
     if result is None:
         raise UsageError(f"{name} {value!r} is not {_described(allowed)}.")
+    if isinstance(result, RemotePath) and not option.remote:
+        raise UsageError(f"{name} {result} is a URL; give a local path.")
     if option.choices and result not in option.choices:
         raise UsageError(f"{name} {result} is unknown; use one of {', '.join(option.choices)}.")
     # written so that NaN, which every comparison denies, is out of range as well
@@ -151,7 +157,7 @@ def _tuple(value: Any, kind: Any) -> tuple[Any, ...] | None:
     if typing.get_args(kind)[0] is Path:
         paths = value if isinstance(value, list | tuple) else [value]
         named = all(isinstance(p, str | Path) and str(p) for p in paths)
-        return tuple(map(Path, paths)) if named else None
+        return tuple(map(as_path, paths)) if named else None
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if isinstance(value, Mapping):
@@ -184,7 +190,7 @@ def _float(value: Any, kind: Any) -> float | None:
 
 
 def _path(value: Any, kind: Any) -> Path | None:
-    return Path(value) if isinstance(value, str | Path) else None
+    return as_path(value) if isinstance(value, str | Path) else None
 
 
 def _str(value: Any, kind: Any) -> str | None:

@@ -248,7 +248,7 @@ def check_kind(path: Path, expected: str, *, but: Sequence[str] = ()) -> None:
 def head_of(path: Path) -> bytes:
     """First bytes of a file, for `kind_of`; raises `DataError` if it cannot be read."""
     try:
-        with Path(path).open("rb") as handle:
+        with path.open("rb") as handle:
             return handle.read(HEAD_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error

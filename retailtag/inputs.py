@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from retailtag.errors import UsageError
 from retailtag.fields import Section
 from retailtag.progress import SILENT, Progress
+from retailtag.remote import as_path
 from retailtag.settings import BakeoffSettings, CatalogSettings
 from retailtag.settings_file import read_settings
 from retailtag.verbs import resolve
@@ -125,7 +126,7 @@ def read_source(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[s
         return source, {}
     provenance = {}
     if isinstance(source, str | Path):
-        source = Path(source)
+        source = as_path(source)
         how = s.recorded()
         del how["path"]
         provenance = {"catalog": str(source), "catalog_args": how}
@@ -165,7 +166,7 @@ def to_score(
     from retailtag.statistics.exclusive import INDEPENDENT
 
     shared = {
-        "catalog": source if source is None else Path(source if is_path else "."),
+        "catalog": source if source is None else as_path(source if is_path else "."),
         "split": s.score.split,
         "n_bootstrap": s.score.replicates,
         "seed": s.score.seed,
@@ -230,7 +231,7 @@ def recorded_source(
     """The catalogue that a model was fitted on, and how it was read; None where it is not there."""
     facts = tagger.head.facts
     source, how = facts.get("catalog"), facts.get("catalog_args") or {}
-    if source is None or not Path(source).exists():
+    if source is None or not as_path(source).exists():
         return None, settings
     known = {k: v for k, v in how.items() if k in vars(settings.catalog) and v is not None}
     return source, replace(settings, catalog=replace(settings.catalog, **known))

@@ -57,9 +57,10 @@ class CatalogSettings(Section):
 
     path: Path | None = setting(
         None,
-        "Catalogue: a manifest (CSV, Parquet, JSON, JSON lines), a folder or a tar.",
+        "Catalogue: a manifest (CSV, Parquet, JSON, JSON lines), a folder or a tar; or its URL.",
         metavar="CATALOGUE",
         aliases=("--catalog",),
+        remote=True,
     )
     attributes: tuple[str, ...] = setting(
         (), "Columns that become tags, comma-separated: gender,articleType.", metavar="COLUMN,..."
@@ -102,12 +103,14 @@ class CatalogSettings(Section):
         (),
         "Folder, tar/zip or Parquet of the images, if not beside the manifest; repeatable.",
         metavar="PATH",
+        remote=True,
     )
     allow_root: tuple[Path, ...] = setting(
         (),
-        "Folder that absolute paths and links may lead to; repeatable.",
+        "Folder or URL that absolute paths, links and URLs may lead to; repeatable.",
         metavar="DIR",
         advanced=True,
+        remote=True,
     )
     cutoffs: str = setting(
         "50,500",

@@ -13,6 +13,8 @@ from retailtag.catalog.manifest import Manifest, Problems, Wanted, is_clean, rea
 from retailtag.errors import DataError, UsageError
 from retailtag.images.memory import MemoryImages
 from retailtag.images.near import NearMisses
+from retailtag.images.opening import is_archive, open_images
+from retailtag.images.remote import RemoteImages, is_below
 from retailtag.images.several import SeveralImages
 from retailtag.images.sources import (
     LINK,
@@ -21,8 +23,8 @@ from retailtag.images.sources import (
     OUTSIDE,
     ImageSource,
     ParquetImages,
-    open_images,
 )
+from retailtag.remote import RemotePath, as_path, is_remote
 from retailtag.settings import CatalogSettings
 
 ARCHIVE_NAMES = ("images.tar", "images.tar.xz", "images.tar.gz", "images.tar.bz2", "images.zip")
@@ -37,13 +39,16 @@ _WINDOWS = re.compile(r"\\|[A-Za-z]:")
 def check_paths(paths: Sequence[str], allowed: Sequence[Path], problems: Problems) -> list[str]:
     """Report paths that name no file of the images' folder; returned without these, in place ''.
 
-    Absolute paths and ``..`` pass where `allowed` names roots; the source then follows them into
-    these only.
+    Absolute paths and ``..`` pass where `allowed` names local roots; the source then follows them
+    into these only. URLs pass below the remote ones of `allowed`.
     """
+    follows = any(not isinstance(root, RemotePath) for root in allowed)
     faulty: dict[str, list[int]] = {}
     safe = []
     for row, path in enumerate(paths):
-        kind = _kind(path, bool(allowed))
+        kind = _kind(path, follows)
+        if kind == "url" and is_below(path, allowed):
+            kind = ""
         if kind:
             faulty.setdefault(kind, []).append(row)
         safe.append("" if kind or not is_clean(path) else path)
@@ -77,6 +82,11 @@ def _sentence(kind: str, paths: Sequence[str]) -> str:
     first = repr(paths[0])
     if kind == "empty":
         return "has no path"
+    if kind == "url" and all(map(is_remote, paths)):
+        common = as_path(os.path.commonpath([str(as_path(path).parent) for path in paths]))
+        # URLs of several servers share nothing but their scheme: then the first one's folder.
+        place = common if len(common.parts) > 1 else as_path(paths[0]).parent
+        return f"path {first} is a URL; name the URL that it may lead to with --allow-root {place}"
     if kind == "url":
         return f"path {first} is a URL; download the images and write the paths of the files"
     if kind == "windows":
@@ -96,21 +106,48 @@ def _sentence(kind: str, paths: Sequence[str]) -> str:
 def locate(manifest: Manifest, paths: Sequence[str], settings: CatalogSettings) -> ImageSource:
     """The source that serves the paths: the one named, the manifest's own, or what is beside it."""
     allowed = settings.allow_root
+    if any(map(is_remote, paths)):
+        return _at_urls(manifest, paths, settings)
     if places := settings.images or manifest.places:
         return _source_at(places, paths, allowed)
     if manifest.images:
         return MemoryImages(manifest.path, paths, manifest.images)
     if manifest.image_column:
         return ParquetImages(manifest.path, paths, manifest.files, manifest.image_column)
+    return _beside(manifest, paths, allowed)
+
+
+def _beside(manifest: Manifest, paths: Sequence[str], allowed: Sequence[Path]) -> ImageSource:
+    """Images in the manifest's folder, or in an archive there."""
     if manifest.in_memory:
         return open_images(Path(), paths, allowed)
     folder = manifest.path if manifest.path.is_dir() else manifest.path.parent
     source = open_images(folder, paths, allowed)
     if len(source.faults) < len(paths):
         return source
-    beside = (manifest.path.parent / name for name in ARCHIVE_NAMES)
+    beside = [manifest.path.parent / name for name in ARCHIVE_NAMES]
     archives = (open_images(archive, paths) for archive in beside if archive.is_file())
     return next((a for a in archives if len(a.faults) < len(paths)), source)
+
+
+def remote_roots(manifest: Manifest, settings: CatalogSettings) -> tuple[Path, ...]:
+    """``allow_root``, and the remote folder of the images, which URLs may lead to as well."""
+    folder = manifest.path if manifest.path.is_dir() else manifest.path.parent
+    own = settings.images or (folder,)
+    return (*settings.allow_root, *(r for r in own if isinstance(r, RemotePath)))
+
+
+def _at_urls(manifest: Manifest, paths: Sequence[str], settings: CatalogSettings) -> ImageSource:
+    """The source of paths of which some are URLs."""
+    roots = [r for r in remote_roots(manifest, settings) if isinstance(r, RemotePath)]
+    own = next((r for r in roots if r not in settings.allow_root), None)
+    base = None if own is None or is_archive(own) else own
+    files = [path for path in paths if path and not is_remote(path)]
+    if files and base is None:
+        raise DataError(
+            f"{manifest.path} names URLs and files such as {files[0]}; use one kind of path."
+        )
+    return RemoteImages(base or roots[0], paths, roots)
 
 
 def _source_at(
@@ -126,7 +163,7 @@ def _source_at(
             f"--images {parquet[0]} is Parquet and others are not; give only one kind."
         )
     if len(places) > 1:
-        return SeveralImages(Path(os.path.commonpath(places)), places, paths, allowed)
+        return SeveralImages(_common(places), places, paths, allowed)
     source = open_images(first, paths, allowed)
     if len(source.faults) == len(paths) and first.is_dir():
         archives = [p for p in sorted(first.iterdir()) if p.suffix.lower() in PLAIN_ARCHIVES]
@@ -135,6 +172,12 @@ def _source_at(
         if files := parquet_files(first):
             return _parquet_source(first, files, paths)
     return source
+
+
+def _common(places: Sequence[Path]) -> Path:
+    """The folder that holds several places, for messages; of URLs the first one's."""
+    is_local = not any(isinstance(place, RemotePath) for place in places)
+    return Path(os.path.commonpath(places)) if is_local else places[0].parent
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retailtag.arrow import column_values, parquet_faults
+from retailtag.arrow import column_values, open_parquet, parquet_faults
 from retailtag.errors import DataError, named
 from retailtag.files import HEAD_BYTES, other_kind, parse_json
 from retailtag.memory import check_fits
@@ -354,18 +354,17 @@ def read_parquet(path: Path, files: Sequence[Path], use: Use) -> Manifest:
     something else than text and numbers, or differs between the files.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     notes: list[str] = []
     with parquet_faults(path, tuple(files)):
-        schema = pq.read_schema(files[0])
+        opened = [open_parquet(file) for file in files]
+        schema = opened[0].schema_arrow
         plan = _Plan.of(path, schema, use)
         image = plan.image
         kind = schema.field(image).type if image else pa.null()
         has_path = pa.types.is_struct(kind) and any(f.name == "path" for f in kind)
         stored_path = [f"{image}.path"] if has_path else []
         # Not pq.read_table: it flattens a nested column, and guesses partitions from folders.
-        opened = [pq.ParquetFile(file) for file in files]
         table = pa.concat_tables([f.read(columns=[*plan.used, *stored_path]) for f in opened])
         n = sum(file.metadata.num_rows for file in opened)
         table = table.replace_schema_metadata(schema.metadata)

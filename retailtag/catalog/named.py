@@ -22,7 +22,8 @@ from retailtag.images.listing import (
     without_images,
 )
 from retailtag.images.memory import MemoryImages
-from retailtag.images.sources import MAX_BYTES, ImageSource, is_archive, open_images, read_file
+from retailtag.images.opening import is_archive, open_images
+from retailtag.images.sources import MAX_BYTES, ImageSource, read_file
 from retailtag.settings import CatalogSettings
 
 STDIN = "-"

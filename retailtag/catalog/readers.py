@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.arrow import open_parquet
 from retailtag.catalog.attributes import ONE_OF, exclusive_attributes
 from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.columns import name_columns, used_columns
 from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_name
 from retailtag.catalog.labels import encode_labels
-from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files
+from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files, remote_roots
 from retailtag.catalog.manifest import (
     COLUMNS,
     COLUMNS_SHOWN,
@@ -51,6 +52,7 @@ from retailtag.errors import BadCatalogue, DataError, UsageError, named
 from retailtag.files import write_text
 from retailtag.images.memory import MemoryImages
 from retailtag.images.sources import MAX_BYTES, ImageSource
+from retailtag.remote import RemotePath, as_path
 from retailtag.settings import CatalogSettings
 
 FOLDER_MANIFEST = "catalogue.csv"
@@ -148,7 +150,7 @@ def read_catalog(
     table = TagTable.build(tags, labels, split == "train", GroupCutoffs.parse(how.cutoffs))
     groups = [str(g) or i for g, i in zip(_column(manifest, "group"), ids, strict=True)]
     return Catalog(
-        path=Path(source) if isinstance(source, str | Path) else manifest.path,
+        path=as_path(source) if isinstance(source, str | Path) else manifest.path,
         image_ids=np.array(ids),
         split=split,
         group=np.array(groups),
@@ -200,7 +202,7 @@ def _ids_and_images(
         folder = Path(os.path.commonpath([Path(path).parent for path in paths]))
         how = replace(how, images=(folder,))
         paths = [os.path.relpath(path, folder) for path in paths]
-    safe = check_paths(paths, how.allow_root, manifest.problems)
+    safe = check_paths(paths, remote_roots(manifest, how), manifest.problems)
     found = locate(manifest, safe, how)
     found.max_bytes = max_bytes
     if need_all or len(found.faults) == len(paths):
@@ -280,7 +282,7 @@ def _tag_texts(catalog: Catalog, state: int) -> list[str]:
 def _open(source: Any, use: Use, settings: CatalogSettings) -> Manifest:
     """Choose the reader by what `source` is; of tables, it reads the columns that `use` wants."""
     if isinstance(source, str | Path):
-        return _open_path(Path(source), use, settings)
+        return _open_path(as_path(source), use, settings)
     # Nobody has a table without its library being loaded; so neither is imported here.
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(source, arrow.Table):
@@ -356,6 +358,11 @@ def _open_path(path: Path, use: Use, settings: CatalogSettings) -> Manifest:
             return read_shards(path, files)
         if files := parquet_files(path):
             return _with_splits_of_names(read_parquet(path, files, use))
+        if isinstance(path, RemotePath):
+            raise DataError(
+                f"{path} holds no {FOLDER_MANIFEST}, metadata, tar shards or Parquet files; write "
+                "a manifest (folders named like tags are read from local disks only)."
+            )
         return read_tag_folders(path, settings.allow_root)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
@@ -382,12 +389,13 @@ def _open_file(path: Path, use: Use) -> Manifest:
 
 def _with_splits_of_names(manifest: Manifest) -> Manifest:
     """Take the split from the files' names where Hugging Face's convention gives it."""
-    import pyarrow.parquet as pq
-
     splits = [split_of_name(file.stem) for file in manifest.files]
     if "split" in manifest.columns or not all(splits):
         return manifest
-    counts = [pq.read_metadata(file).num_rows for file in manifest.files]
+    counts = []
+    for file in manifest.files:
+        with open_parquet(file) as opened:
+            counts.append(opened.metadata.num_rows)
     manifest.columns["split"] = np.repeat(splits, counts).tolist()
     return manifest
 

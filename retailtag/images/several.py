@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from retailtag.images.sources import MISSING, ImageSource, clean_path, open_images
+from retailtag.images.opening import open_images
+from retailtag.images.sources import MISSING, ImageSource, clean_path
+from retailtag.remote import as_path
 
 
 class SeveralImages(ImageSource):
@@ -23,17 +25,16 @@ class SeveralImages(ImageSource):
         allowed: Sequence[Path] = (),
     ) -> None:
         self._sources = [open_images(place, (), allowed) for place in places]
-        self._places = tuple(Path(place) for place in places)
+        self._places = tuple(map(as_path, places))
         self._where: list[tuple[int, int]] = []  # source of each path, and its row in there
         super().__init__(root, paths)
 
     @property
     def places(self) -> tuple[Path, ...]:
         """The folder of the archives, or each place."""
-        is_folder = all(place.parent == self.root for place in self._places)
-        return (
-            (self.root,) if is_folder and not any(map(Path.is_dir, self._places)) else self._places
-        )
+        is_inside = all(place.parent == self.root for place in self._places)
+        is_one = is_inside and not any(place.is_dir() for place in self._places)
+        return (self.root,) if is_one else self._places
 
     def serve(self, paths: Sequence[str]) -> None:
         """Assign each path to the place that holds it."""

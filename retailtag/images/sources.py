@@ -18,14 +18,15 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISLNK, S_ISREG
 from typing import Any
 
+from retailtag.arrow import open_parquet
+from retailtag.copies import LocalCopy
 from retailtag.errors import DataError, UnreadableImage
-from retailtag.files import check_kind, head_of, kind_of
 from retailtag.images.header import one_image
 from retailtag.images.tar import plain_tar
 from retailtag.npz import ZIP_DAMAGE
+from retailtag.remote import RemotePath, as_path
 
 MAX_BYTES = 256 << 20
-_TARS = ("a tar archive", "a gzip archive", "an xz archive", "a bzip2 archive")
 MISSING = "is missing"
 LINK = (
     "is a link that leaves the folder; put the file itself there, or name the folder that it "
@@ -39,8 +40,9 @@ OUTSIDE = "lies outside of the folders that are named with --allow-root; name it
 
 
 def clean_path(path: str) -> str:
-    """A relative path without ``./`` and doubled slashes, as sources look it up."""
-    return str(PurePosixPath(path)) if "./" in path or "//" in path else path
+    """A relative path without ``./`` and doubled slashes, as sources look it up; a URL as it is."""
+    is_plain = "./" not in path and "//" not in path
+    return path if is_plain or "://" in path else str(PurePosixPath(path))
 
 
 def stamp_of(path: str | Path) -> tuple[int, int] | None:
@@ -65,7 +67,7 @@ class ImageSource:
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self.root = Path(root)
+        self.root = as_path(root)
         self.max_bytes = MAX_BYTES
         self.serve(paths)
 
@@ -235,6 +237,7 @@ class _ArchiveImages(ImageSource):
     """Members of an archive; `_members` are the names of all, set before the paths are served."""
 
     _members: Collection[str]
+    _copy: LocalCopy | None = None  # of a remote archive
 
     def members(self) -> Iterable[str]:
         """Names of all members."""
@@ -246,7 +249,7 @@ class _ArchiveImages(ImageSource):
 
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Of the archive."""
-        return stamp_of(self.root)
+        return self._copy.stamp if self._copy else stamp_of(self.root)
 
     def names(self, folder: str) -> Collection[str]:
         """Names of members and folders in one folder of the archive."""
@@ -269,13 +272,21 @@ class TarImages(_ArchiveImages):
     """Members of a tar archive, plain or compressed (xz, gz, bz2).
 
     A compressed tar has no random access: it is unpacked once into the cache folder (see
-    `retailtag.images.tar.plain_tar`) and read by offset there.
+    `retailtag.images.tar.plain_tar`) and read by offset there. Of a remote one a copy is read.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        plain, members = plain_tar(Path(root))
-        self._fd = os.open(plain, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._fd)
+        root = as_path(root)
+        file = root
+        if isinstance(root, RemotePath):
+            self._copy = LocalCopy(root)
+            file = self._copy.fetched()
+        plain, members = plain_tar(file, named=root)
+        # The cache may drop a copy, so that it is opened for every image: there are more shards
+        # than a process may hold open, and an open file takes its room on the disk.
+        self._fd = None if self._copy and plain == file else os.open(plain, os.O_RDONLY)
+        if self._fd is not None:
+            weakref.finalize(self, os.close, self._fd)
         self._spans = members.spans
         self._refused = members.refused
         self._members = members.spans.keys() | members.refused.keys()
@@ -298,21 +309,30 @@ class TarImages(_ArchiveImages):
         self._check_size(size)
         try:
             # pread has no file position to share, so that threads need no lock.
-            data = os.pread(self._fd, size, offset)
+            data = self._pread(size, offset)
         except OSError as error:
             raise UnreadableImage(f"cannot be read ({error.strerror}); {_FIX}") from error
         if len(data) != size:
             raise UnreadableImage("breaks off: the archive ends inside it; fetch the archive again")
         return data
 
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self._fd is not None:
+            return os.pread(self._fd, size, offset)
+        assert self._copy is not None
+        with self._copy.open() as handle:
+            return os.pread(handle.fileno(), size, offset)
+
 
 class ZipImages(_ArchiveImages):
     """Members of a zip archive, stored or deflated, checked against their CRC."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self.root = Path(root)
+        self.root = as_path(root)
+        if isinstance(self.root, RemotePath):
+            self._copy = LocalCopy(self.root)
         try:
-            handle = self.root.open("rb")
+            handle = self._copy.open() if self._copy else self.root.open("rb")
             weakref.finalize(self, handle.close)
             # Threads take turns at reading the file, and inflate side by side.
             self._archive = zipfile.ZipFile(handle)
@@ -384,11 +404,18 @@ class ParquetImages(ImageSource):
         self._starts, self._places = _row_groups(files)
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._stamps: dict[Path, tuple[int, int] | None] = {}  # of remote files
 
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Of the Parquet file."""
         group = bisect_right(self._starts, self._rows[index]) - 1
-        return stamp_of(self._places[group][0])
+        file = self._places[group][0]
+        if not isinstance(file, RemotePath):
+            return stamp_of(file)
+        if file not in self._stamps:  # not a request for each of its images
+            found = file.entry()
+            self._stamps[file] = found.stamp if found else None
+        return self._stamps[file]
 
     def _read(self, index: int) -> bytes:
         row = self._rows[index]
@@ -404,13 +431,12 @@ class ParquetImages(ImageSource):
     def _group(self, number: int) -> Any:
         """The image column of one row group, from the few that are cached."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         with self._lock:
             if number not in self._groups:
                 path, group = self._places[number]
                 try:
-                    with pq.ParquetFile(path) as file:
+                    with open_parquet(path) as file:
                         table = file.read_row_group(group, columns=[self._column])
                 except (OSError, ValueError, pa.ArrowException) as error:
                     raise UnreadableImage(
@@ -425,36 +451,12 @@ class ParquetImages(ImageSource):
 
 def _row_groups(files: Sequence[Path]) -> tuple[list[int], list[tuple[Path, int]]]:
     """First row, and (file, number), of every row group of `files` in order."""
-    import pyarrow.parquet as pq
-
     starts, places, row = [], [], 0
     for path in files:
-        metadata = pq.read_metadata(path)
+        with open_parquet(path) as file:
+            metadata = file.metadata
         for group in range(metadata.num_row_groups):
             starts.append(row)
             places.append((path, group))
             row += metadata.row_group(group).num_rows
     return starts, places
-
-
-def is_archive(place: Path) -> bool:
-    """Whether a file is a zip archive or one of the tar archives that `open_images` reads."""
-    return zipfile.is_zipfile(place) or kind_of(head_of(place)) in ("a zip archive", *_TARS)
-
-
-def open_images(place: Path, paths: Sequence[str], allowed: Sequence[Path] = ()) -> ImageSource:
-    """The source that serves `paths` out of a folder, a tar or a zip; `DataError` for all else.
-
-    Of a folder, absolute paths and links may also lead into the roots `allowed`.
-    """
-    place = Path(place)
-    if place.is_dir():
-        return FolderImages(place, paths, allowed)
-    if not place.exists():
-        raise DataError(f"{place} does not exist; give the folder or archive of the images.")
-    if zipfile.is_zipfile(place):
-        return ZipImages(place, paths)
-    if kind_of(head_of(place)) == "a zip archive":
-        raise DataError(f"{place} is a zip archive that breaks off; fetch it again.")
-    check_kind(place, "an archive of images that retailtag reads", but=_TARS)
-    return TarImages(place, paths)

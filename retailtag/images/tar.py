@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from retailtag.copies import cache_folder
 from retailtag.errors import NO_ROOM, DataError
 from retailtag.files import file_sha256, parse_json, write_text, write_whole
 from retailtag.images.tar_headers import TarDamage, entries
@@ -36,35 +37,27 @@ class Members(NamedTuple):
     refused: dict[str, str]  # why a member is not served: links, devices, sparse files
 
 
-def cache_folder() -> Path:
-    """``$RETAILTAG_CACHE``, else ``$XDG_CACHE_HOME/retailtag``, else ``~/.cache/retailtag``."""
-    if own := os.environ.get("RETAILTAG_CACHE"):
-        return Path(own)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "retailtag"
-    return Path.home() / ".cache" / "retailtag"
-
-
-def plain_tar(archive: Path) -> tuple[Path, Members]:
+def plain_tar(archive: Path, *, named: Path | None = None) -> tuple[Path, Members]:
     """A tar with random access to the members of `archive`, and where each lies.
 
     It is `archive` itself where that is plain; else (xz, gzip or bzip2, recognised by the first
     bytes) a copy in `cache_folder`, named by the archive's SHA-256 and therefore never stale,
-    written whole or not at all.
+    written whole or not at all. Messages call the archive `named`, by default by its path.
 
     Raises
     ------
     DataError
         If the archive cannot be read, or unpacks to far more than images do.
     """
+    named = named or archive
     try:
         with archive.open("rb") as handle:
             head = handle.read(6)
     except OSError as error:
-        raise DataError(f"{archive} cannot be opened: {error.strerror}.") from error
+        raise DataError(f"{named} cannot be opened: {error.strerror}.") from error
     opener = next((o for magic, o in _OPENERS.items() if head.startswith(magic)), None)
     if opener is None:
-        return archive, scan_tar(archive)
+        return archive, scan_tar(archive, named=named)
     plain = cache_folder() / "archives" / f"{file_sha256(archive)}.tar"
     index = plain.with_suffix(".json")
     members = _read_index(plain, index)
@@ -73,12 +66,12 @@ def plain_tar(archive: Path) -> tuple[Path, Members]:
     limit = max(MIN_LIMIT, MAX_EXPANSION * archive.stat().st_size)
     try:
         with opener(archive, "rb") as stream, write_whole(plain) as out:
-            _copy(stream, out, limit, archive)
+            _copy(stream, out, limit, named)
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise  # it is not the archive that is at fault
-        raise DataError(f"{archive} cannot be unpacked into {plain.parent}: {error}.") from error
-    members = scan_tar(plain, named=archive)
+        raise DataError(f"{named} cannot be unpacked into {plain.parent}: {error}.") from error
+    members = scan_tar(plain, named=named)
     listing = {"bytes": plain.stat().st_size, "spans": members.spans, "refused": members.refused}
     text = json.dumps(listing)  # names may be no UTF-8, and escapes hold them
     write_text(index, f"{_digest(text.encode())}\n{text}")

@@ -19,6 +19,7 @@ from retailtag.errors import DataError, UsageError
 from retailtag.files import slug, write_text
 from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
+from retailtag.remote import as_path
 from retailtag.scoring.bootstrap import N_REPLICATES
 from retailtag.scoring.compare import Comparison, Contest, hold_contest
 from retailtag.scoring.csvs import csv_text
@@ -318,6 +319,6 @@ def recorded_catalog(
     if where is None:
         raise UsageError(f"{path} does not record its catalogue; name it with --catalog.")
     try:
-        return read(Path(where), **{k: v for k, v in how.items() if k != "path"})
+        return read(as_path(where), **{k: v for k, v in how.items() if k != "path"})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

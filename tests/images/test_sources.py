@@ -12,7 +12,8 @@ import pytest
 
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images import tar
-from retailtag.images.sources import FolderImages, ParquetImages, TarImages, ZipImages, open_images
+from retailtag.images.opening import open_images
+from retailtag.images.sources import FolderImages, ParquetImages, TarImages, ZipImages
 
 PATHS = [f"images/{i}.jpg" for i in range(4)]
 

@@ -1,0 +1,99 @@
+"""Images that are files on an object store or a web server, each read when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retailtag.errors import UnreadableImage
+from retailtag.images.sources import MISSING, ImageSource
+from retailtag.remote import Entry, RemoteFault, RemotePath, is_remote, read_url
+
+OUTSIDE = "leads out of the folder; name the URL it may lead to with --allow-root"
+
+
+def is_below(url: str, roots: Sequence[Path]) -> bool:
+    """Whether a URL lies below one of the remote ones among `roots`."""
+    inside = ".." not in url.split("/")
+    remote = (str(root) for root in roots if isinstance(root, RemotePath))
+    return inside and any(url.startswith(f"{root}/") for root in remote)
+
+
+class RemoteImages(ImageSource):
+    """Files below the URL `root`; a path that is a URL itself may lead into `allowed` as well.
+
+    Folders of object stores are listed once, so that missing files are known beforehand. Web
+    servers list none: there a missing file is an unreadable image.
+    """
+
+    def __init__(
+        self, root: RemotePath, paths: Sequence[str], allowed: Sequence[Path] = ()
+    ) -> None:
+        self._place = root
+        self._allowed = (root, *allowed)
+        self._listings: dict[RemotePath, dict[str, Entry]] = {}
+        super().__init__(root, paths)
+
+    def serve(self, paths: Sequence[str]) -> None:
+        """Look the paths up, and keep their stamps instead of the listings."""
+        super().serve(paths)
+        # Bytes and version of each; -1 where unknown.
+        self._stamps = np.full((len(self.paths), 2), -1, np.int64)
+        for row, path in enumerate(self.paths):
+            found = None if row in self.faults else self._entry(path)
+            if found is not None and found.stamp:
+                self._stamps[row] = found.stamp
+        self._listings.clear()
+
+    def fault(self, path: str) -> str:
+        """Why a path cannot be served: it is missing, or leads out of the folder."""
+        if not is_below(self._url(path), self._allowed) or path.startswith("/"):
+            return OUTSIDE
+        folder, name = self._parent(path)
+        if not folder.is_listed:
+            return ""
+        found = self._listing(folder).get(name)
+        if found is None:
+            return MISSING
+        return "is not a file" if found.is_folder else ""
+
+    def names(self, folder: str) -> Collection[str]:
+        """Names of what lies in one folder; empty on a web server."""
+        place = self._place / folder if folder else self._place
+        return self._listing(place) if place.is_listed else ()
+
+    def name(self, index: int) -> str:
+        """URL of image `index`, for messages."""
+        return self._url(self.paths[index])
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Bytes and version of the file, as they were listed; None on a web server."""
+        size, version = self._stamps[index].tolist()
+        return None if size < 0 else (size, version)
+
+    def _url(self, path: str) -> str:
+        return path if is_remote(path) else self._place.below(path)
+
+    def _parent(self, path: str) -> tuple[RemotePath, str]:
+        folder, _, name = (path if is_remote(path) else f"{self._place}/{path}").rpartition("/")
+        return RemotePath(folder), name
+
+    def _listing(self, folder: RemotePath) -> dict[str, Entry]:
+        if folder not in self._listings:
+            self._listings[folder] = folder.entries()
+        return self._listings[folder]
+
+    def _entry(self, path: str) -> Entry | None:
+        folder, name = self._parent(path)
+        return self._listing(folder).get(name) if folder.is_listed else None
+
+    def _read(self, index: int) -> bytes:
+        self._check_size(int(self._stamps[index, 0]))
+        try:
+            data = read_url(self._url(self.paths[index]))
+        except RemoteFault as fault:
+            raise UnreadableImage(fault.reason) from fault
+        self._check_size(len(data))
+        return data
