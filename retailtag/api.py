@@ -34,7 +34,7 @@ from retailtag.inputs import (
 )
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
-from retailtag.ranks import joined
+from retailtag.ranks import ALONE, joined
 from retailtag.settings import AUTO, BakeoffSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, write_settings
 from retailtag.verbs import USES
@@ -886,6 +886,7 @@ def fit_probes(
     sample_weight: Any = None,
     solver: str = ProbeSettings.solver,
     device: str = "auto",
+    distributed: bool = False,
 ) -> ProbeFits:
     """Fit one L2 logistic regression per tag and C on arrays, without catalogue or store.
 
@@ -901,6 +902,9 @@ def fit_probes(
         Not negative.
     solver : {"torch", "cuml", "sklearn"}
     device : {"auto", "cpu", "cuda"}
+    distributed : bool
+        Processes that ``torchrun`` started give some of the rows each, at least one, and get the
+        fits of all rows. The solver is torch.
 
     Returns
     -------
@@ -921,14 +925,16 @@ def fit_probes(
     from retailtag.probes.grid import parse_grid
     from retailtag.probes.solver.fit import fit_probes as fit
 
-    return fit(
-        numbers("X", X),
-        numbers("Y", Y),
-        (parse_grid(C) if isinstance(C, str) else np.atleast_1d(numbers("C", C))).tolist(),
-        sample_weight=sample_weight,
-        solver=solver,
-        device=resolve_device(device),
-    )
+    with joined(device) if distributed else nullcontext(ALONE) as ranks:
+        return fit(
+            numbers("X", X),
+            numbers("Y", Y),
+            (parse_grid(C) if isinstance(C, str) else np.atleast_1d(numbers("C", C))).tolist(),
+            sample_weight=sample_weight,
+            solver=solver,
+            device=resolve_device(device),
+            ranks=ranks,
+        )
 
 
 def plan(catalog: Any, *, settings: BakeoffSettings) -> list[PlannedStage]:

@@ -6,6 +6,7 @@ between them. Elsewhere a computation is `ALONE`, and every exchange gives back 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ T = TypeVar("T")
 # torchrun ends the others when one dies. Until then they wait as long as the first one may need
 # for what it does alone, such as caching the activations of a million images.
 _PATIENCE = timedelta(days=2)
+_TIMES = itertools.count()  # that this process has joined the others
 _GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, to every process
 
 
@@ -95,6 +97,17 @@ class Ranks:
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(total.view(tensor.shape))
 
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of `values` over the processes."""
+        if self.size == 1:
+            return values
+        import torch
+
+        total = torch.from_numpy(values.copy())
+        self.add_up([total])
+        summed: NDArray[np.float64] = total.numpy()
+        return summed
+
     def whole(self, part: NDArray[np.float32], n: int) -> NDArray[np.float32]:
         """All `n` rows of which `part` (n_part, ...) are this process's `stretch`."""
         if self.size == 1:
@@ -124,13 +137,16 @@ def joined(device: str) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():  # by a call around this one
+        yield ranks
+        return
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         _check_devices(torch.cuda.device_count(), ranks.on_machine)
     with _exchange():
         dist.init_process_group(
-            backend, timeout=_PATIENCE, store=_store(), rank=ranks.rank, world_size=ranks.size
+            backend, timeout=_PATIENCE, store=_store(ranks), rank=ranks.rank, world_size=ranks.size
         )
     yield ranks
     # Not after an error: the others may be in the middle of an exchange with this process, and
@@ -138,20 +154,19 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _store() -> Any:
-    """Where the processes find each other; None: at the address that torchrun gives."""
+def _store(ranks: Ranks) -> Any:
+    """Where the processes find each other, below a name of its own for every time."""
     import torch.distributed
+    from torch.distributed.rendezvous import rendezvous
 
     dist: Any = torch.distributed  # its types lack the stores
-    environ = os.environ
-    is_kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not is_kept or environ.get("GROUP_WORLD_SIZE") != "1":
-        return None
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=_PATIENCE))
     # torchrun keeps one store through all restarts, in which addresses of processes that have
     # ended are taken for those of new ones (pytorch/pytorch#135712). On several machines the counts
     # of restarts differ; there a setting of torchrun helps (docs/finetune.md).
-    store = dist.TCPStore(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), is_master=False)
-    return dist.PrefixStore(f"restart-{environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "") if is_one_machine else ""
+    return dist.PrefixStore(f"retailtag/{life}/{next(_TIMES)}", store)
 
 
 def _check_devices(n_devices: int, n_processes: int) -> None:
@@ -175,7 +190,7 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:  # also what torch.distributed raises of its own
         raise Unavailable(
-            "Another process of this training has ended or cannot be reached "
+            "Another process of this computation has ended or cannot be reached "
             f"({str(error).splitlines()[0]}); see what it says, and run the same command again to "
             "continue."
         ) from error

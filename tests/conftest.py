@@ -5,6 +5,9 @@ import gc
 import importlib.util
 import io
 import multiprocessing
+import os
+import pickle
+import socket
 import sys
 import tarfile
 import uuid
@@ -326,3 +329,39 @@ def fork_script():
         return process
 
     return start
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _work_together(work, rank, size, port, out):
+    given = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in given.items()})
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    from retailtag.ranks import joined
+
+    with joined("cpu") as ranks:
+        out.write_bytes(pickle.dumps(work(ranks)))
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Results of `work(ranks)` in `size` processes that are joined, by rank."""
+
+    def run(size, work):
+        # Forked: they have the imported libraries and fixtures already.
+        fork, port = multiprocessing.get_context("fork"), _free_port()
+        outs = [tmp_path / f"rank-{rank}.pickle" for rank in range(size)]
+        args = [(work, rank, size, port, out) for rank, out in enumerate(outs)]
+        processes = [fork.Process(target=_work_together, args=given) for given in args]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * size
+        return [pickle.loads(out.read_bytes()) for out in outs]  # noqa: S301
+
+    return run

@@ -1,9 +1,5 @@
 """Several processes that divide every batch train what one process trains."""
 
-import multiprocessing
-import os
-import pickle
-import socket
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,14 +16,12 @@ from retailtag.finetuning.trainer import Training, refit
 from retailtag.finetuning.training_step import MicroBatches, predict
 from retailtag.finetuning.validation import ModelSelector
 from retailtag.predictions import Predictions
-from retailtag.ranks import ALONE, Ranks, joined
+from retailtag.ranks import ALONE, Ranks
 from retailtag.runs.finetune import run_finetune
 from retailtag.runs.probe import run_probe
 from retailtag.runs.stage import read_record
 from retailtag.scoring.score import score_predictions
 from retailtag.settings import FinetuneSettings, ProbeSettings
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -35,40 +29,6 @@ def world(world):
     """With two batches of eight images and one of a single image."""
     world.fit, world.val = world.fit[-17:], world.val[:6]
     return world
-
-
-def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def _work(work, rank, size, port, out):
-    given = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in given.items()})
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    with joined("cpu") as ranks:
-        out.write_bytes(pickle.dumps(work(ranks)))
-
-
-@pytest.fixture
-def together(tmp_path):
-    """Results of `work(ranks)` in `size` processes that are joined, by rank."""
-
-    def run(size, work):
-        # Forked: they have the imported libraries and fixtures already.
-        fork, port = multiprocessing.get_context("fork"), _free_port()
-        outs = [tmp_path / f"rank-{rank}.pickle" for rank in range(size)]
-        args = [(work, rank, size, port, out) for rank, out in enumerate(outs)]
-        processes = [fork.Process(target=_work, args=given) for given in args]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * size
-        return [pickle.loads(out.read_bytes()) for out in outs]  # noqa: S301
-
-    return run
 
 
 def _trained(network, loader, world, snapshots=None):

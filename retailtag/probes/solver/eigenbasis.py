@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from retailtag.probes.solver.interface import FeatureRows
+from retailtag.ranks import ALONE, Ranks
 
 READ_NUMBERS = 16_000_000  # feature values read at once: 64 MB in float32
 CACHED_NUMBERS = 4_000_000  # feature values, or logits, that a pass works on at once
@@ -40,10 +41,16 @@ class RotatedFeatures:
     device: torch.device  # where blocks are worked on
     block_numbers: int  # feature values in a block of a streamed Z
     streamed: bool
+    ranks: Ranks = ALONE  # processes, each of which has the rows of some images
 
     @classmethod
     def make(
-        cls, X: FeatureRows, sample_weight: Tensor | None, device: torch.device, memory: int
+        cls,
+        X: FeatureRows,
+        sample_weight: Tensor | None,
+        device: torch.device,
+        memory: int,
+        ranks: Ranks = ALONE,
     ) -> RotatedFeatures:
         """Read X twice: for its moments, and to rotate it.
 
@@ -52,16 +59,20 @@ class RotatedFeatures:
         """
         block_numbers = max(min(READ_NUMBERS, memory // 16), X.shape[1])
         dtype = torch.float32
-        mean, gram = _moments(X, sample_weight, dtype, device, block_numbers)
+        mean, gram = _moments(X, sample_weight, dtype, device, block_numbers, ranks)
         scale = gram.diagonal().sqrt()
         varying = scale > CONSTANT * scale.max()
         # Rotation mixes the features: a small one would vanish in the rounding of a large one.
         if varying.any() and scale.max() > MAX_SCALE_RATIO * scale[varying].min():
             dtype = torch.float64
-            mean, gram = _moments(X, sample_weight, dtype, device, block_numbers)
-        values, vectors = torch.linalg.eigh(gram)
+            mean, gram = _moments(X, sample_weight, dtype, device, block_numbers, ranks)
+        # One process decomposes: two machines may turn the signs of eigenvectors differently.
+        basis = ranks.from_first(lambda: [t.cpu() for t in torch.linalg.eigh(gram)])
+        values, vectors = (t.to(device) for t in basis)
         V = vectors.to(dtype)
-        streamed = X.shape[0] * X.shape[1] * dtype.itemsize > memory
+        # Of several processes all stream or none: what follows differs (`Path.patience`).
+        exceeds = X.shape[0] * X.shape[1] * dtype.itemsize > memory
+        streamed = bool(ranks.total(np.array([float(exceeds)]))[0])
         Z = (
             _scratch(X.shape, dtype)
             if streamed
@@ -73,7 +84,7 @@ class RotatedFeatures:
             norms[at] = (rotated * rotated).sum(dim=1)
             Z[at] = rotated.to(Z.device)
         eigenvalues = values.clamp_min(0).to(dtype)
-        return cls(Z, V, mean, eigenvalues, norms, device, block_numbers, streamed)
+        return cls(Z, V, mean, eigenvalues, norms, device, block_numbers, streamed, ranks)
 
     def blocks(self, n_tags: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive rows of Z, as many as `n_tags` tags want at once, on the device."""
@@ -132,6 +143,7 @@ def _moments(
     dtype: torch.dtype,
     device: torch.device,
     block_numbers: int,
+    ranks: Ranks,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean (dim,) and centred Gram matrix (dim, dim; its lower triangle), float64."""
     dim = X.shape[1]
@@ -154,9 +166,25 @@ def _moments(
         for start in range(0, dim, GRAM_STRIPE):
             stripe = weighted[:, start:].T @ block[:, start : start + GRAM_STRIPE]
             gram[start:, start : start + GRAM_STRIPE] += stripe
-    mean /= total
+    mean /= total or 1.0  # 0: one of several processes, all of whose images have no weight
     gram -= total * torch.outer(mean, mean)  # Σ m(x - a)(x - a)' - M(x̄ - a)(x̄ - a)'
-    return mean if shift is None else mean + shift, gram
+    mean = mean if shift is None else mean + shift
+    return _together(mean, gram, total, ranks)
+
+
+def _together(mean: Tensor, gram: Tensor, total: float, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Mean and centred Gram matrix of all processes, from those of each and its total weight."""
+    if ranks.size == 1:
+        return mean, gram
+    # Chan, Golub & LeVeque (1983): squares about each mean, and those of the means about the whole.
+    weights = mean.new_tensor([total])
+    overall = mean * total
+    ranks.add_up([weights, overall])
+    overall /= weights
+    between = mean - overall
+    gram += total * torch.outer(between, between)
+    ranks.add_up([gram])
+    return overall, gram
 
 
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -10,17 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 from retailtag.errors import DataError, UsageError
 from retailtag.probes.solver.fits import ProbeFits
 from retailtag.probes.solver.interface import Solver
+from retailtag.ranks import ALONE, Ranks
 
 ROWS_CHECKED_AT_ONCE = 8192
 SOLVERS = ("torch", "cuml", "sklearn")
 
 
-def make_solver(name: str = "torch", device: str = "cpu") -> Solver:
-    """Solver by name; `UsageError` if it is none of `SOLVERS`."""
+def make_solver(name: str = "torch", device: str = "cpu", ranks: Ranks = ALONE) -> Solver:
+    """Solver by name; `UsageError` if it is none of `SOLVERS`, or cannot divide the images."""
+    if name in SOLVERS and name != "torch" and ranks.size > 1:
+        raise UsageError(f"--solver {name} fits in one process; use torch.")
     if name == "torch":
         from retailtag.probes.solver.torch_solver import TorchSolver
 
-        return TorchSolver(device)
+        return TorchSolver(device, ranks=ranks)
     if name in SOLVERS:
         from retailtag.probes.solver.library_solvers import cuml_solver, sklearn_solver
 
@@ -36,6 +39,7 @@ def fit_probes(
     sample_weight: ArrayLike | None = None,
     solver: str = "torch",
     device: str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> ProbeFits:
     """Fit one L2 logistic regression per (C, tag), on features as they are.
 
@@ -56,6 +60,8 @@ def fit_probes(
     solver : {"torch", "cuml", "sklearn"}
     device : {"cpu", "cuda"}
         For the torch solver.
+    ranks : Ranks
+        Processes that have the rows of some images each (torch solver); all get the same fits.
 
     Raises
     ------
@@ -80,8 +86,13 @@ def fit_probes(
     labels = np.asarray(Y).astype(np.int8)
     C = np.unique(np.asarray(C_grid, np.float64))
     _check(features, labels, C)
+    if not ranks.are_same(f"{features.shape[1]} {labels.shape[1]} {C.tolist()}"):
+        raise DataError(
+            "The processes gave features, tags or strengths that differ in number; give each some "
+            "rows of the same arrays."
+        )
     weights = None if sample_weight is None else _weights(sample_weight, len(features))
-    return make_solver(solver, device)(features, labels, C, sample_weight=weights)
+    return make_solver(solver, device, ranks)(features, labels, C, sample_weight=weights)
 
 
 def _check(X: NDArray[np.float32], Y: NDArray[np.int8], C: NDArray[np.float64]) -> None:

@@ -116,9 +116,11 @@ class ProbeFits(Displayed, LinearFits):
 
 
 def statuses(
-    converged: NDArray[np.bool_], separated: NDArray[np.bool_], Y: NDArray[np.int8]
+    converged: NDArray[np.bool_], separated: NDArray[np.bool_], fewest: NDArray[np.float64]
 ) -> NDArray[np.str_]:
-    """Status of fits of both classes, (n_tags,), from whether they converged and separate Y."""
-    fewest = np.minimum((Y == 1).sum(axis=0), (Y == 0).sum(axis=0))
+    """Status of fits of both classes, (n_tags,): whether they converged and separate the labels.
+
+    `fewest` are positives or negatives, whichever are fewer.
+    """
     conditions = [~converged, fewest < MIN_POSITIVES, separated]
     return np.select(conditions, [STEP_LIMIT, FEW_POSITIVES, SEPARABLE], CONVERGED)

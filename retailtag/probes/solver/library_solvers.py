@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retailtag.errors import Unavailable
 from retailtag.probes.solver.fits import ProbeFits, statuses
 from retailtag.probes.solver.interface import FeatureRows, Start
-from retailtag.probes.solver.labels import fittable, prior_logit
+from retailtag.probes.solver.labels import fewest, fittable, prior_logit
 from retailtag.progress import Advance, nobody
 
 TOLERANCE = 1e-6  # of the gradient; scikit-learn's default (1e-4) under-fits rare tags
@@ -79,7 +79,7 @@ class OneTagSolver:
         fits.iterations[k, tag] = steps
         converged = np.array([steps < MAX_ITER])
         separated = np.array([((u > 0) == y).all()])
-        fits.status[k, tag] = statuses(converged, separated, y[:, None])[0]
+        fits.status[k, tag] = statuses(converged, separated, fewest(y[:, None]))[0]
 
 
 def sklearn_solver() -> OneTagSolver:

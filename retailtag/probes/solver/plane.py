@@ -109,6 +109,9 @@ class Plane:
         f = 0.5 * (v * slope).sum(dim=1)
         slope = slope[:, 1:].clone()
         hessian = self.penalty[:, 1:, 1:].clone()
+        ranks = self.problem.features.ranks
+        if not ranks.is_first:  # the penalty counts once
+            f, slope, hessian = (torch.zeros_like(t) for t in (f, slope, hessian))
         coefficients = beta.to(self.u.dtype)
         for at in self.problem.slices(n_tags):
             du = [each[:, at] for each in self.du]
@@ -122,6 +125,7 @@ class Plane:
                 bent = cells.curvature * du[j]
                 for k in range(j + 1):
                     hessian[:, j, k] += C * (bent * du[k]).sum(dim=1)
+        ranks.add_up([f, slope, hessian])
         if J == 2:
             hessian[:, 0, 1] = hessian[:, 1, 0]
         hessian.diagonal(dim1=1, dim2=2).mul_(1 + DAMPING).clamp_min_(1e-300)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retailtag.probes.solver.problem import PerTag, Problem, WorkingSet, factored, lower_gram
+from retailtag.ranks import ALONE, Ranks
 
 # Other values of these four were no better (results/LOG.md).
 WORKING_IMAGES = 256  # images of a working set, at most, until a tag takes long
@@ -54,8 +55,8 @@ class _Dense(PerTag):
     factor: Tensor  # (tags, dim + 1, dim + 1)
 
     @classmethod
-    def of(cls, some: WorkingSet) -> _Dense:
-        return cls(some.hessian_factors())
+    def of(cls, some: WorkingSet, ranks: Ranks = ALONE) -> _Dense:
+        return cls(some.hessian_factors(ranks))
 
     def apply(self, q: Tensor) -> Tensor:
         return torch.cholesky_solve(q[:, :, None], self.factor)[:, :, 0]
@@ -95,6 +96,7 @@ class WorkingSetPreconditioner:
         `tries`, are of a whole batch.
         """
         self._forget()
+        ranks = problem.features.ranks
         at = tags[rows]
         stale = self.made_at[at] * STALE_RATIO < C[rows]
         if self.exact:
@@ -106,7 +108,10 @@ class WorkingSetPreconditioner:
             some = rows[stale & (tries[rows] == step)]
             for few in some.split(self._tags_at_once(n_images)):
                 made = problem.take(few).working_set(u[few], C[few], n_images, covered)
-                self._remember(tags[few].tolist(), kind.of(made))
+                # The images of several processes are too many to exchange; their Hessian is not.
+                alone = ranks.size == 1
+                guess = kind.of(made) if alone else _Dense.of(made, ranks)
+                self._remember(tags[few].tolist(), guess)
         self.made_at[at[stale]] = C[rows][stale].double()
 
     def _size(self, n_tags: int, step: int) -> tuple[type[_Guess], int, float]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
+from retailtag.ranks import ALONE, Ranks
 
 CACHED_LABELS = 250_000  # labels that are worked on at once: in cache
 STRIPE = 256  # columns of a Gram matrix made at once
@@ -126,8 +127,10 @@ class Problem:
             known = (labels >= 0).to(dtype)
             weight = known if weight is None else known * weight
         weight_or_ones = torch.ones_like(neg_sign[:1]) if weight is None else weight
-        total = weight_or_ones.sum(dim=1).expand(len(neg_sign))
-        prevalence = ((neg_sign < 0) * weight_or_ones).sum(dim=1) / total
+        total = weight_or_ones.sum(dim=1).repeat(len(neg_sign) // len(weight_or_ones))
+        positive = ((neg_sign < 0) * weight_or_ones).sum(dim=1)
+        features.ranks.add_up([total, positive])
+        prevalence = positive / total
         curvature = (prevalence * (1 - prevalence)).clamp_min(1e-12)
         return cls(features, neg_sign, weight, curvature, total)
 
@@ -168,6 +171,9 @@ class Problem:
         for at, Z in self.features.blocks(1):
             total.gradient[:, :-1].addmm_(residual[:, at], Z)
         total.gradient[:, -1] = residual.sum(dim=1)
+        ranks = self.features.ranks
+        ranks.add_up([total.loss])
+        ranks.add_up([total.gradient, total.curvature, total.spread])
         return total
 
     def slices(self, n_tags: int) -> list[slice]:
@@ -197,7 +203,9 @@ class Problem:
         wrong = self.neg_sign * u >= 0
         if self.label_weight is not None:
             wrong &= self.label_weight > 0
-        return ~wrong.any(dim=1)
+        n_wrong = wrong.any(dim=1).int()
+        self.features.ranks.add_up([n_wrong])
+        return n_wrong == 0
 
     def prior_diagonal(self, C: Tensor) -> Tensor:
         """Inverse diagonal of the Hessians at the prevalence, (tags, dim + 1); C is (tags,)."""
@@ -213,7 +221,7 @@ class Problem:
         The curvature p(1-p) is taken exactly for the images of which a tag's Hessian consists
         most: as many as make up the share `covered` of its trace, at most `n_images`. That of the
         others is spread over all images, where the Hessian is diagonal in this basis. Rare tags
-        have nearly all their curvature in few images.
+        have nearly all their curvature in few images. Every process takes as many of its own.
         """
         curvature = self._curvature(u)
         trace = curvature * self.features.norms
@@ -232,11 +240,13 @@ class Problem:
         A[:, :, -1] = root
         # The trace that is left, as a curvature of every image
         size = self.features.eigenvalues.sum().clamp_min(torch.finfo(u.dtype).tiny)
-        left = (total - top.sum(dim=1)).clamp_min(0) / size
+        whole = curvature.sum(dim=1)
+        outside = torch.stack([total - top.sum(dim=1), whole - inside.sum(dim=1), whole])
+        self.features.ranks.add_up([outside])
+        trace_left, rest, whole = outside.clamp_min(0)
+        left = trace_left / size
         diagonal = torch.empty(len(u), A.shape[2], dtype=u.dtype, device=u.device)
         diagonal[:, :-1] = 1 + (C * left)[:, None] * self.features.eigenvalues  # 1: the penalty
-        whole = curvature.sum(dim=1)
-        rest = (whole - inside.sum(dim=1)).clamp_min(0)
         # The intercept has no penalty: some of its curvature keeps the diagonal invertible, and
         # some of the prior's keeps its steps finite where no label is uncertain any more.
         prior = LEAST_PRIOR_CURVATURE * self.prior_curvature * self.total_weight
@@ -257,9 +267,10 @@ class WorkingSet(PerTag):
     A: Tensor  # (tags, images, dim + 1), rows √(C·p(1-p))·(z, 1)
     diagonal: Tensor  # (tags, dim + 1): the penalty and what the other images add
 
-    def hessian_factors(self) -> Tensor:
-        """Cholesky factors of H, (tags, dim + 1, dim + 1)."""
+    def hessian_factors(self, ranks: Ranks = ALONE) -> Tensor:
+        """Cholesky factors of H, (tags, dim + 1, dim + 1); A has the images of one process."""
         H = lower_gram(self.A, STRIPE)
+        ranks.add_up([H])
         H.diagonal(dim1=1, dim2=2).add_(self.diagonal)
         return factored(H)
 

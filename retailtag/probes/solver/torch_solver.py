@@ -27,12 +27,13 @@ from retailtag.memory import free_bytes
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fits import ProbeFits, statuses
 from retailtag.probes.solver.interface import FeatureRows, Start
-from retailtag.probes.solver.labels import fittable, prior_logit
+from retailtag.probes.solver.labels import fewest, fittable, prior_logit
 from retailtag.probes.solver.lbfgs import N_PAIRS
 from retailtag.probes.solver.path import Found, Path
 from retailtag.probes.solver.problem import Problem
 from retailtag.probes.solver.state import State
 from retailtag.progress import Advance, nobody
+from retailtag.ranks import ALONE, Ranks
 
 BATCH_NUMBERS = 48_000_000  # logits, or entries of L-BFGS pairs, of a batch: 0.2 GB in float32
 RESTORED_AT_ONCE = 128  # heads
@@ -54,6 +55,9 @@ class TorchSolver:
     # Bytes that the rotated features may take before they go to a scratch file that is streamed;
     # by default 60 % of what is free on the device
     memory: int | None = None
+    # Processes with a part of the images each; all get the same fits. Sums over images (losses,
+    # gradients, curvatures, Gram matrix) are added up, and what follows from them is equal.
+    ranks: Ranks = ALONE
 
     def __call__(
         self,
@@ -72,15 +76,18 @@ class TorchSolver:
         if sample_weight is not None:
             weights = torch.from_numpy(np.asarray(sample_weight, np.float64)).to(device)
         memory = self.memory or free_bytes(device.type) * 6 // 10
-        features = RotatedFeatures.make(X, weights, device, memory)
+        ranks = self.ranks
+        features = RotatedFeatures.make(X, weights, device, memory, ranks)
         fits = ProbeFits.empty(C, Y.shape[1], X.shape[1])
-        fits.bias[:] = prior_logit(Y, sample_weight)
+        fits.bias[:] = prior_logit(Y, sample_weight, ranks)
         weight, bias = start or (np.zeros((Y.shape[1], X.shape[1]), np.float32), fits.bias[0])
-        tags = np.flatnonzero(fittable(Y, sample_weight))
-        numbers = len(tags) * max(len(Y), 2 * N_PAIRS * X.shape[1])
+        tags = np.flatnonzero(fittable(Y, sample_weight, ranks))
+        n_images = int(ranks.total(np.array([len(Y)], np.float64))[0]) // ranks.size
+        numbers = len(tags) * max(n_images, 2 * N_PAIRS * X.shape[1])
         n_batches = -(-numbers // BATCH_NUMBERS)
         batches = np.array_split(tags, n_batches) if n_batches else []
         advance(len(C) * (Y.shape[1] - len(tags)))
+        rarer = fewest(Y, ranks)
         strengths = torch.from_numpy(C).to(features.device, features.V.dtype)
         for batch in batches:
             problem = Problem.make(features, Y[:, batch], weights)
@@ -89,7 +96,7 @@ class TorchSolver:
             state = State.at(problem, x)
             path = Path(problem, state, grid, self.tol, self.max_iter, exact=False)
             for found in _together(path.solve()):
-                self._write(fits, features, Y, batch, found)
+                self._write(fits, features, rarer, batch, found)
                 advance(len(found.tags))
         return replace(fits, seconds=time.perf_counter() - begun)
 
@@ -97,7 +104,7 @@ class TorchSolver:
         self,
         fits: ProbeFits,
         features: RotatedFeatures,
-        Y: NDArray[np.int8],
+        rarer: NDArray[np.float64],
         batch: NDArray[np.intp],
         found: Found,
     ) -> None:
@@ -112,7 +119,7 @@ class TorchSolver:
         fits.objective[at] = found.solution.objective.cpu()
         fits.gap[at] = gap
         fits.iterations[at] = found.solution.steps.cpu()
-        fits.status[at] = statuses(gap <= self.tol, separated, Y[:, tags])
+        fits.status[at] = statuses(gap <= self.tol, separated, rarer[tags])
 
 
 def _together(found: Iterator[Found]) -> Iterator[Found]:
