@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
+from retailtag.memory import empty_rows
 from retailtag.store.segment import UNKNOWN_BYTES
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.store import FeatureStore
@@ -90,7 +91,7 @@ class JointStore:
         ids = np.asarray(image_ids, dtype=np.str_)
         known = self.known()
         found = np.array([i in known for i in ids.tolist()], bool)
-        X = np.empty((int(found.sum()), self.spec.dim), np.float32)
+        X = empty_rows((int(found.sum()), self.spec.dim))
         absent = dict.fromkeys(ids[~found].tolist(), OTHER_BYTES)
         # From the last component to the first, so that the first one's reason remains.
         stop = self.spec.dim

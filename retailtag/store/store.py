@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from retailtag.errors import ArtefactError, DamagedFile, DataError, StaleFeatures
 from retailtag.files import sync_folder, write_whole
 from retailtag.lock import WriterLock
+from retailtag.memory import empty_rows
 from retailtag.store.identity import (
     explain_stale,
     read_identity,
@@ -28,7 +29,15 @@ from retailtag.store.identity import (
     write_identity,
 )
 from retailtag.store.journal import Journal
-from retailtag.store.segment import Absent, Contents, Segment, check_segment, encode, read_segment
+from retailtag.store.segment import (
+    MAX_ROWS,
+    Absent,
+    Contents,
+    Segment,
+    check_segment,
+    encode,
+    read_segment,
+)
 from retailtag.store.spec import FeatureSpec
 from retailtag.store.view import FeatureView
 
@@ -256,6 +265,8 @@ class FeatureStore:
     def load(self, image_ids: Sequence[str] | NDArray[np.str_]) -> FeatureView:
         """Read the embeddings of `image_ids`, in that order, in one pass over the segments.
 
+        They are a memory map of a scratch file where they take half of the free memory.
+
         Raises
         ------
         DataError
@@ -267,7 +278,7 @@ class FeatureStore:
         position = {image_id: i for i, image_id in enumerate(ids.tolist())}
         if len(position) != len(ids):
             raise DataError("The same image id was asked for twice.")
-        X = np.empty((len(ids), self.spec.dim), np.float32)
+        X = empty_rows((len(ids), self.spec.dim))
         found = np.zeros(len(ids), bool)
         reasons = dict.fromkeys(position, NOT_EXTRACTED)
         # Oldest segment first, so that a later entry of an image overwrites an earlier one. Each
@@ -283,7 +294,7 @@ class FeatureStore:
                     found[position[entry.image_id]] = False
                     reasons[entry.image_id] = entry.reason
         absent = {i: reasons[i] for i in ids[~found].tolist()}
-        return FeatureView(ids, X if found.all() else X[found], found, absent)
+        return FeatureView(ids, X if found.all() else _moved_up(X, found), found, absent)
 
     def digest_for(self, image_ids: Sequence[str] | NDArray[np.str_]) -> str:
         """`FeatureView.digest` of these images, for provenance."""
@@ -328,6 +339,15 @@ class FeatureStore:
                 rows.pop(entry.image_id, None)
                 absent[entry.image_id] = entry
         return rows, absent
+
+
+def _moved_up(X: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The rows of X that are `found`, moved to its beginning: no second matrix."""
+    places = np.flatnonzero(found)
+    for start in range(0, len(places), MAX_ROWS):
+        some = places[start : start + MAX_ROWS]
+        X[start : start + len(some)] = X[some]  # no place lies before where it goes
+    return X[: len(places)]
 
 
 def list_stores(root: Path) -> list[FeatureStore]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from retailtag.artefacts import BOUND, FINITE, LABEL, StoredModel, TensorRule
+from retailtag.memory import empty_rows
 from retailtag.probes.solver.interface import FeatureRows
 from retailtag.probes.solver.labels import prior_logit
 from retailtag.progress import Advance, nobody
@@ -73,7 +74,7 @@ class KnnBank:
         for start in range(0, X.shape[0], QUERIES_AT_ONCE):
             total += X[start : start + QUERIES_AT_ONCE].sum(axis=0, dtype=np.float64)
         mean = (total / max(X.shape[0], 1)).astype(np.float32)
-        directions = np.empty(X.shape, np.float32)
+        directions = empty_rows(X.shape)
         for start in range(0, X.shape[0], QUERIES_AT_ONCE):
             at = slice(start, start + QUERIES_AT_ONCE)
             directions[at] = _directions(X[at], mean)

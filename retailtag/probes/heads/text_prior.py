@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.memory import empty_rows
 from retailtag.probes.scaling import Standardiser, row_blocks, unit_rows
 from retailtag.probes.solver.fits import LinearFits
 from retailtag.probes.solver.interface import FeatureRows, Solver
@@ -83,7 +84,7 @@ class TextPriorHead:
         """Solve every (weight, C, tag); see `retailtag.probes.heads.head.Head.fit`."""
         scaler = Standardiser.fit(X)
         n, n_tags = Y.shape
-        Z = np.empty((n + n_tags, X.shape[1]), np.float32)
+        Z = empty_rows((n + n_tags, X.shape[1]))
         for rows in row_blocks(n):
             Z[rows] = scaler.transform(X[rows])
         Z[n:] = place_among_images(self.text, scaler)

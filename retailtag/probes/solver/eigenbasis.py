@@ -7,9 +7,6 @@ the same in every orthogonal basis, ‖Vw‖ = ‖w‖, and so is the optimum.
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retailtag.memory import scratch_rows
 from retailtag.probes.solver.interface import FeatureRows
 from retailtag.ranks import ALONE, Ranks
 
@@ -73,8 +71,9 @@ class RotatedFeatures:
         # Of several processes all stream or none: what follows differs (`Path.patience`).
         exceeds = X.shape[0] * X.shape[1] * dtype.itemsize > memory
         streamed = bool(ranks.total(np.array([float(exceeds)]))[0])
+        flat = np.float64 if dtype == torch.float64 else np.float32
         Z = (
-            _scratch(X.shape, dtype)
+            torch.from_numpy(scratch_rows(X.shape, flat))
             if streamed
             else torch.empty(X.shape, dtype=dtype, device=device)
         )
@@ -185,13 +184,3 @@ def _together(mean: Tensor, gram: Tensor, total: float, ranks: Ranks) -> tuple[T
     gram += total * torch.outer(between, between)
     ranks.add_up([gram])
     return overall, gram
-
-
-def _scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A matrix in a file without a name; the disk is freed with the last view of it."""
-    with tempfile.TemporaryFile(prefix="retailtag-") as handle:
-        flat = np.float64 if dtype == torch.float64 else np.float32
-        if hasattr(os, "posix_fallocate"):
-            # On a full disk this is an error; a write to a mapped hole would be a signal.
-            os.posix_fallocate(handle.fileno(), 0, math.prod(shape) * dtype.itemsize)
-        return torch.from_numpy(np.memmap(handle, dtype=flat, mode="w+", shape=shape))
