@@ -15,7 +15,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any
 
-from retailtag.errors import DataError
+from retailtag.errors import DataError, UsageError
+from retailtag.remote import as_path, is_remote
 
 
 @contextmanager
@@ -62,6 +63,8 @@ def temporary_beside(path: Path, suffix: str) -> Path:
 def make_folder(folder: Path) -> None:
     """Make `folder` and its missing parents, each durable before the next."""
     folder = Path(folder)
+    if is_remote(str(folder)):
+        raise UsageError(f"{as_path(folder)} is a URL; results are written to local folders.")
     if folder.is_dir():
         return
     make_folder(folder.parent)

@@ -131,6 +131,16 @@ class RemotePath(PosixPath):
         # A store may list the folder itself: a marker of no bytes.
         return {n: _entry(i) for n, i in named if n and not url.endswith(i["name"].rstrip("/"))}
 
+    def files_below(self) -> Iterator[str]:
+        """Paths of all files below this folder, relative to it; hidden ones are left out."""
+        for name, found in sorted(self.entries().items()):
+            if name.startswith("."):
+                continue
+            if found.is_folder:
+                yield from (f"{name}/{inner}" for inner in (self / name).files_below())
+            else:
+                yield name
+
     def exists(self, **_: Any) -> bool:
         """Whether there is a file or a folder."""
         return self.entry() is not None

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "display": set(),
     "errors": set(),
     "progress": set(),
-    "files": {"errors"},
+    "files": {"errors", "remote"},
     "remote": {"errors"},
     "copies": {"errors", "files", "remote"},
     "arrow": {"errors", "files", "remote"},

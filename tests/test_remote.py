@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import pickle
 import sys
 import tarfile
 import zipfile
@@ -15,8 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from retailtag import copies, remote
+from retailtag.catalog.named import named_images
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import BadCatalogue, DataError, Unavailable, UnreadableImage, UsageError
+from retailtag.files import write_text
 from retailtag.remote import RemotePath, as_path
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -343,6 +346,8 @@ def test_results_are_written_to_local_folders_only():
 
     with pytest.raises(UsageError, match="--features s3://shop/features is a URL; give a local"):
         ComputeSettings(features="s3://shop/features")
+    with pytest.raises(UsageError, match="s3://shop/a is a URL; results are written to local"):
+        write_text(Path("s3://shop/a/pairs.csv"), "")
 
 
 def test_catalog_check_takes_a_url(s3, bucket, photos):
@@ -354,6 +359,30 @@ def test_catalog_check_takes_a_url(s3, bucket, photos):
     missing = CliRunner().invoke(app, ["catalog", "check", f"{bucket}/none.csv"]).exception
     assert isinstance(missing, DataError)
     assert str(missing).startswith(f"{bucket}/none.csv does not exist; ")
+
+
+def test_images_to_predict_are_named_by_url_folder_or_archive(s3, bucket, photos, tmp_path):
+    _put(
+        s3,
+        bucket,
+        {**photos, "images/deep/x.jpg": b"x", "images/notes.md": b"", "0.zip": _zip(photos)},
+    )
+    urls = [f"{bucket}/{name}" for name in sorted(photos)]
+    (tmp_path / "list.txt").write_text("\n".join(urls), encoding="utf-8")
+    below = named_images([f"{bucket}/images"])
+    assert [image.image_id for image in below] == [*urls, f"{bucket}/images/deep/x.jpg"]
+    assert below.notes == [f"1 files of {bucket}/images are no images and are left out (notes.md)."]
+    for sources in ([tmp_path / "list.txt"], urls, [f"{bucket}/0.zip"]):
+        assert [i.read() for i in named_images(sources)] == [photos[n] for n in sorted(photos)]
+    with pytest.raises(UnreadableImage, match=r"^is missing$"):
+        next(iter(named_images([f"{bucket}/none.jpg"]))).read()
+
+
+def test_a_remote_source_is_pickled_for_other_processes(s3, bucket, photos):
+    _put(s3, bucket, {**photos, "catalogue.csv": _csv(_records(photos))})
+    images = pickle.loads(pickle.dumps(read_catalog(f"{bucket}/catalogue.csv").images))  # noqa: S301
+    assert [images.read(row) for row in range(4)] == [photos[name] for name in sorted(photos)]
+    assert images.stamp(0) is not None
 
 
 def test_a_remote_path_keeps_its_url_through_every_operation_of_a_path():

@@ -23,7 +23,9 @@ from retailtag.images.listing import (
 )
 from retailtag.images.memory import MemoryImages
 from retailtag.images.opening import is_archive, open_images
+from retailtag.images.remote import read_remote
 from retailtag.images.sources import MAX_BYTES, ImageSource, read_file
+from retailtag.remote import RemotePath, as_path, is_remote
 from retailtag.settings import CatalogSettings
 
 STDIN = "-"
@@ -91,7 +93,7 @@ def named_images(
     Parameters
     ----------
     sources : sequence
-        Paths: an image file; a folder, for the images below it; a pattern such as
+        Paths or URLs: an image file; a folder, for the images below it; a pattern such as
         ``shop/**/*.jpg``; a ``.txt`` file of paths; a tar or zip archive, for the images inside;
         ``-`` for paths on `stdin`, ended by line feeds or NUL characters. Or bytes of image files
         and PIL images. Or a single manifest or table, which needs no tags.
@@ -142,25 +144,51 @@ def _group(
 ) -> _Group:
     if not isinstance(source, str | Path):
         return _Group([_in_memory(source, number, max_bytes)], 1)
-    place = Path(source)
-    as_file = partial(_file, max_bytes=max_bytes)
     if str(source) == STDIN:
         if stdin is None:
             raise UsageError("- stands for paths on stdin, which only the command reads.")
-        return _Group(map(as_file, _paths_of(stdin)), None, may_repeat=True)
+        named = (_file(path, max_bytes) for path in _paths_of(stdin))
+        return _Group(named, None, may_repeat=True)
+    place = as_path(source)
+    if isinstance(place, RemotePath):
+        # A text keeps what a path loses, such as doubled slashes in the query of a web page.
+        url = source if isinstance(source, str) else str(place)
+        return _remote(place, url, max_bytes, notes)
+    return _local(str(source), max_bytes, notes)
+
+
+def _local(name: str, max_bytes: int, notes: list[str]) -> _Group:
+    """The images of a folder, a list, a pattern or an archive, or one file."""
+    place = Path(name)
+    as_file = partial(_file, max_bytes=max_bytes)
     if place.is_dir():
         return _folder(place, as_file, notes)
     is_list = place.suffix.lower() == LIST_SUFFIX
-    if is_list or (not place.exists() and glob.has_magic(str(source))):
-        paths = [*map(str, listed_images(place))] if is_list else _matched(str(source))
+    if is_list or (not place.exists() and glob.has_magic(name)):
+        paths = [*map(str, listed_images(place))] if is_list else _matched(name)
         return _Group(map(as_file, paths), len(paths), may_repeat=is_list)
     if place.is_file() and place.suffix.lower() not in IMAGE_SUFFIXES and is_archive(place):
         return _archive(place, max_bytes, notes)
-    return _Group([as_file(str(source))], 1)
+    return _Group([as_file(name)], 1)
 
 
 def _file(path: str, max_bytes: int) -> NamedImage:
-    return NamedImage(path, path, partial(read_file, path, max_bytes))
+    read = read_remote if is_remote(path) else read_file
+    return NamedImage(path, path, partial(read, path, max_bytes))
+
+
+def _remote(place: RemotePath, url: str, max_bytes: int, notes: list[str]) -> _Group:
+    """The images of a remote archive or folder, or one file."""
+    if is_archive(place):
+        return _archive(place, max_bytes, notes)
+    if not place.is_dir():
+        return _Group([_file(url, max_bytes)], 1)
+    files = list(place.files_below())
+    inside = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not inside:
+        raise without_images(place)
+    notes += left_out(place, [name for name in files if not name.lower().endswith(IMAGE_SUFFIXES)])
+    return _Group((_file(place.below(name), max_bytes) for name in inside), len(inside))
 
 
 def _rows(ids: Sequence[str], images: ImageSource) -> Iterator[NamedImage]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retailtag.errors import DataError, named
 from retailtag.images.header import IMAGE_SUFFIXES, file_is_image
+from retailtag.remote import as_path
 
 LIST_SUFFIX = ".txt"
 
@@ -85,7 +86,7 @@ def listed_images(file: Path) -> list[Path]:
         text = "\0"
     if "\0" in text:
         raise DataError(f"{file} is not UTF-8 text; write one path per line.")
-    paths = [Path(line.strip()) for line in text.splitlines() if line.strip()]
+    paths = [as_path(line.strip()) for line in text.splitlines() if line.strip()]
     if not paths:
         raise DataError(f"{file} lists no images; write one path per line.")
     if not any(path.exists() for path in paths):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from retailtag.errors import UnreadableImage
-from retailtag.images.sources import MISSING, ImageSource
+from retailtag.images.sources import MAX_BYTES, MISSING, ImageSource, check_size
 from retailtag.remote import Entry, RemoteFault, RemotePath, is_remote, read_url
 
 OUTSIDE = "leads out of the folder; name the URL it may lead to with --allow-root"
@@ -91,9 +91,17 @@ class RemoteImages(ImageSource):
 
     def _read(self, index: int) -> bytes:
         self._check_size(int(self._stamps[index, 0]))
-        try:
-            data = read_url(self._url(self.paths[index]))
-        except RemoteFault as fault:
-            raise UnreadableImage(fault.reason) from fault
-        self._check_size(len(data))
-        return data
+        return read_remote(self.name(index), self.max_bytes)
+
+
+def read_remote(url: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Bytes of a remote file; `UnreadableImage` if it is missing, may not be read or is too large.
+
+    Raises `Unavailable` where the store or server stays away, which is no fault of the image.
+    """
+    try:
+        data = read_url(url)
+    except RemoteFault as fault:
+        raise UnreadableImage(fault.reason) from fault
+    check_size(len(data), max_bytes)
+    return data

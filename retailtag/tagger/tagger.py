@@ -19,7 +19,9 @@ from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.errors import ArtefactError, UnreadableImage, UsageError
 from retailtag.images.decode import MAX_PIXELS, decode_image, to_rgb
 from retailtag.images.header import one_image
+from retailtag.images.remote import read_remote
 from retailtag.probes.artefact import Probe
+from retailtag.remote import as_path, is_remote
 from retailtag.statistics.exclusive import (
     INDEPENDENT,
     assign,
@@ -194,6 +196,8 @@ class Tagger:
         )
         if isinstance(image, bytes):
             return decode(image)
+        if is_remote(str(image)):
+            return decode(read_remote(str(as_path(image))))
         try:
             data = Path(image).read_bytes()
         except OSError as error:

@@ -64,7 +64,7 @@ def test_urls_and_absolute_paths_are_one_line_each(manifest, shop):
     lines += ["s3://bucket/1.jpg,a", "/data/x/1.jpg,a", "/data/y/1.jpg,a", r"C:\x\1.jpg,a"]
     urls, absolute, windows = problems(manifest("path,tags", *lines))
     assert urls.startswith(
-        "rows 2, 3, 4 and 2 more: path 'https://shop.example/0.jpg' is a URL; down"
+        "rows 2, 3, 4 and 2 more: path 'https://shop.example/0.jpg' is a URL; name the URL"
     )
     assert absolute.startswith("rows 7, 8: path '/data/x/1.jpg' is absolute")
     assert "--allow-root /data," in absolute
