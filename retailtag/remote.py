@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import io
+import os
 import random
 import re
 import time
@@ -110,7 +111,7 @@ class RemotePath(PosixPath):
         """What the store says of it; None where there is nothing."""
         url = str(self)
         try:
-            return _entry(attempt(url, lambda system: _fresh(system, url).info(url)))
+            return _entry(attempt(url, lambda system: _fresh(system).info(url)))
         except RemoteFault as fault:
             if fault.is_missing:
                 return None
@@ -122,7 +123,7 @@ class RemotePath(PosixPath):
         if not self.is_listed:
             raise RemoteFault(url, "is on a web server, which lists no folders; name the files")
         try:
-            found = attempt(url, lambda system: _fresh(system, url).ls(url, detail=True))
+            found = attempt(url, lambda system: _fresh(system).ls(url, detail=True))
         except RemoteFault as fault:
             if fault.is_missing:
                 return {}
@@ -254,7 +255,7 @@ def attempt(url: str, call: Callable[[Any], Result]) -> Result:
             time.sleep(FIRST_DELAY * 2 ** (number - 1) * random.uniform(0.75, 1.25))
         try:
             scheme, _, host, *_ = url.split("/", 3)
-            return call(_file_system(scheme.removesuffix(":").lower(), host))
+            return call(_file_system(os.getpid(), scheme.removesuffix(":").lower(), host))
         except RetailtagError:
             raise
         except Exception as error:
@@ -268,8 +269,12 @@ def attempt(url: str, call: Callable[[Any], Result]) -> Result:
 
 
 @lru_cache(maxsize=64)
-def _file_system(scheme: str, host: str) -> Any:
-    """The file system of a bucket or web server; raises `Unavailable` without its package."""
+def _file_system(process: int, scheme: str, host: str) -> Any:
+    """The file system of a bucket or web server; raises `Unavailable` without its package.
+
+    A forked process has none of the threads that the connections of its parent need, hence
+    `process`.
+    """
     import fsspec
 
     options: dict[str, Any] = {}
@@ -285,9 +290,9 @@ def _file_system(scheme: str, host: str) -> Any:
         ) from error
 
 
-def _fresh(system: Any, url: str) -> Any:
-    """The file system without what it remembers of `url`: a store may change while we run."""
-    system.invalidate_cache(url)
+def _fresh(system: Any) -> Any:
+    """The file system without the listings that it remembers: a store may change while we run."""
+    system.invalidate_cache()
     return system
 
 
@@ -307,8 +312,9 @@ def _cause(error: Exception) -> BaseException:
 
 def _fault(url: str, error: BaseException) -> RemoteFault | None:
     """Why another attempt would fail as well; None: it may succeed."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)
-    status = status if isinstance(status, int) else 0
+    # as aiohttp, Google's and Azure's clients call it
+    found = (getattr(error, name, None) for name in ("status", "code", "status_code"))
+    status = next((code for code in found if isinstance(code, int)), 0)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return RemoteFault(url, "is missing", is_missing=True)
     if isinstance(error, PermissionError) or status in (401, 403):

@@ -14,6 +14,7 @@ class Flaky:
     def __init__(self, app):
         self._app = app
         self.every = 0  # 0: none
+        self.spared = 0  # GETs that succeed before the first may fail
         self.status = "503 Slow Down"
         self.n_gets = 0
         self.n_failed = 0
@@ -22,7 +23,8 @@ class Flaky:
         if environ["REQUEST_METHOD"] != "GET":
             return self._app(environ, start_response)
         self.n_gets += 1
-        if not self.every or self.n_gets % self.every:
+        self.spared -= 1
+        if self.spared >= 0 or not self.every or self.n_gets % self.every:
             return self._app(environ, start_response)
         self.n_failed += 1
         if self.n_failed % 2:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import pickle
+import re
 import sys
 import tarfile
 import zipfile
@@ -20,7 +21,8 @@ from retailtag.catalog.named import named_images
 from retailtag.catalog.readers import read_catalog
 from retailtag.errors import BadCatalogue, DataError, Unavailable, UnreadableImage, UsageError
 from retailtag.files import write_text
-from retailtag.remote import RemotePath, as_path
+from retailtag.images.remote import OUTSIDE, RemoteImages
+from retailtag.remote import RemoteFault, RemotePath, as_path
 
 _SPEC = importlib.util.spec_from_file_location(
     "remote_servers", Path(__file__).with_name("remote_servers.py")
@@ -57,7 +59,7 @@ def s3():
 @pytest.fixture
 def bucket(s3, request):
     """A folder of the store of this test alone: its URL."""
-    yield f"s3://shop/{request.node.name}"
+    yield "s3://shop/" + re.sub(r"\W+", "-", request.node.name)
     s3.flaky.every = 0
 
 
@@ -143,6 +145,17 @@ def _put(s3, url: str, files: dict[str, bytes]) -> None:
 
 def _bytes(catalog):
     return [catalog.images.read(row) for row in range(len(catalog))]
+
+
+def _extracted(catalog, features):
+    """Embeddings by demo:cnn in a store below a folder."""
+    from retailtag.backbones import load_backbone
+    from retailtag.context import RunContext
+    from retailtag.extraction.extract import extract
+    from retailtag.settings import ComputeSettings
+
+    compute = ComputeSettings(device="cpu", features=features)
+    return extract(RunContext(catalog, compute=compute), load_backbone("demo:cnn")).store
 
 
 MANIFESTS = {
@@ -258,16 +271,10 @@ def test_urls_in_a_manifest_lead_only_where_they_may(s3, bucket, manifest, photo
 def test_features_of_a_local_catalogue_are_those_of_the_same_images_on_s3(
     s3, bucket, small_csv, small_store, tmp_path
 ):
-    from retailtag.backbones import load_backbone
-    from retailtag.context import RunContext
-    from retailtag.extraction.extract import extract
-    from retailtag.settings import ComputeSettings
-
     s3.put(f"{small_csv.parent}/", f"{bucket}/", recursive=True)
     s3.flaky.every = 20
     catalog = read_catalog(f"{bucket}/catalogue.csv")
-    compute = ComputeSettings(device="cpu", features=tmp_path / "features")
-    made = extract(RunContext(catalog, compute=compute), load_backbone("demo:cnn")).store
+    made = _extracted(catalog, tmp_path)
     assert s3.flaky.n_failed > 3
     assert made.spec.digest == small_store.spec.digest
     assert made.known() == small_store.known()  # the hash of every image's bytes
@@ -330,6 +337,53 @@ def test_a_server_that_stays_away_ends_the_run_and_makes_no_image_unreadable(web
         Unavailable, match=r"images/0\.jpg could not be read in 8 attempts \(.*what is"
     ):
         catalog.images.read(0)
+
+
+def test_an_extraction_that_a_server_ended_is_continued_and_lacks_nothing(
+    small_csv, small_store, tmp_path
+):
+    flaky = servers.Flaky(servers.folder_app(small_csv.parent))
+    with servers.serving(flaky) as url:
+        catalog = read_catalog(f"{url}/catalogue.csv")
+        flaky.every, flaky.spared = 1, 30  # images, after which the server is gone
+        with pytest.raises(Unavailable, match="what is done is kept"):
+            _extracted(catalog, tmp_path)
+        flaky.every = 0
+        assert _extracted(catalog, tmp_path).known() == small_store.known()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(), "is missing"),
+        (PermissionError("Forbidden"), r"may not be read \(Forbidden\); check the credentials"),
+        (type("HttpError", (Exception,), {"code": 403})("no"), "may not be read"),
+        (type("AzureError", (Exception,), {"status_code": 404})(), "is missing"),
+        (type("NoCredentialsError", (Exception,), {})("none"), r"cannot .*; set the credentials"),
+        (ValueError("Invalid bucket name"), r"cannot be read \(Invalid bucket name\)"),
+        (type("ClientError", (Exception,), {"status": 503})("later"), r"in 8 attempts \(later\)"),
+        (TimeoutError("too slow"), r"in 8 attempts \(too slow\)"),
+    ],
+)
+def test_what_can_pass_is_tried_again_and_what_cannot_is_told_at_once(error, told, monkeypatch):
+    tried = []
+
+    class System:
+        def cat_file(self, url):
+            tried.append(url)
+            raise error
+
+    monkeypatch.setattr(remote, "_file_system", lambda *_: System())
+    with pytest.raises((RemoteFault, Unavailable), match=f"^gs://shop/a {told}|could not.* {told}"):
+        remote.read_url("gs://shop/a")
+    assert len(tried) == (8 if "attempts" in told else 1)
+
+
+@pytest.mark.parametrize("path", ["/0.jpg", "..", "../0.jpg", "images/..", "s3://other/0.jpg"])
+def test_paths_below_a_url_never_lead_out_of_it(s3, bucket, photos, path):
+    _put(s3, bucket, {**photos, "0.jpg": b""})
+    source = RemoteImages(as_path(f"{bucket}/images"), [path, "0.jpg"])
+    assert source.faults == {0: OUTSIDE}
 
 
 def test_a_store_without_its_package_says_what_to_install(monkeypatch):

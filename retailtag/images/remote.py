@@ -9,14 +9,14 @@ import numpy as np
 
 from retailtag.errors import UnreadableImage
 from retailtag.images.sources import MAX_BYTES, MISSING, ImageSource, check_size
-from retailtag.remote import Entry, RemoteFault, RemotePath, is_remote, read_url
+from retailtag.remote import Entry, RemoteFault, RemotePath, as_path, is_remote, read_url
 
 OUTSIDE = "leads out of the folder; name the URL it may lead to with --allow-root"
 
 
 def is_below(url: str, roots: Sequence[Path]) -> bool:
     """Whether a URL lies below one of the remote ones among `roots`."""
-    inside = ".." not in url.split("/")
+    inside = ".." not in url or ".." not in url.split("/")
     remote = (str(root) for root in roots if isinstance(root, RemotePath))
     return inside and any(url.startswith(f"{root}/") for root in remote)
 
@@ -33,7 +33,8 @@ class RemoteImages(ImageSource):
     ) -> None:
         self._place = root
         self._allowed = (root, *allowed)
-        self._listings: dict[RemotePath, dict[str, Entry]] = {}
+        # By the folder as paths write it: what lies there, or why none of it may be read.
+        self._listings: dict[str, dict[str, Entry] | str] = {}
         super().__init__(root, paths)
 
     def serve(self, paths: Sequence[str]) -> None:
@@ -42,27 +43,29 @@ class RemoteImages(ImageSource):
         # Bytes and version of each; -1 where unknown.
         self._stamps = np.full((len(self.paths), 2), -1, np.int64)
         for row, path in enumerate(self.paths):
-            found = None if row in self.faults else self._entry(path)
+            folder, _, name = path.rpartition("/")
+            listed = self._listing(folder)
+            found = listed.get(name) if isinstance(listed, dict) else None
             if found is not None and found.stamp:
                 self._stamps[row] = found.stamp
         self._listings.clear()
 
     def fault(self, path: str) -> str:
         """Why a path cannot be served: it is missing, or leads out of the folder."""
-        if not is_below(self._url(path), self._allowed) or path.startswith("/"):
+        folder, _, name = path.rpartition("/")
+        if name == ".." or path.startswith("/"):
             return OUTSIDE
-        folder, name = self._parent(path)
-        if not folder.is_listed:
-            return ""
-        found = self._listing(folder).get(name)
-        if found is None:
+        listed = self._listing(folder)
+        if isinstance(listed, str):
+            return listed
+        if name not in listed:
             return MISSING
-        return "is not a file" if found.is_folder else ""
+        return "is not a file" if listed[name].is_folder else ""
 
     def names(self, folder: str) -> Collection[str]:
         """Names of what lies in one folder; empty on a web server."""
-        place = self._place / folder if folder else self._place
-        return self._listing(place) if place.is_listed else ()
+        listed = self._listing(folder)
+        return () if isinstance(listed, str) else listed
 
     def name(self, index: int) -> str:
         """URL of image `index`, for messages."""
@@ -76,18 +79,17 @@ class RemoteImages(ImageSource):
     def _url(self, path: str) -> str:
         return path if is_remote(path) else self._place.below(path)
 
-    def _parent(self, path: str) -> tuple[RemotePath, str]:
-        folder, _, name = (path if is_remote(path) else f"{self._place}/{path}").rpartition("/")
-        return RemotePath(folder), name
-
-    def _listing(self, folder: RemotePath) -> dict[str, Entry]:
+    def _listing(self, folder: str) -> dict[str, Entry] | str:
+        """What lies in a folder, or why that is not known; empty: it may be read all the same."""
         if folder not in self._listings:
-            self._listings[folder] = folder.entries()
+            self._listings[folder] = self._scan(folder)
         return self._listings[folder]
 
-    def _entry(self, path: str) -> Entry | None:
-        folder, name = self._parent(path)
-        return self._listing(folder).get(name) if folder.is_listed else None
+    def _scan(self, folder: str) -> dict[str, Entry] | str:
+        place = as_path(folder) if is_remote(folder) else self._place / folder
+        if not isinstance(place, RemotePath) or not is_below(f"{place}/", self._allowed):
+            return OUTSIDE
+        return place.entries() if place.is_listed else ""
 
     def _read(self, index: int) -> bytes:
         self._check_size(int(self._stamps[index, 0]))
