@@ -45,8 +45,8 @@ class Ranks:
         """What ``torchrun`` tells this process; `ALONE` without it."""
         if not all(os.environ.get(name) for name in _GIVEN):
             return ALONE
-        size = int(os.environ["WORLD_SIZE"])
-        return cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return cls(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     @property
     def is_first(self) -> bool:

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
+from retailtag import api
 from retailtag.cli.main import run
 from retailtag.files import read_json
 from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
+from retailtag.ranks import Ranks
 
 QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"]
 
@@ -115,3 +118,9 @@ def test_a_torn_model_is_not_served(prepared, small_csv, tmp_path, capsys):
     assert said.err.count("\n") == 1
     for part in ("probe.json", "probe.safetensors", "run retailtag probe again"):
         assert part in said.err
+
+
+def test_a_search_on_several_processes_is_refused(tune, monkeypatch, capsys):
+    monkeypatch.setattr(api, "joined", lambda device: nullcontext(Ranks(0, 2)))
+    assert tune("--search", "2") == 2
+    assert "--search runs in one process; search without torchrun" in capsys.readouterr().err
