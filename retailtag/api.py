@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,7 @@ def extract(
     strict: bool = False,
     recompute: bool = False,
     shard: str | None = None,
+    ray: str | bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> ExtractOutcome:
@@ -219,9 +220,13 @@ def extract(
     shard : str, optional
         ``I/N``: extract shard I of N, into a folder of its own. ``auto`` takes both numbers from
         Slurm, torchrun or Kubernetes.
+    ray : str or bool
+        Read and embed the images on a Ray cluster: one that is started on this machine (True), or
+        one that runs, by ``HOST:PORT`` or ``auto``. An existing connection of Ray is used.
     """
     from retailtag.backbones import load_backbone
     from retailtag.backbones.ids import local_weights
+    from retailtag.extraction.cluster import LOCAL, Origin, connected
     from retailtag.extraction.engines import choose_engine
     from retailtag.extraction.extract import extract_together
     from retailtag.extraction.schedulers import shard_of
@@ -234,15 +239,33 @@ def extract(
     if numbered_by:
         context.progress.say(f"--shard auto: shard {rows.number}/{rows.of}, by {numbered_by}.")
     local = local_weights(s.compute.weights, s.backbones)
-    models = [
-        load_backbone(i, weights=local.get(i), device=context.device, progress=context.progress)
-        for i in s.backbones
-    ]
-    engines = [choose_engine(context, model, s.extract, shard=rows) for model in models]
-    embedders = [chosen.embedder for chosen in engines]
-    summaries = extract_together(
-        context, embedders, s.extract, strict=strict, recompute=recompute, shard=rows
-    )
+    # On a cluster this process only asks the models for their identity.
+    device = "cpu" if ray else context.device
+    with ExitStack() as stack:
+        cluster = None
+        if ray:
+            origins = [Origin(i, local.get(i)) for i in s.backbones]
+            address = LOCAL if ray is True else str(ray)
+            cluster = stack.enter_context(
+                connected(address, origins, s.compute, context.progress.say)
+            )
+        models = [
+            load_backbone(i, weights=local.get(i), device=device, progress=context.progress)
+            for i in s.backbones
+        ]
+        engines = [
+            choose_engine(context, model, s.extract, shard=rows, measure=cluster is None)
+            for model in models
+        ]
+        summaries = extract_together(
+            context,
+            [chosen.embedder for chosen in engines],
+            s.extract,
+            strict=strict,
+            recompute=recompute,
+            shard=rows,
+            cluster=cluster,
+        )
     return ExtractOutcome(tuple(summaries), tuple(engines))
 
 

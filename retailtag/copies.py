@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from retailtag.errors import DataError, UsageError
 from retailtag.files import write_whole
@@ -55,6 +55,10 @@ class LocalCopy:
         version = found.version or secrets.token_hex(8)
         name = hashlib.sha256(f"{place}\n{version}\n{found.size}".encode()).hexdigest()[:32]
         self.path = cache_folder() / "remote" / name
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.path = cache_folder() / "remote" / self.path.name  # of this machine
 
     @property
     def stamp(self) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from retailtag.cli.main import app
-from retailtag.cli.options import with_bare_sweep
+from retailtag.cli.options import with_bare_options
 from retailtag.settings import keys, option_of
 from retailtag.verbs import USES, flags_of, resolve
 
@@ -101,7 +101,7 @@ def _leaf(words):
 def test_commands_use_options_that_exist(words):
     assert not {word.partition("=")[0] for word in words} & EARLIER_SPELLINGS
     command, name, rest = _leaf(words)
-    context = command.make_context(name, with_bare_sweep(rest))  # parses, runs nothing
+    context = command.make_context(name, with_bare_options(rest))  # parses, runs nothing
     verb = name if name in USES else "features"
     options = {flag[2:].replace("-", "_") for flag in flags_of(verb)}
     given = {k: v for k, v in context.params.items() if k in options and v not in (None, False)}

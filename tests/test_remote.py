@@ -204,6 +204,26 @@ def test_images_come_from_an_archive_on_s3(s3, bucket, manifest, photos, name):
     assert str(catalog.images.root) == f"{bucket}/{name}"
 
 
+@pytest.mark.parametrize("name", ["", "images.tar", "images.tar.gz", "images.zip", "x.parquet"])
+def test_a_part_of_remote_images_is_read_on_another_machine(
+    s3, bucket, manifest, photos, cache, monkeypatch, name
+):
+    sizes = {key: data + b"-" * i for i, (key, data) in enumerate(sorted(photos.items()))}
+    if name.endswith("parquet"):
+        _put(s3, bucket, {name: _parquet(sizes)})
+        source = read_catalog(f"{bucket}/{name}").images
+    else:
+        pack = {"tar": _tar, "gz": lambda files: _tar(files, "w:gz"), "zip": _zip}
+        _put(s3, bucket, {name: pack[name.rpartition(".")[2]](sizes)} if name else sizes)
+        path = manifest(*_csv(_records(photos)).decode().splitlines())
+        source = read_catalog(path, images=[f"{bucket}/{name}" if name else bucket]).images
+    data = pickle.dumps(source.part([2, 0]))
+    monkeypatch.setenv("RETAILTAG_CACHE", str(cache / "of-another-machine"))
+    part = pickle.loads(data)  # noqa: S301
+    assert [part.read(i) for i in range(2)] == [source.read(2), source.read(0)]
+    assert part.stamp(0) == source.stamp(2)
+
+
 def test_parquet_on_s3_is_read_by_the_parts_that_are_used(s3, bucket, photos, cache):
     _put(s3, bucket, {"data/train-00000-of-00001.parquet": _parquet(photos)})
     catalog = read_catalog(bucket)

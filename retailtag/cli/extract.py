@@ -40,6 +40,15 @@ def extract(
             "them. auto: as Slurm, torchrun or Kubernetes number this process.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Read and embed the images on a Ray cluster: one of this machine, or HOST:PORT or "
+            "auto of one that runs.",
+        ),
+    ] = None,
 ) -> None:
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag import api
@@ -52,6 +61,7 @@ def extract(
         strict=strict,
         recompute=recompute,
         shard=shard,
+        ray=ray or False,
         progress=call.output.progress,
     )
     summaries = extracted.summaries

@@ -40,7 +40,7 @@ from retailtag.cli import (  # each registers its command
     tune,
 )
 from retailtag.cli.app import app
-from retailtag.cli.options import with_bare_sweep
+from retailtag.cli.options import with_bare_options
 from retailtag.cli.output import warn
 from retailtag.cli.verb import reveal_advanced, speaks
 from retailtag.display import printable
@@ -145,7 +145,7 @@ def _os_error(error: OSError) -> tuple[str, int]:
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line; returns the exit code and prints no traceback for a user's error."""
-    words = with_bare_sweep(sys.argv[1:] if args is None else args) or ["--help"]
+    words = with_bare_options(sys.argv[1:] if args is None else args) or ["--help"]
     as_json = "--json" in words and speaks(words[0])
     # Made anew for every call, because --help-all changes it.
     program = typer.main.get_command(app)

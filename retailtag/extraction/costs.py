@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
@@ -26,6 +26,16 @@ class ExtractCost:
     def __add__(self, other: ExtractCost) -> ExtractCost:
         names = [f.name for f in fields(self)]
         return ExtractCost(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def within(self, seconds: float) -> ExtractCost:
+        """The same shares in another wall time: that of one of several processes side by side."""
+        scale = seconds / self.seconds if self.seconds else 0.0
+        return replace(
+            self,
+            seconds=seconds,
+            wait_seconds=self.wait_seconds * scale,
+            model_seconds=self.model_seconds * scale,
+        )
 
     def shared_by(self, n: int) -> ExtractCost:
         """The share of one of `n` backbones: an n-th of the times, and all the images."""

@@ -61,6 +61,7 @@ def choose_engine(
     settings: ExtractSettings | None = None,
     *,
     shard: Shard = WHOLE,
+    measure: bool = True,
 ) -> ChosenEngine:
     """Choose what computes a backbone's embeddings of a catalogue, or of a shard of it.
 
@@ -77,7 +78,8 @@ def choose_engine(
     -----
     The choice depends on measured times and so may differ between two folders. Within one folder
     it is final: the first store with rows decides. Shards of one catalogue must agree without
-    communicating, so they use eager float32 unless they continue a store or an engine is named.
+    communicating, so they use eager float32 unless they continue a store or an engine is named;
+    so does what computes elsewhere (`measure` false), where times of this machine tell nothing.
     """
     settings = settings or ExtractSettings()
     request = EngineRequest.to_extract(settings)
@@ -89,6 +91,8 @@ def choose_engine(
         chosen = chooser.continued(stores[0])
     elif request.engine != AUTO:
         chosen = chooser.requested()
+    elif not measure:
+        chosen = ChosenEngine(backbone, "not measured here: name another with --engine")
     elif shard != WHOLE:
         why = "shards must agree: name another with --engine for all of them"
         chosen = ChosenEngine(backbone, why)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from retailtag.context import RunContext
 from retailtag.errors import DataError, UsageError
+from retailtag.extraction.cluster import Cluster
 from retailtag.extraction.costs import ExtractCost
 from retailtag.extraction.embed import Block, Loading, embed_blocks
 from retailtag.extraction.embedder import Embedder, device_of, identity
@@ -23,6 +25,7 @@ from retailtag.extraction.forward import BATCH_SIZES, Forward
 from retailtag.extraction.shards import WHOLE, Shard
 from retailtag.extraction.updates import StoreUpdate, find_current, shared_blocks
 from retailtag.extraction.writer import Writer
+from retailtag.images.loader import hash_images
 from retailtag.progress import Advance, Progress
 from retailtag.settings import ExtractSettings
 from retailtag.store import FeatureStore
@@ -110,6 +113,7 @@ def extract_together(
     strict: bool = False,
     recompute: bool = False,
     shard: Shard = WHOLE,
+    cluster: Cluster | None = None,
 ) -> list[ExtractSummary]:
     """Bring the stores of several backbones up to date with a catalogue.
 
@@ -122,7 +126,9 @@ def extract_together(
     `strict` raises at the end if an image could not be read; everything readable is stored first.
     `recompute` computes every image again and drops what that supersedes. `shard` is the share of
     the catalogue to extract: one of several has stores of its own, in the folder ``shard-I-of-N``
-    of the features; `retailtag.store.maintenance.merge` joins them.
+    of the features; `retailtag.store.maintenance.merge` joins them. A `cluster` of the same
+    backbones reads and embeds the images in place of this process; see
+    `retailtag.extraction.cluster`.
 
     Raises
     ------
@@ -138,11 +144,16 @@ def extract_together(
     """
     settings = settings or ExtractSettings()
     catalog, progress = context.catalog, context.progress
-    loading = Loading(_batch_size(settings, backbones), context.workers, **context.limits)
+    devices = [cluster.device] if cluster else [device_of(b) for b in backbones]
+    loading = Loading(_batch_size(settings, devices), context.workers, **context.limits)
+    hashes = cluster.hash_images if cluster else partial(hash_images, workers=loading.workers)
     root = shard.root(context.compute.features)
     start = time.perf_counter()
     rows = shard.rows(len(catalog), IMAGES_PER_BLOCK)
     updates = _updates(context, backbones, root, settings.dtype, loading)
+    if cluster:
+        for update in updates:
+            update.environment |= {"device": cluster.device, "ray_actors": cluster.n_actors}
     stores = [update.store for update in updates]
     names = ", ".join(update.model.backbone.id for update in updates)
     unit = "images" if len(updates) == 1 else "embeddings"
@@ -156,12 +167,12 @@ def extract_together(
         advance = stack.enter_context(task)
         is_current = np.zeros((len(updates), len(rows)), bool)
         if not recompute:
-            is_current = find_current(catalog, rows, stores, loading.workers, advance)
+            is_current = find_current(catalog, rows, stores, hashes, advance)
         # Images that could not be read are tried again every time: a file may have been repaired,
         # or a limit raised.
         for update, current_rows in zip(updates, is_current, strict=True):
             update.plan(rows, current_rows)
-        _fill(updates, loading, advance)
+        _fill(updates, loading, advance, cluster)
         if recompute:
             for store in stores:
                 prune(store)
@@ -171,9 +182,9 @@ def extract_together(
     return summaries
 
 
-def _batch_size(settings: ExtractSettings, backbones: Sequence[Embedder]) -> int:
+def _batch_size(settings: ExtractSettings, devices: Sequence[str]) -> int:
     """Images a forward pass: the backbones share the batches, so the smallest that suits one."""
-    default = min(BATCH_SIZES.get(device_of(b), BATCH_SIZES["cpu"]) for b in backbones)
+    default = min(BATCH_SIZES.get(device, BATCH_SIZES["cpu"]) for device in devices)
     return settings.batch_size or default
 
 
@@ -196,7 +207,9 @@ def _updates(
     ]
 
 
-def _fill(updates: Sequence[StoreUpdate], loading: Loading, advance: Advance) -> None:
+def _fill(
+    updates: Sequence[StoreUpdate], loading: Loading, advance: Advance, cluster: Cluster | None
+) -> None:
     """Compute and store the rows that the updates lack, block by block.
 
     However it ends, every finished block is stored.
@@ -221,7 +234,11 @@ def _fill(updates: Sequence[StoreUpdate], loading: Loading, advance: Advance) ->
 
     images = updates[0].catalog.images
     requests = shared_blocks(updates, IMAGES_PER_BLOCK)
-    blocks = embed_blocks(images, requests, loading, on_batch)
+    if cluster:
+        models = {update.model: update.store.spec for update in updates}
+        blocks = cluster.embed_blocks(images, requests, models, loading, on_batch)
+    else:
+        blocks = embed_blocks(images, requests, loading, on_batch)
     with Writer(commit) as writer, closing(blocks):
         for of_request in blocks:
             for block_of_model in of_request:

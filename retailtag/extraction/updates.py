@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -17,12 +17,14 @@ from retailtag.catalog.catalog import Catalog
 from retailtag.extraction.costs import ExtractCost
 from retailtag.extraction.embed import Block, BlockRequest
 from retailtag.extraction.forward import Forward
-from retailtag.images.loader import hash_images
+from retailtag.images.sources import ImageSource
 from retailtag.progress import Advance
 from retailtag.store import Absent, FeatureStore
 from retailtag.store.sources import Stamp, recorded_stamps
 
 Rows = NDArray[np.intp]
+Hashes = Callable[[ImageSource, Rows], Iterator[str | None]]
+"""SHA-256 of the bytes of some rows in order, hexadecimal; None where unreadable."""
 
 
 @dataclass(eq=False)
@@ -98,23 +100,22 @@ class StoreUpdate:
 
 
 def find_current(
-    catalog: Catalog, rows: Rows, stores: Sequence[FeatureStore], workers: int, advance: Advance
+    catalog: Catalog, rows: Rows, stores: Sequence[FeatureStore], hashes: Hashes, advance: Advance
 ) -> NDArray[np.bool_]:
     """Whether each store has an embedding of each of `rows` made from its present bytes.
 
-    Shape (n_stores, n_rows). The bytes of an image are read and hashed once, and not at all if no
-    store has it.
+    Shape (n_stores, n_rows). The bytes of an image are read and hashed once, by `hashes`, and not
+    at all if no store has it.
     """
     # Hashed bytes decide, not path, size or modification time: files are copied, touched and
     # replaced in place, and an embedding of other bytes would silently enter every later stage.
     ids = catalog.image_ids[rows].tolist()
     stored = [[known.get(image_id) for image_id in ids] for known in (s.known() for s in stores)]
-    held = [i for i in range(len(ids)) if any(hashes[i] is not None for hashes in stored)]
+    held = [i for i in range(len(ids)) if any(of_store[i] is not None for of_store in stored)]
     is_current = np.zeros((len(stores), len(ids)), bool)
-    hashed = hash_images(catalog.images, rows[held], workers=workers)
-    for i, sha256 in zip(held, hashed, strict=True):
+    for i, sha256 in zip(held, hashes(catalog.images, rows[held]), strict=True):
         if sha256 is not None:
-            is_current[:, i] = [hashes[i] == sha256 for hashes in stored]
+            is_current[:, i] = [of_store[i] == sha256 for of_store in stored]
             advance(int(is_current[:, i].sum()))
     return is_current
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +38,12 @@ class MemoryImages(ImageSource):
                 except UnreadableImage as error:
                     self.faults[i] = str(error)
             self._files.append(data)
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with their bytes."""
+        part = super().part(rows)
+        part._files = [self._files[row] for row in rows]
+        return part
 
     def _read(self, index: int) -> bytes:
         self._check_size(len(self._files[index]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -49,6 +50,12 @@ class RemoteImages(ImageSource):
             if found is not None and found.stamp:
                 self._stamps[row] = found.stamp
         self._listings.clear()
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with their stamps."""
+        part = super().part(rows)
+        part._stamps = self._stamps[list(rows)]
+        return part
 
     def fault(self, path: str) -> str:
         """Why a path cannot be served: it is missing, or leads out of the folder."""

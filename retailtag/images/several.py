@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Self
 
 from retailtag.images.opening import open_images
 from retailtag.images.sources import MISSING, ImageSource, clean_path
@@ -59,6 +60,20 @@ class SeveralImages(ImageSource):
         for source, own in zip(self._sources, rows, strict=True):
             source.serve([self.paths[i] for i in own])
             self.faults |= {own[k]: why for k, why in source.faults.items()}
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with the places that hold them."""
+        part = super().part(rows)
+        own: dict[int, list[int]] = {0: []}  # rows in each place; what no place serves names one
+        part._where = []
+        for number, row in ((0, -1) if r in self.faults else self._where[r] for r in rows):
+            held = own.setdefault(number, [])
+            part._where.append((list(own).index(number), len(held)))
+            if row >= 0:
+                held.append(row)
+        part._sources = [self._sources[n].part(held) for n, held in own.items()]
+        part._places = tuple(self._places[number] for number in own)
+        return part
 
     def names(self, folder: str) -> Collection[str]:
         """Names in one folder of any of the places."""

@@ -13,13 +13,13 @@ import zipfile
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK, S_ISREG
-from typing import Any
+from typing import Any, Self
 
 from retailtag.arrow import open_parquet
-from retailtag.copies import LocalCopy
+from retailtag.copies import LocalCopy, cache_folder
 from retailtag.errors import DataError, UnreadableImage
 from retailtag.images.header import one_image
 from retailtag.images.tar import plain_tar
@@ -101,6 +101,17 @@ class ImageSource:
     def name(self, index: int) -> str:
         """Root and path of image `index`, for messages."""
         return f"{self.root}/{self.paths[index]}"
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, as rows 0, 1 and so on, to be pickled for another process.
+
+        Unpickled on another machine it reads what lies at the same paths there.
+        """
+        part = object.__new__(type(self))
+        vars(part).update(vars(self))
+        part.paths = tuple(self.paths[row] for row in rows)
+        part.faults = {i: self.faults[row] for i, row in enumerate(rows) if row in self.faults}
+        return part
 
     def read(self, index: int) -> bytes:
         """Bytes of image `index` (row of the catalogue), undecoded.
@@ -282,15 +293,47 @@ class TarImages(_ArchiveImages):
             self._copy = LocalCopy(root)
             file = self._copy.fetched()
         plain, members = plain_tar(file, named=root)
-        # The cache may drop a copy, so that it is opened for every image: there are more shards
-        # than a process may hold open, and an open file takes its room on the disk.
-        self._fd = None if self._copy and plain == file else os.open(plain, os.O_RDONLY)
-        if self._fd is not None:
-            weakref.finalize(self, os.close, self._fd)
+        self._unpacked = "" if plain == file else plain.name  # in the cache
+        self._open(plain)
         self._spans = members.spans
         self._refused = members.refused
         self._members = members.spans.keys() | members.refused.keys()
         super().__init__(root, paths)
+
+    def _open(self, plain: Path) -> None:
+        # The cache may drop a copy, so that it is opened for every image: there are more shards
+        # than a process may hold open, and an open file takes its room on the disk.
+        self._fd = None if self._copy and not self._unpacked else os.open(plain, os.O_RDONLY)
+        if self._fd is not None:
+            weakref.finalize(self, os.close, self._fd)
+
+    def _plain(self) -> Path:
+        """The tar that is read, on this machine."""
+        if not self._unpacked:
+            return self.root
+        plain = cache_folder() / "archives" / self._unpacked
+        if plain.exists():
+            return plain
+        return plain_tar(self._copy.fetched() if self._copy else self.root, named=self.root)[0]
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with the places of these members."""
+        part = super().part(rows)
+        part._spans = {path: self._spans[path] for path in part.paths if path in self._spans}
+        part._refused = {}
+        part._members = part._spans.keys()
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _without(self, "_fd", "_members") | {"root": _from_anywhere(self.root)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._members = self._spans.keys() | self._refused.keys()
+        try:
+            self._open(self._plain())
+        except OSError as error:
+            raise DataError(f"{self.root} cannot be opened: {error.strerror}.") from error
 
     def members(self) -> Iterable[str]:
         """Names of the plain files in the archive, in its order."""
@@ -331,16 +374,25 @@ class ZipImages(_ArchiveImages):
         self.root = as_path(root)
         if isinstance(self.root, RemotePath):
             self._copy = LocalCopy(self.root)
-        try:
-            handle = self._copy.open() if self._copy else self.root.open("rb")
-            weakref.finalize(self, handle.close)
-            # Threads take turns at reading the file, and inflate side by side.
-            self._archive = zipfile.ZipFile(handle)
-        except ZIP_DAMAGE as error:
-            raise DataError(f"{self.root} cannot be read as a zip archive: {error}.") from error
+        self._archive = _opened_zip(self.root, self._copy)
         self._infos = {clean_path(info.filename): info for info in self._archive.infolist()}
         self._members = self._infos.keys()
         super().__init__(root, paths)
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with the records of these members."""
+        part = super().part(rows)
+        part._infos = {path: self._infos[path] for path in part.paths if path in self._infos}
+        part._members = part._infos.keys()
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _without(self, "_archive", "_members") | {"root": _from_anywhere(self.root)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._members = self._infos.keys()
+        self._archive = _kept_zip(self._copy.fetched() if self._copy else self.root)
 
     def fault(self, path: str) -> str:
         """Why a path cannot be served: it is missing, no plain file, encrypted or packed oddly."""
@@ -359,6 +411,35 @@ class ZipImages(_ArchiveImages):
         if len(data) != info.file_size:
             raise UnreadableImage(f"is damaged in the archive (it ends early); {_PACK}")
         return data
+
+
+def _opened_zip(place: Path, copy: LocalCopy | None = None) -> zipfile.ZipFile:
+    """Archive; threads take turns at reading its file, and inflate side by side."""
+    try:
+        handle = copy.open() if copy else place.open("rb")
+    except OSError as error:
+        raise DataError(f"{place} cannot be opened: {error.strerror}.") from error
+    try:
+        archive = zipfile.ZipFile(handle)
+    except ZIP_DAMAGE as error:
+        handle.close()
+        raise DataError(f"{place} cannot be read as a zip archive: {error}.") from error
+    weakref.finalize(archive, handle.close)
+    return archive
+
+
+# Its directory is read once, not for every part that is unpickled.
+_kept_zip = lru_cache(maxsize=8)(_opened_zip)
+
+
+def _from_anywhere(path: Path) -> Path:
+    """A path that leads to the same file from another working directory."""
+    return path if isinstance(path, RemotePath) else path.absolute()
+
+
+def _without(source: ImageSource, *names: str) -> dict[str, Any]:
+    """State of a source without what cannot be pickled."""
+    return {name: value for name, value in vars(source).items() if name not in names}
 
 
 def _zip_fault(info: zipfile.ZipInfo | None) -> str:
@@ -405,6 +486,25 @@ class ParquetImages(ImageSource):
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._stamps: dict[Path, tuple[int, int] | None] = {}  # of remote files
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Images of some rows alone, with the row groups that hold them."""
+        part = super().part(rows)
+        part._rows = [self._rows[row] for row in rows]
+        # rows keep their numbers, so that the first row of each group that is left still finds it
+        groups = sorted({bisect_right(self._starts, row) - 1 for row in part._rows})
+        part._starts = [self._starts[group] for group in groups]
+        part._places = [self._places[group] for group in groups]
+        part._groups, part._lock = OrderedDict(), threading.Lock()
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        places = [(_from_anywhere(path), group) for path, group in self._places]
+        return _without(self, "_lock", "_groups") | {"_places": places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._groups, self._lock = OrderedDict(), threading.Lock()
 
     def stamp(self, index: int) -> tuple[int, int] | None:
         """Of the Parquet file."""
