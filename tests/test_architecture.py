@@ -66,7 +66,8 @@ MAY_IMPORT = {
     "scoring": DATA | {"backbones"},  # names of models
     "report": DATA | {"backbones", "scoring"},
     "tagger": DATA | {"backbones", "probes", "finetuning"},
-    "extraction": DATA | {"backbones", "compute", "context"},
+    # an actor of Ray is a process of its own, as the program is
+    "extraction": DATA | {"backbones", "compute", "context", "allocator"},
 }
 # the demo is found by a registry; what a verb uses is known to the API and the command line
 LOWER = set(MAY_IMPORT) - {"__main__", "demo", "verbs", "settings_file"}
