@@ -24,11 +24,12 @@ from sklearn.isotonic import IsotonicRegression
 from retailtag.api import read_catalog
 from retailtag.catalog.catalog import Catalog
 from retailtag.predictions import Predictions
-from retailtag.runs.calibrate import folds_of, shrunken_curves
+from retailtag.runs.calibrate import folds_of
 from retailtag.runs.tune import Model
 from retailtag.scoring.aligned import align
 from retailtag.scoring.calibration import calibration_sums
 from retailtag.scoring.files import recorded_catalog
+from retailtag.thresholds.platt import shrunken_curves
 from retailtag.thresholds.ranking import rank_tags
 
 SURE = 1e-6  # probabilities of an isotonic step are kept from 0 and 1, whose log loss is infinite

@@ -28,6 +28,7 @@ BASE = {
     "memory",
     "tuning_scores",
     "ranks",
+    "calibration",
 }
 DATA = BASE | {"images", "catalog", "store", "predictions"}
 MAY_IMPORT = {
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "arrow": {"errors", "files", "remote"},
     "artefacts": {"errors", "files"},
     "tuning_scores": {"artefacts", "errors"},
+    "calibration": {"artefacts"},
     "lock": {"errors", "files"},
     "npz": {"errors"},
     "memory": {"errors"},

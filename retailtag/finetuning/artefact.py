@@ -23,6 +23,8 @@ from retailtag.artefacts import (
     TensorRule,
     write_model,
 )
+from retailtag.calibration import FILE as CALIBRATION
+from retailtag.calibration import Calibration
 from retailtag.tuning_scores import TuningScores
 
 FILE = "checkpoint.safetensors"
@@ -58,16 +60,17 @@ class Checkpoint:
     # `retailtag.runs.start_scores` describes. Written by `save`, read by `load_scores` alone
     validation: TuningScores | None = None
     start: TuningScores | None = None
+    calibration: Calibration | None = None  # fitted on the validation set
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `save` writes."""
-        return (FILE, "checkpoint.json", *self._scores)
+        return (FILE, "checkpoint.json", *self._optional)
 
     @property
-    def _scores(self) -> dict[str, TuningScores]:
-        optional = {VALIDATION: self.validation, START: self.start}
-        return {name: scores for name, scores in optional.items() if scores is not None}
+    def _optional(self) -> dict[str, TuningScores | Calibration]:
+        optional = {VALIDATION: self.validation, START: self.start, CALIBRATION: self.calibration}
+        return {name: part for name, part in optional.items() if part is not None}
 
     def save(self, folder: Path) -> None:
         """Write what `files` names; ``checkpoint.json`` binds the others."""
@@ -78,9 +81,9 @@ class Checkpoint:
             tensors[f"head.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
         header = {"backbone": self.backbone, "tags": list(self.tags), "facts": self.facts}
         files = {FILE: save(tensors, metadata=BOUND)}
-        files |= {name: scores.to_bytes() for name, scores in self._scores.items()}
+        files |= {name: part.to_bytes() for name, part in self._optional.items()}
         write_model(folder, KIND, header, files)
-        for name in {VALIDATION, START} - self._scores.keys():
+        for name in {VALIDATION, START, CALIBRATION} - self._optional.keys():
             (folder / name).unlink(missing_ok=True)  # of an earlier fine-tune in the same folder
 
     @classmethod
@@ -95,7 +98,14 @@ class Checkpoint:
         tensors = stored.tensors(FILE, rules, load, others=prefix, finite=torch.isfinite)
         head = {name: tensors[f"head.{name}"].numpy() for name in HEAD}
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        return cls(header["backbone"], state, tuple(header["tags"]), facts=header["facts"], **head)
+        return cls(
+            header["backbone"],
+            state,
+            tuple(header["tags"]),
+            facts=header["facts"],
+            calibration=Calibration.read(stored),
+            **head,
+        )
 
 
 def load_scores(folder: Path) -> tuple[TuningScores, TuningScores | None]:

@@ -23,6 +23,8 @@ from retailtag.artefacts import (
     one_of,
     write_model,
 )
+from retailtag.calibration import FILE as CALIBRATION
+from retailtag.calibration import Calibration
 from retailtag.errors import ArtefactError
 from retailtag.probes.heads.knn import FILE as KNN_FILE
 from retailtag.probes.heads.knn import KnnBank, KnnVote
@@ -71,6 +73,7 @@ class Probe:
     vote: KnnVote | None = None  # gives the logits of head ``knn``
     # Of the training images; written by `save`, and read by `load_out_of_fold` alone
     out_of_fold: TuningScores | None = None
+    calibration: Calibration | None = None  # fitted on those scores
 
     def logits(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n_images, n_tags) of raw embeddings X (n_images, dim)."""
@@ -91,7 +94,11 @@ class Probe:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `save` writes."""
-        optional = {KNN_FILE: self.vote, OUT_OF_FOLD: self.out_of_fold}
+        optional = {
+            KNN_FILE: self.vote,
+            OUT_OF_FOLD: self.out_of_fold,
+            CALIBRATION: self.calibration,
+        }
         return (FILE, "probe.json", *(name for name, has in optional.items() if has is not None))
 
     def save(self, folder: Path) -> None:
@@ -112,9 +119,11 @@ class Probe:
             header["knn"] = {"counts": counts, "temperature": self.vote.temperature}
         if self.out_of_fold is not None:
             files[OUT_OF_FOLD] = self.out_of_fold.to_bytes()
+        if self.calibration is not None:
+            files[CALIBRATION] = self.calibration.to_bytes()
         write_model(folder, KIND, header, files)
-        for name in {KNN_FILE, OUT_OF_FOLD} - {*self.files}:  # of an earlier probe in this folder
-            (folder / name).unlink(missing_ok=True)
+        for name in {KNN_FILE, OUT_OF_FOLD, CALIBRATION} - {*self.files}:
+            (folder / name).unlink(missing_ok=True)  # of an earlier probe in this folder
 
     @classmethod
     def load(cls, folder: Path) -> Probe:
@@ -132,6 +141,7 @@ class Probe:
             scale=header["scale"],
             head=header["head"],
             vote=vote_of(stored) if header["head"] == "knn" else None,
+            calibration=Calibration.read(stored),
             **arrays,
         )
 

@@ -191,15 +191,22 @@ def _source(folder: Path, tagger: Tagger, read: ReadCatalog, catalog: Path | Non
     try:
         source.predictions = Predictions.load(folder / PREDICTIONS)
     except DataError as error:
-        source.notes.append(f"Neither calibrated nor compared with its run: {error}")
+        source.notes.append(_alone(tagger, error))
         return source
     try:
         source.catalog = recorded_catalog(folder, source.predictions, read, catalog)
     except RetailtagError as error:
         if catalog is not None:
             raise
-        source.notes.append(f"Neither calibrated nor compared with its run: {error}")
+        source.notes.append(_alone(tagger, error))
     return source
+
+
+_CALIBRATED = ("not calibrated", "the error of its calibration not measured")
+
+
+def _alone(tagger: Tagger, error: Exception) -> str:
+    return f"Not compared with its run, {_CALIBRATED[tagger.calibration is not None]}: {error}"
 
 
 def _completed(
@@ -211,20 +218,20 @@ def _completed(
     fitted = point_name(facts)
     points = {fitted: tagger.thresholds}
     calibration: dict[str, Any] = {}
-    curves = None
+    curves = tagger.calibration  # of a model of an earlier version, None
     aligned = source.aligned
     if catalog is not None and source.predictions is not None:
         try:
             model = Model.load(tuned_on(source.folder, source.predictions))
             rows = model.rows(catalog)
         except RetailtagError as error:
-            source.notes.append(f"Not calibrated, and with one operating point: {error}")
+            source.notes.append(f"With one operating point, {_CALIBRATED[bool(curves)]}: {error}")
         else:
             others = [name for name in TITLES if name != fitted]
             own = facts.get("thresholds") or {}
             points |= dict(other_points(model, catalog, rows, own, others))
             found = calibrate(model, catalog, rows, seed)
-            curves, calibration = found.curves, found.facts
+            curves, calibration = curves or found.curves, found.facts
             if aligned is not None:
                 group = catalog.table.group
                 errors = errors_on(curves, aligned.logits, aligned.labels, group)

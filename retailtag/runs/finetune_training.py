@@ -46,6 +46,8 @@ from retailtag.runs.start_scores import StartScores, tune_from_start
 from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
+from retailtag.thresholds.platt import shrunken_curves
+from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.tuning import Tuned, Tuning
 from retailtag.tuning_scores import TuningScores
 
@@ -345,10 +347,17 @@ class FinetuneTraining:
         thresholds = self.tuned.thresholds
         made = Checkpoint(self.backbone.id, state, tags, weight, bias, thresholds, facts)
         if self.is_probe:  # which has its own thresholds, tuned on its out-of-fold scores
-            return made
-        ids = self.catalog.image_ids[self.images.val.rows]
-        start = None if self.start is None else self.start.stored(ids)
-        return replace(made, validation=TuningScores(ids, self.result.val_logits), start=start)
+            return replace(made, calibration=self.probe.calibration)
+        rows, logits = self.images.val.rows, self.result.val_logits
+        ids = self.catalog.image_ids[rows]
+        return replace(
+            made,
+            validation=TuningScores(ids, logits),
+            start=None if self.start is None else self.start.stored(ids),
+            calibration=shrunken_curves(
+                rank_tags(logits, self.labels[rows]), self.catalog.table.group
+            ),
+        )
 
     def predictions(self, facts: dict[str, Any]) -> Predictions:
         """Scores of the test images, each decoded once."""

@@ -149,6 +149,9 @@ def _calibration(card: Card) -> Iterator[str]:
         yield (
             "Not calibrated: probabilities are the logistic of the logits, which orders images and "
             "need not be a frequency."
+            if card.tagger.calibration is None
+            else "Platt scaling of each tag, shrunk to that of its frequency group. Its error was "
+            "not measured."
         )
         return
     yield (

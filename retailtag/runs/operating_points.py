@@ -31,10 +31,12 @@ def other_points(
     rule is kept where it can be.
     """
     rule = fitted["rule"] if fitted.get("rule") in RULES else AUTO
+    capped = bool(fitted.get("capped"))
+    most = float(MAX_TAGS.partition(":")[2])
     tunings = {
-        F1: Tuning(rule, F1),
+        F1: Tuning(rule, F1, capped=capped),
         PRECISION: Tuning(AUTO, PRECISION),
-        MAX_TAGS: Tuning(rule, F1, max_tags=float(MAX_TAGS.partition(":")[2])),
+        MAX_TAGS: Tuning(rule, F1, max_tags=most, capped=capped),
     }
     for name in names:
         yield name, model.tune(tunings[name], catalog, rows).thresholds

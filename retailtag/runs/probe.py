@@ -54,6 +54,8 @@ from retailtag.scoring.metrics import macro
 from retailtag.settings import ProbeSettings
 from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
+from retailtag.thresholds.platt import shrunken_curves
+from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.tuning import Tuning
 from retailtag.tuning_scores import TuningScores
 from retailtag.version import __version__
@@ -239,6 +241,7 @@ class _Fitted:
     def probe(self, catalog: Catalog, rows: NDArray[np.intp], facts: dict[str, Any]) -> Probe:
         """The artefact; `rows` (n_images,) are the training images."""
         fold = self.chosen.sweep.fold
+        ranked = rank_tags(self.taken.scores, catalog.table.labels[rows])
         return Probe(
             catalog.table.tags,
             self.weight,
@@ -250,6 +253,7 @@ class _Fitted:
             self.taken.head.name,
             self.vote,
             TuningScores(catalog.image_ids[rows], self.taken.scores, fold),
+            shrunken_curves(ranked, catalog.table.group),
         )
 
 

@@ -105,4 +105,11 @@ def tune_from_start(
     if tuning.max_tags is not None:
         shift = smallest_shift(rank_tags(logits, labels), thresholds, tuning.max_tags)
     moved = (thresholds + np.float32(shift)).astype(np.float32)
-    return Tuned(moved, MATCHED, tuned.objective, max_tags=tuning.max_tags, shift=shift)
+    return Tuned(
+        moved,
+        MATCHED,
+        tuned.objective,
+        max_tags=tuning.max_tags,
+        shift=shift,
+        capped=tuned.capped,
+    )

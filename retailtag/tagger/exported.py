@@ -23,7 +23,6 @@ from retailtag.artefacts import (
     FINITE,
     KNN,
     OBJECT,
-    POSITIVE,
     TAGS,
     THRESHOLD,
     Kind,
@@ -41,6 +40,8 @@ from retailtag.backbones.factory import rebuild
 from retailtag.backbones.ids import resolve_id
 from retailtag.backbones.preprocess import Preprocess, pair, triple
 from retailtag.backbones.weights import load_state, state_sha256
+from retailtag.calibration import TENSORS as CALIBRATION
+from retailtag.calibration import Calibration
 from retailtag.errors import ArtefactError, UsageError
 from retailtag.files import parse_json
 from retailtag.probes.artefact import Probe, vote_of
@@ -48,7 +49,6 @@ from retailtag.probes.heads.knn import FILE as KNN_FILE
 from retailtag.probes.scaling import SCALES
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.exclusive import ASSIGNMENTS
-from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.tagger import Tagger
 
 HEADER = "tagger.json"
@@ -58,10 +58,6 @@ HEAD = {
     "weight": TensorRule("F32", ("tags", "dim"), FINITE),
     "bias": TensorRule("F32", ("tags",), FINITE),
     "thresholds": TensorRule("F32", ("points", "tags"), THRESHOLD),
-}
-CALIBRATION = {
-    "slope": TensorRule("F32", ("tags",), POSITIVE),
-    "offset": TensorRule("F32", ("tags",), FINITE),
 }
 _TEXTS = ("id", "output", "engine", "weights_sha256", "licence")
 

@@ -127,7 +127,7 @@ def _from_checkpoint(saved: Checkpoint, folder: Path, weights: Weights, device: 
         facts=saved.facts,
         head="fine-tuned",
     )
-    return Tagger((backbone,), head, "finetune")
+    return Tagger((backbone,), head, "finetune", calibration=saved.calibration)
 
 
 def _from_probe(
@@ -159,7 +159,7 @@ def _from_probe(
         as_fitted(backbone, EngineName.parse(engine), progress)
         for backbone, engine in zip(backbones, engines, strict=True)
     )
-    return Tagger(embedders, probe, "probe")
+    return Tagger(embedders, probe, "probe", calibration=probe.calibration)
 
 
 def _digest(specs: Sequence[FeatureSpec]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from retailtag.backbones.backbone import Backbone
 from retailtag.backbones.engines.embedder import EngineEmbedder
+from retailtag.calibration import UNCALIBRATED, Calibration
 from retailtag.errors import ArtefactError, UnreadableImage, UsageError
 from retailtag.images.decode import MAX_PIXELS, decode_image, to_rgb
 from retailtag.images.header import one_image
@@ -28,7 +29,6 @@ from retailtag.statistics.exclusive import (
     attribute_columns,
     check_assignment,
 )
-from retailtag.tagger.calibration import UNCALIBRATED, Calibration
 
 ImageInput = str | Path | bytes | Image.Image
 

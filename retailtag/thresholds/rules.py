@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import Replicates, best_own_threshold, lowest_own_threshold
 from retailtag.thresholds.plug_in import plug_in_thresholds
-from retailtag.thresholds.ranking import RankedTag, just_below_only
+from retailtag.thresholds.ranking import RankedTag, between, just_below_only
 from retailtag.thresholds.shared import (
     best_shared_threshold,
     lowest_precise_threshold,
     pooled_curve,
 )
 
+ROUNDING = 1e-9  # of (1+b²)P, which may be a whole number
 EQUAL_WEIGHT = 20.0  # positives (or cells given) of a tag that weigh as much as its group
+
+_INF = np.float32(np.inf)
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +58,34 @@ class ThresholdRules:
             "bagged": self._bagged,
         }
         return by_rule[rule]().astype(np.float32)
+
+    def capped(self, rule: str) -> NDArray[np.float32]:
+        """As `thresholds`, but high enough for no tag to exceed (1+b²) cells for each positive.
+
+        Where scores say little, F-beta is largest when nearly every cell is given; out of fold that
+        is mostly luck, on new images it floods them. A tag without a positive has no such limit,
+        nor has ``fixed``.
+
+        References
+        ----------
+        Lipton, Elkan & Naryanaswamy (2014), Optimal Thresholding of Classifiers to Maximize F1
+        Measure, on the F1 of uninformative scores.
+        """
+        thresholds = self.thresholds(rule)
+        return thresholds if rule == "fixed" else np.maximum(thresholds, self._limits)
+
+    @cached_property
+    def _limits(self) -> NDArray[np.float32]:
+        """Lowest thresholds that keep the limit, (n_tags,); ``-inf`` where every one does."""
+        limits = np.full(len(self._tags), -np.inf, np.float32)
+        for j, tag in enumerate(self._tags):
+            most = int((1 + self._objective.beta2) * tag.positives + ROUNDING)
+            if tag.positives and most < len(tag.negated):
+                out = -tag.negated[most : most + 1]  # highest score that is not given
+                n_given = int(tag.negated.searchsorted(-out[0], side="left"))
+                above = -tag.negated[n_given - 1 : n_given] if n_given else np.nextafter(out, _INF)
+                limits[j] = between(out, above)[0]
+        return limits
 
     @cached_property
     def _everyone(self) -> float:

@@ -49,6 +49,9 @@ class Tuning:
         the pooled cells of all tags or of the group, or on the tag's own; ``shrunk`` adds to the
         cells of the tag above a score at most 20 with the precision of the group's other tags
         there. ``inf`` where it is never reached: the tag is never given.
+    capped : bool
+        Whether no tag may be given in more than (1+b²) cells for each of its positives: twice as
+        often as it is present, for F1. ``auto`` always is; `ThresholdRules.capped` says why.
     seed : int
         Of the replicates.
     max_tags : float, optional
@@ -83,6 +86,7 @@ class Tuning:
     objective: str = "f1"
     seed: int = 0
     max_tags: float | None = None
+    capped: bool = False
 
     def __post_init__(self) -> None:
         known = (AUTO, *RULES)
@@ -129,20 +133,21 @@ class Tuning:
         """As `tune`, of cells that are ranked already; `fold` is indexed by their images."""
         scores: dict[str, dict[str, float]] = {}
         f = None
+        capped = self.goal.precision is None and (self.capped or self.rule == AUTO)
         rule = FALLBACK if self.rule == AUTO else self.rule
         if self.goal.precision is None:  # reaching a precision is no score to rank rules by
             if fold is not None:
-                crossed = _cross_fit(tags, group, fold, self.goal, self.seed)
+                crossed = _cross_fit(tags, group, fold, self, capped=capped)
                 chosen, scores = _most_restrained_of_the_best(crossed, group)
                 rule = chosen if self.rule == AUTO else rule
                 f = crossed[RULES.index(rule)]
             elif self.rule == AUTO:
                 rule = _validation_rule(tags, group)
         rules = ThresholdRules(tags, group, self.goal, _replicates(tags, self.seed))
-        thresholds = rules.thresholds(rule)
+        thresholds = rules.capped(rule) if capped else rules.thresholds(rule)
         shift = 0.0 if self.max_tags is None else smallest_shift(tags, thresholds, self.max_tags)
         thresholds = (thresholds + np.float32(shift)).astype(np.float32)
-        return Tuned(thresholds, rule, self.objective, scores, f, self.max_tags, shift)
+        return Tuned(thresholds, rule, self.objective, scores, f, self.max_tags, shift, capped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,11 +165,14 @@ class Tuned:
     f: Floats | None = None
     max_tags: float | None = None
     shift: float = 0.0  # by which all thresholds were raised for `max_tags`
+    capped: bool = False  # see `Tuning`
 
     @property
     def facts(self) -> dict[str, Any]:
         """What artefacts record, JSON-able."""
         facts: dict[str, Any] = {"rule": self.rule, "objective": self.objective}
+        if self.capped:
+            facts["capped"] = True
         if self.max_tags is not None:
             facts |= {"max_tags": self.max_tags, "shift": self.shift}
         return {**facts, "cross_fit": self.cross_fit}
@@ -209,17 +217,19 @@ def _cross_fit(
     tags: Sequence[RankedTag],
     group: NDArray[np.str_],
     fold: NDArray[np.intp],
-    objective: Objective,
-    seed: int,
+    tuning: Tuning,
+    *,
+    capped: bool,
 ) -> Floats:
     """Cross-fit F-beta (n_rules, n_tags) of every rule, NaN for tags without a positive."""
     positives = np.array([tag.positives for tag in tags])
     tp, given = np.zeros((2, len(RULES), len(tags)), np.int64)
-    replicates = _replicates(tags, seed)
+    objective, replicates = tuning.goal, _replicates(tags, tuning.seed)
     for k in np.unique(fold):
         others = keep_images(tags, fold != k)
         rules = ThresholdRules(others, group, objective, replicates)
-        thresholds = np.stack([rules.thresholds(rule) for rule in RULES])
+        by_rule = rules.capped if capped else rules.thresholds
+        thresholds = np.stack([by_rule(rule) for rule in RULES])
         for j, (whole, seen) in enumerate(zip(tags, others, strict=True)):
             # Counts of the fold itself: those of all images less those of the other folds.
             all_tp, all_given = whole.counts_at(thresholds[:, j])

@@ -41,6 +41,7 @@ from torch import nn
 
 from retailtag.backbones import load_backbone
 from retailtag.backbones.weights import Target
+from retailtag.calibration import Calibration
 from retailtag.finetuning.activation_cache import ActivationCache, ActivationSpec
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.finetuning.snapshots import Snapshots
@@ -48,7 +49,6 @@ from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.heads.knn import KnnBank, KnnVote
 from retailtag.probes.solver.fits import ProbeFits
-from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.drift.properties import PROPERTIES
 from retailtag.tagger.drift.reference import Reference
 from retailtag.tagger.drift.sample import CONFIDENCES, Sample

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from retailtag.runs.calibrate import SMALLEST_SLOPE, errors_on, shrunken_curves
+from retailtag.runs.calibrate import errors_on
 from retailtag.statistics.platt import fit_sigmoid
+from retailtag.thresholds.platt import SMALLEST_SLOPE, shrunken_curves
 from retailtag.thresholds.ranking import rank_tags
 from retailtag.thresholds.rules import EQUAL_WEIGHT
 

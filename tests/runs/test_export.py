@@ -57,8 +57,8 @@ def test_the_folder_gives_what_the_model_gives_without_anything_else(made, fitte
     loaded, model = rt.load(made.folder, device="cpu"), load_fitted(fitted)
     images = pictures(small)
     assert np.array_equal(loaded.logits(images), model.logits(images))
-    # the same tags; calibrated probabilities may order them otherwise
-    assert list(map(set, loaded.tag(images))) == list(map(set, model.tag(images)))
+    assert loaded.tag(images) == model.tag(images)
+    assert loaded.predict(images) == model.predict(images)  # calibrated both
     check = made.run.check
     assert (check.n_images, check.largest, check.n_other_tags) == (6, 0.0, 0)
     assert check.n_tags > 0
@@ -162,29 +162,43 @@ def test_predict_and_latency_take_the_folder(made, small, tmp_path, few_timed, c
     assert row["agreement"] == 1
 
 
+def test_a_model_of_an_earlier_version_is_calibrated_by_the_export(fitted, small, tmp_path):
+    folder = shutil.copytree(fitted, tmp_path / "earlier")
+    probe = Probe.load(folder)
+    replace(probe, calibration=None, out_of_fold=load_out_of_fold(fitted)).save(folder)
+    assert not (folder / "calibration.safetensors").exists()
+    assert load_fitted(folder).calibration is None
+    made = rt.export(folder, out=tmp_path / "tagger", catalog=small, device="cpu")
+    np.testing.assert_allclose(made.tagger.calibration.slope, probe.calibration.slope, rtol=0.02)
+
+
 def test_without_the_catalogue_it_says_what_is_left_out(fitted, small, tmp_path):
     folder = shutil.copytree(fitted, tmp_path / "moved")
     predictions = Predictions.load(folder / "predictions.npz")
     where = {**predictions.provenance, "catalog": str(tmp_path / "gone.csv")}
     replace(predictions, provenance=where).save(folder / "predictions.npz")
     made = rt.export(folder, out=tmp_path / "tagger", device="cpu")
-    assert "Neither calibrated nor compared" in made.run.notes[0]
-    assert (made.tagger.calibration, made.run.check) == (None, None)
+    assert "Not compared with its run, the error of its calibration not" in made.run.notes[0]
+    assert made.run.check is None
+    slope = load_fitted(folder).calibration.slope
+    np.testing.assert_array_equal(made.tagger.calibration.slope, slope)
     assert list(made.tagger.operating_points) == ["f1"]
     card = (made.folder / "README.md").read_text()
-    assert "Not calibrated" in card
-    assert "- Neither calibrated nor compared with its run." in card
+    assert "Its error was not measured." in card
+    assert "- Not compared with its run, the error of its calibration not measured." in card
     assert str(tmp_path) not in card
     with pytest.raises(UsageError, match=r"gone\.csv is not there"):
         rt.export(folder, out=tmp_path / "x", catalog=tmp_path / "gone.csv", device="cpu")
 
 
-def test_a_model_without_kept_scores_is_not_calibrated(fitted, small, tmp_path):
+def test_a_model_without_kept_scores_keeps_its_calibration(fitted, small, tmp_path):
     folder = shutil.copytree(fitted, tmp_path / "early")
     Probe.load(fitted).save(folder)  # as an earlier version did
     made = rt.export(folder, out=tmp_path / "tagger", catalog=small, device="cpu")
     assert any("holds no out_of_fold.safetensors" in note for note in made.run.notes)
-    assert made.tagger.calibration is None
+    assert made.run.calibration == {}
+    slope = load_fitted(fitted).calibration.slope
+    np.testing.assert_array_equal(made.tagger.calibration.slope, slope)
     assert made.run.check.n_images == 6
 
 

@@ -199,6 +199,9 @@ def test_thresholds_come_from_the_start_and_are_tuned_again_from_it(
     facts = run.checkpoint.facts
     assert facts["thresholds"] == {"rule": "matched", "objective": "f1", "cross_fit": {}}
     assert facts["threshold_f1"]["all"]["in_sample"] == facts["threshold_f1"]["all"]["cross_fit"]
+    curves = Checkpoint.load(out).calibration
+    assert (curves.slope > 0).all()
+    assert curves.slope.shape == curves.offset.shape == (len(small.table.tags),)
     validation, start = load_scores(out)
     assert set(start.image_ids) == set(small.image_ids[small.rows("train")])
     assert set(start.image_ids[start.fold < 0]) == set(validation.image_ids)

@@ -75,6 +75,7 @@ def test_a_precision_is_reached_on_the_scores_and_the_model_is_written_whole(
     for written in (probe.thresholds, predictions.thresholds):
         np.testing.assert_array_equal(written, made.tuned.thresholds)
     np.testing.assert_array_equal(probe.weight, Probe.load(fitted).weight)
+    np.testing.assert_array_equal(probe.calibration.slope, Probe.load(fitted).calibration.slope)
     assert probe.facts["settings"]["objective"] == "precision:0.9"
     assert predictions.provenance["thresholds"] == made.tuned.facts
     # and it can be tuned once more

@@ -19,11 +19,11 @@ from retailtag.backbones.engines.build import as_fitted
 from retailtag.backbones.engines.embedder import EngineEmbedder
 from retailtag.backbones.engines.names import EngineName
 from retailtag.backbones.factory import load_backbone
+from retailtag.calibration import Calibration
 from retailtag.errors import ArtefactError
 from retailtag.files import file_sha256, read_json, write_json
 from retailtag.probes.artefact import Probe
 from retailtag.probes.heads.knn import KnnBank, KnnVote
-from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.exported import Exported, licences_of, write_exported
 from retailtag.tagger.loading import load_fitted
 from retailtag.tagger.tagger import Tagger

@@ -23,11 +23,11 @@ from retailtag.backbones import fingerprint
 from retailtag.backbones.backbone import Backbone, LoadedModel
 from retailtag.backbones.ids import resolve_id
 from retailtag.backbones.preprocess import Preprocess
+from retailtag.calibration import Calibration
 from retailtag.errors import DataError, Mismatch, Unavailable, UsageError
 from retailtag.images.decode import decode_image
 from retailtag.probes.artefact import Probe
 from retailtag.probes.heads.knn import KnnBank, KnnVote
-from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.onnx import folder as folder_module
 from retailtag.tagger.onnx import preprocess, session
 from retailtag.tagger.onnx.folder import MODEL, Int8, write_onnx

@@ -13,12 +13,12 @@ from scipy.special import expit
 
 from retailtag.backbones import resize
 from retailtag.backbones.factory import load_backbone
+from retailtag.calibration import Calibration
 from retailtag.errors import ArtefactError, UnreadableImage, UsageError
 from retailtag.finetuning.artefact import Checkpoint
 from retailtag.outcomes import load_tagger
 from retailtag.probes.artefact import Probe
 from retailtag.settings import ComputeSettings
-from retailtag.tagger.calibration import Calibration
 from retailtag.tagger.loading import load_fitted
 from retailtag.tagger.tagger import Tagger
 

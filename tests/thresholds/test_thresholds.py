@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retailtag.errors import DataError, UsageError
+from retailtag.statistics.one_standard_error import RESOLUTION
 from retailtag.thresholds import ranking
 from retailtag.thresholds.objectives import Objective
 from retailtag.thresholds.per_tag import Replicates
@@ -301,7 +302,8 @@ def test_cross_fit_counts_each_fold_at_thresholds_of_the_others():
     for rule in RULES:
         crossed = np.zeros(logits.shape, bool)
         for k in range(5):
-            t = tune(logits[fold != k], labels[fold != k], group, rule)
+            others = logits[fold != k], labels[fold != k], group
+            t = Tuning(rule, capped=rule != "fixed").tune(*others).thresholds
             crossed[fold == k] = logits[fold == k] >= t
         if rule == "bagged":
             continue  # its replicates are drawn for all images at once
@@ -318,7 +320,8 @@ def test_cross_fit_counts_each_fold_at_thresholds_of_the_others():
 
 def test_a_tie_within_one_standard_error_goes_to_the_more_restrained_rule():
     choice = Tuning().tune(*_skilled(0))
-    near = [r for r in RULES if choice.cross_fit[r]["behind"] <= choice.cross_fit[r]["se"]]
+    rows = choice.cross_fit
+    near = [r for r in RULES if rows[r]["behind"] <= rows[r]["se"] + RESOLUTION]
     assert choice.rule == near[0]
     assert len(near) > 1
     assert min(row["behind"] for row in choice.cross_fit.values()) == 0
@@ -422,3 +425,47 @@ def test_a_tag_with_one_positive_has_one_cut(cells):
     for tag, threshold in zip(tags, expected, strict=True):
         assert replicates.draw_one
         assert replicates.threshold(tag, Objective()) == threshold
+
+
+@settings(max_examples=100, deadline=None)
+@given(tied(3), BETAS)
+def test_auto_gives_no_tag_more_often_than_its_positives_allow(cells, beta):
+    logits, labels = cells
+    group = np.array(["tail", "tail", "common"])
+    tuned = Tuning(objective=f"fbeta:{beta}").tune(logits, labels, group)
+    plain = Tuning(tuned.rule, f"fbeta:{beta}").tune(logits, labels, group)
+    assert tuned.capped
+    assert not plain.capped
+    assert (tuned.thresholds >= plain.thresholds).all()
+    known = labels >= 0
+    n_given = ((logits >= tuned.thresholds) & known).sum(axis=0)
+    n_plain = ((logits >= plain.thresholds) & known).sum(axis=0)
+    positives = (labels == 1).sum(axis=0)
+    for j in np.flatnonzero(positives):
+        most = (1 + beta**2) * positives[j]
+        assert n_given[j] <= most + 1e-6
+        if n_plain[j] <= most:  # nothing is changed where nothing has to be
+            assert tuned.thresholds[j] == plain.thresholds[j]
+        else:  # and no more is taken away than equal scores force
+            last = logits[known[:, j], j][logits[known[:, j], j] < tuned.thresholds[j]].max()
+            assert ((logits[:, j] >= last) & known[:, j]).sum() > most
+    for j in np.flatnonzero(positives == 0):
+        assert tuned.thresholds[j] == plain.thresholds[j]
+
+
+def test_noise_is_not_given_to_every_image():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 30)) < 0.02).astype(np.int8)
+    logits = rng.standard_normal(labels.shape).astype(np.float32)
+    fold = np.arange(400) % 5
+    group = np.full(30, "tail")
+    free = Tuning("per-tag").tune(logits, labels, group, fold)
+    tuned = Tuning().tune(logits, labels, group, fold)
+    assert (logits >= free.thresholds).sum() > 10 * labels.sum()
+    assert (logits >= tuned.thresholds).sum() <= 2 * labels.sum()
+
+
+def test_a_precision_has_no_cap(scores):
+    tuned = Tuning(objective="precision:0.1").tune(*scores)
+    assert not tuned.capped
+    assert "capped" not in tuned.facts
