@@ -206,8 +206,13 @@ class FinetuneTraining:
         start = probe_head(self.images.both.X, self.probe)
         self.network = Network(self.backbone, start, self.config, ranks=self.ranks)
         how = self.probe.facts["thresholds"]
-        rule, objective = how.get("rule", ""), how.get("objective", "")
-        self.tuned = Tuned(self.probe.thresholds, rule, objective, how.get("cross_fit", {}))
+        self.tuned = Tuned(
+            self.probe.thresholds,
+            how.get("rule", ""),
+            how.get("objective", ""),
+            how.get("cross_fit", {}),
+            capped=bool(how.get("capped")),
+        )
 
     def _network(self, fitted: Features) -> Network:
         start = self.ranks.from_first(lambda: self._first_head(fitted))

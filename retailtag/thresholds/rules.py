@@ -63,16 +63,14 @@ class ThresholdRules:
         """As `thresholds`, but high enough for no tag to exceed (1+b²) cells for each positive.
 
         Where scores say little, F-beta is largest when nearly every cell is given; out of fold that
-        is mostly luck, on new images it floods them. A tag without a positive has no such limit,
-        nor has ``fixed``.
+        is mostly luck, on new images it floods them. A tag without a positive has no such limit.
 
         References
         ----------
         Lipton, Elkan & Naryanaswamy (2014), Optimal Thresholding of Classifiers to Maximize F1
         Measure, on the F1 of uninformative scores.
         """
-        thresholds = self.thresholds(rule)
-        return thresholds if rule == "fixed" else np.maximum(thresholds, self._limits)
+        return np.maximum(self.thresholds(rule), self._limits)
 
     @cached_property
     def _limits(self) -> NDArray[np.float32]:

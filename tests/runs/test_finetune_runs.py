@@ -197,7 +197,8 @@ def test_thresholds_come_from_the_start_and_are_tuned_again_from_it(
     config = replace(QUICK, interpolate="1", lr=1e-3)
     run = run_finetune(context(small), small_store, load(), probe, out, config)
     facts = run.checkpoint.facts
-    assert facts["thresholds"] == {"rule": "matched", "objective": "f1", "cross_fit": {}}
+    expected = {"rule": "matched", "objective": "f1", "capped": True, "cross_fit": {}}
+    assert facts["thresholds"] == expected
     assert facts["threshold_f1"]["all"]["in_sample"] == facts["threshold_f1"]["all"]["cross_fit"]
     curves = Checkpoint.load(out).calibration
     assert (curves.slope > 0).all()
