@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from retailtag.finetuning.specs import check_range, parse_spec
@@ -36,13 +37,20 @@ _STREAM = 0x313C  # separates these draws from others of the same seed
 class Mix:
     """The batch as it is, and the base of all mixtures."""
 
-    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
-        """Mixed inputs of the same shape and dtype; targets float32, -1 where unknown.
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, key: Sequence[int], own: slice | None = None
+    ) -> Mixed:
+        """Mixed inputs of the same dtype; targets float32, -1 where unknown.
 
         `inputs` are uint8 or float (n, ...), `targets` (n, n_tags) 1, 0 or -1. The result is a
-        function of the batch and `key`, such as (seed, epoch, step).
+        function of the batch and `key`, such as (seed, epoch, step). Of the images `own` alone,
+        `inputs` are those and then their `partners`; the targets are still of the whole batch.
         """
         return inputs, targets.float()
+
+    def partners(self, n: int, key: Sequence[int]) -> NDArray[np.intp]:
+        """Which image of a batch of `n` each image is mixed with; empty if with none."""
+        return np.empty(0, np.intp)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,11 @@ class _Pairs(Mix):
     def __post_init__(self) -> None:
         check_range(self.alpha, 0.001, 100, "alpha", OPTION)
         check_range(self.p, 0, 1, "p", OPTION)
+
+    def partners(self, n: int, key: Sequence[int]) -> NDArray[np.intp]:
+        """See `Mix`."""
+        found: NDArray[np.intp] = self.draw(n, np.random.default_rng([*key, _STREAM]))[0].numpy()
+        return found
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Partner (n,) of each image, and the share (n,) that the image keeps of itself."""
@@ -74,11 +87,15 @@ class Mixup(_Pairs):
     Zhang et al. (2018), mixup: Beyond Empirical Risk Minimization.
     """
 
-    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, key: Sequence[int], own: slice | None = None
+    ) -> Mixed:
         """See `Mix`."""
-        partner, share = self.draw(len(inputs), np.random.default_rng([*key, _STREAM]))
-        weight = share.to(inputs.device).reshape(-1, *[1] * (inputs.ndim - 1))  # (n, 1, 1, 1)
-        mixed = inputs[partner].float().lerp_(inputs.float(), weight)  # in place: batches are big
+        partner, share = self.draw(len(targets), np.random.default_rng([*key, _STREAM]))
+        first, second = _pairs(inputs, partner, own)
+        weight = share[own or slice(None)].to(inputs.device)
+        weight = weight.reshape(-1, *[1] * (inputs.ndim - 1))  # (n, 1, 1, 1)
+        mixed = second.float().lerp_(first.float(), weight)  # in place: batches are big
         if not inputs.is_floating_point():
             mixed.round_()
         return mixed.to(inputs.dtype), _mixed_targets(targets, partner, share)
@@ -101,10 +118,12 @@ class Cutmix(_Pairs):
     alpha: float = 1.0
     p: float = 0.5
 
-    def __call__(self, inputs: Tensor, targets: Tensor, key: Sequence[int]) -> Mixed:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, key: Sequence[int], own: slice | None = None
+    ) -> Mixed:
         """See `Mix`."""
         rng = np.random.default_rng([*key, _STREAM])
-        n, _, h, w = inputs.shape  # images (n, 3, h, w)
+        n, (h, w) = len(targets), inputs.shape[2:]  # images (n, 3, h, w)
         partner, share = self.draw(n, rng)
         pasted = torch.zeros(n, h, w, dtype=torch.bool)
         # An area share of 1 - share has sides of √(1 - share).
@@ -113,7 +132,9 @@ class Cutmix(_Pairs):
             left, right = _stretch(w, side, rng)
             pasted[i, top:bottom, left:right] = True
         share = 1 - pasted.float().mean((1, 2))
-        mixed = torch.where(pasted[:, None].to(inputs.device), inputs[partner], inputs)
+        first, second = _pairs(inputs, partner, own)
+        pasted = pasted[own or slice(None), None].to(inputs.device)
+        mixed = torch.where(pasted, second, first)
         return mixed, _mixed_targets(targets, partner, share)
 
 
@@ -129,6 +150,14 @@ def parse_mix(text: str) -> Mix:
     Cutmix(alpha=1.0, p=1.0)
     """
     return parse_spec(text, MIXES, OPTION)
+
+
+def _pairs(inputs: Tensor, partner: Tensor, own: slice | None) -> tuple[Tensor, Tensor]:
+    """Images, and the partner of each."""
+    if own is None:
+        return inputs, inputs[partner]
+    first, second = inputs.chunk(2)
+    return first, second
 
 
 def _stretch(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:

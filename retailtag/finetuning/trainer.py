@@ -176,7 +176,6 @@ class Training:
         self.labels = torch.from_numpy(labels)
         self._factors = parse_sampler(config.sampler).factors(labels[rows])
         self._mix = parse_mix(config.mix)
-        self._is_mixed = config.mix != "none"
         loss = parse_loss(config.loss).build(LabelCounts.of(labels[rows]))
         self.stepper = TrainingStep(network, loader, loss, progress)
         floats = {n: t for n, t in network.live().items() if t.is_floating_point()}
@@ -208,7 +207,7 @@ class Training:
         self.network.train()
         with self.progress.task(f"epoch {epoch}/{config.epochs}", len(order)) as advance:
             advance(start)
-            shown = self._shown(batches[batch:], epoch)
+            shown = self._shown(batches[batch:], epoch, batch)
             for some, inputs in zip(batches[batch:], shown, strict=True):
                 loss = self._step(epoch, batch, len(batches), some, inputs)
                 monitor.add(batch, len(some), loss)
@@ -218,15 +217,24 @@ class Training:
                     snapshots.save(self.state(epoch, batch, monitor.total()) | more())
         return monitor.total() / max(len(order), 1), len(order) - start
 
-    def _shown(self, batches: list[Rows], epoch: int) -> Iterator[Tensor]:
-        """What this process needs of every batch."""
-        ranks, size = self.network.ranks, self.network.config.batch_size
-        if ranks.size > 1 and not self._is_mixed:
-            batches = [some[ranks.places(len(some))] for some in batches]
-            size = len(range(ranks.rank, size, ranks.size))
+    def _shown(self, batches: list[Rows], epoch: int, batch: int) -> Iterator[Tensor]:
+        """What this process needs of every one of `batches`, the first of which is `batch`."""
+        size = self.network.config.batch_size
+        if self.network.ranks.size > 1:
+            batches = [self._part(some, epoch, k) for k, some in enumerate(batches, batch)]
+            size = max(map(len, batches), default=size)
         # All batches but the last are of one size, so the loader cuts their rows where they end.
         rows = np.concatenate([*batches, self.rows[:0]])
         return (inputs for _, inputs in self.loader.batches(rows, size, epoch))
+
+    def _part(self, rows: Rows, epoch: int, batch: int) -> Rows:
+        """Rows of a batch that this process computes, then those that they are mixed with."""
+        own = self.network.ranks.places(len(rows))
+        partners = self._mix.partners(len(rows), self._key(epoch, batch))
+        return np.concatenate([rows[own], rows[partners[own]]])
+
+    def _key(self, epoch: int, batch: int) -> tuple[int, int, int]:
+        return self.network.config.seed, epoch, batch
 
     def _step(self, epoch: int, batch: int, n_batches: int, rows: Rows, inputs: Tensor) -> Tensor:
         config = self.network.config
@@ -234,11 +242,9 @@ class Training:
         # fraction of the training that is done, and the schedule ends at 0 all the same.
         step = (epoch - 1) * n_batches + batch
         steps = config.epochs * n_batches
-        key = (config.seed, epoch, batch)
-        inputs, targets = self._mix(inputs, self.labels[rows], key)
-        ranks = self.network.ranks
-        if ranks.size > 1 and self._is_mixed:  # with images of the whole batch
-            inputs = inputs[ranks.places(len(rows))]
+        key, ranks = self._key(epoch, batch), self.network.ranks
+        own = None if ranks.size == 1 else ranks.places(len(rows))
+        inputs, targets = self._mix(inputs, self.labels[rows], key, own)
         # Dropout; the first process alone draws what a single one would.
         seeds = np.random.SeedSequence([*key, ranks.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))

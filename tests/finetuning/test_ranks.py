@@ -58,7 +58,8 @@ def _assert_same(found, expected):
     [
         (2, {"augment": "light", "ema": 0.9, "micro_batches": 3}),
         (3, {"sampler": "repeat:t=0.3", "loss": "db"}),
-        (2, {"mix": "cutmix:p=1"}),
+        (3, {"mix": "cutmix:p=1"}),
+        (2, {"mix": "mixup", "augment": "light"}),
     ],
 )
 def test_several_processes_train_what_one_does(world, quick, together, size, changes):
