@@ -54,7 +54,12 @@ class LocalCopy:
         # Without a version nothing tells an old copy from a new one: each process fetches its own.
         version = found.version or secrets.token_hex(8)
         name = hashlib.sha256(f"{place}\n{version}\n{found.size}".encode()).hexdigest()[:32]
-        self.path = cache_folder() / "remote" / name
+        self._name = name
+
+    @property
+    def path(self) -> Path:
+        """Where the copy lies on this machine; another one that unpickles this has its own."""
+        return cache_folder() / "remote" / self._name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

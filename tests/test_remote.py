@@ -321,6 +321,25 @@ def test_a_web_server_serves_manifest_images_archive_and_parquet(web, shop, phot
         assert _bytes(there) == expected
 
 
+def test_numbered_shards_are_named_by_a_range(web, shop, photos, manifest):
+    url, _ = web
+    for number in (9, 10):
+        (shop / f"train-{number:03d}.tar").write_bytes(_shard(photos, number))
+        (shop / f"part-{number}.parquet").write_bytes(_parquet(photos))
+    expected = [photos[name] for name in sorted(photos)] * 2
+    for place in (url, shop):
+        catalog = read_catalog(f"{place}/train-{{009..010}}.tar")
+        assert _bytes(catalog) == expected
+        assert catalog.split.tolist() == ["train"] * 8
+        # The folder names them as well, where it is listed.
+        assert len(catalog.images.places) == (2 if place == url else 1)
+    path = manifest("path,tags", "000090000.jpg,red", "000100003.jpg,blue")
+    catalog = read_catalog(path, images=[f"{url}/train-{{009..010}}.tar"])
+    assert _bytes(catalog) == [photos["images/0.jpg"], photos["images/3.jpg"]]
+    with pytest.raises(DataError, match=r"train-011\.tar does not exist"):
+        read_catalog(f"{url}/train-{{009..011}}.tar")
+
+
 def test_a_missing_image_of_a_web_server_is_an_unreadable_image(web, shop, photos):
     url, _ = web
     rows = _records(photos)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from retailtag.catalog.manifest import Manifest, Problems, Wanted, is_clean, read_parquet
+from retailtag.catalog.shards import numbered_files
 from retailtag.errors import DataError, UsageError
 from retailtag.images.memory import MemoryImages
 from retailtag.images.near import NearMisses
@@ -154,6 +155,7 @@ def _source_at(
     places: Sequence[Path], paths: Sequence[str], allowed: Sequence[Path]
 ) -> ImageSource:
     """Open the folders, archives or Parquet files that hold the images."""
+    places = [file for place in places for file in numbered_files(place) or [place]]
     first = places[0]
     parquet = [place for place in places if place.suffix.lower() in PARQUET]
     if len(parquet) == len(places):

@@ -21,7 +21,14 @@ from retailtag.catalog.catalog import SPLITS, Catalog
 from retailtag.catalog.columns import name_columns, used_columns
 from retailtag.catalog.folders import SPLIT_WORDS, read_tag_folders, split_of_name
 from retailtag.catalog.labels import encode_labels
-from retailtag.catalog.locate import check_files, check_paths, locate, parquet_files, remote_roots
+from retailtag.catalog.locate import (
+    PARQUET,
+    check_files,
+    check_paths,
+    locate,
+    parquet_files,
+    remote_roots,
+)
 from retailtag.catalog.manifest import (
     COLUMNS,
     COLUMNS_SHOWN,
@@ -44,7 +51,7 @@ from retailtag.catalog.manifest import (
 )
 from retailtag.catalog.metadata import find_metadata, read_metadata
 from retailtag.catalog.rows import join_rows
-from retailtag.catalog.shards import find_shards, read_shards
+from retailtag.catalog.shards import find_shards, numbered_files, read_shards
 from retailtag.catalog.table import POSITIVE, UNKNOWN, GroupCutoffs, TagTable
 from retailtag.catalog.tag_cells import EMPTY_WORDS, better_separator, parse_cell
 from retailtag.catalog.tag_columns import tag_columns
@@ -364,23 +371,27 @@ def _open_path(path: Path, use: Use, settings: CatalogSettings) -> Manifest:
                 "a manifest (folders named like tags are read from local disks only)."
             )
         return read_tag_folders(path, settings.allow_root)
-    if not path.exists():
+    files = numbered_files(path)
+    if not (files or path.exists()):
         raise DataError(f"{path} does not exist; give a manifest or a folder of images.")
-    return _open_file(path, use)
+    return _open_file(path, use, files)
 
 
-def _open_file(path: Path, use: Use) -> Manifest:
+def _open_file(path: Path, use: Use, files: Sequence[Path] = ()) -> Manifest:
+    """Read a file, or the several `files` that `path` stands for: shards or Parquet."""
     suffix = table_suffix(path)
+    if files and suffix in PARQUET:
+        return _with_splits_of_names(read_parquet(path, files, use))
     if suffix in (".csv", ".tsv"):
         return read_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return read_json_lines(path)
     if suffix == ".json":
         return read_json(path)
-    if suffix in (".parquet", ".pq"):
+    if suffix in PARQUET:
         return read_parquet(path, [path], use)
     if suffix == ".tar":
-        return read_shards(path, [path])
+        return read_shards(path, files or [path])
     raise UsageError(
         f"{path} is neither a folder nor a manifest of type .csv, .tsv, .jsonl, .json or .parquet, "
         "nor a .tar of images with their JSON."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from retailtag.files import parse_json
 from retailtag.images.header import IMAGE_SUFFIXES
 from retailtag.images.sources import TarImages
 
+MAX_NUMBERED = 1_000_000
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 TEXTS = (".txt", ".cls")  # each becomes a column of its name
 
 
@@ -29,6 +32,25 @@ def find_shards(folder: Path) -> list[Path]:
         for sample in _samples(first).values()
     )
     return files if is_shard else []
+
+
+def numbered_files(path: Path) -> list[Path]:
+    """The files of ``train-{0000..0099}.tar``, as WebDataset writes a range; else none.
+
+    Examples
+    --------
+    >>> [file.name for file in numbered_files(Path("a/{08..10}.tar"))]
+    ['08.tar', '09.tar', '10.tar']
+    """
+    found = _RANGE.search(path.name)
+    if found is None:
+        return []
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    if len(numbers) > MAX_NUMBERED:
+        raise DataError(f"{path} names {len(numbers):,} files, more than {MAX_NUMBERED:,}.")
+    start, end = path.name[: found.start()], path.name[found.end() :]
+    return [path.with_name(f"{start}{number:0{len(first)}}{end}") for number in numbers]
 
 
 def read_shards(root: Path, files: Sequence[Path]) -> Manifest:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Self
 
-from retailtag.images.opening import open_images
+from retailtag.images.opening import is_archive, open_images
 from retailtag.images.sources import MISSING, ImageSource, clean_path
-from retailtag.remote import as_path
+from retailtag.remote import RemotePath, as_path
 
 
 class SeveralImages(ImageSource):
@@ -33,8 +33,7 @@ class SeveralImages(ImageSource):
     @property
     def places(self) -> tuple[Path, ...]:
         """The folder of the archives, or each place."""
-        is_inside = all(place.parent == self.root for place in self._places)
-        is_one = is_inside and not any(place.is_dir() for place in self._places)
+        is_one = all(p.parent == self.root and _is_found(p) for p in self._places)
         return (self.root,) if is_one else self._places
 
     def serve(self, paths: Sequence[str]) -> None:
@@ -94,3 +93,10 @@ class SeveralImages(ImageSource):
         source = self._sources[number]
         source.max_bytes = self.max_bytes
         return source.read(row)
+
+
+def _is_found(place: Path) -> bool:
+    """Whether a place is an archive that is found by naming its folder."""
+    if isinstance(place, RemotePath):
+        return place.is_listed and is_archive(place)
+    return not place.is_dir()
