@@ -185,10 +185,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Nodes(args.nodes) as nodes:
         folder = Path(name)
         sound = draw(folder, args.images)
+        undisturbed: dict[bool, dict[str, object]] = {}  # by whether a tar is damaged
         for fault in args.faults.split(","):
-            words = damage(sound, folder) if fault == "tar" else sound
-            alone = finish(start(words, folder / f"{fault}-alone"))
-            whole = segments(folder / f"{fault}-alone")
+            is_tar = fault == "tar"
+            words = damage(sound, folder) if is_tar else sound
+            place = folder / f"alone-{is_tar}"
+            if is_tar not in undisturbed:
+                undisturbed[is_tar] = finish(start(words, place))
+            alone, whole = undisturbed[is_tar], segments(place)
             killed, told = disturbed(fault, nodes, words, folder / fault, len(whole), args.kills)
             differs = compare(whole, segments(folder / fault))
             differs["lost"] += told["absent"] != alone["absent"]

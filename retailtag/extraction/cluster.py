@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +50,7 @@ HASHING_THREADS = 4  # of a task: they mostly wait for the storage
 # Blocks of one dataset: their paths lie in Ray's object store, about 100 kB each. The actors load
 # their models anew after as many, which is once in ten million images.
 BLOCKS_AT_ONCE = 10_000
+CONNECT_SECONDS = 10.0
 CPUS_PER_ACTOR = 8  # at most, without a GPU: more would serve one copy of the model
 
 
@@ -310,6 +313,8 @@ def connected(
             f"--ray {address}: Ray Data does not run over Ray Client; start the command on a node "
             "of the cluster (ray job submit) with --ray auto, or give HOST:PORT."
         )
+    if address not in (LOCAL, "auto") and not re.fullmatch(r".+:[0-9]{1,5}", address):
+        raise UsageError(f"--ray {address} is no address; give HOST:PORT, auto or --ray alone.")
     try:
         import ray.data
     except ImportError as error:
@@ -331,6 +336,8 @@ def _connect(address: str) -> None:
     """Start or join a cluster, quietly."""
     import ray
 
+    if address not in (LOCAL, "auto"):
+        _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++ part, in this process
     handler = signal.getsignal(signal.SIGTERM)
@@ -349,6 +356,18 @@ def _connect(address: str) -> None:
     finally:
         with suppress(ValueError):  # not the main thread, where Ray sets no handler either
             signal.signal(signal.SIGTERM, handler)
+
+
+def _check_answers(address: str) -> None:
+    """Raise `Unavailable` where nothing listens: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"--ray {address}: nothing answers there ({error}); give HOST:PORT of the head node, "
+            "as ray start --head prints it, or --ray alone for a cluster on this machine."
+        ) from error
 
 
 def _n_cpus() -> int:

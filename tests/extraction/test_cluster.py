@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -248,6 +249,20 @@ def test_without_ray_one_sentence_says_what_to_install(shop, tmp_path, monkeypat
 def test_ray_client_is_refused(shop, tmp_path):
     with pytest.raises(UsageError, match=r"--ray ray://head:10001: .* --ray auto, or give HOST"):
         extracted(shop, tmp_path, ray="ray://head:10001")
+
+
+def test_what_is_no_address_is_refused(shop, tmp_path):
+    with pytest.raises(UsageError, match="--ray catalogue is no address; give HOST:PORT, auto"):
+        extracted(shop, tmp_path, ray="catalogue")
+
+
+def test_an_address_where_nothing_listens_is_one_sentence():
+    pytest.importorskip("ray")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(Unavailable, match=f"--ray {address}: nothing answers there"):
+        module._connect(address)
 
 
 def test_nothing_of_ray_is_imported_otherwise():
