@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from retailtag.errors import DataError, UsageError
 from retailtag.files import write_whole
@@ -53,17 +53,13 @@ class LocalCopy:
         self._entry = found
         # Without a version nothing tells an old copy from a new one: each process fetches its own.
         version = found.version or secrets.token_hex(8)
-        name = hashlib.sha256(f"{place}\n{version}\n{found.size}".encode()).hexdigest()[:32]
-        self._name = name
+        text = f"{place}\n{version}\n{found.size}"
+        self._name = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def path(self) -> Path:
         """Where the copy lies on this machine; another one that unpickles this has its own."""
         return cache_folder() / "remote" / self._name
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.path = cache_folder() / "remote" / self.path.name  # of this machine
 
     @property
     def stamp(self) -> tuple[int, int] | None:
