@@ -181,6 +181,6 @@ def test_what_results_do_not_depend_on_is_not_recorded():
 
 def test_keys_and_values_cover_every_field():
     named = {f"{s}.{f.name}" for s, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    own = {"backbones", "strategies", "names", "out", "no_images"}
+    own = {"backbones", "strategies", "names", "out", "merge", "no_images"}
     assert set(keys()) == named | own
     assert dict(values_of(build({"probe.folds": 9})))["probe.folds"] == 9
