@@ -137,9 +137,10 @@ def start(words: list[str], features: Path, *ray: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:
     """What a run that must end well prints."""
     out, err = process.communicate()
-    if process.returncode:
-        sys.exit(err[-2000:])
-    return json.loads(out)["stores"][0]
+    try:
+        return json.loads(out)["stores"][0]
+    except (ValueError, KeyError):
+        sys.exit(f"exit code {process.returncode}: {out[:1000]}{err[-2000:]}")
 
 
 def disturbed(

@@ -13,10 +13,11 @@ import pickle
 import re
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -322,13 +323,15 @@ def connected(
             f"--ray needs Ray, which is not installed ({error}); pip install 'retailtag[ray]'."
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    own = not ray.is_initialized()
-    if own:
-        _connect(address)
-    try:
+    if ray.is_initialized():
         yield _cluster(origins, compute, say)
-    finally:
-        if own:
+        return
+    # Ray prints what befalls its processes on stdout, which is for --json.
+    with redirect_stdout(sys.stderr):
+        _connect(address)
+        try:
+            yield _cluster(origins, compute, say)
+        finally:
             ray.shutdown()
 
 

@@ -22,7 +22,7 @@ import retailtag as rt
 from retailtag.cli.main import run
 from retailtag.errors import Unavailable, UsageError
 from retailtag.extraction import cluster as module
-from retailtag.extraction.cluster import Cluster, Origin, _Recipe
+from retailtag.extraction.cluster import Cluster, Origin, _Recipe, connected
 from retailtag.extraction.costs import ExtractCost
 from retailtag.extraction.embed import Block, BlockRequest, Loading
 from retailtag.extraction.verify import SOUND, verify
@@ -249,6 +249,19 @@ def test_without_ray_one_sentence_says_what_to_install(shop, tmp_path, monkeypat
 def test_ray_client_is_refused(shop, tmp_path):
     with pytest.raises(UsageError, match=r"--ray ray://head:10001: .* --ray auto, or give HOST"):
         extracted(shop, tmp_path, ray="ray://head:10001")
+
+
+def test_what_ray_prints_on_stdout_is_no_part_of_the_result(monkeypatch, capsys):
+    ray = pytest.importorskip("ray")
+    ended = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(sys.stdout.write("ended\n")))
+    monkeypatch.setattr(module, "_connect", lambda address: None)
+    monkeypatch.setattr(module, "_cluster", lambda *given: None)
+    with connected("local", [], ComputeSettings()):
+        sys.stdout.write("(raylet) A worker died\n")
+    assert ended
+    assert capsys.readouterr() == ("", "(raylet) A worker died\nended\n")
 
 
 def test_what_is_no_address_is_refused(shop, tmp_path):
