@@ -63,7 +63,7 @@ class ThresholdRules:
         """As `thresholds`, but high enough for no tag to exceed (1+b²) cells for each positive.
 
         Where scores say little, F-beta is largest when nearly every cell is given; out of fold that
-        is mostly luck, on new images it floods them. A tag without a positive has no such limit.
+        is mostly luck, on new images it floods them. A tag without a positive counts as half a one.
 
         References
         ----------
@@ -77,8 +77,8 @@ class ThresholdRules:
         """Lowest thresholds that keep the limit, (n_tags,); ``-inf`` where every one does."""
         limits = np.full(len(self._tags), -np.inf, np.float32)
         for j, tag in enumerate(self._tags):
-            most = int((1 + self._objective.beta2) * tag.positives + ROUNDING)
-            if tag.positives and most < len(tag.negated):
+            most = int((1 + self._objective.beta2) * max(tag.positives, 0.5) + ROUNDING)
+            if most < len(tag.negated):
                 out = -tag.negated[most : most + 1]  # highest score that is not given
                 n_given = int(tag.negated.searchsorted(-out[0], side="left"))
                 above = -tag.negated[n_given - 1 : n_given] if n_given else np.nextafter(out, _INF)
