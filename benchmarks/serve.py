@@ -68,7 +68,8 @@ class Target:
 
     async def post(self, body: bytes, path: str = "/predict") -> tuple[int, bytes]:
         """Status and body of one answer, over a connection that is used again."""
-        if not self.idle:
+        is_used = bool(self.idle)
+        if not is_used:
             self.idle.append(await asyncio.open_connection(self.host, self.port))
         reader, writer = self.idle.pop()
         method = "POST" if body else "GET"
@@ -76,9 +77,15 @@ class Target:
             f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: image/jpeg\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        writer.write(head.encode() + body)
-        await writer.drain()
-        status, headers, answer = await read_answer(reader)
+        try:
+            writer.write(head.encode() + body)
+            await writer.drain()
+            status, headers, answer = await read_answer(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if not is_used:
+                raise
+            writer.close()  # the server had ended it: it had been idle for long
+            return await self.post(body, path)
         if headers.get("connection") == "close":
             writer.close()
         else:
