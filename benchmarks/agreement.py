@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("catalogue", type=Path)
     parser.add_argument("--pair")
+    parser.add_argument("--weights", nargs="*", default=[], help="as of retailtag export")
     parser.add_argument("--limit", type=int, help="test images, from the first")
     parser.add_argument("--dry", action="store_true", help="record nothing")
     args = parser.parse_args()
@@ -135,7 +136,14 @@ def main() -> None:
     paths = {str(catalog.image_ids[row]): root / catalog.images.name(row) for row in rows.tolist()}
     with tempfile.TemporaryDirectory() as place:
         export = Path(place) / "tagger"
-        made = rt.export(args.run, pair=args.pair, out=export, catalog=args.catalogue, device="cpu")
+        made = rt.export(
+            args.run,
+            pair=args.pair,
+            out=export,
+            catalog=args.catalogue,
+            weights=args.weights,
+            device="cpu",
+        )
         backbones = "+".join(backbone.id for backbone in made.tagger.backbones)
         name = f"{args.catalogue}: {backbones} {made.tagger.strategy}"
         found = list(compared(name, export, truth, paths))
