@@ -133,7 +133,11 @@ def main() -> None:
     folder = recommended_folder(args.run)[0] if (args.run / "bakeoff.json").exists() else args.run
     truth, catalog = expected(folder), rt.read_catalog(args.catalogue)
     root, rows = args.catalogue.absolute().parent, catalog.rows("test")[: args.limit]
-    paths = {str(catalog.image_ids[row]): root / catalog.images.name(row) for row in rows.tolist()}
+    paths = {
+        str(catalog.image_ids[row]): root / catalog.images.name(row)
+        for row in rows.tolist()
+        if catalog.image_ids[row] in truth  # those that could be read
+    }
     with tempfile.TemporaryDirectory() as place:
         export = Path(place) / "tagger"
         made = rt.export(
