@@ -132,10 +132,9 @@ def main() -> None:
     args = parser.parse_args()
     folder = recommended_folder(args.run)[0] if (args.run / "bakeoff.json").exists() else args.run
     truth, catalog = expected(folder), rt.read_catalog(args.catalogue)
-    root, rows = args.catalogue.absolute().parent, catalog.rows("test")[: args.limit]
     paths = {
-        str(catalog.image_ids[row]): root / catalog.images.name(row)
-        for row in rows.tolist()
+        str(catalog.image_ids[row]): Path(catalog.images.name(row)).absolute()
+        for row in catalog.rows("test")[: args.limit].tolist()
         if catalog.image_ids[row] in truth  # those that could be read
     }
     with tempfile.TemporaryDirectory() as place:

@@ -21,7 +21,7 @@ from retailtag.files import write_whole
 from retailtag.progress import SILENT, Progress
 from retailtag.ranks import ALONE, Ranks
 
-FORMAT = 2
+FORMAT = 3
 NAME = "resume.pt"
 _DIGEST_BYTES = 32
 

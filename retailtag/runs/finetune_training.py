@@ -42,13 +42,13 @@ from retailtag.runs.finetune_start import (
     split_images,
 )
 from retailtag.runs.probe import Features
-from retailtag.runs.start_scores import StartScores, tune_from_start
+from retailtag.runs.start_scores import StartScores, carried_from_start
 from retailtag.settings import AUTO, FinetuneSettings
 from retailtag.store import FeatureStore
 from retailtag.store.spec import canonical_json
 from retailtag.thresholds.platt import shrunken_curves
 from retailtag.thresholds.ranking import rank_tags
-from retailtag.thresholds.tuning import Tuned, Tuning
+from retailtag.thresholds.tuning import VERSION, Tuned, Tuning
 from retailtag.tuning_scores import TuningScores
 
 REFIT_SNAPSHOT = "resume-refit.pt"
@@ -71,6 +71,7 @@ def finetune_inputs(
         "scale": probe.scale,
         "head": probe.head,
         "thresholds": hashlib.sha256(probe.thresholds.tobytes()).hexdigest(),
+        "tuning": VERSION,
         "settings": config.recorded(),
     }
 
@@ -86,7 +87,9 @@ class FinetuneTraining:
     # Set by `train`.
     network: Network
     result: FinetuneResult
-    start: StartScores | None  # behind the thresholds; None: they are tuned on the validation set
+    # Scores and thresholds of the start, which those of the result are carried over from; None:
+    # they are tuned on the validation set
+    start: tuple[StartScores, Tuned] | None
     tuned: Tuned
 
     def __init__(
@@ -161,8 +164,9 @@ class FinetuneTraining:
         config = self.config
         train_rows = self.images.train.rows
         val_rows = self.images.val.rows
-        self.network = self._network(self.images.train)
-        self.start = self.ranks.from_first(self._start_scores)
+        head = self.ranks.from_first(lambda: self._first_head(self.images.train))
+        self.network = self._network(head)
+        self.start = self.ranks.from_first(lambda: self._tuned_start(head))
         start = self.network.state()
         loader = self._batch_loader(self.network, config.epochs)
         self.result = train(
@@ -189,8 +193,8 @@ class FinetuneTraining:
     def is_probe(self) -> bool:
         """Whether the result is the probe itself: no epoch validated better than its start.
 
-        The start is fitted without the validation set, and its thresholds on that set alone; a
-        result for which nothing was chosen needs neither restriction. Only a probe that training
+        The start is fitted without the validation set; a result for which nothing was chosen need
+        not be. Only a probe that training
         would have started from can replace it, with thresholds for the same objective.
         """
         probe = self.probe
@@ -214,45 +218,44 @@ class FinetuneTraining:
             capped=bool(how.get("capped")),
         )
 
-    def _network(self, fitted: Features) -> Network:
-        start = self.ranks.from_first(lambda: self._first_head(fitted))
+    def _network(self, head: HeadInit) -> Network:
         compiled = self.config.compile
-        return Network(self.backbone, start, self.config, compiled=compiled, ranks=self.ranks)
+        return Network(self.backbone, head, self.config, compiled=compiled, ranks=self.ranks)
 
     def _first_head(self, fitted: Features) -> HeadInit:
         device = str(self.backbone.device.type)
         return first_head(self.labels, fitted, self.probe, self.config, device)
 
-    def _start_scores(self) -> StartScores | None:
-        """Scores of the start, where the thresholds are to come from them and it has any."""
-        config = self.config
+    def _tuned_start(self, head: HeadInit) -> tuple[StartScores, Tuned] | None:
+        """Scores and thresholds of the start, where the result's are to come from them."""
+        config, train = self.config, self.images.train
         if config.thresholds != AUTO or config.blocks == "scratch":
             return None
-        train, val = self.images.train, self.images.val
-        return StartScores.fit(self.catalog, train, val, self._first_head, config.seed)
+        val = head.logits(self.images.val.X)
+        scores = StartScores.fit(self.catalog, train, val, self._first_head, config.seed)
+        if scores is None:
+            return None
+        group = self.catalog.table.group
+        return scores, scores.tune(self.tuning, self.labels[train.rows], group)
 
     def _carry(self) -> Callable[[Logits], Logits] | None:
         """Thresholds of the start as those of the model that gives these validation scores."""
-        start = self.start
-        if start is None:
+        if self.start is None:
             return None
-        group = self.catalog.table.group
-        labels = self.labels[self.images.train.rows]
-        tuned = self.ranks.from_first(lambda: start.tune(self.tuning, labels, group))
-        return lambda logits: start.carried(tuned, logits, group)
+        scores, tuned = self.start
+        return lambda logits: scores.carried(tuned, logits, self.catalog.table.group)
 
     def _tune(self) -> Tuned:
         group = self.catalog.table.group
         logits, labels = self.result.val_logits, self.labels[self.images.val.rows]
         if self.start is None:
             return self.tuning.tune(logits, labels, group)
-        fitted = self.labels[self.images.train.rows]
-        return tune_from_start(self.start, self.tuning, fitted, logits, labels, group)
+        return carried_from_start(*self.start, logits, labels, group)
 
     def _refit(self, start: State) -> None:
         both = self.images.both
         # The same start as the first training: the head of all images, the blocks as pretrained.
-        self.network = self._network(both)
+        self.network = self._network(self.ranks.from_first(lambda: self._first_head(both)))
         self.network.load_body(start)
         refit(
             self.network,
@@ -358,7 +361,7 @@ class FinetuneTraining:
         return replace(
             made,
             validation=TuningScores(ids, logits),
-            start=None if self.start is None else self.start.stored(ids),
+            start=self.start[0].stored(ids) if self.start else None,
             calibration=shrunken_curves(
                 rank_tags(logits, self.labels[rows]), self.catalog.table.group
             ),

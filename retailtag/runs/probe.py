@@ -56,7 +56,7 @@ from retailtag.store import NOT_EXTRACTED, EmbeddingSource
 from retailtag.store.sources import EXTRACT_AGAIN, changed_sentence
 from retailtag.thresholds.platt import shrunken_curves
 from retailtag.thresholds.ranking import rank_tags
-from retailtag.thresholds.tuning import Tuning
+from retailtag.thresholds.tuning import VERSION, Tuning
 from retailtag.tuning_scores import TuningScores
 from retailtag.version import __version__
 
@@ -113,6 +113,7 @@ def probe_inputs(
         "exclusive": recorded_attributes(catalog.table),
         "features": store.spec.digest,
         "embeddings": store.digest_for(catalog.image_ids.tolist()),
+        "tuning": VERSION,
         "settings": settings.recorded(),
     }
 

@@ -42,11 +42,14 @@ class StartScores:
         cls,
         catalog: Catalog,
         train: Features,
-        val: Features,
+        val: Logits,
         fit: Callable[[Features], HeadInit],
         seed: int,
     ) -> StartScores | None:
-        """Fit the start to `train`, and out of fold; None for a single product, without folds."""
+        """Score `train` by starts that `fit` makes of other folds; None for a single product.
+
+        `val` (n_val, n_tags) are the logits of the start itself on the validation set.
+        """
         rows, products = train.rows, catalog.group[train.rows]
         n = min(N_FOLDS, len(np.unique(products)))
         if n < 2:
@@ -57,7 +60,7 @@ class StartScores:
         for k in range(n):
             others = Features(rows[fold != k], train.X[fold != k])
             logits[fold == k] = fit(others).logits(train.X[fold == k])
-        return cls(TuningScores(ids, logits, fold), fit(train).logits(val.X))
+        return cls(TuningScores(ids, logits, fold), val)
 
     def stored(self, val_ids: NDArray[np.str_]) -> TuningScores:
         """Both in one, the validation set in no fold."""
@@ -87,29 +90,29 @@ class StartScores:
         return match_counts(tuned.thresholds, self.val, logits, group)
 
 
-def tune_from_start(
+def carried_from_start(
     start: StartScores,
-    tuning: Tuning,
-    train_labels: NDArray[np.int8],
+    tuned: Tuned,
     logits: Logits,
     labels: NDArray[np.int8],
     group: NDArray[np.str_],
+    max_tags: float | None = None,
 ) -> Tuned:
     """Thresholds for the model that gave `logits` on the validation set, whose labels are `labels`.
 
-    The labels are read for ``max_tags`` alone: unknown cells do not count.
+    `tuned` are those of the start. The labels are read for `max_tags` alone, the most tags an image
+    on average: unknown cells do not count.
     """
-    tuned = start.tune(tuning, train_labels, group)
     thresholds = start.carried(tuned, logits, group)
     shift = 0.0
-    if tuning.max_tags is not None:
-        shift = smallest_shift(rank_tags(logits, labels), thresholds, tuning.max_tags)
+    if max_tags is not None:
+        shift = smallest_shift(rank_tags(logits, labels), thresholds, max_tags)
     moved = (thresholds + np.float32(shift)).astype(np.float32)
     return Tuned(
         moved,
         MATCHED,
         tuned.objective,
-        max_tags=tuning.max_tags,
+        max_tags=max_tags,
         shift=shift,
         capped=tuned.capped,
     )

@@ -17,7 +17,7 @@ from retailtag.lock import only_writer
 from retailtag.predictions import Predictions
 from retailtag.probes.artefact import Probe, load_out_of_fold
 from retailtag.runs.evidence import crossed_cells, f1_of_cells, halves
-from retailtag.runs.start_scores import StartScores, tune_from_start
+from retailtag.runs.start_scores import StartScores, carried_from_start
 from retailtag.scoring.curves import OperatingPoint, operating_point
 from retailtag.thresholds.tuning import AUTO, Tuned, Tuning
 from retailtag.tuning_scores import TuningScores
@@ -109,8 +109,8 @@ class Model:
             return tuning.tune(scores.logits, labels, table.group, fold)
         assert self.start is not None
         start = StartScores.of(self.start)
-        fitted = table.labels[_rows(start.train, catalog)]
-        return tune_from_start(start, tuning, fitted, scores.logits, labels, table.group)
+        own = start.tune(tuning, table.labels[_rows(start.train, catalog)], table.group)
+        return carried_from_start(start, own, scores.logits, labels, table.group, tuning.max_tags)
 
     def follows_start(self, tuning: Tuning) -> bool:
         """Whether thresholds come from the start of a fine-tune, and from no label of `scores`."""

@@ -17,6 +17,9 @@ from retailtag.thresholds.per_tag import Replicates
 from retailtag.thresholds.ranking import Labels, Logits, RankedTag, keep_images, rank_tags
 from retailtag.thresholds.rules import ThresholdRules
 
+# Of what the rules give: a run finished under another version is made again, since models are
+# compared under their thresholds.
+VERSION = 2
 # From restrained to free: one number, one per group, then a threshold for every tag, the less
 # averaged and shrunken the later. Of rules that the folds cannot tell apart the first is taken,
 # since a freer one has more to lose on other images.
