@@ -70,20 +70,25 @@ class ThresholdRules:
         Lipton, Elkan & Naryanaswamy (2014), Optimal Thresholding of Classifiers to Maximize F1
         Measure, on the F1 of uninformative scores.
         """
-        return np.maximum(self.thresholds(rule), self._limits)
+        thresholds = self.thresholds(rule)
+        first_out, limits = self._limits
+        return np.where(thresholds <= first_out, limits, thresholds)
 
     @cached_property
-    def _limits(self) -> NDArray[np.float32]:
-        """Lowest thresholds that keep the limit, (n_tags,); ``-inf`` where every one does."""
-        limits = np.full(len(self._tags), -np.inf, np.float32)
+    def _limits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Highest score of each tag that must not be given, and the threshold above it, (n_tags,).
+
+        ``-inf`` where every cell may be given.
+        """
+        first_out, limits = np.full((2, len(self._tags)), -np.inf, np.float32)
         for j, tag in enumerate(self._tags):
             most = int((1 + self._objective.beta2) * max(tag.positives, 0.5) + ROUNDING)
             if most < len(tag.negated):
-                out = -tag.negated[most : most + 1]  # highest score that is not given
+                out = -tag.negated[most : most + 1]
                 n_given = int(tag.negated.searchsorted(-out[0], side="left"))
                 above = -tag.negated[n_given - 1 : n_given] if n_given else np.nextafter(out, _INF)
-                limits[j] = between(out, above)[0]
-        return limits
+                first_out[j], limits[j] = out[0], between(out, above)[0]
+        return first_out, limits
 
     @cached_property
     def _everyone(self) -> float:
