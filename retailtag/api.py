@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from retailtag.inputs import (
 )
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
-from retailtag.ranks import ALONE, joined
+from retailtag.ranks import ALONE, Ranks, joined
 from retailtag.settings import AUTO, BakeoffSettings, ProbeSettings
 from retailtag.settings_file import SETTINGS_FILE, write_settings
 from retailtag.verbs import USES
@@ -241,22 +241,14 @@ def extract(
     local = local_weights(s.compute.weights, s.backbones)
     # On a cluster this process only asks the models for their identity.
     device = "cpu" if ray else context.device
-    with ExitStack() as stack:
-        cluster = None
-        if ray:
-            origins = [Origin(i, local.get(i)) for i in s.backbones]
-            address = LOCAL if ray is True else str(ray)
-            cluster = stack.enter_context(
-                connected(address, origins, s.compute, context.progress.say)
-            )
-        models = [
-            load_backbone(i, weights=local.get(i), device=device, progress=context.progress)
-            for i in s.backbones
-        ]
-        engines = [
-            choose_engine(context, model, s.extract, shard=rows, measure=cluster is None)
-            for model in models
-        ]
+    origins = [Origin(i, local.get(i)) for i in s.backbones]
+    address = LOCAL if ray is True else str(ray)
+    on_ray = connected(address, origins, s.compute, context.progress.say)
+    with on_ray if ray else nullcontext() as cluster:
+        load = partial(load_backbone, device=device, progress=context.progress)
+        models = [load(i, weights=local.get(i)) for i in s.backbones]
+        choose = partial(choose_engine, context, shard=rows, measure=cluster is None)
+        engines = [choose(model, s.extract) for model in models]
         summaries = extract_together(
             context,
             [chosen.embedder for chosen in engines],
@@ -373,11 +365,9 @@ def finetune(
     -----
     Processes that ``torchrun`` started train together; the first one writes.
     """
-    from retailtag.backbones import load_backbone, resolve_id
+    from retailtag.backbones import load_backbone
     from retailtag.backbones.ids import local_weights
-    from retailtag.backbones.imported import refuse_imported
     from retailtag.bakeoffs.request import pair_folder
-    from retailtag.finetuning.checks import check_finetune_settings
     from retailtag.outcomes import FinetuneOutcome
     from retailtag.probes.artefact import Probe
     from retailtag.runs.checks import check_fittable
@@ -385,18 +375,12 @@ def finetune(
     from retailtag.runs.finetune_search import search_settings
 
     s = settings_of("finetune", settings, {**options, "backbones": backbone})
-    backbone = only_backbone("finetune", s)
-    check_finetune_settings(s.finetune)
-    refuse_imported(resolve_id(backbone))  # and A+B, before its probe is missed
+    backbone = _backbone_to_train(s, search=search)
     with joined(s.compute.device) as ranks:
-        if search and ranks.size > 1:
-            raise UsageError("--search runs in one process; search without torchrun, then train.")
-        context = run_context(catalog, s, progress if ranks.is_first else None)
-        context = replace(context, ranks=ranks)
+        context = run_context(catalog, s, progress, ranks)
         check_fittable(context.catalog)
         fitted = Probe.load(path_of(probe) if probe else pair_folder(RUNS, backbone, "probe"))
         weights = local_weights(s.compute.weights, [backbone]).get(backbone)
-
         # Training changes the model in place: every setting of a search and every seed loads anew.
         load = partial(load_backbone, backbone, weights=weights, device=context.device)
         model = load()
@@ -409,11 +393,26 @@ def finetune(
             if search:
                 config, ranking = search_settings(context, store, load, fitted, out, config, search)
                 _keep_settings("finetune", out, replace(s, finetune=config), catalog)
-            if seeds > 1:
-                runs = run_seeds(context, store, load, fitted, out, config, seeds)
-            else:
-                runs = [run_finetune(context, store, model, fitted, out, config)]
+            runs = (
+                [run_finetune(context, store, model, fitted, out, config)]
+                if seeds == 1
+                else run_seeds(context, store, load, fitted, out, config, seeds)
+            )
     return FinetuneOutcome(tuple(runs), out, s.compute, ranking)
+
+
+def _backbone_to_train(s: BakeoffSettings, *, search: int) -> str:
+    """The one backbone; settings that cannot be followed are refused before anything is read."""
+    from retailtag.backbones import resolve_id
+    from retailtag.backbones.imported import refuse_imported
+    from retailtag.finetuning.checks import check_finetune_settings
+
+    backbone = only_backbone("finetune", s)
+    check_finetune_settings(s.finetune)
+    refuse_imported(resolve_id(backbone))  # and A+B, before its probe is missed
+    if search and Ranks.given().size > 1:
+        raise UsageError("--search runs in one process; search without torchrun, then train.")
+    return backbone
 
 
 def score(

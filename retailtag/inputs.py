@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from retailtag.errors import UsageError
 from retailtag.fields import Section
 from retailtag.progress import SILENT, Progress
+from retailtag.ranks import ALONE, Ranks
 from retailtag.remote import as_path
 from retailtag.settings import BakeoffSettings, CatalogSettings
 from retailtag.settings_file import read_settings
@@ -95,16 +96,19 @@ def given_settings(
     return resolve(verb, settings, options)
 
 
-def run_context(catalog: Any, settings: BakeoffSettings, progress: Progress | None) -> RunContext:
-    """Read the catalogue, with what the runs over it share."""
+def run_context(
+    catalog: Any, settings: BakeoffSettings, progress: Progress | None, ranks: Ranks = ALONE
+) -> RunContext:
+    """Read the catalogue, with what the runs over it share; the first of `ranks` tells progress."""
     from retailtag.context import RunContext
 
+    told = progress if progress and ranks.is_first else SILENT
     found, provenance = read_source(catalog, settings)
     for note in found.notes:
-        (progress or SILENT).say(note)
+        told.say(note)
     if provenance:  # where the scorer looks whether images have changed since
         provenance["features_folder"] = str(settings.compute.features)
-    return RunContext(found, settings.reading, settings.compute, provenance, progress or SILENT)
+    return RunContext(found, settings.reading, settings.compute, provenance, told, ranks)
 
 
 def read_source(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from retailtag.cli.main import run
 from retailtag.files import read_json
 from retailtag.lock import only_writer
 from retailtag.probes.artefact import Probe
-from retailtag.ranks import Ranks
 
 QUICK = ["--epochs", "1", "--blocks", "2", "--augment", "none", "--workers", "0"]
 
@@ -121,6 +119,9 @@ def test_a_torn_model_is_not_served(prepared, small_csv, tmp_path, capsys):
 
 
 def test_a_search_on_several_processes_is_refused(tune, monkeypatch, capsys):
-    monkeypatch.setattr(api, "joined", lambda device: nullcontext(Ranks(0, 2)))
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(api, "joined", lambda device: pytest.fail("waits for the others"))
     assert tune("--search", "2") == 2
     assert "--search runs in one process; search without torchrun" in capsys.readouterr().err

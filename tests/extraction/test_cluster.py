@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -148,20 +150,28 @@ def map_workers():
     return running
 
 
+def kill_the_first(killed):
+    """Kill the first actor while it loads its model: later it could have computed every block."""
+    while not killed:
+        for process in map_workers():
+            killed.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
 def test_what_a_killed_actor_and_a_killed_run_left_is_continued(ray, shop, alone, tmp_path):
     killed = []
+    killer = threading.Thread(target=kill_the_first, args=[killed], daemon=True)
 
     def disturb(n):
-        if n == 1:
-            killed.extend(process.pid for process in map_workers())
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
         if n == N_BLOCKS - 5:
             raise KeyboardInterrupt
 
     progress = Listening(disturb)
+    killer.start()
     with pytest.raises(KeyboardInterrupt):
         extracted(shop, tmp_path, ray=True, progress=progress)
+    killer.join()
     assert killed
     assert "Ray has started an actor again whose process or node ended." in progress.said
     (path,) = (file.parent for file in tmp_path.glob("*/spec.json"))
