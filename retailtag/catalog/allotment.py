@@ -6,7 +6,8 @@ and exchanging two products of one size never changes the size of a fold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,26 @@ def _subset(
     for i in range(len(counts) - 1, -1, -1):
         size = product_sizes[i]
         middle = counts[i] * share
-        candidates = sorted(range(int(counts[i]) + 1), key=lambda j: (abs(j - middle), j))
         taken[i] = next(
-            j for j in candidates if rest >= j * size and reachable[i] >> (rest - j * size) & 1
+            j
+            for j in _outward(middle, int(counts[i]))
+            if rest >= j * size and reachable[i] >> (rest - j * size) & 1
         )
         rest -= int(taken[i]) * size
     return taken
+
+
+def _outward(middle: float, most: int) -> Iterator[int]:
+    """The numbers from 0 to `most`, the nearest to `middle` first, the lower of two as near."""
+    below = min(math.floor(middle), most)
+    above = below + 1
+    while below >= 0 or above <= most:
+        if above > most or (below >= 0 and middle - below <= above - middle):
+            yield below
+            below -= 1
+        else:
+            yield above
+            above += 1
 
 
 def _add(reachable: int, size: int, count: int) -> int:

@@ -113,8 +113,9 @@ class _Products:
     of_image: NDArray[np.intp]  # (n_images,), product of each image
     size: NDArray[np.int64]  # (n_products,), in images
     has: NDArray[np.bool_]  # (n_products, n_tags), whether any of its images carries the tag
-    tags_of: list[NDArray[np.intp]]  # tags of each product
-    counts_of: list[NDArray[np.float64]]  # number of its images with each of these
+    tag: NDArray[np.intp]  # (n_cells,), the tags of one product after those of the other
+    count: NDArray[np.float64]  # (n_cells,), images of the product with that tag
+    start: NDArray[np.intp]  # (n_products + 1,), where the cells of each product start
 
     @classmethod
     def build(
@@ -140,13 +141,13 @@ class _Products:
         product, tag = np.divmod(cell, max(n_tags, 1))
         has = np.zeros((len(first), n_tags), bool)
         has[product, tag] = True
-        cuts = np.searchsorted(product, np.arange(1, len(first)))
         return cls(
             of_image,
             np.bincount(of_image, minlength=len(first)),
             has,
-            np.split(tag, cuts),
-            np.split(count.astype(np.float64), cuts),
+            tag,
+            count.astype(np.float64),
+            np.searchsorted(product, np.arange(len(first) + 1)),
         )
 
 
@@ -157,9 +158,7 @@ def _stratify(
     product_sizes, kind, counts = np.unique(products.size, return_inverse=True, return_counts=True)
     slots = allot(product_sizes.tolist(), counts.tolist(), sizes)
     n_tags = products.has.shape[1]
-    total = np.zeros(n_tags)
-    for tags, images in zip(products.tags_of, products.counts_of, strict=True):
-        total[tags] += images
+    total = np.bincount(products.tag, products.count, n_tags)
     share = np.maximum(sizes, 1e-9) / max(sum(sizes), 1)
     # wanted[k, t]: images of tag t that fold k still lacks of its share, negative above it.
     # Divided by the share it compares folds of different sizes: a fold at 50 % of its share of
@@ -179,8 +178,9 @@ def _stratify(
             chosen = _most_lacking(wanted[:, tag] / share, slots[:, kind[product]])
             fold[product] = chosen
             slots[chosen, kind[product]] -= 1
-            wanted[chosen, products.tags_of[product]] -= products.counts_of[product]
-            left[products.tags_of[product]] -= 1
+            cells = slice(products.start[product], products.start[product + 1])
+            wanted[chosen, products.tag[cells]] -= products.count[cells]
+            left[products.tag[cells]] -= 1
     # Products without any tag fill the slots that remain.
     for size in range(len(product_sizes)):
         waiting = order[(fold[order] < 0) & (kind[order] == size)]

@@ -38,7 +38,6 @@ class Repair:
         self.fold = fold
         self.required = required
         self.rng = rng
-        self._numbers = has.astype(np.float32)
         self.alike = len(size) <= MAX_CANDIDATES and bool((size == size[:1]).all())
         self.cells = 0  # products x tags that were looked at
         # (n_folds, n_tags): products of each tag in each fold, updated with every exchange.
@@ -149,7 +148,7 @@ class Repair:
     def _has(self, products: NDArray[np.intp]) -> NDArray[np.float32]:
         """Whether products carry tags, as numbers for a product of matrices (exact)."""
         self.cells += len(products) * self.has.shape[1]
-        return self._numbers[products]
+        return self.has[products].astype(np.float32)
 
     def _some(self, products: NDArray[np.intp]) -> NDArray[np.intp]:
         return self.rng.permutation(products)[:MAX_CANDIDATES]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retailtag.catalog.allotment import allot
+from retailtag.catalog.allotment import _outward, allot
 from retailtag.catalog.folds import k_folds, stratified_folds
 from retailtag.errors import DataError, UsageError
 
@@ -111,6 +111,12 @@ def test_the_row_order_does_not_matter(world, seed, shuffle):
     other = stratified_folds(labels[order], groups[order], ids[order], wanted, seed)
     assert (one.fold[order] == other.fold).all()
     assert one.unsatisfied == other.unsatisfied
+
+
+@given(st.floats(0, 30), st.integers(0, 20))
+def test_numbers_are_tried_outward_from_the_middle(middle, most):
+    nearest = sorted(range(most + 1), key=lambda j: (abs(j - middle), j))
+    assert list(_outward(middle, most)) == nearest
 
 
 @settings(max_examples=60, deadline=None)
