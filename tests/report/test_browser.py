@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Debian's package 
 
 WIDTHS = (390, 768, 1280)
 PAPER = 690  # pixels between the margins of A4
+LONG_NAME = "timm:resnet50?" + "&".join(f"argument{k}=0.5" for k in range(12))
 LISTEN = """<script>
 const complaints = [];
 addEventListener("error", (event) => complaints.push(event.message));
@@ -83,6 +84,7 @@ function paper(root) {
     cut: [...root.querySelectorAll(".scroll, .tall")].filter(
       (box) => box.scrollHeight > box.clientHeight + 1 || box.scrollWidth > box.clientWidth + 1
     ).length,
+    facts: Math.min(...[...root.querySelectorAll(".facts dd")].map((dd) => dd.clientWidth)),
   };
 }
 async function look() {
@@ -110,6 +112,9 @@ def seen(bakeoff, tmp_path_factory):
     """What the script above found on the page, which is shown in frames of several widths."""
     folder = tmp_path_factory.mktemp("browser")
     page = render_page(Report(bakeoff, decide(bakeoff))).replace("<head>", f"<head>{LISTEN}", 1)
+    facts = '<dl class="facts"><dt>'
+    assert facts in page
+    page = page.replace(facts, facts + LONG_NAME, 1)
     script = LOOK.replace("WIDTHS", str(list(WIDTHS))).replace("PAPER", str(PAPER))
     script = script.replace("PAGE", json.dumps(page).replace("</", r"<\/"), 1)
     return _found_by(script, folder)
@@ -162,6 +167,7 @@ def test_paper_shows_every_column_and_what_is_folded(seen, bakeoff):
     assert paper["edge"] <= PAPER
     assert paper["columns"][-1] == 5 + len(bakeoff.pairs)
     assert (paper["folded"], paper["cut"]) == (0, 0)
+    assert paper["facts"] > PAPER / 2  # beside a long name
 
 
 # A page on a phone, in light and in dark: its width, its smallest text, its faintest text.
