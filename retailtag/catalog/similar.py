@@ -119,7 +119,7 @@ def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
     one photograph per product, or if tags are given to photographs, an image's nearest neighbour
     has nearly the same tags more often than exactly the same. `labels` are int8 (n_images, n_tags).
     """
-    has = (labels == POSITIVE).astype(np.float32)
+    has = labels == POSITIVE
     size = has.sum(axis=1)
     usable = np.flatnonzero(look.seen & (size >= MIN_TAGS))
     anchors = usable[:: max(len(usable) // N_ANCHORS, 1)]
@@ -128,7 +128,7 @@ def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
     anchors = anchors[nearest >= 0]
     nearest = nearest[nearest >= 0]
     # |A| + |B| - 2 |A and B|: tags that one of the two images has and the other has not
-    differ = size[anchors] + size[nearest] - 2 * (has[anchors] * has[nearest]).sum(axis=1)
+    differ = size[anchors] + size[nearest] - 2 * (has[anchors] & has[nearest]).sum(axis=1)
     n_equal = int((differ == 0).sum())
     n_close = int(((differ == 1) | (differ == 2)).sum())
     return n_equal >= MIN_SIGN and n_equal >= 2 * n_close

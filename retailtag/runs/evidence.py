@@ -16,19 +16,26 @@ from retailtag.store.segment import UNKNOWN_BYTES
 from retailtag.thresholds.ranking import keep_images, rank_tags
 from retailtag.thresholds.tuning import AUTO, Tuning
 
+MAX_COMPARED = 10_000  # images looked for among those in training: more would tell no more
+
 
 def seen_in_training(
     catalog: Catalog,
     store: EmbeddingSource,
     rows: NDArray[np.intp],
     fitted_rows: NDArray[np.intp],
-) -> dict[str, dict[str, str]]:
-    """Images of `rows` that training images equal (``copies``) or look like (``similar``)."""
+) -> dict[str, Any]:
+    """Images of `rows` that training images equal (``copies``) or look like (``similar``).
+
+    Of more than `MAX_COMPARED` images a sample is looked for, whose ids are ``similar_among``:
+    comparing all would grow with the square of their number.
+    """
     ids = catalog.image_ids
-    return {
-        "copies": copies_of_fitted(store, ids[rows], ids[fitted_rows]),
-        "similar": similar_to_fitted(catalog, store, rows, fitted_rows),
-    }
+    seen: dict[str, Any] = {"copies": copies_of_fitted(store, ids[rows], ids[fitted_rows])}
+    if len(rows) > MAX_COMPARED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
+        seen["similar_among"] = ids[rows].tolist()
+    return {**seen, "similar": similar_to_fitted(catalog, store, rows, fitted_rows)}
 
 
 def copies_of_fitted(

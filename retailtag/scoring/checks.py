@@ -85,17 +85,21 @@ def _similar(
     recorded = predictions.provenance.get("similar")
     if not isinstance(recorded, dict) or not recorded:
         return None
-    ids = catalog.image_ids[aligned.rows].tolist()
-    near = np.array([i in recorded for i in ids])
+    ids = catalog.image_ids[aligned.rows]
+    among = predictions.provenance.get("similar_among")  # of many images a sample was compared
+    compared = np.flatnonzero(np.ones(len(ids), bool) if among is None else np.isin(ids, among))
+    ids = ids[compared].tolist()
+    near = np.array([i in recorded for i in ids], bool)
     on_near, on_others = (
         f1_from_counts(tag_counts(aligned.predicted[side], aligned.labels[side]))
-        for side in (near, ~near)
+        for side in (compared[near], compared[~near])
     )
     both = np.isfinite(on_near) & np.isfinite(on_others)
     tellable = both.any() and (~near).mean() >= found.MIN_SHARE_OTHERS
     scores = (macro(on_near, both), macro(on_others, both)) if tellable else None
     pairs = [f"{i} ~ {recorded[i]}" for i in ids if i in recorded]
-    return found.similar_images(pairs, len(ids), scores, int(both.sum()), split)
+    n_scored = len(aligned.rows)
+    return found.similar_images(pairs, len(ids), scores, int(both.sum()), split, n_scored)
 
 
 def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.float64] | None:

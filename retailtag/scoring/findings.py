@@ -147,11 +147,13 @@ def similar_images(
     scores: tuple[float, float] | None,
     n_tags: int,
     split: str,
+    n_scored: int,
 ) -> Finding | None:
     """Scored images that look like products in training (``scored ~ training``), and what it earns.
 
-    `scores` are macro-F1 on these images and on the others over the same `n_tags` tags; None if
-    no tag has positives on both sides or the others are too few.
+    `n_images` of the `n_scored` were compared with the training images. `scores` are macro-F1 on
+    the `pairs` and on the others over the same `n_tags` tags; None if no tag has positives on both
+    sides or the others are too few.
     """
     if len(pairs) < MIN_SHARE_SIMILAR * n_images or not pairs:
         return None
@@ -164,9 +166,12 @@ def similar_images(
             f"macro-F1 is {100 * scores[0]:.1f} on them and {100 * scores[1]:.1f} on the others "
             f"(over the {count(n_tags, 'tag')} on both); new products are like the others"
         )
+    of_all = f"{n_images:,} scored in the {split} split"
+    if n_images < n_scored:
+        of_all = f"{n_images:,} compared, of {n_scored:,} scored in the {split} split,"
     return Finding(
         "similar-images",
-        f"{count(len(pairs), 'image')} of the {n_images:,} scored in the {split} split look like a "
+        f"{count(len(pairs), 'image')} of the {of_all} look like a "
         f"product in training ({named(pairs)}): {earned}.",
         "If they show the same products, split again with `retailtag catalog split --group-by "
         "similar`, or by a column that names the product.",

@@ -11,7 +11,8 @@ from retailtag.catalog.folds import k_folds
 from retailtag.catalog.readers import read_catalog
 from retailtag.context import RunContext
 from retailtag.extraction.extract import extract
-from retailtag.runs.evidence import copies_of_fitted, threshold_f1
+from retailtag.runs import evidence
+from retailtag.runs.evidence import copies_of_fitted, seen_in_training, threshold_f1
 from retailtag.runs.probe import run_probe
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
@@ -45,6 +46,19 @@ def test_copies_across_splits_are_recorded_and_found(copied, tmp_path):
     assert set(recorded["all"]) == {"in_sample", "cross_fit"}
     codes = [f.code for f in score_predictions(run.predictions, catalog).findings]
     assert "duplicated-images" in codes
+
+
+def test_of_many_images_a_sample_is_compared(copied, monkeypatch):
+    catalog, store = copied
+    test, train = catalog.rows("test"), catalog.rows("train")
+    everything = seen_in_training(catalog, store, test, train)
+    assert set(everything) == {"copies", "similar"}
+    monkeypatch.setattr(evidence, "MAX_COMPARED", 5)
+    sampled = seen_in_training(catalog, store, test, train)
+    assert len(set(sampled["similar_among"])) == 5
+    assert sampled["copies"] == everything["copies"]
+    inside = {i: j for i, j in everything["similar"].items() if i in sampled["similar_among"]}
+    assert sampled["similar"] == inside
 
 
 def test_cross_fit_f1_shows_what_tuning_on_chance_earns(tiny):

@@ -75,7 +75,19 @@ def test_too_few_others_give_no_score_for_new_products(catalog, predict):
     card = score_predictions(predict(catalog, provenance={"similar": seen}), catalog)
     (finding,) = [f for f in card.findings if f.code == "similar-images"]
     assert "the other 3 are too few to tell how new products would score" in finding.sentence
-    assert found.similar_images(["a ~ b"], 101, (0.9, 0.1), 3, "test") is None
+    assert found.similar_images(["a ~ b"], 101, (0.9, 0.1), 3, "test", 101) is None
+
+
+def test_only_images_that_were_compared_count_as_not_similar(catalog, predict):
+    """Four of the images were compared and two of them look like training images."""
+    ids = catalog.image_ids[catalog.rows("test")].tolist()
+    seen = {"similar": dict.fromkeys(ids[:2], "i130"), "similar_among": ids[:4]}
+    card = score_predictions(predict(catalog, provenance=seen), catalog)
+    (finding,) = [f for f in card.findings if f.code == "similar-images"]
+    compared = f"2 images of the 4 compared, of {len(ids)} scored in the test split, look like"
+    assert compared in finding.sentence
+    fewer = {"similar": {ids[0]: "i130"}, "similar_among": ids}
+    assert "similar-images" not in codes(predict(catalog, provenance=fewer), catalog)
 
 
 def test_copies_are_found_by_their_files_where_no_bytes_are_recorded(catalog, predict):
