@@ -9,16 +9,14 @@ from typing import Annotated
 import typer
 
 from retailtag.cli.app import app
-from retailtag.cli.verb import Call, command
+from retailtag.cli.verb import Call, ModelArgument, command
 from retailtag.errors import GateUnmet
 
 
 @command(app, "drift", catalogue=False)
 def drift(
     call: Call,
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a probe, fine-tune or bake-off.")
-    ],
+    model: ModelArgument,
     new: Annotated[
         list[str],
         typer.Option(

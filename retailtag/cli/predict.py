@@ -12,7 +12,7 @@ import typer
 
 from retailtag.cli.app import app
 from retailtag.cli.output import warn
-from retailtag.cli.verb import Call, command
+from retailtag.cli.verb import Call, ModelArgument, command
 from retailtag.errors import EXIT_BAD_DATA, Interrupted, UsageError
 from retailtag.progress import SILENT
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 @command(app, "predict", catalogue=False)
 def predict(
     call: Call,
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a probe, fine-tune or bake-off.")
-    ],
+    model: ModelArgument,
     sources: Annotated[
         list[str],
         typer.Argument(

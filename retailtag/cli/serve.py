@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from retailtag.cli.app import app
-from retailtag.cli.verb import Call, command
+from retailtag.cli.verb import Call, ModelArgument, command
 
 if TYPE_CHECKING:
     from retailtag.tagger.serving.answers import ModelFacts
@@ -17,9 +14,7 @@ if TYPE_CHECKING:
 @command(app, "serve", catalogue=False)
 def serve(
     call: Call,
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a probe, fine-tune or bake-off.")
-    ],
+    model: ModelArgument,
 ) -> None:
     """Serve a fitted model over HTTP: /predict, /docs, /metrics, /healthz and /readyz."""
     from retailtag import api

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retailtag.cli.app import app
-from retailtag.cli.verb import Call, command
+from retailtag.cli.verb import Call, RunArgument, command
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.outcomes import TuneOutcome
 
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a probe, fine-tune or bake-off.")
-]
 ObjectiveOption = Annotated[
     str,
     typer.Option(

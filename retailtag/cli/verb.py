@@ -27,6 +27,13 @@ RunsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Predictions files, or folders of runs or bake-offs."),
 ]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a probe, fine-tune or bake-off.")
+]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder of an export, probe, fine-tune or bake-off."),
+]
 SHOWN_CHOICES = 3  # listed instead of a metavar; more would widen the column
 METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 CATALOGUE = "catalogue"  # parameter of the commands whose first argument is the catalogue
