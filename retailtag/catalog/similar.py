@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.table import POSITIVE
 from retailtag.errors import DataError
 from retailtag.memory import empty_rows
+from retailtag.neighbours import directions, mean_embedding, row_blocks
 
 Pairs = NDArray[np.int64]  # (n_pairs, 2), image numbers
 
@@ -48,15 +49,12 @@ class Look:
     @classmethod
     def of_embeddings(cls, X: NDArray[np.float32], seen: NDArray[np.bool_]) -> Look:
         """Closeness by cosine; `X` (n_seen, dim) are the embeddings of the images `seen`."""
-        # Without the mean, which all images share and which makes every cosine large.
-        mean = X.mean(axis=0, dtype=np.float64).astype(np.float32)
+        mean = mean_embedding(X)
         Z = empty_rows((len(seen), X.shape[1]))
         Z[~seen] = 0
         places = np.flatnonzero(seen)
-        for start in range(0, len(X), BLOCK):
-            centred = X[start : start + BLOCK] - mean
-            centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-            Z[places[start : start + BLOCK]] = centred
+        for rows in row_blocks(len(X)):
+            Z[places[rows]] = directions(X[rows], mean)
         return cls(Z, Z, seen, NEAR_COSINE, TAGGED_COSINE)
 
     @classmethod

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import UsageError
-from retailtag.probes.solver.interface import FeatureRows
+from retailtag.neighbours import FeatureRows
 
 SCALES = ("standardise", "l2", "none")
 ROWS_AT_ONCE = 8192  # converted to float32 and scaled

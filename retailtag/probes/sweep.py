@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.checkpoints import Checkpoints
 from retailtag.probes.choice import deciding_choices, informative
 from retailtag.probes.grid import beyond
@@ -16,7 +17,7 @@ from retailtag.probes.heads.head import Head, HeadFits
 from retailtag.probes.heads.logistic import LogisticHead
 from retailtag.probes.heads.repeated import FoldFits, distinct_columns
 from retailtag.probes.scaling import Scaled, row_blocks
-from retailtag.probes.solver.interface import FeatureRows, Solver
+from retailtag.probes.solver.interface import Solver
 from retailtag.progress import SILENT, Progress
 from retailtag.statistics.one_standard_error import Choice
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retailtag.probes.solver.interface import FeatureRows
+from retailtag.neighbours import FeatureRows
 from retailtag.progress import Advance, nobody
 
 

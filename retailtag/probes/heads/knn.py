@@ -9,27 +9,31 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from retailtag.artefacts import BOUND, FINITE, LABEL, StoredModel, TensorRule
 from retailtag.memory import empty_rows
-from retailtag.probes.solver.interface import FeatureRows
+from retailtag.neighbours import (
+    KEYS_AT_ONCE,
+    FeatureRows,
+    Neighbours,
+    directions,
+    fill_directions,
+    mean_embedding,
+    nearest,
+    row_blocks,
+)
 from retailtag.probes.solver.labels import prior_logit
 from retailtag.progress import Advance, nobody
 
 COUNTS = (100, 50, 20, 10, 5)  # neighbours that vote, the smoothest vote first
 TEMPERATURE = 0.07  # as in DINO and in Wu et al. (2018)
-QUERIES_AT_ONCE = 512
-KEYS_AT_ONCE = 65_536  # images of the bank compared with them: 0.13 GB of similarities
 FILE = "knn.safetensors"
 TENSORS = {
     "mean": TensorRule("F32", ("embedding",), FINITE),
     "directions": TensorRule("F32", ("images", "embedding"), FINITE),
     "labels": TensorRule("I8", ("images", "tags"), LABEL),
 }
-
-Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,10 @@ class KnnBank:
     @classmethod
     def build(cls, X: FeatureRows, Y: NDArray[np.int8]) -> KnnBank:
         """Bank of raw embeddings X (n_images, dim) and labels Y (n_images, n_tags)."""
-        total = np.zeros(X.shape[1])
-        for start in range(0, X.shape[0], QUERIES_AT_ONCE):
-            total += X[start : start + QUERIES_AT_ONCE].sum(axis=0, dtype=np.float64)
-        mean = (total / max(X.shape[0], 1)).astype(np.float32)
-        directions = empty_rows(X.shape)
-        for start in range(0, X.shape[0], QUERIES_AT_ONCE):
-            at = slice(start, start + QUERIES_AT_ONCE)
-            directions[at] = _directions(X[at], mean)
-        return cls(mean, directions, np.ascontiguousarray(Y, np.int8))
+        mean = mean_embedding(X)
+        placed = empty_rows(X.shape)
+        fill_directions(X, mean, placed)
+        return cls(mean, placed, np.ascontiguousarray(Y, np.int8))
 
     @cached_property
     def prior(self) -> NDArray[np.float32]:
@@ -95,31 +94,8 @@ class KnnBank:
 
         X float32 (n_queries, dim) holds raw embeddings.
         """
-        k = min(k, len(self.directions))
-        index = np.empty((len(X), k), np.int64)
-        similarity = np.empty((len(X), k), np.float32)
-        for start in range(0, len(X), QUERIES_AT_ONCE):
-            at = slice(start, start + QUERIES_AT_ONCE)
-            query = torch.from_numpy(_directions(X[at], self.mean)).to(device)
-            values, indices = self._nearest(query, k)
-            similarity[at] = values.cpu().numpy()
-            index[at] = indices.cpu().numpy()
-        return index, similarity
-
-    def _nearest(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        # Only the best k so far survive each block of the bank: memory does not grow with
-        # n_queries * n_images.
-        best = torch.empty(len(query), 0, device=query.device)
-        found = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
-        for start in range(0, len(self.directions), KEYS_AT_ONCE):
-            block = self.directions[start : start + KEYS_AT_ONCE]
-            keys = torch.from_numpy(block).to(query.device)
-            values, indices = torch.topk(query @ keys.T, min(k, len(keys)), dim=1)
-            best = torch.cat([best, values], 1)
-            found = torch.cat([found, indices + start], 1)
-            best, order = torch.topk(best, min(k, best.shape[1]), dim=1)
-            found = found.gather(1, order)
-        return best, found
+        queries = (directions(X[rows], self.mean) for rows in row_blocks(len(X)))
+        return nearest(self.directions, queries, k, device)
 
     def to_bytes(self) -> bytes:
         """Content of ``knn.safetensors``."""
@@ -221,12 +197,3 @@ class KnnFits:
         if key not in self._found:
             self._found[key] = self.bank.nearest(X, max(self.counts), self.device)
         return self._found[key]
-
-
-def _directions(X: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of X less the mean, scaled to unit length; 0 where nothing is left."""
-    # Without centring, a mean that all images share would make every cosine alike.
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinitely long, and becomes 0
-        centred = X - mean
-        length = np.sqrt((centred * centred).sum(axis=1, dtype=np.float64, keepdims=True))
-    return (centred / np.where(length > 0, length, 1)).astype(np.float32)

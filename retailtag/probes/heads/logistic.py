@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.checkpoints import Checkpoints, at_strength, joined, missing_runs
 from retailtag.probes.scaling import Scaled, Scaler
 from retailtag.probes.solver.fits import ProbeFits
-from retailtag.probes.solver.interface import FeatureRows, Solver
+from retailtag.probes.solver.interface import Solver
 from retailtag.progress import Advance, nobody
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.heads.repeated import RepeatedFits, distinct_columns
 from retailtag.probes.scaling import Standardiser, row_blocks
 from retailtag.probes.solver.fits import LinearFits
-from retailtag.probes.solver.interface import FeatureRows
 from retailtag.probes.solver.labels import fittable, prior_logit
 from retailtag.progress import Advance, nobody
 from retailtag.statistics.platt import fit_sigmoid

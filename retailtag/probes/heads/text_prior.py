@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.memory import empty_rows
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.scaling import Standardiser, row_blocks, unit_rows
 from retailtag.probes.solver.fits import LinearFits
-from retailtag.probes.solver.interface import FeatureRows, Solver
+from retailtag.probes.solver.interface import Solver
 from retailtag.progress import Advance, nobody
 
 WEIGHTS = (0.0, 1.0, 10.0, 100.0)  # images that one row counts as

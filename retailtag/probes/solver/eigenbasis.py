@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retailtag.memory import scratch_rows
-from retailtag.probes.solver.interface import FeatureRows
+from retailtag.neighbours import FeatureRows
 from retailtag.ranks import ALONE, Ranks
 
 READ_NUMBERS = 16_000_000  # feature values read at once: 64 MB in float32

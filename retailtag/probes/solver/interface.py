@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.solver.fits import ProbeFits
 from retailtag.progress import Advance, nobody
 
 Start = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Weights (n_tags, dim) and biases (n_tags,) to start from."""
-
-
-class FeatureRows(Protocol):
-    """Features (n_images, dim) read by slices: an array, a memory map, a lazy view."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n_images, dim)."""
-        ...
-
-    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
-        """Features of consecutive images, (len, dim)."""
-        ...
 
 
 class Solver(Protocol):

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailtag.errors import Unavailable
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.solver.fits import ProbeFits, statuses
-from retailtag.probes.solver.interface import FeatureRows, Start
+from retailtag.probes.solver.interface import Start
 from retailtag.probes.solver.labels import fewest, fittable, prior_logit
 from retailtag.progress import Advance, nobody
 

@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from retailtag.memory import free_bytes
+from retailtag.neighbours import FeatureRows
 from retailtag.probes.solver.eigenbasis import RotatedFeatures
 from retailtag.probes.solver.fits import ProbeFits, statuses
-from retailtag.probes.solver.interface import FeatureRows, Start
+from retailtag.probes.solver.interface import Start
 from retailtag.probes.solver.labels import fewest, fittable, prior_logit
 from retailtag.probes.solver.lbfgs import N_PAIRS
 from retailtag.probes.solver.path import Found, Path

@@ -3,6 +3,7 @@ import reference_heads as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retailtag import neighbours
 from retailtag.probes.heads import knn
 from retailtag.probes.heads.knn import KnnBank, KnnHead
 from retailtag.probes.solver.labels import prior_logit
@@ -32,8 +33,8 @@ def test_vote_is_that_of_the_definition(n, dim, k, unknown, seed):
 def test_blocks_change_nothing(world, monkeypatch):
     X, Y = world
     whole = KnnBank.build(X, Y).nearest(X, 20)
-    monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 37)
-    monkeypatch.setattr(knn, "KEYS_AT_ONCE", 11)
+    monkeypatch.setattr(neighbours, "ROWS_AT_ONCE", 37)
+    monkeypatch.setattr(neighbours, "KEYS_AT_ONCE", 11)
     in_blocks = KnnBank.build(X, Y).nearest(X, 20)
     np.testing.assert_array_equal(whole[0], in_blocks[0])
     np.testing.assert_allclose(whole[1], in_blocks[1], atol=1e-6)
