@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         probe,
         read_catalog,
         score,
+        similar,
         split,
         tune,
     )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         ProbeSettings,
         ReadingSettings,
         ScoreSettings,
+        SimilarSettings,
     )
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "ProbeSettings",
     "ReadingSettings",
     "ScoreSettings",
+    "SimilarSettings",
     "__version__",
     "audit",
     "bakeoff",
@@ -83,6 +86,7 @@ __all__ = [
     "probe",
     "read_catalog",
     "score",
+    "similar",
     "split",
     "tune",
 ]

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         LatencyOutcome,
         ProbeOutcome,
         ScoreOutcome,
+        SimilarOutcome,
         TuneOutcome,
     )
     from retailtag.predictions import Predictions
@@ -786,6 +787,63 @@ def audit(
     made = find_suspects(model, shop, top)
     made.save(path_of(out))
     return AuditOutcome(made, path_of(out))
+
+
+def similar(
+    catalog: Any = None,
+    backbone: str | None = None,
+    queries: Any = (),
+    *,
+    ids: Sequence[str] = (),
+    products: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SimilarOutcome:
+    """Search the products of a catalogue that look most like images, products or texts.
+
+    Parameters
+    ----------
+    catalog : path, table, list of records or Catalog
+        What is searched: its images that `extract` has embedded.
+    backbone : str
+        Whose embeddings are compared.
+    queries : path, bytes, PIL image, or a list of these
+        Images: sources as for `predict`; embedded by the backbone of the stored embeddings.
+    ids, products : sequence of str
+        Images and products of the catalogue. Their own product is left out.
+    texts : sequence of str
+        Descriptions, for an image-text backbone.
+    **options
+        ``top``; ``features``, ``device``, ``weights``, ``workers``, ``dtype``, ``engine``,
+        ``precision``, and how the catalogue is read.
+    """
+    from retailtag.extraction.embed import Loading
+    from retailtag.extraction.forward import BATCH_SIZES
+    from retailtag.outcomes import SimilarOutcome
+    from retailtag.runs import similar as run
+
+    s = settings_of("similar", settings, {**options, "backbones": backbone})
+    sources = queries if isinstance(queries, list | tuple) else [queries]
+    if not (sources or ids or products or texts):
+        raise UsageError("Nothing to search for; give --query IMAGE, --id, --product or --text.")
+    backbone = only_backbone("similar", s)
+    context = run_context(catalog, s, progress)
+    pictures = pictures_of(list(sources), s, None) if sources else None
+    gallery = run.Gallery.open(context, backbone, s.extract)
+    asked, notes = [], gallery.notes
+    if pictures is not None:
+        loading = Loading(
+            BATCH_SIZES["cpu"], min(context.workers, len(pictures.rows)), **limits_of(s)
+        )
+        embedded, unreadable = run.image_queries(gallery, pictures, loading)
+        asked += embedded
+        notes += [*pictures.notes, *unreadable]
+    asked += run.catalogue_queries(gallery, ids, products)
+    asked += run.text_queries(gallery, texts)
+    found = run.search(gallery, asked, s.similar.top)
+    return SimilarOutcome(gallery, tuple(found), tuple(notes))
 
 
 def load(

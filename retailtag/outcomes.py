@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.runs.finetune import FinetuneRun
     from retailtag.runs.latency import LatencyRow
     from retailtag.runs.probe import ProbeRun
+    from retailtag.runs.similar import Found, Gallery
     from retailtag.runs.tune import TuneRun
     from retailtag.scoring.compare import Comparison
     from retailtag.scoring.files import ComparedFiles, ScoredFiles
@@ -494,6 +495,74 @@ class AuditOutcome(Displayed):
     def views(self) -> Iterable[View]:
         """The suspects."""
         yield View("Suspicious labels", self.suspects, self.notes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarOutcome(Displayed):
+    """Products that look most like each query.
+
+    Parameters
+    ----------
+    gallery : Gallery
+        What was searched.
+    found : tuple of Found
+        The queries with their hits, in the order asked.
+    notes : tuple of str
+    """
+
+    gallery: Gallery
+    found: tuple[Found, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per query and product found, the most alike first."""
+        found = [one.to_json() for one in self.found]
+        return table_of(
+            {"kind": one["kind"], "query": one["query"], **hit}
+            for one in found
+            for hit in one["hits"]
+        )
+
+    def write_sheet(self, path: Path | str) -> None:
+        """Draw queries and products found on one HTML page that needs nothing but itself.
+
+        Raises `UsageError` if the path does not end in ``.html``.
+        """
+        from retailtag.files import write_text
+        from retailtag.report.similar_sheet import Shelf, check_ending, similar_sheet
+
+        check_ending(Path(path))
+        shelves = [
+            Shelf(
+                one.query.label,
+                one.query.read,
+                [hit.row for hit in one.hits],
+                [hit.lines for hit in one.hits],
+            )
+            for one in self.found
+        ]
+        catalog = self.gallery.context.catalog
+        title = f"Similar products in {catalog.path.name}"
+        write_text(Path(path), similar_sheet(catalog, shelves, title))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for ``--json``."""
+        return {
+            **self.gallery.to_json(),
+            "notes": list(self.notes),
+            "queries": [one.to_json() for one in self.found],
+        }
+
+    def views(self) -> Iterable[View]:
+        """A table of all hits."""
+        table = self.table
+        kept = [
+            c
+            for c in ("query", "rank", "similarity", "product", "image_id")
+            if c in table.column_names
+        ]
+        yield View("Similar products", table.select(kept), self.notes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

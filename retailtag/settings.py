@@ -639,6 +639,15 @@ class DriftSettings(Section):
 
 
 @dataclass(frozen=True)
+class SimilarSettings(Section):
+    """How similar products are searched; see docs/similar.md."""
+
+    top: int = setting(
+        10, "Products to list for each query.", flag="--top", at_least=1, at_most=1000, metavar="N"
+    )
+
+
+@dataclass(frozen=True)
 class ExportSettings(Section):
     """What an export writes; see docs/tagger.md."""
 
@@ -714,6 +723,7 @@ class BakeoffSettings(Section):
     decide: DecideSettings = DecideSettings()
     serve: ServeSettings = ServeSettings()
     drift: DriftSettings = DriftSettings()
+    similar: SimilarSettings = SimilarSettings()
     export: ExportSettings = ExportSettings()
 
     def __post_init__(self) -> None:
@@ -740,6 +750,7 @@ SECTIONS: dict[str, type[Section]] = {
     "decide": DecideSettings,
     "serve": ServeSettings,
     "drift": DriftSettings,
+    "similar": SimilarSettings,
     "export": ExportSettings,
 }
 

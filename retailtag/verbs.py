@@ -86,6 +86,10 @@ USES: dict[str, tuple[str, ...]] = {
         *("compute.device", "compute.weights", "compute.workers", "score.assign"),
         *(k for k in keys() if k.startswith("drift.")),
     ),
+    "similar": (
+        *("backbones", "similar.top", *CATALOG, *READING, *COMPUTE, "compute.workers"),
+        *STORED,
+    ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),
     "verify": (

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retailtag.cli.app import app
-from retailtag.cli.tune import RunArgument
-from retailtag.cli.verb import Call, command
+from retailtag.cli.verb import Call, RunArgument, command
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -37,6 +37,7 @@ from retailtag.cli import (  # each registers its command
     probe,
     score,
     serve,
+    similar,
     tune,
 )
 from retailtag.cli.app import app
@@ -71,7 +72,7 @@ __all__ = ["app", "main", "run"]
 # Importing a module registers its command; the names keep a linter from dropping the imports.
 COMMANDS = (
     *(audit, bakeoff, compare, demo, drift, export, extract, finetune, init, latency),
-    *(predict, probe, score, serve, tune),
+    *(predict, probe, score, serve, similar, tune),
 )
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(features.app, name="features")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ from retailtag.extraction.stores import EngineRequest, find_imported, find_store
 from retailtag.probes.heads.text_prior import text_embeddings
 from retailtag.runs.heads import competing
 from retailtag.settings import ExtractSettings
-from retailtag.store import EmbeddingSource, join
+from retailtag.store import EmbeddingSource, FeatureStore, join
+
+if TYPE_CHECKING:
+    from retailtag.backbones.backbone import Backbone
 
 
 def find_embeddings(
@@ -34,11 +38,19 @@ def find_embeddings(
     StaleFeatures
         If it was extracted with other weights or preprocessing, or by other engines.
     """
+    return open_embeddings(context, backbone, settings)[0]
+
+
+def open_embeddings(
+    context: RunContext, backbone: str, settings: ExtractSettings | None = None
+) -> tuple[EmbeddingSource, list[Backbone]]:
+    """As `find_embeddings`, with the model of every component; imported ones have none."""
     settings = settings or ExtractSettings()
     request = EngineRequest.to_read(settings)
     compute, is_lenient = context.compute, context.reading.allow_truncated
     local = local_weights(compute.weights, [backbone])
-    stores = []
+    stores: list[FeatureStore] = []
+    models: list[Backbone] = []
     for component in components_of(backbone):
         if resolve_id(component).scheme == SCHEME:
             stores.append(find_imported(compute.features, component))
@@ -47,7 +59,8 @@ def find_embeddings(
         # The identity holds the weights' hash: features of other weights are refused, not read.
         spec = identity(model, settings.dtype, allow_truncated=is_lenient)
         stores.append(find_store(compute.features, spec, request, progress=context.progress))
-    return join(stores)
+        models.append(model)
+    return join(stores), models
 
 
 def find_texts(

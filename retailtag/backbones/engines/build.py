@@ -91,15 +91,23 @@ def as_fitted(
 
     `progress` hears it if that cannot run here, and eager float32 takes its place.
     """
+    try:
+        return same_arithmetic(backbone, name)
+    except Unavailable as error:
+        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
+        return backbone
+
+
+def same_arithmetic(backbone: Backbone, name: EngineName) -> Backbone | EngineEmbedder:
+    """A few images at a time in an engine's arithmetic: the backbone itself for float32.
+
+    Raises `Unavailable` if reduced arithmetic cannot run here.
+    """
     if name.exact:
         return backbone
     if name.engine == "compile":  # eager gives the same arithmetic without minutes of compiling
         name = replace(name, engine="eager")
-    try:
-        return embedder_of(backbone, name, batch_size=1)
-    except Unavailable as error:
-        progress.say(f"{error} Predictions are made in eager float32 and may differ slightly.")
-        return backbone
+    return embedder_of(backbone, name, batch_size=1)
 
 
 def best_name(engine: str, precision: str, device: str) -> EngineName:
