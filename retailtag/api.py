@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         LatencyOutcome,
         ProbeOutcome,
         ScoreOutcome,
+        SimilarEvaluation,
         SimilarOutcome,
         TuneOutcome,
     )
@@ -844,6 +845,35 @@ def similar(
     asked += run.text_queries(gallery, texts)
     found = run.search(gallery, asked, s.similar.top)
     return SimilarOutcome(gallery, tuple(found), tuple(notes))
+
+
+def evaluate_similar(
+    catalog: Any = None,
+    backbones: str | Sequence[str] | None = None,
+    *,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SimilarEvaluation:
+    """Measure how well embeddings find photographs of one product, and products tagged alike.
+
+    Parameters
+    ----------
+    catalog : path, table, list of records or Catalog
+        Its held-out images are the queries, all its images are searched.
+    backbones : str or sequence of str
+        Each is measured.
+    **options
+        ``split`` of the queries, and as for `similar`.
+    """
+    from retailtag.outcomes import SimilarEvaluation
+    from retailtag.runs.similar import Gallery
+    from retailtag.runs.similar_evaluation import evaluate
+
+    s = settings_of("similar", settings, {**options, "backbones": backbones})
+    context = run_context(catalog, s, progress)
+    galleries = (Gallery.open(context, backbone, s.extract) for backbone in s.backbones)
+    return SimilarEvaluation(tuple(evaluate(gallery, s.score.split) for gallery in galleries))
 
 
 def load(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # scoring starts without PyTorch and pyarrow
     from retailtag.runs.latency import LatencyRow
     from retailtag.runs.probe import ProbeRun
     from retailtag.runs.similar import Found, Gallery
+    from retailtag.runs.similar_evaluation import Evaluation
     from retailtag.runs.tune import TuneRun
     from retailtag.scoring.compare import Comparison
     from retailtag.scoring.files import ComparedFiles, ScoredFiles
@@ -563,6 +564,33 @@ class SimilarOutcome(Displayed):
             if c in table.column_names
         ]
         yield View("Similar products", table.select(kept), self.notes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarEvaluation(Displayed):
+    """How well the embeddings of each backbone find what is relevant.
+
+    Parameters
+    ----------
+    evaluations : tuple of Evaluation
+        In the order of the backbones.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per backbone, metric and scope: the mean over queries with its interval."""
+        return table_of(
+            {"backbone": one.searched["backbone"], **asdict(score)}
+            for one in self.evaluations
+            for score in one.scores
+        )
+
+    def views(self) -> Iterable[View]:
+        """The table."""
+        notes = dict.fromkeys(note for one in self.evaluations for note in one.notes)
+        yield View("Similar products, evaluated", self.table, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

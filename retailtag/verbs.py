@@ -87,8 +87,8 @@ USES: dict[str, tuple[str, ...]] = {
         *(k for k in keys() if k.startswith("drift.")),
     ),
     "similar": (
-        *("backbones", "similar.top", *CATALOG, *READING, *COMPUTE, "compute.workers"),
-        *STORED,
+        *("backbones", "similar.top", "score.split", *CATALOG, *READING, *COMPUTE),
+        *("compute.workers", *STORED),
     ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),
@@ -121,6 +121,7 @@ RARE = {
     "finetune": ("--images", "--features", "--weights", "--batch-size"),
     "export": ("--attributes", "--weights"),
     "drift": ("--attributes", "--images", "--assign", "--weights"),
+    "similar": ("--attributes", "--images", "--weights"),
 }
 """Options that are advanced in a verb although they are basic elsewhere."""
 

@@ -9,12 +9,19 @@ import typer
 
 from retailtag.cli.app import app
 from retailtag.cli.verb import Call, command
+from retailtag.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from retailtag.runs.similar import Found
+    from retailtag.runs.similar_evaluation import Evaluation, Score
 
+CAPTION = (
+    "In points, with 95 % intervals over products. Relevant are images of the same "
+    "product, or of others by shared tags. Tail: products of at most 3 images; for tags, images "
+    "with a tail tag."
+)
 SHOWN = 10  # queries on the terminal; --json and the contact sheet have more
 
 
@@ -47,6 +54,13 @@ def similar(
         Path | None,
         typer.Option("--contact-sheet", metavar="FILE", help="Also draw what was found: .html."),
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Measure instead how well images of --split find their product, and like tags.",
+        ),
+    ] = False,
 ) -> None:
     """Search a catalogue for the products that look most like images, products or texts.
 
@@ -57,6 +71,17 @@ def similar(
 
     catalogue, output = call.catalogue, call.output
     call.require("backbones")
+    if evaluate:
+        if queries or ids or products or texts or contact_sheet:
+            raise UsageError(
+                "--evaluate takes its queries from the catalogue; leave out --query, --id, "
+                "--product, --text and --contact-sheet."
+            )
+        measured = api.evaluate_similar(catalogue, settings=call.settings, progress=output.progress)
+        for one in measured.evaluations:
+            output.print(*_evaluated(one), *one.notes)
+        output.result({"evaluations": [one.to_json() for one in measured.evaluations]})
+        return
     if contact_sheet is not None:
         check_ending(contact_sheet)
     made = api.similar(
@@ -97,3 +122,33 @@ def _table(found: Found) -> Table:
         cells = {"product": hit.product, "image": image, "title": hit.title}
         table.add_row(str(hit.rank), f"{hit.similarity:.3f}", *(cells[name] for name in names))
     return table
+
+
+def _evaluated(one: Evaluation) -> tuple[str, Table]:
+    """A heading, and one row per metric with its intervals, in points."""
+    from rich.table import Table
+
+    table = Table(caption=CAPTION, caption_justify="left")
+    for column in ("relevant", "metric"):
+        table.add_column(column)
+    for column in ("all queries", "tail"):
+        table.add_column(column, justify="right")
+    cells = {(s.relevance, s.metric, s.scope): s for s in one.scores}
+    for relevance in dict.fromkeys(score.relevance for score in one.scores):
+        for metric in dict.fromkeys(s.metric for s in one.scores if s.relevance == relevance):
+            row = [cells.get((relevance, metric, scope)) for scope in ("all", "tail")]
+            table.add_row(relevance, metric, *(_points(score) for score in row))
+        counts = (f"{s.n_queries:,} ({s.n_products:,})" if s else "–" for s in row)
+        table.add_row("", "queries (products)", *counts, end_section=True)
+    searched = one.searched
+    heading = (
+        f"{searched['backbone']}: {one.n_queries:,} images of {one.split} against "
+        f"{searched['images']:,}"
+    )
+    return heading, table
+
+
+def _points(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    return f"{100 * score.value:.1f}, {100 * score.low:.1f} to {100 * score.high:.1f}"
