@@ -866,14 +866,21 @@ def evaluate_similar(
     **options
         ``split`` of the queries, and as for `similar`.
     """
+    from retailtag.backbones.ids import components_of, local_weights
     from retailtag.outcomes import SimilarEvaluation
     from retailtag.runs.similar import Gallery
     from retailtag.runs.similar_evaluation import evaluate
 
     s = settings_of("similar", settings, {**options, "backbones": backbones})
     context = run_context(catalog, s, progress)
-    galleries = (Gallery.open(context, backbone, s.extract) for backbone in s.backbones)
-    return SimilarEvaluation(tuple(evaluate(gallery, s.score.split) for gallery in galleries))
+    local = local_weights(s.compute.weights, s.backbones)
+    found = []
+    for backbone in s.backbones:
+        # a gallery refuses weights of a backbone that is not its own
+        own = tuple(f"{i}={local[i]}" for i in components_of(backbone) if i in local)
+        only = replace(context, compute=replace(s.compute, weights=own))
+        found.append(evaluate(Gallery.open(only, backbone, s.extract), s.score.split))
+    return SimilarEvaluation(tuple(found))
 
 
 def load(

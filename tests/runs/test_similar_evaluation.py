@@ -190,3 +190,20 @@ def test_the_outcome_shows_a_table(small, small_store):
     made = rt.evaluate_similar(small, ["demo:cnn"], features=small_store.path.parent)
     assert made.table.column_names[:4] == ["backbone", "relevance", "metric", "scope"]
     assert "Similar products, evaluated" in repr(made)
+
+
+def test_each_backbone_gets_its_own_weights(small, monkeypatch):
+    given = []
+
+    def opened(context, backbone, settings):
+        given.append((backbone, context.compute.weights))
+        return plane()
+
+    monkeypatch.setattr(Gallery, "open", opened)
+    weights = ["demo:cnn=a.safetensors", "demo:dino=b"]
+    rt.evaluate_similar(small, "demo:cnn,demo:dino,demo:cnn+demo:dino", weights=weights)
+    assert given == [
+        ("demo:cnn", ("demo:cnn=a.safetensors",)),
+        ("demo:dino", ("demo:dino=b",)),
+        ("demo:cnn+demo:dino", tuple(weights)),
+    ]
