@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from retailtag.probes.artefact import Probe
     from retailtag.probes.solver.fits import ProbeFits
     from retailtag.runs.predict import Predicting
+    from retailtag.runs.vectors import ExportedVectors
     from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
 
@@ -306,6 +307,35 @@ def import_features(
         workers=context.workers if context else 0,
         progress=progress or SILENT,
     )
+
+
+def export_features(
+    catalog: Any = None,
+    backbone: str | None = None,
+    *,
+    out: str | Path,
+    settings: Settings = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ExportedVectors:
+    """Write stored embeddings with ids, products and tags as Parquet, for vector databases.
+
+    Parameters
+    ----------
+    out : str or Path
+        File to write, ``.parquet``; see `retailtag.runs.vectors.write_vectors`.
+    **options
+        ``features``, ``device``, ``weights``, ``dtype``, ``engine``, ``precision``, and how the
+        catalogue is read.
+    """
+    from retailtag.runs.similar import Gallery
+    from retailtag.runs.vectors import check_ending, write_vectors
+
+    check_ending(Path(out))
+    s = settings_of("vectors", settings, {**options, "backbones": backbone})
+    backbone = only_backbone("features export", s)
+    context = run_context(catalog, s, progress)
+    return write_vectors(Gallery.open(context, backbone, s.extract), Path(out))
 
 
 def probe(

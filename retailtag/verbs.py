@@ -99,6 +99,7 @@ USES: dict[str, tuple[str, ...]] = {
     "gc": (*LAYOUT, "compute.features", "compute.workers"),
     "merge": (),
     "import": ("catalog.path", *LAYOUT, "compute.features", "compute.workers"),
+    "vectors": ("backbones", *LAYOUT, *READING[1:], *COMPUTE, *STORED),
     "init": (),
     "demo": ("probe.seed",),
     "models": (),

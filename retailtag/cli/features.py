@@ -1,4 +1,4 @@
-"""`retailtag features`: look at stored embeddings, check, tidy and join them, import others."""
+"""`retailtag features`: look at stored embeddings, check, tidy, join, export and import them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = 8  # digits of a digest shown to a person
 
 app = typer.Typer(
     name="features",
-    help="List, show, verify, tidy, join and import feature stores.",
+    help="List, show, verify, tidy, join, export and import feature stores.",
     no_args_is_help=True,
 )
 
@@ -209,6 +209,26 @@ def import_features(
     ):
         if found:
             output.progress.say(f"{len(found):,} {what} ({named(found)}).")
+    output.result(made.to_json())
+
+
+@command(app, "vectors", "export")
+def export_features(
+    call: Call,
+    out: Annotated[Path, typer.Option("--out", help="File to write: .parquet.")],
+) -> None:
+    """Write the embeddings of a catalogue's images as Parquet, for vector databases.
+
+    One row per image: id, product, split, path, title, tags and vector.
+    """
+    from retailtag import api
+
+    catalogue, output = call.catalogue, call.output
+    call.require("backbones")
+    made = api.export_features(catalogue, out=out, settings=call.settings, progress=output.progress)
+    output.print(f"{out}: {made.n_images:,} vectors of {made.dim:,} values, by {made.backbone}")
+    if made.n_absent:
+        output.progress.say(f"{made.n_absent:,} images have no embedding and are left out.")
     output.result(made.to_json())
 
 

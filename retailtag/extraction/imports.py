@@ -356,14 +356,18 @@ def _vector_column(path: Path, schema: Any, column: str | None) -> str:
     import pyarrow as pa
 
     def is_list(kind: Any) -> bool:
-        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-        return any(is_kind(kind) for is_kind in lists)
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        return any(is_kind(kind) for is_kind in kinds)
 
-    found = [field.name for field in schema if is_list(field.type)]
+    lists = [field for field in schema if is_list(field.type)]
+    found = [field.name for field in lists]
     if column is not None and column in found:
         return column
-    if column is None and len(found) == 1:
-        return found[0]
+    # lists of texts, such as tags, stand beside vectors; alone they are refused with their type
+    numbers = [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
+    for names in (numbers, found):
+        if column is None and len(names) == 1:
+            return names[0]
     has = f"its columns of lists are {', '.join(found)}" if found else "it has no column of lists"
     what = f"no column of vectors {column}" if column else "several columns of vectors"
     raise UsageError(

@@ -186,12 +186,12 @@ def record_batch(predictions: Sequence[Prediction]) -> Any:
     # Arrow's text is UTF-8; a file name may be any bytes.
     rows = [
         {
-            "image_id": _utf8(p.image_id),
-            "path": _utf8(p.path),
+            "image_id": utf8(p.image_id),
+            "path": utf8(p.path),
             "tags": None if p.error else list(p.tags),
             "probabilities": None if p.error else list(p.probabilities),
             "uncertain": None if p.error else list(p.uncertain),
-            "error": _utf8(p.error) or None,
+            "error": utf8(p.error) or None,
         }
         for p in predictions
     ]
@@ -214,6 +214,6 @@ def schema() -> Any:
     )
 
 
-def _utf8(text: str) -> str:
+def utf8(text: str) -> str:
     r"""Text whose bytes that are not UTF-8 are written as ``\xff``."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
