@@ -31,6 +31,7 @@ from retailtag.inputs import (
     settings_of,
     tagger_of,
     to_score,
+    with_own_weights,
 )
 from retailtag.lock import only_writer
 from retailtag.progress import SILENT, Progress
@@ -847,34 +848,45 @@ def similar(
     texts : sequence of str
         Descriptions, for an image-text backbone.
     **options
-        ``top``; ``features``, ``device``, ``weights``, ``workers``, ``dtype``, ``engine``,
-        ``precision``, and how the catalogue is read.
+        ``top``; ``rerank``: ``tags`` or another backbone; ``features``, ``device``, ``weights``,
+        ``workers``, ``dtype``, ``engine``, ``precision``, and how the catalogue is read.
     """
     from retailtag.extraction.embed import Loading
     from retailtag.extraction.forward import BATCH_SIZES
     from retailtag.outcomes import SimilarOutcome
     from retailtag.runs import similar as run
+    from retailtag.runs.similar_rerank import (
+        BY_TAGS,
+        CANDIDATES,
+        by_backbone,
+        by_tags,
+        check_rerank,
+    )
 
     s = settings_of("similar", settings, {**options, "backbones": backbone})
     sources = queries if isinstance(queries, list | tuple) else [queries]
     if not (sources or ids or products or texts):
         raise UsageError("Nothing to search for; give --query IMAGE, --id, --product or --text.")
-    backbone = only_backbone("similar", s)
+    backbone, again = only_backbone("similar", s), s.similar.rerank
+    check_rerank(again, has_others=bool(sources or texts))
     context = run_context(catalog, s, progress)
     pictures = pictures_of(list(sources), s, None) if sources else None
-    gallery = run.Gallery.open(context, backbone, s.extract)
-    asked, notes = [], gallery.notes
-    if pictures is not None:
-        loading = Loading(
-            BATCH_SIZES["cpu"], min(context.workers, len(pictures.rows)), **limits_of(s)
-        )
-        embedded, unreadable = run.image_queries(gallery, pictures, loading)
-        asked += embedded
-        notes += [*pictures.notes, *unreadable]
-    asked += run.catalogue_queries(gallery, ids, products)
-    asked += run.text_queries(gallery, texts)
-    found = run.search(gallery, asked, s.similar.top)
-    return SimilarOutcome(gallery, tuple(found), tuple(notes))
+    workers = min(context.workers, len(pictures.rows)) if pictures else 0
+    loading = Loading(BATCH_SIZES["cpu"], workers, **limits_of(s))
+    asked = run.Asked(pictures, loading, ids, products, texts)
+    backbones = [backbone] if again in (None, BY_TAGS) else [backbone, again]
+    galleries = [
+        run.Gallery.open(own, name, s.extract)
+        for name, own in zip(backbones, with_own_weights(context, backbones), strict=True)
+    ]
+    wanted, notes = asked.queries(galleries[0])
+    top = s.similar.top
+    found = run.search(galleries[0], wanted, max(top, CANDIDATES) if again else top)
+    if again == BY_TAGS:
+        found = by_tags(context.catalog, found, top)
+    elif again:
+        found = by_backbone(galleries[1], asked.queries(galleries[1])[0], found, top)
+    return SimilarOutcome(galleries[0], tuple(found), tuple(notes))
 
 
 def evaluate_similar(
@@ -896,21 +908,19 @@ def evaluate_similar(
     **options
         ``split`` of the queries, and as for `similar`.
     """
-    from retailtag.backbones.ids import components_of, local_weights
     from retailtag.outcomes import SimilarEvaluation
     from retailtag.runs.similar import Gallery
     from retailtag.runs.similar_evaluation import evaluate
 
     s = settings_of("similar", settings, {**options, "backbones": backbones})
     context = run_context(catalog, s, progress)
-    local = local_weights(s.compute.weights, s.backbones)
-    found = []
-    for backbone in s.backbones:
-        # a gallery refuses weights of a backbone that is not its own
-        own = tuple(f"{i}={local[i]}" for i in components_of(backbone) if i in local)
-        only = replace(context, compute=replace(s.compute, weights=own))
-        found.append(evaluate(Gallery.open(only, backbone, s.extract), s.score.split))
-    return SimilarEvaluation(tuple(found))
+    own = with_own_weights(context, s.backbones)
+    return SimilarEvaluation(
+        tuple(
+            evaluate(Gallery.open(only, backbone, s.extract), s.score.split)
+            for backbone, only in zip(s.backbones, own, strict=True)
+        )
+    )
 
 
 def load(

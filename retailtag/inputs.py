@@ -111,6 +111,17 @@ def run_context(
     return RunContext(found, settings.reading, settings.compute, provenance, told, ranks)
 
 
+def with_own_weights(context: RunContext, backbones: Sequence[str]) -> list[RunContext]:
+    """A context for each backbone, in which ``--weights`` names its own alone."""
+    from retailtag.backbones.ids import components_of, local_weights
+
+    local = local_weights(context.compute.weights, backbones)
+    own = [
+        tuple(f"{i}={local[i]}" for i in components_of(name) if i in local) for name in backbones
+    ]
+    return [replace(context, compute=replace(context.compute, weights=w)) for w in own]
+
+
 def read_source(source: Any, settings: BakeoffSettings) -> tuple[Catalog, dict[str, Any]]:
     """The catalogue, unless it is one already, and where it was read from if that is a path."""
     from retailtag.catalog.catalog import Catalog

@@ -645,6 +645,12 @@ class SimilarSettings(Section):
     top: int = setting(
         10, "Products to list for each query.", flag="--top", at_least=1, at_most=1000, metavar="N"
     )
+    rerank: str | None = setting(
+        None,
+        "Order the first 100 products anew: by tags shared with --id or --product, or by the "
+        "embeddings of another backbone.",
+        metavar="tags|ID",
+    )
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ USES: dict[str, tuple[str, ...]] = {
         *(k for k in keys() if k.startswith("drift.")),
     ),
     "similar": (
-        *("backbones", "similar.top", "score.split", *CATALOG, *READING, *COMPUTE),
-        *("compute.workers", *STORED),
+        *("backbones", "similar.top", "similar.rerank", "score.split", *CATALOG, *READING),
+        *(*COMPUTE, "compute.workers", *STORED),
     ),
     "split": (*LAYOUT, "compute.workers", "probe.seed"),
     "features": ("compute.features",),

@@ -72,10 +72,10 @@ def similar(
     catalogue, output = call.catalogue, call.output
     call.require("backbones")
     if evaluate:
-        if queries or ids or products or texts or contact_sheet:
+        if queries or ids or products or texts or contact_sheet or call.settings.similar.rerank:
             raise UsageError(
-                "--evaluate takes its queries from the catalogue; leave out --query, --id, "
-                "--product, --text and --contact-sheet."
+                "--evaluate takes its queries from the catalogue and their first order; leave out "
+                "--query, --id, --product, --text, --contact-sheet and --rerank."
             )
         measured = api.evaluate_similar(catalogue, settings=call.settings, progress=output.progress)
         for one in measured.evaluations:
@@ -114,13 +114,19 @@ def _table(found: Found) -> Table:
     has_titles = any(hit.title for hit in found.hits)
     table.add_column("#", justify="right")
     table.add_column("similarity", justify="right")
+    is_reranked = any(hit.reranked is not None for hit in found.hits)
+    if is_reranked:
+        table.add_column("re-ranked by", justify="right")
     names = (*(["product"] if has_products else []), "image", *(["title"] if has_titles else []))
     for name in names:
         table.add_column(name, overflow="fold")
     for hit in found.hits:
         image = f"{hit.image_id} (same file)" if hit.same_file else hit.image_id
         cells = {"product": hit.product, "image": image, "title": hit.title}
-        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", *(cells[name] for name in names))
+        figures = [f"{hit.similarity:.3f}"]
+        if is_reranked:
+            figures.append("–" if hit.reranked is None else f"{hit.reranked:.3f}")
+        table.add_row(str(hit.rank), *figures, *(cells[name] for name in names))
     return table
 
 

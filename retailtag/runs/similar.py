@@ -181,6 +181,7 @@ class Query:
     embeddings: Vectors  # raw (n_images, dim): of a product all its images
     own: int = -1  # product of the gallery that is left out; -1: none
     sha256: frozenset[str] = frozenset()  # of the bytes of its images
+    tags: NDArray[np.bool_] | None = None  # of the catalogue's tags those that its images carry
     read: Callable[[], bytes] | None = None  # bytes of a picture of it
 
     @property
@@ -209,6 +210,7 @@ class Hit:
     tags: tuple[str, ...]
     n_images: int  # of the product in the catalogue
     same_file: bool  # whether the image's bytes are those of an image of the query
+    reranked: float | None  # what the first hits were ordered by anew, larger is better
     row: int  # of the catalogue
 
     @property
@@ -260,7 +262,8 @@ def catalogue_queries(
             hashes = frozenset(gallery.sha256[place] for place in places.tolist())
             read = partial(catalog.images.read, int(gallery.rows[places[0]]))
             own = int(gallery.product[places[0]])
-            yield Query(kind, name, embeddings, own, hashes - {""}, read)
+            tags = (catalog.table.labels[gallery.rows[places]] == POSITIVE).any(axis=0)
+            yield Query(kind, name, embeddings, own, hashes - {""}, tags, read)
 
 
 def _unknown(gallery: Gallery, kind: str, name: str, column: NDArray[np.str_]) -> str:
@@ -354,6 +357,29 @@ def text_queries(gallery: Gallery, texts: Sequence[str]) -> list[Query]:
     return [Query(TEXT, text, found[i : i + 1]) for i, text in enumerate(texts)]
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a user searches for, to be embedded for any gallery of the catalogue."""
+
+    pictures: Pictures | None  # images from anywhere
+    loading: Loading
+    ids: Sequence[str]
+    products: Sequence[str]
+    texts: Sequence[str]
+
+    def queries(self, gallery: Gallery) -> tuple[list[Query], list[str]]:
+        """Queries in the order of the kinds above, and sentences on what is left out.
+
+        Raises as `image_queries`, `catalogue_queries` and `text_queries` do.
+        """
+        found, notes = [], gallery.notes
+        if self.pictures is not None:
+            found, unreadable = image_queries(gallery, self.pictures, self.loading)
+            notes += [*self.pictures.notes, *unreadable]
+        found += catalogue_queries(gallery, self.ids, self.products)
+        return [*found, *text_queries(gallery, self.texts)], notes
+
+
 def search(gallery: Gallery, queries: Sequence[Query], top: int) -> list[Found]:
     """The `top` products most alike to each query, each by its image that is most alike.
 
@@ -435,5 +461,6 @@ def _hits(
             tags=tuple(table.tags[tag] for tag in tags.tolist()),
             n_images=int(gallery.n_images[product]),
             same_file=gallery.sha256[place] in query.sha256,
+            reranked=None,
             row=row,
         )

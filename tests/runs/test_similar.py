@@ -138,6 +138,7 @@ def test_images_that_cannot_be_read_are_named(searched, small_csv, tmp_path):
         ({"texts": [" "]}, "--text is empty"),
         ({"texts": ["a red dress"]}, "demo:cnn has no text tower; use an image-text model"),
         ({"ids": ["x"], "top": 0}, "--top 0 is out of range"),
+        ({"queries": b"x", "rerank": "tags"}, "--rerank tags needs queries whose tags are known"),
     ],
 )
 def test_what_cannot_be_searched_for_is_refused(searched, given, message):
@@ -180,6 +181,39 @@ def test_imported_embeddings_are_searched_by_id_but_not_by_image(small, tmp_path
         rt.similar(small, "own:mine", ids=ids[:1], features=tmp_path)
 
 
+def test_tags_order_the_first_products_anew(searched, small):
+    (plain,) = searched(ids=["images/p007-1"], top=35).found
+    (one,) = searched(ids=["images/p007-1"], top=4, rerank="tags").found
+    own = small.table.labels[small.image_ids.tolist().index("images/p007-1")] == 1
+    has = small.table.labels[[hit.row for hit in plain.hits]] == 1
+    jaccard = (has & own).sum(axis=1) / (has | own).sum(axis=1)
+    order = np.lexsort((np.arange(35), -jaccard))[:4]
+    assert [hit.product for hit in one.hits] == [plain.hits[i].product for i in order]
+    assert [hit.reranked for hit in one.hits] == jaccard[order].tolist()
+    assert [hit.rank for hit in one.hits] == [1, 2, 3, 4]
+    assert plain.hits[0].reranked is None
+
+
+def test_another_backbone_orders_the_first_products_anew(small, small_store, tmp_path):
+    """The second one knows not all of the images, and has other weights."""
+    rng = np.random.default_rng(0)
+    ids = small.image_ids.tolist()
+    X = rng.standard_normal((len(ids) - 4, 6)).astype(np.float32)
+    rt.import_features(X, ids[4:], name="mine", features=tmp_path)
+    (tmp_path / small_store.path.name).symlink_to(small_store.path)
+    given = {"ids": [ids[20]], "features": tmp_path}
+    (plain,) = rt.similar(small, "demo:cnn", top=40, **given).found
+    (one,) = rt.similar(small, "demo:cnn", top=40, rerank="own:mine", **given).found
+    Z = X - X.mean(axis=0)
+    Z /= np.linalg.norm(Z, axis=1, keepdims=True)
+    expected = {hit.image_id: float(Z[hit.row - 4] @ Z[16]) for hit in plain.hits if hit.row >= 4}
+    scored = [hit for hit in one.hits if hit.reranked is not None]
+    assert [h.image_id for h in scored] == sorted(expected, key=expected.get, reverse=True)
+    assert [h.reranked for h in scored] == pytest.approx(sorted(expected.values())[::-1], abs=1e-5)
+    assert {h.product for h in one.hits[len(scored) :]} == {"p0", "p1"}
+    assert sorted(h.product for h in one.hits) == sorted(h.product for h in plain.hits)
+
+
 @pytest.fixture(scope="module")
 def world(small_csv, tmp_path_factory):
     """Manifest and features of half of the small world by an image-text model."""
@@ -219,7 +253,7 @@ def test_the_command_prints_one_json_object(world, capsys):
     hit = found["queries"][0]["hits"][0]
     assert set(hit) == {
         *("rank", "similarity", "product", "image_id", "path", "title", "tags", "n_images"),
-        "same_file",
+        *("same_file", "reranked"),
     }
 
 
