@@ -14,16 +14,27 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def stamp() -> dict[str, object]:
-    """Date, revision of the code, and the processor's name with its cores."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS)
+    """Date, revision of the code, and the processor's name with its cores.
+
+    The revision ends in ``-dirty`` if more than ``results/`` differs from it.
+    """
+    revision = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     machine = describe_machine("cpu")
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "revision": done.stdout.strip(),
+        "revision": f"{revision}-dirty" if changed else revision,
         "cpu": machine["processor"],
         "cores": machine["cores"],
     }
+
+
+def _git(*words: str) -> str:
+    """What a command of git prints in the repository; empty outside one."""
+    done = subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+    )
+    return done.stdout.strip()
 
 
 def append(name: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

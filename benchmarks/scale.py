@@ -102,8 +102,8 @@ def embeddings(n: int, folder: Path):
     deviation = np.arange(1, dim + 1, dtype=np.float32) ** -0.45  # as those of trained backbones
     direction = rng.standard_normal((dim, SWEPT_TAGS), np.float32) / deviation[:, None]
     cut = np.array([1.5, 2.0, 2.5, 3.0]) * np.sqrt(dim)  # of a score with variance 2·dim
-    path = folder / f"embeddings-{n}.f16"
-    X = np.memmap(path, np.float16, "w+", shape=(n, dim))
+    with tempfile.TemporaryFile(dir=folder) as file:  # freed with the last view of it
+        X = np.memmap(file, np.float16, "w+", shape=(n, dim))
     Y = np.empty((n, SWEPT_TAGS), np.int8)
     for start in range(0, n, AT_ONCE):
         at = slice(start, min(start + AT_ONCE, n))
@@ -111,7 +111,7 @@ def embeddings(n: int, folder: Path):
         X[at] = block
         noise = rng.standard_normal((len(block), SWEPT_TAGS), np.float32) * np.sqrt(dim)
         Y[at] = block @ direction + noise > cut
-    return np.memmap(path, np.float16, "r", shape=(n, dim)), Y
+    return X, Y
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -152,7 +152,6 @@ def sweep(n: int, folder: Path) -> float:
     seconds = timed(lambda: found.append(sweeper.sweep(np.array(STRENGTHS))))
     if (found[0].status == STEP_LIMIT).any():
         raise SystemExit("A fit has not converged.")
-    (folder / f"embeddings-{n}.f16").unlink()
     return seconds
 
 
@@ -162,9 +161,7 @@ def neighbours(n: int, folder: Path) -> float:
 
     X, Y = embeddings(n, folder)
     bank = KnnBank.build(X, Y)
-    seconds = timed(lambda: bank.nearest(X, 50))
-    (folder / f"embeddings-{n}.f16").unlink()
-    return seconds
+    return timed(lambda: bank.nearest(X, 50))
 
 
 def score(n: int, folder: Path) -> float:

@@ -18,7 +18,8 @@ def scale():
 def test_stages_run(scale, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "DIM", 8)
     assert scale.STAGES[stage](1200, tmp_path) > 0
-    assert not list(tmp_path.glob("*.f16"))
+    left = {path.suffix for path in tmp_path.iterdir() if path.is_file()}
+    assert left <= {".csv"}  # embeddings take gigabytes
 
 
 def test_what_was_not_drawn_cannot_be_checked(scale, tmp_path):
