@@ -8,6 +8,8 @@ them; tags that a merchandiser gives to a product are the same on all its photog
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,17 +35,22 @@ MIN_TAGS = 3  # a set of fewer tags says nothing about the product
 MIN_SIGN = 5  # nearest neighbours with equal tags before tags count as identifying products
 N_ANCHORS = 2_000  # images whose nearest neighbour is looked at for that
 BLOCK = 2_048  # images on each side of one matrix product
+QUERIES = 256  # images whose neighbours a tree is asked for at once
+AXES = 16  # of the tree
+MAX_SHARE = 0.05  # of all pairs that the tree may leave; above, all are compared
+ROUNDING = 1e-4  # of a radius
 MAX_MEAN_PAIRS = 100  # near neighbours of an image on average; with more, vectors tell nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What images look like: i and j are close by ``left[i] @ right[j]``, larger is closer."""
+    """What images look like: i and j are as close as ``v_i @ v_j - half_i - half_j`` is large."""
 
-    left: NDArray[np.float32]  # (n_images, k)
-    right: NDArray[np.float32]  # (n_images, k)
+    vectors: NDArray[np.float32]  # (n_images, k)
+    half: NDArray[np.float32]  # (n_images,), half of the squared length, or 0 where that is 1
     seen: NDArray[np.bool_]  # (n_images,), whether the image has a vector; the others match nothing
     near: float  # closeness of near-duplicates
+    radius: float  # distance of the vectors of two images that are as close
     tagged: float  # closeness that images with the same tags must have
 
     @classmethod
@@ -55,35 +62,38 @@ class Look:
         places = np.flatnonzero(seen)
         for rows in row_blocks(len(X)):
             Z[places[rows]] = directions(X[rows], mean)
-        return cls(Z, Z, seen, NEAR_COSINE, TAGGED_COSINE)
+        radius = (2 - 2 * NEAR_COSINE) ** 0.5  # |a - b|^2 = 2 - 2ab, and less if one is 0
+        return cls(Z, np.zeros(len(seen), np.float32), seen, NEAR_COSINE, radius, TAGGED_COSINE)
 
     @classmethod
     def of_thumbnails(cls, pixels: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Look:
         """Closeness by mean squared difference; `pixels` are uint8 (n_images, side, side, 3)."""
         T = pixels.reshape(len(pixels), -1).astype(np.float32)
         T -= T.mean(axis=0)  # smaller numbers, smaller rounding errors
-        half = -(T * T).sum(axis=1, keepdims=True) / 2
-        one = np.ones_like(half)
-        # [a, 1, -|a|^2/2] @ [b, -|b|^2/2, 1] = -|a - b|^2 / 2
-        left = np.hstack([T, one, half])
-        right = np.hstack([T, half, one])
+        half = np.einsum("ij,ij->i", T, T) / 2  # ab - |a|^2/2 - |b|^2/2 = -|a - b|^2/2
+        radius = T.shape[1] ** 0.5 * NEAR_RMS
         # Other angles of a product have quite other thumbnails: with the same tags, all count.
-        return cls(left, right, seen, -T.shape[1] * NEAR_RMS**2 / 2, -np.inf)
+        return cls(T, half, seen, -(radius**2) / 2, radius, -np.inf)
+
+    def between(self, i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Closeness of each of the images i to each of the images j, (len(i), len(j))."""
+        close: NDArray[np.float32] = self.vectors[i] @ self.vectors[j].T
+        close -= self.half[i][:, None]
+        close -= self.half[j]
+        return close
 
     def closeness(self, pairs: Pairs) -> NDArray[np.float32]:
         """Closeness of each pair (n_pairs,)."""
         found = np.empty(len(pairs), np.float32)
         for start in range(0, len(pairs), BLOCK * 8):
             i, j = pairs[start : start + BLOCK * 8].T
-            found[start : start + BLOCK * 8] = np.einsum("ij,ij->i", self.left[i], self.right[j])
+            product = np.einsum("ij,ij->i", self.vectors[i], self.vectors[j])
+            found[start : start + BLOCK * 8] = product - self.half[i] - self.half[j]
         return found
 
 
 def near_pairs(look: Look, rows: NDArray[np.intp]) -> Pairs:
-    """Near-duplicates among images, given by ascending numbers; the smaller number comes first.
-
-    Blocks of the matrix of all closenesses are computed one at a time, so that memory does not
-    grow with its size.
+    """Near-duplicates among images, given by ascending numbers; pairs ascend, smaller number first.
 
     Raises
     ------
@@ -91,23 +101,59 @@ def near_pairs(look: Look, rows: NDArray[np.intp]) -> Pairs:
         If images have over `MAX_MEAN_PAIRS` near-duplicates on average: such vectors are alike for
         all images.
     """
-    found = [np.empty((0, 2), np.intp)]
+    found = [np.empty((0, 2), np.int64)]
     n_found = 0
+    for pairs in _candidates(look, rows):
+        found.append(pairs[look.closeness(pairs) >= look.near])
+        n_found += len(found[-1])
+        if n_found > MAX_MEAN_PAIRS * len(rows):
+            raise DataError(
+                f"Images have over {MAX_MEAN_PAIRS} near-duplicates on average, so these "
+                "embeddings or thumbnails do not tell images apart; use other features."
+            )
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort(pairs.T[::-1])]
+
+
+def _candidates(look: Look, rows: NDArray[np.intp]) -> Iterator[Pairs]:
+    """Pairs of images with all near-duplicates among them, in parts that fit into memory.
+
+    Images near each other are near on every set of axes too. A tree of the vectors on their
+    `AXES` leading axes finds these in about n log n steps; where it would give more than
+    `MAX_SHARE` of all pairs, and for few images, all are compared, in blocks of a matrix product.
+    """
+    from scipy.spatial import KDTree
+
+    if len(rows) <= BLOCK:
+        yield from _near_in_blocks(look, rows)
+        return
+    some = look.vectors[rows[:: max(len(rows) // BLOCK, 1)]].astype(np.float64)
+    _, axes = np.linalg.eigh(np.atleast_2d(np.cov(some, rowvar=False)))
+    axes = axes[:, -AXES:].astype(np.float32)
+    places = np.concatenate([look.vectors[rows[at]] @ axes for at in row_blocks(len(rows))])
+    tree = KDTree(places)
+    radius = look.radius * (1 + ROUNDING)
+    asked = places[:: max(len(rows) // QUERIES, 1)]
+    n_near = tree.query_ball_point(asked, radius, return_length=True)
+    if n_near.mean() > MAX_SHARE * len(rows):
+        yield from _near_in_blocks(look, rows)
+        return
+    for start in range(0, len(rows), QUERIES):
+        near = tree.query_ball_point(places[start : start + QUERIES], radius)
+        i = np.repeat(np.arange(start, start + len(near)), list(map(len, near)))
+        j = np.fromiter(itertools.chain.from_iterable(near), np.intp, len(i))
+        yield np.stack([rows[i], rows[j]], axis=1)[i < j]
+
+
+def _near_in_blocks(look: Look, rows: NDArray[np.intp]) -> Iterator[Pairs]:
+    """Near-duplicates by comparing every two images."""
     for a in range(0, len(rows), BLOCK):
         i = rows[a : a + BLOCK]
         for b in range(a, len(rows), BLOCK):
             j = rows[b : b + BLOCK]
-            inside, other = np.nonzero(look.left[i] @ look.right[j].T >= look.near)
+            inside, other = np.nonzero(look.between(i, j) >= look.near)
             pairs = np.stack([i[inside], j[other]], axis=1)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-            found.append(pairs)
-            n_found += len(pairs)
-            if n_found > MAX_MEAN_PAIRS * len(rows):
-                raise DataError(
-                    f"Images have over {MAX_MEAN_PAIRS} near-duplicates on average, so these "
-                    "embeddings or thumbnails do not tell images apart; use other features."
-                )
-    return np.concatenate(found).astype(np.int64)
+            yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def tags_name_products(look: Look, labels: NDArray[np.int8]) -> bool:
@@ -145,7 +191,7 @@ def _nearest(
         i = slice(a, a + BLOCK)
         for b in range(0, len(columns), BLOCK):
             j = columns[b : b + BLOCK]
-            closeness = look.left[rows[i]] @ look.right[j].T
+            closeness = look.between(rows[i], j)
             closeness[closeness >= below] = -np.inf
             here = closeness.argmax(axis=1)
             value = closeness[np.arange(len(here)), here]
@@ -234,7 +280,8 @@ def _first_equal(look: Look) -> NDArray[np.int64]:
     first = np.arange(len(look.seen))
     known: dict[bytes, int] = {}
     for row in np.flatnonzero(look.seen).tolist():
-        first[row] = known.setdefault(look.left[row].tobytes(), row)
+        key = hashlib.blake2b(look.vectors[row].tobytes(), digest_size=16).digest()
+        first[row] = known.setdefault(key, row)
     return first
 
 

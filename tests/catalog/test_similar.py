@@ -65,10 +65,32 @@ def test_near_pairs_are_those_of_the_whole_matrix(world, monkeypatch):
     X[50] = X[90]
     look = of(X)
     rows = np.arange(len(X))
-    dense = np.argwhere(np.triu(look.left @ look.left.T >= look.near, 1))
+    dense = np.argwhere(np.triu(look.between(rows, rows) >= look.near, 1))
     monkeypatch.setattr("retailtag.catalog.similar.BLOCK", 16)
     assert sorted(near_pairs(look, rows).tolist()) == dense.tolist() == [[3, 7], [50, 90]]
     assert similar_in(look, labels[:, :1], rows[40:60], rows[80:]) == {50: 90}
+
+
+@pytest.mark.parametrize("kind", ["spread", "alike", "flat"])
+def test_a_tree_finds_the_pairs_of_the_whole_matrix(kind, monkeypatch):
+    """Vectors in the open, within one radius of each other on all axes, and with one direction."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((300, 40)).astype(np.float32)
+    if kind == "alike":
+        X[:, :-1] *= 0.1
+    if kind == "flat":
+        X[:, 2:] *= 1e-3
+    X[100:120] = X[:20] + 0.01 * rng.standard_normal((20, 40)).astype(np.float32)
+    look, rows = of(X), np.arange(10, 300)
+    inside = np.argwhere(np.triu(look.between(rows, rows) >= look.near, 1))
+    assert len(inside) >= 10
+    for name, value in {"BLOCK": 32, "QUERIES": 7, "AXES": 3, "MAX_MEAN_PAIRS": 300}.items():
+        monkeypatch.setattr(f"retailtag.catalog.similar.{name}", value)
+    found = [near_pairs(look, rows)]
+    monkeypatch.setattr("retailtag.catalog.similar.MAX_SHARE", 1.0)  # by the tree in any case
+    found.append(near_pairs(look, rows))
+    for pairs in found:
+        assert pairs.tolist() == rows[inside].tolist()
 
 
 def test_thumbnails_are_compared_by_their_mean_difference():
@@ -88,7 +110,7 @@ def test_a_chain_is_not_one_cluster():
     found = similar_images(of(X), np.zeros((120, 1), np.int8))
     look = of(X)
     for rows in found.members:
-        assert (look.left[rows] @ look.left[rows].T >= look.near - 1e-6).all()
+        assert (look.between(rows, rows) >= look.near - 1e-6).all()
 
 
 def test_equal_images_are_together_in_any_number_and_unseen_ones_alone():
