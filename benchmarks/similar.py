@@ -25,6 +25,7 @@ from record import append, stamp
 from sklearn.neighbors import NearestNeighbors
 
 import retailtag as rt
+from retailtag.backbones import components_of
 from retailtag.neighbours import directions, fill_directions, nearest, row_blocks
 
 QUERIES, K, PASSES = 64, 10, 3
@@ -66,7 +67,9 @@ def evaluated(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
         {
             "catalogue": name,
             "images": one.searched["images"],
-            "backbone": one.searched["backbone"].partition("?")[0],
+            "backbone": "+".join(
+                part.partition("?")[0] for part in components_of(one.searched["backbone"])
+            ),
             "relevant": score.relevance,
             "metric": score.metric,
             "scope": score.scope,

@@ -116,7 +116,7 @@ def _table(found: Found) -> Table:
     table.add_column("similarity", justify="right")
     is_reranked = any(hit.reranked is not None for hit in found.hits)
     if is_reranked:
-        table.add_column("re-ranked by", justify="right")
+        table.add_column("re-ranked", justify="right")
     names = (*(["product"] if has_products else []), "image", *(["title"] if has_titles else []))
     for name in names:
         table.add_column(name, overflow="fold")

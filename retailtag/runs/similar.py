@@ -372,7 +372,8 @@ class Asked:
 
         Raises as `image_queries`, `catalogue_queries` and `text_queries` do.
         """
-        found, notes = [], gallery.notes
+        found: list[Query] = []
+        notes = gallery.notes
         if self.pictures is not None:
             found, unreadable = image_queries(gallery, self.pictures, self.loading)
             notes += [*self.pictures.notes, *unreadable]
