@@ -831,6 +831,7 @@ def similar(
     texts: Sequence[str] = (),
     settings: Settings = None,
     progress: Progress | None = None,
+    stdin: IO[bytes] | None = None,
     **options: Any,
 ) -> SimilarOutcome:
     """Search the products of a catalogue that look most like images, products or texts.
@@ -847,6 +848,8 @@ def similar(
         Images and products of the catalogue. Their own product is left out.
     texts : sequence of str
         Descriptions, for an image-text backbone.
+    stdin : file, optional
+        What the source ``-`` reads.
     **options
         ``top``; ``rerank``: ``tags`` or another backbone; ``features``, ``device``, ``weights``,
         ``workers``, ``dtype``, ``engine``, ``precision``, and how the catalogue is read.
@@ -870,7 +873,7 @@ def similar(
     backbone, again = only_backbone("similar", s), s.similar.rerank
     check_rerank(again, has_others=bool(sources or texts))
     context = run_context(catalog, s, progress)
-    pictures = pictures_of(list(sources), s, None) if sources else None
+    pictures = pictures_of(list(sources), s, stdin) if sources else None
     workers = min(context.workers, len(pictures.rows)) if pictures else 0
     loading = Loading(BATCH_SIZES["cpu"], workers, **limits_of(s))
     asked = run.Asked(pictures, loading, ids, products, texts)
@@ -1121,7 +1124,7 @@ def only_backbone(verb: str, settings: BakeoffSettings) -> str:
     if len(settings.backbones) > 1:
         raise UsageError(
             f"{verb} takes one backbone, not {', '.join(settings.backbones)}; run it for each, or "
-            "join them with + to probe their embeddings side by side."
+            "join them with + to take their embeddings side by side."
         )
     return settings.backbones[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,6 +93,7 @@ def similar(
         texts=texts or (),
         settings=call.settings,
         progress=output.progress,
+        stdin=sys.stdin.buffer,
     )
     for found in made.found[:SHOWN]:
         # A title of the table would be broken at its width, and paths with it.

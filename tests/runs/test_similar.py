@@ -1,5 +1,6 @@
 """Similar products: exact search, queries of every kind, and what is refused."""
 
+import io
 import json
 from dataclasses import replace
 from unittest.mock import patch
@@ -270,6 +271,15 @@ def test_texts_are_compared_with_images_as_they_are(world, small_csv):
     (text,) = text_embeddings(["colour:red"], lambda asked: model.encode_text(asked).numpy())
     cosine = (X @ text) / np.linalg.norm(X, axis=1) / np.linalg.norm(text)
     assert made.found[0].hits[0].similarity == pytest.approx(cosine.max(), abs=1e-5)
+
+
+def test_paths_of_images_come_from_stdin(world, small_csv, capsys, monkeypatch):
+    image = small_csv.parent / "images" / "p002-1.png"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{image}\n".encode())))
+    assert run([*world, "--query", "-", "--top", "1", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["queries"]
+    assert one["query"] == str(image)
+    assert one["hits"][0]["same_file"]
 
 
 @pytest.mark.parametrize(
