@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from retailtag.probes.artefact import Probe
     from retailtag.probes.solver.fits import ProbeFits
     from retailtag.runs.predict import Predicting
+    from retailtag.runs.similar import Gallery
     from retailtag.runs.vectors import ExportedVectors
     from retailtag.store import FeatureStore
     from retailtag.tagger.tagger import Tagger
@@ -878,10 +879,7 @@ def similar(
     loading = Loading(BATCH_SIZES["cpu"], workers, **limits_of(s))
     asked = run.Asked(pictures, loading, ids, products, texts)
     backbones = [backbone] if again in (None, BY_TAGS) else [backbone, again]
-    galleries = [
-        run.Gallery.open(own, name, s.extract)
-        for name, own in zip(backbones, with_own_weights(context, backbones), strict=True)
-    ]
+    galleries = list(_galleries(context, backbones, s))
     wanted, notes = asked.queries(galleries[0])
     top = s.similar.top
     found = run.search(galleries[0], wanted, max(top, CANDIDATES) if again else top)
@@ -912,18 +910,22 @@ def evaluate_similar(
         ``split`` of the queries, and as for `similar`.
     """
     from retailtag.outcomes import SimilarEvaluation
-    from retailtag.runs.similar import Gallery
     from retailtag.runs.similar_evaluation import evaluate
 
     s = settings_of("similar", settings, {**options, "backbones": backbones})
     context = run_context(catalog, s, progress)
-    own = with_own_weights(context, s.backbones)
-    return SimilarEvaluation(
-        tuple(
-            evaluate(Gallery.open(only, backbone, s.extract), s.score.split)
-            for backbone, only in zip(s.backbones, own, strict=True)
-        )
-    )
+    galleries = _galleries(context, s.backbones, s)
+    return SimilarEvaluation(tuple(evaluate(gallery, s.score.split) for gallery in galleries))
+
+
+def _galleries(
+    context: RunContext, backbones: Sequence[str], settings: BakeoffSettings
+) -> Iterator[Gallery]:
+    """Open the stored embeddings of each backbone when it is asked for."""
+    from retailtag.runs.similar import Gallery
+
+    for name, own in zip(backbones, with_own_weights(context, backbones), strict=True):
+        yield Gallery.open(own, name, settings.extract)
 
 
 def load(

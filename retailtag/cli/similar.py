@@ -15,6 +15,7 @@ from retailtag.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from retailtag.outcomes import SimilarOutcome
     from retailtag.runs.similar import Found
     from retailtag.runs.similar_evaluation import Evaluation, Score
 
@@ -78,10 +79,7 @@ def similar(
                 "--evaluate takes its queries from the catalogue and their first order; leave out "
                 "--query, --id, --product, --text, --contact-sheet and --rerank."
             )
-        measured = api.evaluate_similar(catalogue, settings=call.settings, progress=output.progress)
-        for one in measured.evaluations:
-            output.print(*_evaluated(one), *one.notes)
-        output.result({"evaluations": [one.to_json() for one in measured.evaluations]})
+        _evaluate(call)
         return
     if contact_sheet is not None:
         check_ending(contact_sheet)
@@ -95,16 +93,34 @@ def similar(
         progress=output.progress,
         stdin=sys.stdin.buffer,
     )
+    _show(call, made)
+    if contact_sheet is not None:
+        made.write_sheet(contact_sheet)
+        output.print(f"Contact sheet: {contact_sheet}")
+    output.result(made.to_json())
+
+
+def _show(call: Call, made: SimilarOutcome) -> None:
+    """Tables of the first queries."""
+    output = call.output
     for found in made.found[:SHOWN]:
         # A title of the table would be broken at its width, and paths with it.
         output.print(f"Similar to {found.query.label}:", _table(found))
     if len(made.found) > SHOWN:
         output.print(f"and {len(made.found) - SHOWN:,} more queries, which --json has.")
     output.print(*made.notes)
-    if contact_sheet is not None:
-        made.write_sheet(contact_sheet)
-        output.print(f"Contact sheet: {contact_sheet}")
-    output.result(made.to_json())
+
+
+def _evaluate(call: Call) -> None:
+    from retailtag import api
+
+    output = call.output
+    measured = api.evaluate_similar(
+        call.catalogue, settings=call.settings, progress=output.progress
+    )
+    for one in measured.evaluations:
+        output.print(*_evaluated(one), *one.notes)
+    output.result({"evaluations": [one.to_json() for one in measured.evaluations]})
 
 
 def _table(found: Found) -> Table:
