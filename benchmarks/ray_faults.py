@@ -130,7 +130,9 @@ class Nodes:
 def start(words: list[str], features: Path, *ray: str) -> subprocess.Popen[str]:
     """The program as a process of its own."""
     command = [sys.executable, "-c", PROGRAM, "extract", *words, f"--backbones={BACKBONE}"]
-    command += [f"--features={features}", "--workers=1", "--device=cpu", "--json", *ray]
+    command += [f"--features={features}", "--workers=1", "--device=cpu"]
+    # One process would measure which engine is fastest; nodes do not.
+    command += ["--engine=eager", "--json", *ray]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
