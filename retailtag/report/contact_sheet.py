@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from retailtag.catalog.catalog import Catalog
 from retailtag.report.gallery import data_uri
+from retailtag.report.templates import environment
 
 N_CLUSTERS = 60  # on the page: the largest half, and an even choice of the others
 N_IMAGES = 12  # of one cluster
@@ -19,15 +19,11 @@ SIDE = 112  # pixels
 
 def contact_sheet(catalog: Catalog, clusters: Sequence[NDArray[np.intp]], title: str) -> str:
     """HTML of the clusters, each an array of image numbers, the largest cluster first."""
-    environment = Environment(
-        loader=PackageLoader("retailtag.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
     shown = [*clusters[: N_CLUSTERS // 2]]
     others = clusters[N_CLUSTERS // 2 :]
     shown += [*others[:: max(-(-len(others) // (N_CLUSTERS // 2)), 1)]]
-    return environment.get_template("contact_sheet.html.jinja").render(
+    template = environment().get_template("contact_sheet.html.jinja")
+    return template.render(
         title=title,
         n_clusters=len(clusters),
         clusters=[

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from retailtag.report.report import Report
@@ -27,6 +27,7 @@ from retailtag.report.sections.ranking import ranking
 from retailtag.report.sections.tags import tags
 from retailtag.report.sections.tradeoff import tradeoff
 from retailtag.report.tables import duration, milliseconds, points
+from retailtag.report.templates import environment
 from retailtag.report.theme import strategy_name
 
 
@@ -54,10 +55,10 @@ SECTIONS = (  # in the order of the page, below the headline
 
 def render_page(report: Report) -> str:
     """Whole page as text; deterministic for equal input."""
-    environment = template_environment()
+    templates = template_environment()
 
     def written(key: str, data: Any) -> Markup:
-        template = environment.get_template(f"sections/{key}.html.jinja")
+        template = templates.get_template(f"sections/{key}.html.jinja")
         return Markup(template.render(report=report, data=data))
 
     shown = [(section, section.data(report)) for section in SECTIONS]
@@ -65,7 +66,7 @@ def render_page(report: Report) -> str:
         (section, written(section.key, data)) for section, data in shown if data is not None
     ]
     title = f"retailtag bake-off: {report.names[report.decision.winner]}"
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         title=title,
         headline=written("headline", headline(report)),
         sections=sections,
@@ -74,15 +75,8 @@ def render_page(report: Report) -> str:
 
 def template_environment() -> Environment:
     """Templates of the pages, which escape whatever comes from data, and their filters."""
-    environment = Environment(
-        loader=PackageLoader("retailtag.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
+    templates = environment(keep_trailing_newline=True)
+    templates.filters.update(
         breakable=_breakable,
         duration=duration,
         milliseconds=milliseconds,
@@ -91,7 +85,7 @@ def template_environment() -> Environment:
         strategy=strategy_name,
         thousands="{:,}".format,
     )
-    return environment
+    return templates
 
 
 def _breakable(name: str) -> Markup:

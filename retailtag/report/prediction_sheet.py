@@ -11,12 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from retailtag.display import printable
 from retailtag.errors import UsageError
 from retailtag.files import write_whole
 from retailtag.report.gallery import jpeg_uri, thumbnail
+from retailtag.report.templates import environment
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,13 +104,6 @@ LEGEND = "? marks an uncertain tag, whose probability is close to where it is de
 
 
 def _html(sheet: Sheet, title: str) -> tuple[bytes, int]:
-    environment = Environment(
-        loader=PackageLoader("retailtag.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards: list[dict[str, Any]] = []
     left = MAX_BYTES
     for image in sheet.images:
@@ -128,7 +120,8 @@ def _html(sheet: Sheet, title: str) -> tuple[bytes, int]:
             }
         )
     assets = resources.files("retailtag.report") / "assets"
-    text = environment.get_template("predictions.html.jinja").render(
+    template = environment().get_template("predictions.html.jinja")
+    text = template.render(
         title=title,
         headline=_headline(len(cards), sheet),
         legend=LEGEND,

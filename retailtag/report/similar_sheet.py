@@ -8,13 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from retailtag.catalog.catalog import Catalog
 from retailtag.display import printable
 from retailtag.errors import UsageError
 from retailtag.report.gallery import data_uri, jpeg_uri, thumbnail
 from retailtag.report.prediction_sheet import HTML, MAX_BYTES, SIDE
+from retailtag.report.templates import environment
 
 MAX_SHELVES = 60  # queries on a page; as many as a person looks through
 
@@ -37,13 +36,6 @@ def check_ending(path: Path) -> None:
 
 def similar_sheet(catalog: Catalog, shelves: Sequence[Shelf], title: str) -> str:
     """HTML of the first queries with what was found, within `MAX_BYTES` of pictures."""
-    environment = Environment(
-        loader=PackageLoader("retailtag.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown: list[dict[str, Any]] = []
     left = MAX_BYTES
     for shelf in shelves[:MAX_SHELVES]:
@@ -55,7 +47,8 @@ def similar_sheet(catalog: Catalog, shelves: Sequence[Shelf], title: str) -> str
     n, n_all = len(shown), len(shelves)
     counted = f"{n:,}" if n == n_all else f"The first {n:,} of {n_all:,}"
     css = (resources.files("retailtag.report") / "assets" / "report.css").read_text("utf-8")
-    return environment.get_template("similar.html.jinja").render(
+    template = environment().get_template("similar.html.jinja")
+    return template.render(
         title=title,
         headline=f"{counted} queries, each with the products most alike to it, the closest first.",
         shelves=shown,
