@@ -638,7 +638,7 @@ def second_snapshot(folder: Path) -> Any:
     data = (folder / "resume.pt").read_bytes()
     need(hashlib.sha256(data[32:]).digest() == data[:32])
     saved = torch.load(io.BytesIO(data[32:]), weights_only=True)
-    need(saved["format"] == 2 and saved["key"] == "key" and isinstance(saved["state"], dict))
+    need(saved["format"] == 3 and saved["key"] == "key" and isinstance(saved["state"], dict))
     return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in saved["state"].items()}
 
 
