@@ -263,9 +263,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only; record nothing")
     args = parser.parse_args()
     if args.one:
-        stage, n = args.one
-        print(manifest(int(n), args.folder) if stage == "manifest" else
-              STAGES[stage](int(n), args.folder))  # fmt: skip
+        stage, size = args.one
+        print(({"manifest": manifest} | STAGES)[stage](int(size), args.folder))
         return
     stages = args.stages.split(",")
     if unknown := [stage for stage in stages if stage not in STAGES]:

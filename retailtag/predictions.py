@@ -24,7 +24,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "backbone": str, "strategy": str, "settings": dict, "catalog": str, "catalog_args": dict,
     "catalog_digest": str, "exclusive": list, "notes": list, "thresholds": (str, dict),
     "threshold_f1": dict, "copies": dict, "similar": dict,
-    "similar_among": list,
+    "similar_up_to": str,
 }  # fmt: skip
 _WORDS = {
     str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number",

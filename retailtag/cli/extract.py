@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 
 _WAITING = ("model", "images", "disk")
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Extract shard I of N equal ones, into a folder of its own; features merge joins "
+        "them. auto: as Slurm, torchrun or Kubernetes number this process.",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Read and embed the images on a Ray cluster: one of this machine, or HOST:PORT or "
+        "auto of one that runs.",
+    ),
+]
 
 
 @command(app, "extract")
@@ -31,24 +49,8 @@ def extract(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute every image again, stored or not.")
     ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="Extract shard I of N equal ones, into a folder of its own; features merge joins "
-            "them. auto: as Slurm, torchrun or Kubernetes number this process.",
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="[ADDRESS]",
-            help="Read and embed the images on a Ray cluster: one of this machine, or HOST:PORT or "
-            "auto of one that runs.",
-        ),
-    ] = None,
+    shard: ShardOption = None,
+    ray: RayOption = None,
 ) -> None:
     """Compute the frozen embeddings of a catalogue's images, once; continues where it stopped."""
     from retailtag import api

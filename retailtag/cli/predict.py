@@ -21,30 +21,33 @@ if TYPE_CHECKING:
     from retailtag.runs.predict import Predicting, Prediction
     from retailtag.runs.prediction_files import Counted
 
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Image files, folders, quoted patterns, archives, .txt lists, - for paths on "
+        "stdin; or one manifest.",
+    ),
+]
+SheetOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--contact-sheet",
+        metavar="FILE",
+        help="Also draw the images with their tags, uncertain ones first: .html or .png.",
+    ),
+]
+
 
 @command(app, "predict", catalogue=False)
 def predict(
     call: Call,
     model: ModelArgument,
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Image files, folders, quoted patterns, archives, .txt lists, - for paths on "
-            "stdin; or one manifest.",
-        ),
-    ],
+    sources: SourcesArgument,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = (
         None
     ),
-    contact_sheet: Annotated[
-        Path | None,
-        typer.Option(
-            "--contact-sheet",
-            metavar="FILE",
-            help="Also draw the images with their tags, uncertain ones first: .html or .png.",
-        ),
-    ] = None,
+    contact_sheet: SheetOption = None,
 ) -> None:
     """Tag images with a fitted model: the tags above their thresholds, likeliest first.
 

@@ -25,44 +25,50 @@ CAPTION = (
     "with a tail tag."
 )
 SHOWN = 10  # queries on the terminal; --json and the contact sheet have more
+QueryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--query",
+        metavar="SOURCE",
+        help="Image to search for, or a folder, pattern or archive of images; repeatable.",
+    ),
+]
+IdOption = Annotated[
+    list[str] | None,
+    typer.Option("--id", metavar="ID", help="Image of the catalogue; repeatable."),
+]
+ProductOption = Annotated[
+    list[str] | None,
+    typer.Option("--product", metavar="ID", help="Product of the catalogue; repeatable."),
+]
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text", metavar="TEXT", help="Description, for image-text backbones; repeatable."
+    ),
+]
+SheetOption = Annotated[
+    Path | None,
+    typer.Option("--contact-sheet", metavar="FILE", help="Also draw what was found: .html."),
+]
+EvaluateOption = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate",
+        help="Measure instead how well images of --split find their product, and like tags.",
+    ),
+]
 
 
 @command(app, "similar")
 def similar(
     call: Call,
-    queries: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--query",
-            metavar="SOURCE",
-            help="Image to search for, or a folder, pattern or archive of images; repeatable.",
-        ),
-    ] = None,
-    ids: Annotated[
-        list[str] | None,
-        typer.Option("--id", metavar="ID", help="Image of the catalogue; repeatable."),
-    ] = None,
-    products: Annotated[
-        list[str] | None,
-        typer.Option("--product", metavar="ID", help="Product of the catalogue; repeatable."),
-    ] = None,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text", metavar="TEXT", help="Description, for image-text backbones; repeatable."
-        ),
-    ] = None,
-    contact_sheet: Annotated[
-        Path | None,
-        typer.Option("--contact-sheet", metavar="FILE", help="Also draw what was found: .html."),
-    ] = None,
-    evaluate: Annotated[
-        bool,
-        typer.Option(
-            "--evaluate",
-            help="Measure instead how well images of --split find their product, and like tags.",
-        ),
-    ] = False,
+    queries: QueryOption = None,
+    ids: IdOption = None,
+    products: ProductOption = None,
+    texts: TextOption = None,
+    contact_sheet: SheetOption = None,
+    evaluate: EvaluateOption = False,
 ) -> None:
     """Search a catalogue for the products that look most like images, products or texts.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from retailtag.catalog.catalog import Catalog
 from retailtag.catalog.folds import k_folds
 from retailtag.catalog.similar import Look, similar_in
+from retailtag.scoring.checks import sampling_key
 from retailtag.scoring.metrics import f1_from_counts, macro, tag_counts
 from retailtag.store import EmbeddingSource
 from retailtag.store.segment import UNKNOWN_BYTES
@@ -27,14 +28,16 @@ def seen_in_training(
 ) -> dict[str, Any]:
     """Images of `rows` that training images equal (``copies``) or look like (``similar``).
 
-    Of more than `MAX_COMPARED` images a sample is looked for, whose ids are ``similar_among``:
-    comparing all would grow with the square of their number.
+    Of more than `MAX_COMPARED` images those are looked for whose `sampling_key` is smallest, up to
+    ``similar_up_to``: comparing all would grow with the square of their number.
     """
     ids = catalog.image_ids
     seen: dict[str, Any] = {"copies": copies_of_fitted(store, ids[rows], ids[fitted_rows])}
     if len(rows) > MAX_COMPARED:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
-        seen["similar_among"] = ids[rows].tolist()
+        keys = np.array([sampling_key(i) for i in ids[rows].tolist()])
+        last = np.sort(keys)[MAX_COMPARED - 1]
+        rows = rows[keys <= last]
+        seen["similar_up_to"] = str(last)
     return {**seen, "similar": similar_to_fitted(catalog, store, rows, fitted_rows)}
 
 

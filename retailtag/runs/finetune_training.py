@@ -194,8 +194,8 @@ class FinetuneTraining:
         """Whether the result is the probe itself: no epoch validated better than its start.
 
         The start is fitted without the validation set; a result for which nothing was chosen need
-        not be. Only a probe that training
-        would have started from can replace it, with thresholds for the same objective.
+        not be. Only a probe that training would have started from can replace it, with thresholds
+        for the same objective.
         """
         probe = self.probe
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -85,11 +86,13 @@ def _similar(
     recorded = predictions.provenance.get("similar")
     if not isinstance(recorded, dict) or not recorded:
         return None
-    ids = catalog.image_ids[aligned.rows]
-    among = predictions.provenance.get("similar_among")  # of many images a sample was compared
-    compared = np.flatnonzero(np.ones(len(ids), bool) if among is None else np.isin(ids, among))
-    ids = ids[compared].tolist()
-    near = np.array([i in recorded for i in ids], bool)
+    scored = catalog.image_ids[aligned.rows].tolist()
+    last = predictions.provenance.get("similar_up_to")  # of many images a sample was compared
+    compared = np.flatnonzero([last is None or sampling_key(i) <= last for i in scored])
+    if not len(compared):
+        return None
+    ids = [scored[place] for place in compared.tolist()]
+    near = np.array([i in recorded for i in ids])
     on_near, on_others = (
         f1_from_counts(tag_counts(aligned.predicted[side], aligned.labels[side]))
         for side in (compared[near], compared[~near])
@@ -98,8 +101,12 @@ def _similar(
     tellable = both.any() and (~near).mean() >= found.MIN_SHARE_OTHERS
     scores = (macro(on_near, both), macro(on_others, both)) if tellable else None
     pairs = [f"{i} ~ {recorded[i]}" for i in ids if i in recorded]
-    n_scored = len(aligned.rows)
-    return found.similar_images(pairs, len(ids), scores, int(both.sum()), split, n_scored)
+    return found.similar_images(pairs, len(ids), scores, int(both.sum()), split, len(scored))
+
+
+def sampling_key(image_id: str) -> str:
+    """What images are sampled by, smallest first: an order that ids alone decide."""
+    return hashlib.sha256(image_id.encode()).hexdigest()
 
 
 def expected_given(catalog: Catalog, labels: NDArray[np.int8]) -> NDArray[np.float64] | None:

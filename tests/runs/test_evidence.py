@@ -14,6 +14,7 @@ from retailtag.extraction.extract import extract
 from retailtag.runs import evidence
 from retailtag.runs.evidence import copies_of_fitted, seen_in_training, threshold_f1
 from retailtag.runs.probe import run_probe
+from retailtag.scoring.checks import sampling_key
 from retailtag.scoring.metrics import f1_from_counts, tag_counts
 from retailtag.scoring.score import score_predictions
 from retailtag.settings import ComputeSettings, ProbeSettings
@@ -55,9 +56,10 @@ def test_of_many_images_a_sample_is_compared(copied, monkeypatch):
     assert set(everything) == {"copies", "similar"}
     monkeypatch.setattr(evidence, "MAX_COMPARED", 5)
     sampled = seen_in_training(catalog, store, test, train)
-    assert len(set(sampled["similar_among"])) == 5
+    compared = sorted(catalog.image_ids[test].tolist(), key=sampling_key)[:5]
+    assert sampled["similar_up_to"] == sampling_key(compared[-1])
     assert sampled["copies"] == everything["copies"]
-    inside = {i: j for i, j in everything["similar"].items() if i in sampled["similar_among"]}
+    inside = {i: j for i, j in everything["similar"].items() if i in compared}
     assert sampled["similar"] == inside
 
 

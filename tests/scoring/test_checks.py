@@ -7,7 +7,7 @@ import pytest
 
 from retailtag.catalog.table import TagTable
 from retailtag.scoring import findings as found
-from retailtag.scoring.checks import copies, expected_given
+from retailtag.scoring.checks import copies, expected_given, sampling_key
 from retailtag.scoring.score import score_predictions
 
 
@@ -80,14 +80,18 @@ def test_too_few_others_give_no_score_for_new_products(catalog, predict):
 
 def test_only_images_that_were_compared_count_as_not_similar(catalog, predict):
     """Four of the images were compared and two of them look like training images."""
-    ids = catalog.image_ids[catalog.rows("test")].tolist()
-    seen = {"similar": dict.fromkeys(ids[:2], "i130"), "similar_among": ids[:4]}
-    card = score_predictions(predict(catalog, provenance=seen), catalog)
-    (finding,) = [f for f in card.findings if f.code == "similar-images"]
-    compared = f"2 images of the 4 compared, of {len(ids)} scored in the test split, look like"
-    assert compared in finding.sentence
-    fewer = {"similar": {ids[0]: "i130"}, "similar_among": ids}
-    assert "similar-images" not in codes(predict(catalog, provenance=fewer), catalog)
+    ids = sorted(catalog.image_ids[catalog.rows("test")].tolist(), key=sampling_key)
+
+    def findings(n_similar, n_compared):
+        last = sampling_key(ids[n_compared - 1]) if n_compared else ""
+        seen = {"similar": dict.fromkeys(ids[:n_similar], "i130"), "similar_up_to": last}
+        card = score_predictions(predict(catalog, provenance=seen), catalog)
+        return [f.sentence for f in card.findings if f.code == "similar-images"]
+
+    (sentence,) = findings(2, 4)
+    assert f"2 images of the 4 compared, of {len(ids)} scored in the test split, look" in sentence
+    assert findings(1, len(ids)) == []  # under a hundredth
+    assert findings(1, 0) == []  # only images of another split were compared
 
 
 def test_copies_are_found_by_their_files_where_no_bytes_are_recorded(catalog, predict):
